@@ -1,0 +1,40 @@
+"""Start one Cloudflare Workflow instance for each row of a list: exactly once, under the limits, resumable."""
+
+from bulkwf.api import Results, submit_all, submit_stream
+from bulkwf.checkpoint import read_results
+from bulkwf.errors import (
+    BulkwfError,
+    CheckpointError,
+    ConfigError,
+    InputError,
+    ServiceRefused,
+    TemporaryStop,
+)
+from bulkwf.model import Fault, FaultKind, Instance, Reply, Result, Summary, Transport
+from bulkwf.options import BatchLimits, Options, RateLimits, RetryPolicy
+from bulkwf.progress import Progress
+
+__all__ = [
+    "BatchLimits",
+    "BulkwfError",
+    "CheckpointError",
+    "ConfigError",
+    "Fault",
+    "FaultKind",
+    "InputError",
+    "Instance",
+    "Options",
+    "Progress",
+    "RateLimits",
+    "Reply",
+    "Result",
+    "Results",
+    "RetryPolicy",
+    "ServiceRefused",
+    "Summary",
+    "TemporaryStop",
+    "Transport",
+    "read_results",
+    "submit_all",
+    "submit_stream",
+]

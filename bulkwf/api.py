@@ -1,0 +1,387 @@
+"""Build the parts of a run, open them, close them: `submit_all` and `submit_stream`."""
+
+import asyncio
+import json
+import logging
+import os
+import random
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+from typing import Self
+
+import anyio
+
+from bulkwf.batching import IdScheme
+from bulkwf.checkpoint import Checkpoint, Executor, RunHeader, inline
+from bulkwf.engine import Clock, Engine
+from bulkwf.errors import BulkwfError, ConfigError, TemporaryStop
+from bulkwf.limiter import LOOPBACK_MARGIN_S, NETWORK_MARGIN_S, REQUEST_PERIOD_S, WindowLimiter
+from bulkwf.model import Result, Summary, Transport
+from bulkwf.options import Options, Target
+from bulkwf.progress import Progress
+from bulkwf.sources import Paths, Rows, Source, name_source, open_source
+from bulkwf.transport import AiohttpTransport, Credentials, TokenSource, check_secret
+
+__all__ = ["Results", "Run", "open_run", "submit_all", "submit_stream"]
+
+log = logging.getLogger("bulkwf")
+
+LONGEST_STORED_PAUSE_S = 86_400.0
+"""A stored pause that is longer than this was written on a clock that was wrong."""
+
+Token = str | Callable[[], str]
+Emit = Callable[[Sequence[Result]], Awaitable[None]]
+
+
+async def submit_all(
+    rows: Rows,
+    *,
+    workflow: str,
+    account_id: str | None = None,
+    api_token: Token | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    options: Options | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    transport: Transport | None = None,
+) -> Summary:
+    """Start one workflow instance for each row; the same call again continues where a run was cut off.
+
+    Args:
+        rows: The path of a file of JSON lines (`.gz` too, `-` is standard input), or an iterable or async iterable of
+            mappings or `Instance`. A row's keys are the API's: `instance_id`, `params`, `instance_retention`,
+            `location_hint`, all of them optional.
+        workflow: Name of the workflow.
+        account_id: None takes `CLOUDFLARE_ACCOUNT_ID`.
+        api_token: The token, or a function that gives it and is asked again when the service refuses it. None takes
+            `CLOUDFLARE_API_TOKEN`, or `CLOUDFLARE_EMAIL` with `CLOUDFLARE_API_KEY`.
+        checkpoint: The file that makes the run resumable. None keeps it in memory: a crash loses it.
+        options: Everything else; see `Options`.
+        on_progress: Called after each batch of rows has become durable.
+        transport: Another way to the service than HTTP.
+
+    Returns:
+        What has become of the rows. `exit_code` is 0 if every row is created or existed.
+
+    Raises:
+        ConfigError: An argument is missing or malformed. Nothing was sent.
+        ServiceRefused: The service refuses the run as a whole.
+        InputError: The list can't be read to its end, or is not the checkpoint's.
+        CheckpointError: The checkpoint is locked, damaged, of another run, or can't be written.
+        TemporaryStop: The service is ill. Run the same thing later.
+
+    Cancelled at any time, it leaves a checkpoint that resumes.
+    """
+    async with open_run(
+        rows,
+        workflow=workflow,
+        account_id=account_id,
+        token=_token_source(api_token),
+        checkpoint=checkpoint,
+        options=options or Options(),
+        on_progress=on_progress,
+        transport=transport,
+    ) as run:
+        return await run.finish()
+
+
+@asynccontextmanager
+async def submit_stream(
+    rows: Rows,
+    *,
+    workflow: str,
+    account_id: str | None = None,
+    api_token: Token | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    options: Options | None = None,
+    transport: Transport | None = None,
+) -> AsyncIterator["Results"]:
+    """Like `submit_all`, giving each row's result as soon as it is durable.
+
+        async with submit_stream(rows, workflow="resize", checkpoint="night.bulkwf") as results:
+            async for result in results:
+                ...
+
+    The results are those of this call: rows that an earlier one settled are in the checkpoint (`read_results`). They
+    come batch by batch, in no fixed order. Leaving the block early drains the run: answers in flight are read, and the
+    rest stays for the next call. The errors of `submit_all` are raised at the end of the iteration.
+    """
+    sender, receiver = anyio.create_memory_object_stream[Sequence[Result]](1)
+
+    async def emit(settled: Sequence[Result]) -> None:
+        with suppress(anyio.BrokenResourceError):  # nobody listens any more; the results are durable all the same
+            await sender.send(settled)
+
+    async with open_run(
+        rows,
+        workflow=workflow,
+        account_id=account_id,
+        token=_token_source(api_token),
+        checkpoint=checkpoint,
+        options=options or Options(),
+        emit=emit,
+        transport=transport,
+    ) as run:
+        results = Results(receiver)
+
+        async def work() -> None:
+            async with sender:
+                await results.watch(run)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(work)
+            try:
+                yield results
+            finally:
+                receiver.close()
+                run.drain()
+
+
+class Results:
+    """The results of a run under way, as an async iterator.
+
+    Attributes:
+        summary: What has become of the rows; None until the run has ended.
+    """
+
+    def __init__(self, receiver: anyio.abc.ObjectReceiveStream[Sequence[Result]]) -> None:
+        self.summary: Summary | None = None
+        self._receiver = receiver
+        self._error: BulkwfError | None = None
+        self._page: list[Result] = []
+
+    async def watch(self, run: "Run") -> None:
+        """Run to the end; an error waits for whoever iterates."""
+        try:
+            self.summary = await run.finish()
+        except BulkwfError as error:
+            self.summary, self._error = error.summary, error
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Result:
+        while not self._page:
+            try:
+                self._page = list(reversed(await self._receiver.receive()))
+            except (anyio.EndOfStream, anyio.ClosedResourceError):
+                if self._error is not None:
+                    raise self._error from None
+                raise StopAsyncIteration from None
+        return self._page.pop()
+
+
+class Run:
+    """A run whose parts are open. Made by `open_run`.
+
+    Attributes:
+        progress: What is durable, live.
+        checkpoint: The file; None if it is in memory.
+        interrupted: `drain` or `abort` was called before the run came to its end.
+    """
+
+    def __init__(self, engine: Engine, source: Source, options: Options, clock: Clock, checkpoint: Path | None) -> None:
+        self.progress = engine.progress
+        self.checkpoint = checkpoint
+        self.interrupted = False
+        self._engine = engine
+        self._source = source
+        self._options = options
+        self._clock = clock
+        self._ended = False
+
+    async def finish(self) -> Summary:
+        """Run to the end, or until drained.
+
+        Raises:
+            BulkwfError: What ended the run before its end; `summary` says what is durable.
+        """
+        complete = await self._engine.run()
+        self._ended = True
+        summary = self.progress.summary(
+            self._clock.now(), complete=complete, fail_on_existed=self._options.fail_on_existed
+        )
+        if self._engine.error is not None:
+            self._engine.error.summary = summary
+            raise self._engine.error
+        return summary
+
+    def drain(self) -> None:
+        """Send nothing more, read the answers in flight, keep what they settle."""
+        if not self._ended:
+            self.interrupted = True
+            self._engine.drain()
+
+    def abort(self) -> None:
+        """Stop at once."""
+        self.interrupted = True
+        self._engine.abort()
+
+    def where(self, row: int) -> str:
+        """A row's place for people: `orders.jsonl:1602`."""
+        return self._source.where(row)
+
+
+@asynccontextmanager
+async def open_run(
+    rows: Rows | Paths,
+    *,
+    workflow: str,
+    account_id: str | None,
+    token: TokenSource,
+    checkpoint: str | os.PathLike[str] | None,
+    options: Options,
+    on_progress: Callable[[Progress], None] | None = None,
+    emit: Emit | None = None,
+    transport: Transport | None = None,
+) -> AsyncIterator[Run]:
+    """Open everything that a run needs, in the order in which mistakes are cheapest to tell."""
+    _require_asyncio()
+    target = Target(base_url=options.base_url, account_id=account_id or _account_id(), workflow=workflow)
+    scheme = IdScheme(options.run_key or secrets.token_hex(4), options.id_template)
+    credentials = None if transport is not None else Credentials(token)
+    loop = asyncio.get_running_loop()
+    clock = Clock(now=loop.time, wall=time.time, sleep=anyio.sleep, draw=random.random)
+    async with AsyncExitStack() as parts:
+        source = open_source(rows, first=options.first, rate=options.rate.instances_per_s)
+        parts.push_async_callback(_uncancelled, source.aclose)
+        file = _open_checkpoint(parts, target, scheme, rows, checkpoint, options)
+        limiter = WindowLimiter(
+            options.rate, clock=clock.now, margin_s=LOOPBACK_MARGIN_S if target.loopback else NETWORK_MARGIN_S
+        )
+        _restore(limiter, file, options, clock)
+        if transport is None:
+            assert credentials is not None
+            transport = AiohttpTransport(target, credentials, options, clock=clock.now, wall=clock.wall)
+            parts.push_async_callback(_uncancelled, transport.aclose)
+        totals = file.totals()
+        progress = Progress(clock.now(), totals, settled_before=totals.settled)
+        engine = Engine(
+            source,
+            file,
+            transport,
+            limiter,
+            scheme=IdScheme(file.run_key, options.id_template),
+            options=options,
+            progress=progress,
+            clock=clock,
+            emit=emit,
+            changed=(lambda: on_progress(progress)) if on_progress is not None else (lambda: None),
+        )
+        yield Run(engine, source, options, clock, file.path)
+
+
+def _require_asyncio() -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        raise ConfigError("bulkwf runs on asyncio only: call it from a coroutine that asyncio runs.") from None
+
+
+def _open_checkpoint(
+    parts: AsyncExitStack,
+    target: Target,
+    scheme: IdScheme,
+    rows: Rows | Paths,
+    checkpoint: str | os.PathLike[str] | None,
+    options: Options,
+) -> Checkpoint:
+    rate = options.rate
+    header = RunHeader(
+        base_url=target.base_url,
+        account_id=target.account_id,
+        workflow=target.workflow,
+        run_key=scheme.run_key,
+        id_scheme="generated" if scheme.template is None else f"template {scheme.template}",
+        row_shape=options.row_shape,
+        input=name_source(rows),
+        limits=json.dumps({"instances_per_s": rate.instances_per_s, "requests_per_5m": rate.requests_per_5m}),
+    )
+    executor = inline if checkpoint is None else _writer_thread(parts)
+    file = Checkpoint.open(
+        None if checkpoint is None else Path(checkpoint),
+        header,
+        now=time.time(),
+        executor=executor,
+        any_run_key=options.run_key is None,
+        new=options.new,
+    )
+    parts.push_async_callback(_uncancelled, file.aclose)
+    return file
+
+
+def _writer_thread(parts: AsyncExitStack) -> Executor:
+    """A thread for the checkpoint's commits alone: they wait for the disk."""
+    pool = ThreadPoolExecutor(1, thread_name_prefix="bulkwf-checkpoint")
+    parts.callback(pool.shutdown)
+
+    async def execute(function: Callable[[], None]) -> None:
+        await asyncio.get_running_loop().run_in_executor(pool, function)
+
+    return execute
+
+
+def _restore(limiter: WindowLimiter, checkpoint: Checkpoint, options: Options, clock: Clock) -> None:
+    """Take over what earlier sessions have sent, and the pause that the service has ordered them."""
+    wall = clock.wall()
+    checkpoint.interrupted(wall)
+    paused_s = (checkpoint.pause_until or wall) - wall
+    if paused_s > LONGEST_STORED_PAUSE_S:
+        log.warning("the checkpoint asks for a pause of %.0f h, which is not believed", paused_s / 3_600)
+        paused_s = 0.0
+    if paused_s > options.retry.max_outage_s:
+        raise TemporaryStop(
+            f"the service has ordered silence for {paused_s:,.0f} s more, longer than the longest outage of "
+            f"{options.retry.max_outage_s:,.0f} s."
+        )
+    sent = [(max(0.0, wall - at), instances) for at, instances in checkpoint.recent_attempts(wall - REQUEST_PERIOD_S)]
+    limiter.restore(sent, paused_s)
+
+
+async def _uncancelled(close: Callable[[], Awaitable[None]]) -> None:
+    with anyio.CancelScope(shield=True):
+        await close()
+
+
+# --- who we are ---------------------------------------------------------------------------------------------------
+
+
+def _account_id() -> str:
+    account_id = os.environ.get("CLOUDFLARE_ACCOUNT_ID", "").strip()
+    if not account_id:
+        raise ConfigError("no account id is given. Pass it, or set CLOUDFLARE_ACCOUNT_ID.")
+    return account_id
+
+
+def _token_source(token: Token | None) -> TokenSource:
+    if token is None:
+        return environment_credential
+    ask = token if callable(token) else lambda: token
+    return lambda: bearer(check_secret("the API token", ask()))
+
+
+def bearer(token: str) -> Mapping[str, str]:
+    """The header that carries an API token."""
+    return {"Authorization": f"Bearer {token}"}
+
+
+def environment_credential() -> Mapping[str, str]:
+    """The headers that carry the credential of the environment.
+
+    Raises:
+        ConfigError: There is none, or it is malformed.
+    """
+    if "CLOUDFLARE_API_TOKEN" in os.environ:
+        return bearer(check_secret("CLOUDFLARE_API_TOKEN", os.environ["CLOUDFLARE_API_TOKEN"]))
+    if "CLOUDFLARE_EMAIL" in os.environ and "CLOUDFLARE_API_KEY" in os.environ:
+        return {
+            "X-Auth-Email": check_secret("CLOUDFLARE_EMAIL", os.environ["CLOUDFLARE_EMAIL"]),
+            "X-Auth-Key": check_secret("CLOUDFLARE_API_KEY", os.environ["CLOUDFLARE_API_KEY"]),
+        }
+    raise ConfigError(
+        "no credential is given. Set CLOUDFLARE_API_TOKEN (or CLOUDFLARE_EMAIL and CLOUDFLARE_API_KEY), or name a "
+        "file that holds the token with --api-token-file."
+    )

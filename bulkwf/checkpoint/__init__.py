@@ -1,0 +1,28 @@
+"""The checkpoint: one SQLite file that knows what has become of every row.
+
+Rules:
+
+1. `begin` makes a batch's ids durable before a byte of it goes to the network.
+2. `settle` makes results durable before they are counted, shown or returned; it may come several times for one batch.
+3. Batches begin in the order of the rows, so the file covers the list's rows from the first one without a gap.
+4. One process writes, others may read at any time. Neither params nor credentials are ever in the file.
+
+All writing goes through one connection in one thread. What queues up during one commit makes the next one, so the cost
+of a commit is shared by as many batches as happen to wait for it.
+"""
+
+from bulkwf.checkpoint.reading import Status, read_results, read_status
+from bulkwf.checkpoint.schema import Attempt, Begun, RunHeader
+from bulkwf.checkpoint.writer import Checkpoint, Executor, inline
+
+__all__ = [
+    "Attempt",
+    "Begun",
+    "Checkpoint",
+    "Executor",
+    "RunHeader",
+    "Status",
+    "inline",
+    "read_results",
+    "read_status",
+]

@@ -1,0 +1,251 @@
+"""The file of a checkpoint: where it may lie, who holds it, whether it is ours."""
+
+import contextlib
+import os
+import socket
+import sqlite3
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import filelock
+
+from bulkwf.checkpoint.schema import APPLICATION_ID, FORMAT, HEADER_FIELDS, IDENTITY, SCHEMA, RunHeader, columns
+from bulkwf.errors import CheckpointError
+
+__all__ = [
+    "acquire",
+    "connect",
+    "connect_reader",
+    "create",
+    "explain",
+    "explained",
+    "inode",
+    "make_private",
+    "move_aside",
+    "prepare",
+    "refuse_network_filesystem",
+    "release",
+]
+
+BUSY_TIMEOUT_S = 10.0
+NETWORK_FILESYSTEMS = frozenset(
+    {"9p", "afs", "ceph", "cifs", "glusterfs", "lustre", "ncpfs", "nfs", "nfs4", "smb3", "smbfs"}
+)
+
+
+def connect(name: str) -> sqlite3.Connection:
+    """A connection that may write, used by one thread at a time."""
+    db = sqlite3.connect(name, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+    db.execute("PRAGMA trusted_schema = OFF")
+    return db
+
+
+def connect_reader(path: Path) -> sqlite3.Connection:
+    """A connection that only reads the checkpoint at *path*."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such checkpoint. `bulkwf run` makes one, beside its input.")
+    # Without its log the file may lie where nothing can be written, and SQLite must be told not to look for one.
+    whole = not path.with_name(path.name + "-wal").exists() and not os.access(path.parent, os.W_OK)
+    uri = f"{path.resolve().as_uri()}?mode=ro{'&immutable=1' if whole else ''}"
+    db = sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT_S, isolation_level=None)
+    try:
+        _check_format(db, path)
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def create(db: sqlite3.Connection, header: RunHeader, now: float) -> None:
+    """Make the tables of a new checkpoint."""
+    names = ", ".join(HEADER_FIELDS)
+    places = ", ".join(f":{name}" for name in HEADER_FIELDS)
+    db.executescript(
+        f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {FORMAT};"
+    )
+    db.execute(
+        f"INSERT INTO run (created_at, {names}) VALUES (:created_at, {places})",  # noqa: S608 - names of ours
+        columns(header) | {"created_at": now},
+    )
+    db.execute("COMMIT")
+
+
+def prepare(db: sqlite3.Connection, path: Path, header: RunHeader, now: float, *, any_run_key: bool) -> None:
+    """Make the checkpoint ready to be written by this run, or say why it can't be."""
+    try:
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = FULL")
+        if db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0:
+            create(db, header, now)
+            _sync_folder(path)
+            return
+        _check_format(db, path)
+        _check_header(db, path, header, any_run_key=any_run_key)
+        db.execute(
+            "UPDATE run SET input = ?, limits = ?", (header.input, header.limits)
+        )  # and proves it can be written
+    except BaseException:
+        db.close()
+        raise
+
+
+def _check_format(db: sqlite3.Connection, path: Path) -> None:
+    application = db.execute("PRAGMA application_id").fetchone()[0]
+    if application != APPLICATION_ID:
+        raise CheckpointError(f"{path}: this is no checkpoint of bulkwf. Name another file with -c.")
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    if version > FORMAT:
+        raise CheckpointError(
+            f"{path}: the checkpoint has format {version}, made by a newer bulkwf; this one reads up to {FORMAT}. "
+            "Update bulkwf."
+        )
+
+
+def _check_header(db: sqlite3.Connection, path: Path, header: RunHeader, *, any_run_key: bool) -> None:
+    for name in IDENTITY:
+        known = db.execute(f"SELECT {name} FROM run").fetchone()[0]  # noqa: S608 - names of ours
+        given = getattr(header, name)
+        if given != known and not (name == "run_key" and any_run_key):
+            what = name.replace("_", " ")
+            raise CheckpointError(
+                f"{path}: the checkpoint belongs to another run: its {what} is {known!r}, this run's is {given!r}. "
+                "Name another checkpoint with -c, or run with what it was made for."
+            )
+
+
+def move_aside(path: Path, now: float) -> None:
+    """Give a finished checkpoint another name."""
+    if not path.exists():
+        return
+    db = connect(str(path))
+    with contextlib.closing(db):
+        _check_format(db, path)
+        finished = db.execute("SELECT finished_at FROM run").fetchone()[0] is not None
+    if not finished:
+        raise CheckpointError(
+            f"{path}: the run in this checkpoint is not finished, and --new would forget which rows are started. "
+            "Finish it by running without --new, or delete the file yourself."
+        )
+    aside = path.with_name(f"{path.name}.{int(now)}")
+    while aside.exists():
+        aside = aside.with_name(aside.name + "~")
+    path.rename(aside)
+
+
+def make_private(path: Path) -> None:
+    """Make the file for its owner's eyes alone; refuse one that others may write."""
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
+    except FileExistsError:
+        if path.stat().st_mode & stat.S_IWOTH:
+            raise CheckpointError(f"{path}: every user may write this file. Run `chmod 600` on it first.") from None
+
+
+def acquire(path: Path) -> filelock.BaseFileLock:
+    """Hold the lock of the checkpoint at *path*; the error names who holds it."""
+    name = str(path) + ".lock"
+    lock = filelock.FileLock(name, mode=0o600, thread_local=False, on_acquired=_sign)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        holder = _holder(name)
+        raise CheckpointError(
+            f"{path}: another run is writing this checkpoint{holder}. Wait for it to end, or stop it."
+        ) from None
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: the checkpoint can't be locked ({error.strerror}: {name}). Its folder must exist and "
+            "be writable; name another place with -c."
+        ) from None
+    return lock
+
+
+def release(lock: filelock.BaseFileLock) -> None:
+    """Let the next process have the checkpoint. Whoever has the old lock file open notices that it is gone."""
+    Path(lock.lock_file).unlink(missing_ok=True)
+    lock.release()
+
+
+def _sign(descriptor: int) -> None:
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, f"pid {os.getpid()} on {socket.gethostname()}".encode())
+
+
+def _holder(name: str) -> str:
+    with contextlib.suppress(OSError, ValueError):
+        text = Path(name).read_text("utf-8")[:200]
+        return f" ({text})" if text.isprintable() and text else ""
+    return ""
+
+
+def refuse_network_filesystem(path: Path) -> None:
+    """Refuse a place where SQLite's log can't work: it needs locks, and memory that all its readers share."""
+    kind = _filesystem(path.parent)
+    if kind in NETWORK_FILESYSTEMS or kind.startswith("fuse"):
+        raise CheckpointError(
+            f"{path}: this folder is on a network file system ({kind}), where a checkpoint can't be kept safe. "
+            "Name a place on a local disk with -c."
+        )
+
+
+def _filesystem(folder: Path) -> str:
+    """Type of the file system that holds *folder*, as the kernel calls it; empty where it does not say."""
+    try:
+        lines = Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape").splitlines()
+    except OSError:
+        return ""
+    best, kind = -1, ""
+    for line in lines:
+        fields = line.split(" ")
+        point = Path(fields[4].replace("\\040", " "))
+        if (folder == point or point in folder.parents) and len(point.parts) >= best:
+            best, kind = len(point.parts), fields[fields.index("-") + 1]
+    return kind
+
+
+def _sync_folder(path: Path) -> None:
+    """Make the file's name as durable as its content."""
+    descriptor = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def inode(path: Path | None) -> tuple[int, int] | None:
+    """Which file *path* names at present; None if there is none."""
+    if path is None:
+        return None
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+@contextlib.contextmanager
+def explained(path: Path | None) -> Iterator[None]:
+    """Turn what SQLite and the system say into a `CheckpointError`."""
+    try:
+        yield
+    except (sqlite3.Error, OSError) as error:
+        raise explain(error, path) from None
+
+
+def explain(error: Exception, path: Path | None) -> CheckpointError:
+    """The error that a user is told: what, where, why, and what to do."""
+    if isinstance(error, CheckpointError):
+        return error
+    text = str(error)
+    if isinstance(error, OSError):
+        advice = "Its folder must exist and be writable; name another place with -c."
+    elif "full" in text or "disk I/O" in text:
+        advice = "Nothing more was sent. Make room on the disk and run the same command again: nothing is lost."
+    elif "malformed" in text or "not a database" in text:
+        advice = "The file is damaged, or no checkpoint. Restore it from a copy, or name another one with -c."
+    elif "readonly" in text or "unable to open" in text:
+        advice = "The file and its folder must be writable; name another place with -c."
+    else:
+        advice = "Nothing more was sent. Run the same command again once that is mended: nothing is lost."
+    return CheckpointError(f"{path or 'checkpoint in memory'}: the checkpoint can't be used: {text}. {advice}")

@@ -1,0 +1,120 @@
+"""Reading a checkpoint, by any process, at any time."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import orjson
+
+from bulkwf.checkpoint.file import connect_reader, explained
+from bulkwf.checkpoint.schema import HEADER_FIELDS, TOTALS, RunHeader
+from bulkwf.model import Result, RowOutcome
+from bulkwf.progress import Totals
+
+__all__ = ["PAGE_BATCHES", "Status", "read_results", "read_status", "results"]
+
+PAGE_BATCHES = 1_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Status:
+    """A checkpoint as `bulkwf status` shows it."""
+
+    header: RunHeader
+    created_at: float
+    finished_at: float | None
+    pause_until: float | None
+    rows: int
+    batches: int
+    batches_in_doubt: int
+    totals: Totals
+    attempts: int
+
+
+def read_results(
+    path: str | os.PathLike[str],
+    *,
+    outcome: RowOutcome | None = None,
+) -> Iterator[Result]:
+    """What has become of each row, in the order of the rows. The run may be under way.
+
+    Args:
+        path: The checkpoint.
+        outcome: Only the rows that came to this: `created`, `existed`, `rejected`, `invalid`, or `pending`.
+            None lists all rows but the pending ones.
+
+    Raises:
+        CheckpointError: There is no checkpoint, or it is damaged.
+    """
+    if outcome is not None and outcome not in get_args(RowOutcome):
+        raise ValueError(f"outcome must be one of {', '.join(get_args(RowOutcome))}, not {outcome!r}")
+    return _read_results(Path(path), outcome)
+
+
+def _read_results(path: Path, outcome: RowOutcome | None) -> Iterator[Result]:
+    # The counts of a batch tell whether it holds such a row at all: the few of ten million are found at once.
+    holds = f"{outcome} > 0" if outcome else "TRUE"
+    query = (
+        f"SELECT first_row, ids, answer, exceptions, attempts FROM batch WHERE {holds} AND first_row > ? "  # noqa: S608
+        "ORDER BY first_row LIMIT ?"
+    )
+    with explained(path), contextlib.closing(connect_reader(path)) as db:
+        after = -1
+        # Pages, not one long query: an open reader would keep the writer's log from being folded into the file.
+        while page := db.execute(query, (after, PAGE_BATCHES)).fetchall():
+            for batch in page:
+                yield from results(outcome, *batch)
+            after = page[-1][0]
+
+
+def results(
+    outcome: RowOutcome | None,
+    first_row: int,
+    ids: str,
+    answer: str | None,
+    exceptions: str | None,
+    attempts: int,
+) -> Iterator[Result]:
+    """The results of one batch, from its columns."""
+    shared: dict[str, Any] = {"outcome": "pending"}
+    if answer is not None:
+        shared = {"outcome": "created", **orjson.loads(answer)}
+    odd = orjson.loads(exceptions) if exceptions else {}
+    for offset, instance_id in enumerate(orjson.loads(ids)):
+        entry = odd.get(str(offset))
+        if entry is None:
+            if instance_id is None:  # a blank line
+                continue
+            entry = shared
+        if entry["outcome"] == outcome or (outcome is None and entry["outcome"] != "pending"):
+            yield Result(**{"id": instance_id, **entry}, row=first_row + offset, attempts=attempts)
+
+
+def read_status(path: str | os.PathLike[str]) -> Status:
+    """What a checkpoint says of its run as a whole. The run may be under way.
+
+    Raises:
+        CheckpointError: There is no checkpoint, or it is damaged.
+    """
+    path = Path(path)
+    with explained(path), contextlib.closing(connect_reader(path)) as db:
+        db.execute("BEGIN")
+        columns = (*HEADER_FIELDS, "created_at", "finished_at", "pause_until")
+        run = db.execute(f"SELECT {', '.join(columns)} FROM run").fetchone()  # noqa: S608 - names of ours
+        totals = db.execute(TOTALS).fetchone()
+        attempts = db.execute("SELECT count(*) FROM attempt").fetchone()[0]
+    known = dict(zip(columns, run, strict=True))
+    return Status(
+        header=RunHeader(**{name: known[name] for name in HEADER_FIELDS}),
+        created_at=known["created_at"],
+        finished_at=known["finished_at"],
+        pause_until=known["pause_until"],
+        rows=int(totals[6]),
+        batches=int(totals[7]),
+        batches_in_doubt=int(totals[8]),
+        totals=Totals(*map(int, totals[:6])),
+        attempts=attempts,
+    )

@@ -1,0 +1,156 @@
+"""The tables of a checkpoint, the statements that fill them, and their rows as values."""
+
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
+
+from bulkwf.ledger import Record
+
+__all__ = [
+    "APPLICATION_ID",
+    "BEGIN",
+    "FORMAT",
+    "HEADER_FIELDS",
+    "IDENTITY",
+    "INTERRUPTED",
+    "NOTE",
+    "SCHEMA",
+    "SETTLE",
+    "TOTALS",
+    "Attempt",
+    "Begun",
+    "RunHeader",
+    "columns",
+    "record_columns",
+]
+
+FORMAT = 1
+APPLICATION_ID = 0x62776B66
+"""`bwkf`, in the file's header: tells a checkpoint from any other SQLite database."""
+
+SCHEMA = """
+CREATE TABLE run (
+  created_at REAL NOT NULL, base_url TEXT NOT NULL, account_id TEXT NOT NULL, workflow TEXT NOT NULL,
+  run_key TEXT NOT NULL,          -- what generated ids begin with
+  id_scheme TEXT NOT NULL,        -- how rows without an id get one: 'generated' or 'template <text>'
+  row_shape TEXT NOT NULL,
+  input TEXT NOT NULL,            -- the list's name, for people
+  limits TEXT NOT NULL,           -- JSON, for people
+  pause_until REAL,               -- the service has ordered silence until then (Unix time)
+  finished_at REAL                -- the list was read to its end with every row settled
+);
+CREATE TABLE batch (
+  first_row INTEGER PRIMARY KEY,  -- counted from 0 over the whole list
+  rows INTEGER NOT NULL,          -- blank ones included
+  begun_at REAL NOT NULL,
+  settled_at REAL,                -- NULL: some of its rows are in doubt
+  attempts INTEGER NOT NULL,
+  retention_s REAL NOT NULL,      -- the shortest time for which the service remembers one of its ids
+  created INTEGER NOT NULL, existed INTEGER NOT NULL,
+  existed_in_doubt INTEGER NOT NULL, -- how many of `existed` an earlier attempt of this run may have created
+  rejected INTEGER NOT NULL, invalid INTEGER NOT NULL, pending INTEGER NOT NULL,
+  answer TEXT,                    -- JSON {status, version_id, workflow_id} that the created instances share
+  exceptions TEXT,                -- JSON {offset: {outcome, ...}} of the rows that differ from that
+  size INTEGER NOT NULL,          -- bytes and
+  digest INTEGER NOT NULL,        -- crc32 of the rows' lines, those of rejected and invalid rows left out
+  ids TEXT NOT NULL               -- JSON array, an entry a row, null where nothing is sent; last, because it is large
+);
+CREATE TABLE attempt (
+  id INTEGER PRIMARY KEY, first_row INTEGER NOT NULL, started_at REAL NOT NULL, elapsed_s REAL NOT NULL,
+  instances INTEGER NOT NULL,     -- 0 for a look-up
+  http_status INTEGER, verdict TEXT NOT NULL, detail TEXT
+);
+CREATE VIEW result AS             -- a line a row, blank ones left out: first the rows that differ, then the others
+SELECT first_row + CAST(odd.key AS INTEGER) AS row,
+  coalesce(json_extract(ids, '$[' || odd.key || ']'), json_extract(odd.value, '$.id')) AS id,
+  json_extract(odd.value, '$.outcome') AS outcome, json_extract(odd.value, '$.status') AS status,
+  json_extract(odd.value, '$.version_id') AS version_id, json_extract(odd.value, '$.workflow_id') AS workflow_id,
+  json_extract(odd.value, '$.code') AS code, json_extract(odd.value, '$.message') AS message
+FROM batch, json_each(batch.exceptions) AS odd
+UNION ALL
+SELECT first_row + item.key, item.value, CASE WHEN answer IS NULL THEN 'pending' ELSE 'created' END,
+  json_extract(answer, '$.status'), json_extract(answer, '$.version_id'), json_extract(answer, '$.workflow_id'),
+  NULL, NULL
+FROM batch, json_each(batch.ids) AS item
+WHERE item.value IS NOT NULL
+  AND (exceptions IS NULL OR json_type(exceptions, '$."' || item.key || '"') IS NULL);
+"""
+
+BEGIN = """
+INSERT INTO batch VALUES (:first_row, :rows, :begun_at, :settled_at, :attempts, :retention_s, :created, :existed,
+  :existed_in_doubt, :rejected, :invalid, :pending, :answer, :exceptions, :size, :digest, :ids)
+"""
+SETTLE = """
+UPDATE batch SET settled_at = :settled_at, attempts = :attempts, created = :created, existed = :existed,
+  existed_in_doubt = :existed_in_doubt, rejected = :rejected, pending = :pending, answer = :answer,
+  exceptions = :exceptions, size = :size, digest = :digest WHERE first_row = :first_row
+"""
+NOTE = """
+INSERT INTO attempt (first_row, started_at, elapsed_s, instances, http_status, verdict, detail)
+VALUES (:first_row, :started_at, :elapsed_s, :instances, :http_status, :verdict, :detail)
+"""
+INTERRUPTED = """
+INSERT INTO attempt (first_row, started_at, elapsed_s, instances, verdict)
+SELECT first_row, :now, 0, pending, 'interrupted' FROM batch WHERE settled_at IS NULL
+"""
+TOTALS = """
+SELECT total(created), total(existed), total(existed_in_doubt), total(rejected), total(invalid), total(pending),
+  coalesce(max(first_row + rows), 0), count(*), total(settled_at IS NULL) FROM batch
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunHeader:
+    """What a checkpoint belongs to. A run is only continued where all of these are the same."""
+
+    base_url: str
+    account_id: str
+    workflow: str
+    run_key: str
+    id_scheme: str
+    row_shape: str
+    input: str
+    limits: str
+
+
+IDENTITY = ("base_url", "account_id", "workflow", "run_key", "id_scheme", "row_shape")
+HEADER_FIELDS = tuple(field.name for field in fields(RunHeader))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One request, as a run report reads it."""
+
+    first_row: int
+    started_at: float
+    elapsed_s: float
+    instances: int
+    http_status: int | None
+    verdict: str
+    detail: str | None
+
+
+class Begun(NamedTuple):
+    """A batch that an earlier session has begun."""
+
+    first_row: int
+    rows: int
+    begun_at: float
+    settled: bool
+    size: int
+    digest: int
+    whole: bool
+    """`size` and `digest` are of all its rows: none was refused."""
+
+
+def record_columns(record: Record, now: float) -> dict[str, Any]:
+    """The columns of `batch` that a record fills."""
+    row = columns(record)
+    row["settled_at"] = now if row.pop("complete") else None
+    for name in ("answer", "exceptions"):
+        row[name] = None if row[name] is None else row[name].decode()
+    return row
+
+
+def columns(value: Any) -> dict[str, Any]:
+    """The fields of a dataclass by name, one level deep."""
+    return {name: getattr(value, name) for name in value.__dataclass_fields__}

@@ -1,0 +1,294 @@
+"""The one writer of a checkpoint."""
+
+import asyncio
+import contextlib
+import os
+import sqlite3
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import filelock
+import orjson
+
+from bulkwf.checkpoint.file import (
+    acquire,
+    connect,
+    connect_reader,
+    create,
+    explain,
+    explained,
+    inode,
+    make_private,
+    move_aside,
+    prepare,
+    refuse_network_filesystem,
+    release,
+)
+from bulkwf.checkpoint.reading import PAGE_BATCHES, results
+from bulkwf.checkpoint.schema import (
+    BEGIN,
+    INTERRUPTED,
+    NOTE,
+    SETTLE,
+    TOTALS,
+    Attempt,
+    Begun,
+    RunHeader,
+    columns,
+    record_columns,
+)
+from bulkwf.errors import CheckpointError
+from bulkwf.ledger import Ledger
+from bulkwf.model import Answer, Batch
+from bulkwf.progress import Totals
+
+__all__ = ["Checkpoint", "Executor", "inline"]
+
+Executor = Callable[[Callable[[], None]], Awaitable[None]]
+"""Runs a function to its end, somewhere: in a thread of its own, or at once."""
+
+
+async def inline(function: Callable[[], None]) -> None:
+    """The executor that runs at once: for a checkpoint in memory, and for simulated time."""
+    function()
+
+
+class Checkpoint:
+    """The one writer of a checkpoint. Made by `open`; `close` leaves one portable file behind."""
+
+    def __init__(
+        self,
+        path: Path | None,
+        db: sqlite3.Connection,
+        reader: sqlite3.Connection,
+        lock: filelock.BaseFileLock | None,
+        executor: Executor,
+    ) -> None:
+        self.path = path
+        self._db = db
+        self._reader = reader
+        self._lock = lock
+        self._executor = executor
+        self._inode = inode(path)
+        self._queue: list[tuple[str, Any]] = []
+        self._waiters: list[asyncio.Future[None]] = []
+        self._writer: asyncio.Future[None] | None = None
+        self._error: CheckpointError | None = None
+
+    # --- opening and closing --------------------------------------------------------------------------------------
+
+    @classmethod
+    def open(
+        cls,
+        path: Path | None,
+        header: RunHeader,
+        *,
+        now: float,
+        executor: Executor,
+        any_run_key: bool = True,
+        new: bool = False,
+    ) -> "Checkpoint":
+        """Open the checkpoint at *path* for this run, or make it; None keeps it in memory.
+
+        Args:
+            path: The file. Its `-wal`, `-shm` and `.lock` stand beside it while it is open.
+            header: What it belongs to.
+            now: Unix time.
+            executor: Where commits run.
+            any_run_key: The header's run key is for a new file only; an old one keeps its own.
+            new: Move a finished checkpoint aside first.
+
+        Raises:
+            CheckpointError: It is locked, of another run, damaged, or can't be written.
+        """
+        if path is None:
+            db = connect(":memory:")
+            create(db, header, now)
+            return cls(None, db, db, None, executor)
+        path = Path(os.path.realpath(path))
+        refuse_network_filesystem(path)
+        lock = acquire(path)
+        try:
+            with explained(path):
+                if new:
+                    move_aside(path, now)
+                make_private(path)
+                db = connect(str(path))
+                prepare(db, path, header, now, any_run_key=any_run_key)
+                return cls(path, db, connect_reader(path), lock, executor)
+        except BaseException:
+            release(lock)
+            raise
+
+    async def aclose(self) -> None:
+        """Write the log back into the file, close it, and let the next process have it."""
+        if self._writer is not None:
+            await self._writer
+        self._reader.close()
+        with contextlib.suppress(sqlite3.Error):
+            if self._error is None:
+                self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            self._db.close()
+        if self._lock is not None:
+            release(self._lock)
+
+    # --- writing --------------------------------------------------------------------------------------------------
+
+    def begin(self, ledger: Ledger, now: float) -> Awaitable[None]:
+        """Make a batch durable before it is sent. Batches must begin in the order of their rows."""
+        batch = ledger.batch
+        ids: list[str | None] = [None] * batch.rows
+        for offset, instance_id in zip(batch.offsets, batch.ids, strict=True):
+            ids[offset] = instance_id
+        row = record_columns(ledger.record(), now) | {
+            "begun_at": now,
+            "retention_s": batch.retention_s,
+            "ids": orjson.dumps(ids).decode(),
+        }
+        return self._write((BEGIN, row))
+
+    def settle(self, ledger: Ledger, now: float) -> Awaitable[None]:
+        """Make what a batch has come to durable."""
+        return self._write((SETTLE, record_columns(ledger.record(), now)))
+
+    def note(self, attempt: Attempt) -> None:
+        """Write an attempt down with the next commit."""
+        self._queue.append((NOTE, columns(attempt)))
+
+    def pause(self, until: float) -> Awaitable[None]:
+        """Remember that the service has ordered silence until *until* (Unix time)."""
+        return self._write(("UPDATE run SET pause_until = :until", {"until": until}))
+
+    def finish(self, now: float) -> Awaitable[None]:
+        """Note that the list was read to its end with every row settled."""
+        return self._write(("UPDATE run SET finished_at = :now", {"now": now}))
+
+    def flush(self) -> Awaitable[None]:
+        """Make what `note` has left waiting durable."""
+        return self._write()
+
+    def _write(self, *statements: tuple[str, Any]) -> Awaitable[None]:
+        """Queue *statements* at once, in the order of the calls; the awaitable ends when they are durable."""
+        if self._error is not None:
+            raise self._error
+        self._queue.extend(statements)
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        if self._writer is None:
+            self._writer = asyncio.ensure_future(self._commit_all())
+        return waiter
+
+    async def _commit_all(self) -> None:
+        while self._waiters:
+            queue, self._queue = self._queue, []
+            waiters, self._waiters = self._waiters, []
+            try:
+                await self._executor(partial(self._commit, queue))
+            except (sqlite3.Error, OSError, CheckpointError) as error:
+                self._error = explain(error, self.path)
+            for waiter in waiters:
+                if self._error is None and not waiter.done():
+                    waiter.set_result(None)
+                elif not waiter.done():
+                    waiter.set_exception(self._error)  # type: ignore[arg-type]
+        self._writer = None
+
+    def _commit(self, queue: Sequence[tuple[str, Any]]) -> None:
+        if self._error is not None:
+            raise self._error
+        if self._inode != inode(self.path):
+            raise CheckpointError(
+                f"{self.path}: the checkpoint was moved, replaced or deleted while the run was writing it. Put it "
+                "back and run the same command again; without it, generated ids are lost, and rows may run twice."
+            )
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            for statement, row in queue:
+                self._db.execute(statement, row)
+            self._db.execute("COMMIT")
+        except BaseException:
+            with contextlib.suppress(sqlite3.Error):
+                self._db.execute("ROLLBACK")
+            raise
+
+    @property
+    def failed(self) -> bool:
+        """Whether a write has failed: nothing can be written any more."""
+        return self._error is not None
+
+    # --- what earlier sessions left -------------------------------------------------------------------------------
+
+    @property
+    def run_key(self) -> str:
+        """What this run's generated ids begin with."""
+        return str(self._reader.execute("SELECT run_key FROM run").fetchone()[0])
+
+    @property
+    def pause_until(self) -> float | None:
+        """Until when the service has ordered silence (Unix time)."""
+        until: float | None = self._reader.execute("SELECT pause_until FROM run").fetchone()[0]
+        return until
+
+    def totals(self) -> Totals:
+        """Rows by outcome so far."""
+        return Totals(*map(int, self._reader.execute(TOTALS).fetchone()[:6]))
+
+    def begun(self) -> Iterator[Begun]:
+        """The batches that have been begun, in the order of their rows.
+
+        Raises:
+            CheckpointError: There is a gap between them.
+        """
+        after, expected = -1, 0
+        query = (
+            "SELECT first_row, rows, begun_at, settled_at IS NOT NULL, size, digest, rejected + invalid = 0 FROM batch "
+            "WHERE first_row > ? ORDER BY first_row LIMIT ?"
+        )
+        with explained(self.path):
+            while page := self._reader.execute(query, (after, PAGE_BATCHES)).fetchall():
+                for row in page:
+                    if row[0] != expected:
+                        raise CheckpointError(
+                            f"{self.path}: the checkpoint is damaged: rows {expected} to {row[0] - 1} are missing. "
+                            "Restore it from a copy; without one, start over with --run-key or ids of your own."
+                        )
+                    expected = row[0] + row[1]
+                    yield Begun._make(row)
+                after = page[-1][0]
+
+    def ledger(self, begun: Begun, region: bytes, row_shape: Literal["instance", "params"]) -> Ledger:
+        """The account of a begun batch, whose rows have been read again as *region*."""
+        query = "SELECT ids, answer, exceptions, attempts, retention_s FROM batch WHERE first_row = ?"
+        ids, answer, exceptions, attempts, retention_s = self._reader.execute(query, (begun.first_row,)).fetchone()
+        sent = [
+            (offset, instance_id) for offset, instance_id in enumerate(orjson.loads(ids)) if instance_id is not None
+        ]
+        batch = Batch(
+            first_row=begun.first_row,
+            rows=begun.rows,
+            region=region,
+            ids=[instance_id for _, instance_id in sent],
+            offsets=[offset for offset, _ in sent],
+            bare=False,
+            row_shape=row_shape,
+            refused=tuple(results("invalid", begun.first_row, ids, answer, exceptions, attempts)),
+            retention_s=retention_s,
+        )
+        told = None if answer is None else Answer(**orjson.loads(answer))
+        return Ledger.resumed(batch, attempts, told, exceptions)
+
+    def interrupted(self, now: float) -> None:
+        """Write down an attempt for each batch in doubt: its last one may have been sent and never noted.
+
+        Counted from *now*, so that a process that dies again and again can't overrun the service's windows.
+        """
+        with explained(self.path):
+            self._commit([(INTERRUPTED, {"now": now})])
+
+    def recent_attempts(self, since: float) -> list[tuple[float, int]]:
+        """(Unix time, instances) of the attempts after *since*, the oldest first."""
+        query = "SELECT started_at + elapsed_s AS at, instances FROM attempt WHERE at > ? AND id > ? ORDER BY at"
+        newest = self._reader.execute("SELECT coalesce(max(id), 0) FROM attempt").fetchone()[0]
+        return self._reader.execute(query, (since, newest - 100_000)).fetchall()

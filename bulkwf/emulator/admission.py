@@ -1,0 +1,172 @@
+"""Who may ask, and how often: tokens, accounts, workflows and rates. Pure: `now` is an argument.
+
+Docstrings name what a rule rests on, as in `state.py`.
+"""
+
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from bulkwf.emulator import answers
+from bulkwf.emulator.answers import Answer, refusal
+from bulkwf.emulator.limits import Limits, RequestLimit, SlidingWindow
+
+_WORKFLOW = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
+_BEARER = re.compile(r"Bearer +([A-Za-z0-9._~+/-]+=*)")
+
+
+class Target(NamedTuple):
+    """Where instances are created."""
+
+    account: str
+    workflow: str
+
+
+class Caller(NamedTuple):
+    """What a request says about who sends it: the headers' values, None where there is none."""
+
+    authorization: str | None = None
+    api_key: str | None = None
+    """Of the previous scheme, X-Auth-Email with X-Auth-Key."""
+
+
+def _one_second() -> SlidingWindow:
+    return SlidingWindow(1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rates:
+    """The last second of one workflow."""
+
+    seen: SlidingWindow = field(default_factory=_one_second)
+    admitted: SlidingWindow = field(default_factory=_one_second)
+
+
+class Admission:
+    """Counts every request and refuses those that break a rule.
+
+    `workflows` and `tokens`: the ones that exist; None for any. `account`: the only one, or None for any.
+    """
+
+    def __init__(
+        self,
+        limits: Limits,
+        *,
+        workflows: Iterable[str] | None = None,
+        account: str | None = None,
+        tokens: Iterable[str] | None = None,
+    ) -> None:
+        self.limits = limits
+        self.workflows = None if workflows is None else set(workflows)
+        self.account = account
+        self.tokens = None if tokens is None else set(tokens)
+
+        self.requests = 0
+        """Requests seen, refused ones too."""
+        self.gets = 0
+        """Of them, those that only asked."""
+        self.worst_window = 0
+        """The most instances that any one second brought to one workflow, refused ones too."""
+        self.overruns: Counter[str] = Counter()
+        """429 answers, by the limit they stand for: instances, account, requests, queue."""
+
+        self._revoked: set[str] = set()
+        self._requests: dict[str, RequestLimit] = {}
+        self._accounts: defaultdict[str, SlidingWindow] = defaultdict(_one_second)
+        self._rates: defaultdict[Target, _Rates] = defaultdict(_Rates)
+
+    def revoke(self, caller: Caller) -> None:
+        """From now on refuse the token that `caller` sends."""
+        token = self._token(caller)
+        if isinstance(token, str):
+            self._revoked.add(token)
+
+    def admit(self, caller: Caller, target: Target, now: float, *, instances: int, asks: bool) -> Answer | None:
+        """Count one request, and the instances it attempts; return the answer that refuses it, or None.
+
+        `asks`: the request only reads. `now` is the moment at which it had arrived completely.
+        """
+        self.requests += 1
+        self.gets += asks
+        if instances:
+            seen = self._rates[target].seen.add(now, instances)
+            self.worst_window = max(self.worst_window, seen)
+        token = self._token(caller)
+        if isinstance(token, Answer):
+            return token
+        return (
+            self._over_request_limit(token, now)
+            or self._unknown_place(target)
+            or self._over_creation_rate(target, instances, now)
+        )
+
+    def rate_headers(self, caller: Caller, now: float) -> dict[str, str]:
+        """The rate limit headers on every answer to `caller`: none, while requests are not limited."""
+        token = self._token(caller)
+        if isinstance(token, Answer) or self.limits.requests_per_5m is None:
+            return {}
+        return self._request_limit(token, self.limits.requests_per_5m).headers(now)
+
+    def _token(self, caller: Caller) -> str | Answer:
+        """Believed: a malformed header is a 400 with code 6003; a missing or wrong token a 401 with 10000."""
+        if caller.authorization is None:
+            token = caller.api_key or ""
+        elif match := _BEARER.fullmatch(caller.authorization):
+            token = match[1]
+        else:
+            return refusal(400, answers.HEADERS_REFUSED, "Invalid request headers")
+        known = bool(token) if self.tokens is None else token in self.tokens
+        if not known or token in self._revoked:
+            return refusal(401, answers.NOT_AUTHENTICATED, "Authentication error")
+        return token
+
+    def _unknown_place(self, target: Target) -> Answer | None:
+        """Believed: the statuses and codes of another's account and of an unknown workflow."""
+        if self.account is not None and target.account != self.account:
+            return refusal(403, answers.NOT_AUTHORIZED, "Unauthorized to access requested resource")
+        known = self.workflows is None or target.workflow in self.workflows
+        if not known or not _WORKFLOW.fullmatch(target.workflow):
+            return refusal(404, answers.WORKFLOW_NOT_FOUND, "workflows.api.error.workflow.not_found")
+        return None
+
+    def _over_request_limit(self, token: str, now: float) -> Answer | None:
+        """Documented: the limit, the block and Retry-After. Believed: the code and its message."""
+        if self.limits.requests_per_5m is None:
+            return None
+        blocked_s = self._request_limit(token, self.limits.requests_per_5m).admit(now)
+        if not blocked_s:
+            return None
+        message = "Please wait and consider throttling your request speed"
+        return self.throttled("requests", answers.THROTTLED, message, blocked_s)
+
+    def _over_creation_rate(self, target: Target, n: int, now: float) -> Answer | None:
+        """Documented: the rates, and that each instance of a batch counts, and that an overrun is a 429.
+
+        Unknown; our choice: ids that exist count too, a refused batch creates nothing and counts nothing.
+        """
+        if not n:
+            return None
+        workflow, account = self._rates[target].admitted, self._accounts[target.account]
+        message = "workflows.api.error.instance.creation_rate_exceeded"
+        for name, window, limit in (
+            ("instances", workflow, self.limits.instances_per_s),
+            ("account", account, self.limits.account_instances_per_s),
+        ):
+            if limit is not None and window.count(now) + n > limit:
+                return self.throttled(name, answers.CREATING_TOO_FAST, message, window.room_in_s(now, n, limit))
+        workflow.add(now, n)
+        account.add(now, n)
+        return None
+
+    def throttled(self, limit: str, code: int, message: str, wait_s: float) -> Answer:
+        """Documented: Retry-After is in whole seconds, rounded up, and only on a 429."""
+        self.overruns[limit] += 1
+        return refusal(429, code, message, {"Retry-After": str(max(1, math.ceil(wait_s)))})
+
+    def _request_limit(self, token: str, limit: int) -> RequestLimit:
+        if token not in self._requests:
+            self._requests[token] = RequestLimit(limit)
+        return self._requests[token]

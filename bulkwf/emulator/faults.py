@@ -1,0 +1,344 @@
+"""Scripted faults: what the emulator does wrong, to which request. Pure: the chance is an argument.
+
+A script is a JSON list of rules. A rule is one object: some keys select requests, the others say what befalls them.
+
+    [{"request": 7, "status": 500, "when": "after"},
+     {"every": 10, "method": "POST", "status": 429, "retry_after": 2},
+     {"contains_id": "order-13", "times": 2, "reset": true},
+     {"chance": 0.02, "latency_s": [0.1, 0.5]}]
+
+Which requests (a rule applies where all of its selectors do; without any, everywhere):
+
+    request: n             the n-th request, counted from 1
+    every: n               each n-th request
+    from: a, to: b         the requests a to b, both included
+    after_s, until_s       while the emulator has run for at least, and less than, so many seconds
+    method: "POST"         requests of that method; the four above then count only these
+    contains_id: "x"       batches that send this id
+    chance: p              with probability p, drawn for each request
+    times: n               no more than n times
+
+How the request ends (one of these in a rule; of several rules that apply, the first decides):
+
+    status: s              an answer with this status. 400 and more, or `code`: the API's envelope, `success: false`
+      code, message        ... with this error
+      html: true           ... a page of HTML instead, as from the edge in front of the service
+      body: "text"         ... this text instead, which need not be JSON
+      headers: {...}       ... and these headers
+      retry_after: 30      ... with Retry-After: "date+30" for an HTTP date in 30 s, any other text as it is
+    reset: true            the connection is reset
+    close: true            the connection is closed without an answer
+    hang: true             no answer ever comes
+    truncate: n            the service's own answer, cut after n bytes of its body
+    raw: "text"            these characters on the connection, whatever they are, which then is closed
+    twice: true            the service's own answer, twice; the client has asked for one
+
+    when: "before"         nothing of the batch is created (the rule, where `status`, reset, close, hang, raw end it)
+    when: "after"          all of it is (the rule for truncate and twice)
+    partial: k             the first k instances are
+
+What else may befall it, alone or with the above, and added up over the rules:
+
+    latency_s: t           it takes so long, or [lo, hi]. With `when: "after"` its instances begin first, else last
+    omit: ids              these are neither created nor named in the answer; `ids` is true for all, a number for
+                           the first so many, a text for those that match this regular expression
+    omit_created: ids      these are created but not named
+    foreign: n             the answer names n ids that were not sent, or those in a list
+    repeat: ids            the answer names these twice
+    refuse_ids: "regex"    a batch with an id that matches is refused, 400: only the service knows that it is bad
+    revoke_token: true     from this request on, the token that it carries is refused
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from email.utils import formatdate
+from typing import Literal
+
+import msgspec
+import orjson
+
+from bulkwf.emulator import answers
+from bulkwf.emulator.answers import Answer, refusal
+from bulkwf.emulator.state import Tampering
+
+Which = bool | int | str
+Draw = Callable[[], float]
+Manner = Literal["reply", "reset", "close", "hang", "truncate", "raw", "twice"]
+_ENDINGS: tuple[Manner, ...] = ("reset", "close", "hang", "truncate", "raw", "twice")
+_CODES = {
+    400: answers.BODY_REFUSED,
+    401: answers.NOT_AUTHENTICATED,
+    403: answers.NOT_AUTHORIZED,
+    404: answers.WORKFLOW_NOT_FOUND,
+    429: answers.THROTTLED,
+}
+_PAGE = "<!DOCTYPE html>\n<html><head><title>Just a moment...</title></head><body>Ray ID: 0</body></html>\n"
+
+
+class FaultScriptError(ValueError):
+    """A script that cannot be followed; the message says which rule, and why."""
+
+
+class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One rule, as in the script; the module's docstring describes every key."""
+
+    request: int | None = None
+    every: int | None = None
+    from_: int | None = msgspec.field(name="from", default=None)
+    to: int | None = None
+    after_s: float | None = None
+    until_s: float | None = None
+    method: Literal["GET", "POST"] | None = None
+    contains_id: str | None = None
+    chance: float | None = None
+    times: int | None = None
+
+    status: int | None = None
+    code: int | None = None
+    message: str = "a scripted fault"
+    html: bool = False
+    body: str | None = None
+    headers: dict[str, str] = {}
+    retry_after: int | str | None = None
+    reset: bool = False
+    close: bool = False
+    hang: bool = False
+    truncate: int | None = None
+    raw: str | None = None
+    twice: bool = False
+    when: Literal["before", "after"] | None = None
+    partial: int | None = None
+
+    latency_s: float | tuple[float, float] = 0.0
+    omit: Which = False
+    omit_created: Which = False
+    foreign: int | list[str] = 0
+    repeat: Which = False
+    refuse_ids: str | None = None
+    revoke_token: bool = False
+
+    def manners(self) -> list[Manner]:
+        """The ways to end a request that this rule names."""
+        named: list[Manner] = ["reply"] if self.status is not None else []
+        return named + [manner for manner in _ENDINGS if not _idle(getattr(self, manner))]
+
+
+def _idle(value: object) -> bool:
+    return value is None or value is False  # 0 and "" are values: `truncate: 0` cuts the whole body away
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a rule may look at."""
+
+    method: str
+    number: int
+    """The how-manieth request this is, from 1."""
+    number_of_method: int
+    """The same, counting only those of its method."""
+    elapsed_s: float
+    """How long the emulator has run, on the service's clock."""
+    wall_s: float
+    """The time of day, for HTTP dates: seconds since 1970."""
+    ids: Sequence[str] = ()
+    """The ids that the request sends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a request ends, if not as the service would have it."""
+
+    manner: Manner
+    reply: Answer | None = None
+    at_byte: int = 0
+    raw: bytes = b""
+    creates: int | None = 0
+    """How many instances of the batch begin nevertheless; None for all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """All that befalls one request. The rules that brought it about are named by their position."""
+
+    rules: tuple[int, ...] = ()
+    ending: Ending | None = None
+    latency_before_s: float = 0.0
+    latency_after_s: float = 0.0
+    tampering: Tampering = field(default_factory=Tampering)
+    refused_id: str | None = None
+    revokes_token: bool = False
+
+
+NO_FAULT = Fault()
+
+
+def parse_script(script: str | bytes | Sequence[Rule | Mapping[str, object]]) -> tuple[Rule, ...]:
+    """The rules of a script: JSON text, or a list of rules. Raises `FaultScriptError`."""
+    if isinstance(script, str | bytes):
+        try:
+            script = orjson.loads(script)
+        except orjson.JSONDecodeError as error:
+            raise FaultScriptError(f"the fault script is not JSON: {error}") from None
+    if not isinstance(script, list | tuple):
+        raise FaultScriptError("the fault script is not a list of rules")
+    return tuple(_rule(number, rule) for number, rule in enumerate(script, 1))
+
+
+def _rule(number: int, given: object) -> Rule:
+    try:
+        rule = given if isinstance(given, Rule) else msgspec.convert(given, Rule)
+    except msgspec.ValidationError as error:
+        raise FaultScriptError(f"rule {number}: {error}") from None
+    for problem in _problems(rule):
+        raise FaultScriptError(f"rule {number}: {problem}")
+    return rule
+
+
+def _problems(rule: Rule) -> list[str]:
+    """What msgspec's types do not say about a rule."""
+    manners = rule.manners()
+    checks = {
+        "it does nothing: no key says what befalls the request": manners or _befalls(rule),
+        f"a request ends in one way, not in {len(manners)}: {', '.join(manners)}": len(manners) < 2,
+        "request, every, from, to and times count from 1": all(
+            n is None or n >= 1 for n in (rule.request, rule.every, rule.from_, rule.to, rule.times)
+        ),
+        "chance is between 0 and 1": rule.chance is None or 0 <= rule.chance <= 1,
+        "omit, omit_created, repeat and foreign are not negative": all(
+            not isinstance(n, int) or n >= 0 for n in (rule.omit, rule.omit_created, rule.repeat, rule.foreign)
+        ),
+        "status is between 200 and 599": rule.status is None or 200 <= rule.status <= 599,
+        "truncate and partial are not negative": min(rule.truncate or 0, rule.partial or 0) >= 0,
+        "latency_s is a time, or [lo, hi] with 0 <= lo <= hi": 0 <= min(_span(rule)) == _span(rule)[0],
+        "code, message, html, body, headers and retry_after need a status": "reply" in manners
+        or not (rule.code or rule.html or rule.body or rule.headers or rule.retry_after),
+        "partial needs a way to end the request, and no `when`": rule.partial is None
+        or (manners and rule.when is None),
+        "`when` needs a way to end the request, or latency_s": rule.when is None or manners or rule.latency_s,
+        "truncate and twice give the service's own answer: `when` is after, or left out": rule.when != "before"
+        or not {"truncate", "twice"}.intersection(manners),
+    }
+    patterns = [p for p in (rule.omit, rule.omit_created, rule.repeat, rule.refuse_ids) if isinstance(p, str)]
+    return [problem for problem, fine in checks.items() if not fine] + [
+        f"{pattern!r} is not a regular expression" for pattern in patterns if not _compiles(pattern)
+    ]
+
+
+def _befalls(rule: Rule) -> bool:
+    return bool(
+        rule.latency_s or rule.omit or rule.omit_created or rule.foreign or rule.repeat
+        or rule.refuse_ids or rule.revoke_token
+    )  # fmt: skip
+
+
+def _span(rule: Rule) -> tuple[float, float]:
+    return rule.latency_s if isinstance(rule.latency_s, tuple) else (rule.latency_s, rule.latency_s)
+
+
+def _compiles(pattern: str) -> bool:
+    try:
+        re.compile(pattern)
+    except re.error:
+        return False
+    return True
+
+
+def decide(rules: Sequence[Rule], facts: Facts, fired: Sequence[int], draw: Draw) -> Fault:
+    """What befalls the request of `facts`.
+
+    `fired`: how often each rule has applied so far. `draw`: a number in [0, 1), for `chance` and `latency_s`; one
+    is drawn for each rule with a chance whose other selectors match.
+    """
+    applying = [i for i, rule in enumerate(rules) if _applies(rule, facts, fired[i], draw)]
+    if not applying:
+        return NO_FAULT
+    chosen = [rules[i] for i in applying]
+    ending = next((_ending(rule, facts) for rule in chosen if rule.manners()), None)
+    latencies = [(rule.when == "after", _latency(rule, draw)) for rule in chosen]
+    return Fault(
+        rules=tuple(applying),
+        ending=ending,
+        latency_before_s=sum(latency for after, latency in latencies if not after),
+        latency_after_s=sum(latency for after, latency in latencies if after),
+        tampering=_tampering(chosen, ending, facts.ids),
+        refused_id=next((id_ for rule in chosen for id_ in _refused(rule, facts.ids)), None),
+        revokes_token=any(rule.revoke_token for rule in chosen),
+    )
+
+
+def _applies(rule: Rule, facts: Facts, fired: int, draw: Draw) -> bool:
+    n = facts.number if rule.method is None else facts.number_of_method
+    return (
+        rule.method in (None, facts.method)
+        and rule.request in (None, n)
+        and (rule.every is None or n % rule.every == 0)
+        and (rule.from_ is None or n >= rule.from_)
+        and (rule.to is None or n <= rule.to)
+        and (rule.after_s is None or facts.elapsed_s >= rule.after_s)
+        and (rule.until_s is None or facts.elapsed_s < rule.until_s)
+        and (rule.contains_id is None or rule.contains_id in facts.ids)
+        and (rule.refuse_ids is None or bool(_refused(rule, facts.ids)))
+        and (rule.times is None or fired < rule.times)
+        and (rule.chance is None or draw() < rule.chance)
+    )
+
+
+def _latency(rule: Rule, draw: Draw) -> float:
+    lo, hi = _span(rule)
+    return lo if lo == hi else lo + (hi - lo) * draw()
+
+
+def _refused(rule: Rule, ids: Sequence[str]) -> list[str]:
+    return [] if rule.refuse_ids is None else _pick(rule.refuse_ids, ids)
+
+
+def _pick(which: Which, ids: Sequence[str]) -> list[str]:
+    if isinstance(which, str):
+        pattern = re.compile(which)
+        return [id_ for id_ in ids if pattern.search(id_)]
+    if which is True:
+        return list(ids)
+    return list(ids[:which])
+
+
+def _tampering(rules: Sequence[Rule], ending: Ending | None, ids: Sequence[str]) -> Tampering:
+    withheld = {id_ for rule in rules for id_ in _pick(rule.omit, ids)}
+    if ending is not None and ending.creates is not None:
+        withheld.update(ids[ending.creates :])
+    hidden = {id_ for rule in rules for id_ in _pick(rule.omit_created, ids)}
+    also_named = [id_ for rule in rules for id_ in [*_pick(rule.repeat, ids), *_foreign(rule)]]
+    return Tampering(frozenset(withheld), frozenset(hidden), tuple(also_named))
+
+
+def _foreign(rule: Rule) -> list[str]:
+    if isinstance(rule.foreign, list):
+        return rule.foreign
+    return [f"foreign-{n}" for n in range(1, rule.foreign + 1)]
+
+
+def _ending(rule: Rule, facts: Facts) -> Ending:
+    manner = rule.manners()[0]
+    own_answer = manner in ("truncate", "twice")
+    creates = rule.partial
+    if creates is None and not own_answer and rule.when != "after":
+        creates = 0
+    reply = _reply(rule, facts.wall_s) if manner == "reply" else None
+    return Ending(manner, reply, rule.truncate or 0, (rule.raw or "").encode(), creates)
+
+
+def _reply(rule: Rule, wall_s: float) -> Answer:
+    status = rule.status or 0
+    headers = dict(rule.headers)
+    if rule.retry_after is not None:
+        headers["Retry-After"] = _retry_after(rule.retry_after, wall_s)
+    if rule.html:
+        return Answer(status, _PAGE.encode(), {"Content-Type": "text/html; charset=UTF-8"} | headers)
+    if rule.body is not None:
+        return Answer(status, rule.body.encode(), headers)
+    return refusal(status, rule.code or _CODES.get(status, answers.INTERNAL_ERROR), rule.message, headers)
+
+
+def _retry_after(value: int | str, wall_s: float) -> str:
+    match = re.fullmatch(r"date\+([0-9]+)", str(value))
+    return formatdate(wall_s + int(match[1]), usegmt=True) if match else str(value)

@@ -1,0 +1,350 @@
+"""The service's rules, on an injected clock. Pure: it knows nothing of HTTP, sockets, files or the time of day.
+
+Docstrings say what a rule rests on. *Documented*: the service's own pages say so. *Measured*: the vendor's local
+engine does so. *Believed*: public records agree on it. *Unknown; our choice*: nobody says.
+"""
+
+import math
+import re
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Any, Literal, NamedTuple
+
+import orjson
+
+from bulkwf.emulator import answers
+from bulkwf.emulator.admission import Admission, Caller, Target
+from bulkwf.emulator.answers import Answer, refusal, success
+from bulkwf.emulator.batch import BodyRefusedError, Item, read_batch
+from bulkwf.emulator.limits import Limits, SlidingWindow
+
+_STATUSES = (
+    "queued", "running", "paused", "errored", "terminated", "complete", "waiting", "waitingForPause",
+)  # fmt: skip
+MAX_PER_PAGE = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A body as read: its instances, or the answer that refuses it; and how many instances it attempts."""
+
+    items: Sequence[Item]
+    attempted: int
+    refusal: Answer | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tampering:
+    """How a scripted fault bends one creation. All ids are of the request's, but for those in `also_named`."""
+
+    withheld: frozenset[str] = frozenset()
+    """Neither created nor named."""
+    hidden: frozenset[str] = frozenset()
+    """Created, but not named."""
+    also_named: tuple[str, ...] = ()
+    """Named, as if created, after the others."""
+
+
+@dataclass(frozen=True, slots=True)
+class Creation:
+    """What one batch did: the answer, and the instances that really began, in the request's order."""
+
+    answer: Answer
+    created: Sequence[Item] = ()
+
+
+class _Record(NamedTuple):
+    created_at: float
+    expires_at: float
+
+
+@dataclass(slots=True)
+class _Workflow:
+    """One workflow's instances and rates."""
+
+    workflow_id: str
+    version_id: str
+    queue: SlidingWindow
+    held: dict[str, _Record] = field(default_factory=dict)
+
+    def taken(self, id_: str, now: float) -> bool:
+        """Documented: an id is free again once its instance has passed its retention."""
+        record = self.held.get(id_)
+        return record is not None and record.expires_at > now
+
+    def fragment(self, ids: Sequence[str], status: str) -> str:
+        """The JSON array that names `ids`. Ids need no escaping: their pattern permits nothing that does."""
+        if not ids:
+            return "[]"
+        tail = f'","status":"{status}","version_id":"{self.version_id}","workflow_id":"{self.workflow_id}"}}'
+        return '[{"id":"' + (tail + ',{"id":"').join(ids) + tail + "]"
+
+
+class Service:
+    """One Cloudflare Workflows service.
+
+    `workflows`, `account`, `tokens`: the ones that exist; None for any.
+    `existing`: what happens to an id that is taken. Documented: it is skipped and left out of the result.
+    "refuse": the whole batch is refused, as earlier documentation had it. "duplicate": it begins twice, which no
+    service should do, and a test may want to see noticed.
+    `result_shape`: "array", or the newer "object", `{created, errors}`, so far known from the binding only.
+    `queued_s`: how long an instance is queued before it is complete; it only matters to the queue and the counts.
+    """
+
+    def __init__(
+        self,
+        limits: Limits,
+        clock: Callable[[], float],
+        *,
+        workflows: Iterable[str] | None = None,
+        account: str | None = None,
+        tokens: Iterable[str] | None = None,
+        existing: Literal["skip", "refuse", "duplicate"] = "skip",
+        result_shape: Literal["array", "object"] = "array",
+        queued_s: float = math.inf,
+    ) -> None:
+        self.limits = limits
+        self.clock = clock
+        self.admission = Admission(limits, workflows=workflows, account=account, tokens=tokens)
+        self.existing = existing
+        self.result_shape = result_shape
+        self.queued_s = queued_s
+
+        self.created = 0
+        """Instances begun, each time an id began."""
+
+        self._ids_given = 0
+        self._workflows: dict[Target, _Workflow] = {}
+
+    # ── What a test asks ──
+
+    def ids(self, target: Target) -> list[str]:
+        """The ids that are taken now, in the order of their first creation."""
+        now = self.clock()
+        return [id_ for id_, record in self._workflow(target).held.items() if record.expires_at > now]
+
+    def holds(self, target: Target, id_: str) -> bool:
+        """Whether `id_` is taken now."""
+        return self._workflow(target).taken(id_, self.clock())
+
+    @property
+    def requests(self) -> int:
+        """Requests seen, refused ones too."""
+        return self.admission.requests
+
+    @property
+    def gets(self) -> int:
+        """Of the requests, those that only asked."""
+        return self.admission.gets
+
+    @property
+    def worst_window(self) -> int:
+        """The most instances that any one second brought to one workflow, refused ones too."""
+        return self.admission.worst_window
+
+    @property
+    def overruns(self) -> Counter[str]:
+        """429 answers, by the limit they stand for: instances, account, requests, queue."""
+        return self.admission.overruns
+
+    # ── Admission ──
+
+    def admit(self, caller: Caller, target: Target, instances: int = 0, *, asks: bool = False) -> Answer | None:
+        """Count a request that has arrived now; return the answer that refuses it, or None."""
+        return self.admission.admit(caller, target, self.clock(), instances=instances, asks=asks)
+
+    def rate_headers(self, caller: Caller) -> dict[str, str]:
+        """The rate limit headers on every answer to `caller`."""
+        return self.admission.rate_headers(caller, self.clock())
+
+    def revoke(self, caller: Caller) -> None:
+        """From now on refuse the token that `caller` sends."""
+        self.admission.revoke(caller)
+
+    # ── Creation ──
+
+    def read(self, body: bytes) -> Reading:
+        """Read a batch-create request's body. Believed: what is no batch is a 400 with code 10002."""
+        if len(body) > self.limits.max_body_bytes:
+            return Reading((), 0, refusal(413, answers.BODY_REFUSED, "Request Entity Too Large"))
+        try:
+            items = read_batch(body, self._new_id, self.limits.max_params_bytes)
+        except BodyRefusedError as error:
+            message = f"workflows.api.error.body: {error}"
+            return Reading((), error.instances, refusal(400, answers.BODY_REFUSED, message))
+        return Reading(items, len(items))
+
+    def create(self, target: Target, items: Sequence[Item], tampering: Tampering | None = None) -> Creation:
+        """Begin an instance for each item whose id is free, all at this moment.
+
+        Documented: an id that is taken is skipped, and left out of the result without an error. Measured: of the
+        same id twice in a batch the first counts; the result keeps the request's order.
+        """
+        bent = tampering or Tampering()
+        now = self.clock()
+        workflow = self._workflow(target)
+        if self.existing == "refuse" and any(workflow.taken(item.id, now) for item in items):
+            return Creation(refusal(400, answers.ALREADY_EXISTS, "workflows.api.error.instance.already_exists"))
+        chosen, errors = self._choose(workflow, items, bent.withheld, now)
+        room = self._room(workflow, now)
+        if room is not None and room < len(chosen):
+            if self.limits.when_full == "refuse":
+                message = "workflows.api.error.queue_full"
+                return Creation(self.admission.throttled("queue", answers.CREATING_TOO_FAST, message, 1.0))
+            del chosen[room:]
+        self._begin(workflow, chosen, now)
+        named = [item.id for item in chosen if item.id not in bent.hidden]
+        named.extend(bent.also_named)
+        return Creation(self._created_answer(workflow, named, errors), chosen)
+
+    def create_batch(self, caller: Caller, target: Target, body: bytes) -> Answer:
+        """A whole batch-create request: read, admitted, created, answered."""
+        reading = self.read(body)
+        refused = self.admit(caller, target, reading.attempted) or reading.refusal
+        return refused or self.create(target, reading.items).answer
+
+    def _choose(
+        self, workflow: _Workflow, items: Sequence[Item], withheld: frozenset[str], now: float
+    ) -> tuple[list[Item], list[tuple[int, str, int]]]:
+        """The items to begin; and of the others (index, id, code), but for the withheld ones."""
+        chosen: list[Item] = []
+        errors: list[tuple[int, str, int]] = []
+        skip_taken = self.existing != "duplicate"
+        met: set[str] = set()
+        for index, item in enumerate(items):
+            id_ = item.id
+            if id_ in met:
+                errors.append((index, id_, answers.DUPLICATE_IN_BATCH))
+                continue
+            met.add(id_)
+            if id_ in withheld:
+                continue
+            if skip_taken and workflow.taken(id_, now):
+                errors.append((index, id_, answers.ALREADY_EXISTS))
+            else:
+                chosen.append(item)
+        return chosen, errors
+
+    def _begin(self, workflow: _Workflow, items: Sequence[Item], now: float) -> None:
+        """Unknown; our choice: an id's retention runs from its creation."""
+        if not items:
+            return
+        usual = _Record(now, now + self.limits.retention_s)  # shared, so that a million ids cost little memory
+        held = workflow.held
+        for item in items:
+            own = item.retention_s
+            held[item.id] = usual if own is None else _Record(now, now + own)
+        self.created += len(items)
+        workflow.queue.add(now, len(items))
+
+    def _room(self, workflow: _Workflow, now: float) -> int | None:
+        """How many more the queue holds; None for any number."""
+        most = self.limits.max_queued
+        return None if most is None else max(0, most - workflow.queue.count(now))
+
+    def _created_answer(
+        self, workflow: _Workflow, named: Sequence[str], errors: Sequence[tuple[int, str, int]]
+    ) -> Answer:
+        created = workflow.fragment(named, "queued")
+        if self.result_shape == "array":
+            return success(created)
+        reasons = {answers.ALREADY_EXISTS: "already_exists", answers.DUPLICATE_IN_BATCH: "duplicate_in_batch"}
+        listed = [
+            {"index": i, "id": id_, "code": code, "message": f"instance.{reasons[code]}"} for i, id_, code in errors
+        ]
+        return success(f'{{"created":{created},"errors":{orjson.dumps(listed).decode()}}}')
+
+    # ── Questions ──
+
+    def get_instance(self, target: Target, id_: str, *, simple: bool = False) -> Answer:
+        """One instance, without its steps if `simple`. The emulator runs nothing, and keeps no params."""
+        now = self.clock()
+        workflow = self._workflow(target)
+        if not workflow.taken(id_, now):
+            return refusal(404, answers.INSTANCE_NOT_FOUND, "workflows.api.error.instance.not_found")
+        record = workflow.held[id_]
+        ended = self._status(record, now) == "complete"
+        instance: dict[str, Any] = {
+            "status": self._status(record, now),
+            "queued": _iso(record.created_at),
+            "start": _iso(record.created_at + self.queued_s) if ended else None,
+            "end": _iso(record.created_at + self.queued_s) if ended else None,
+            "success": True if ended else None,
+            "error": None,
+            "output": None,
+            "step_count": 0,
+            "trigger": {"source": "api"},
+            "version_id": workflow.version_id,
+        }
+        if not simple:
+            instance["steps"] = []
+        return success(orjson.dumps(instance).decode())
+
+    def list_instances(
+        self, target: Target, *, cursor: str | None = None, per_page: int = 50, status: str | None = None
+    ) -> Answer:
+        """A page of the instances, in the order of their first creation, and the cursor of the next one.
+
+        Documented: cursor, per_page, status. Measured: at most 100 a page. Our choice: the cursor is a position.
+        """
+        if not 1 <= per_page <= MAX_PER_PAGE or not (cursor is None or re.fullmatch("[0-9]{1,15}", cursor)):
+            return refusal(400, answers.BODY_REFUSED, f"per_page is 1 to {MAX_PER_PAGE}, cursor the last answer's")
+        now = self.clock()
+        workflow = self._workflow(target)
+        start = int(cursor or 0)
+        matching = (
+            (position, id_, record)
+            for position, (id_, record) in enumerate(islice(workflow.held.items(), start, None), start)
+            if record.expires_at > now and status in (None, self._status(record, now))
+        )
+        page = list(islice(matching, per_page))
+        listed = [
+            {
+                "id": id_,
+                "status": self._status(record, now),
+                "created_on": _iso(record.created_at),
+                "version_id": workflow.version_id,
+                "workflow_id": workflow.workflow_id,
+            }
+            for _, id_, record in page
+        ]
+        info: dict[str, int | str] = {"count": len(page), "per_page": per_page}
+        if len(page) == per_page:
+            info["cursor"] = str(page[-1][0] + 1)
+        return success(orjson.dumps(listed).decode(), orjson.dumps(info).decode())
+
+    def workflow_counts(self, target: Target) -> Answer:
+        """The workflow, with the number of its instances by status."""
+        now = self.clock()
+        workflow = self._workflow(target)
+        counts = dict.fromkeys(_STATUSES, 0)
+        for record in workflow.held.values():
+            if record.expires_at > now:
+                counts[self._status(record, now)] += 1
+        described = {"id": workflow.workflow_id, "name": target.workflow, "instances": counts}
+        return success(orjson.dumps(described).decode())
+
+    # ── Parts ──
+
+    def _status(self, record: _Record, now: float) -> str:
+        return "queued" if now < record.created_at + self.queued_s else "complete"
+
+    def _new_id(self) -> str:
+        """Documented: an instance without an id gets one. Our choice: in the shape of a UUID, counting up."""
+        self._ids_given += 1
+        return f"00000000-0000-4000-8000-{self._ids_given:012x}"
+
+    def _workflow(self, target: Target) -> _Workflow:
+        if target not in self._workflows:
+            names = [f"{target.account}/{target.workflow}/{kind}" for kind in ("workflow", "version")]
+            workflow_id, version_id = (str(uuid.uuid5(uuid.NAMESPACE_URL, name)) for name in names)
+            self._workflows[target] = _Workflow(workflow_id, version_id, SlidingWindow(self.queued_s))
+        return self._workflows[target]
+
+
+def _iso(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")

@@ -1,0 +1,328 @@
+"""The run: source → batches → checkpoint → deliveries → checkpoint → progress.
+
+Rules:
+
+1. Batches begin in the order of the rows. A batch is begun only when it can be sent soon: at most `AHEAD` wait for a
+   slot, so that a kill leaves few in doubt.
+2. At most two batches for each place on the wire are open, those in backoff and those waiting to be settled included:
+   a slow service or a slow disk holds up the reading of the list, and memory stays flat.
+3. One stop value ends the run. The first reason wins: waits for slots and backoffs end at once, answers in flight are
+   read until the deadline, and what they settle is kept.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+import anyio
+
+from bulkwf.batching import IdScheme, Packer, fingerprint
+from bulkwf.checkpoint import Attempt, Begun, Checkpoint
+from bulkwf.delivery import Courier, Health, Hooks
+from bulkwf.errors import BulkwfError, Draining, InputError
+from bulkwf.ledger import Ledger
+from bulkwf.limiter import Limiter
+from bulkwf.model import Batch, Fault, Outcome, Reply, Result, Transport
+from bulkwf.options import BatchLimits, Options
+from bulkwf.progress import Progress
+from bulkwf.sources import Source
+
+__all__ = ["Clock", "Engine"]
+
+AHEAD = 2
+"""Batches that may be begun ahead of their slot: enough to hide the commit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clock:
+    """Time and chance, as arguments.
+
+    Attributes:
+        now: Monotonic seconds; the event loop's timers must follow it.
+        wall: Unix time in seconds.
+        sleep: Sleep so many seconds of `now`.
+        draw: A random number from 0 to 1.
+    """
+
+    now: Callable[[], float]
+    wall: Callable[[], float]
+    sleep: Callable[[float], Awaitable[None]]
+    draw: Callable[[], float]
+
+
+class Engine:
+    """Runs one list through to one target.
+
+    Args:
+        source: The list, at its beginning.
+        checkpoint: What is known of it, and where results go.
+        transport: The way to the target.
+        limiter: The target's limits.
+        scheme: How rows get ids.
+        options: Everything else.
+        progress: Counts what is durable.
+        clock: Time and chance.
+        emit: Given each batch of results once it is durable; None if nobody asks for them.
+        changed: Called when something has been settled.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        checkpoint: Checkpoint,
+        transport: Transport,
+        limiter: Limiter,
+        *,
+        scheme: IdScheme,
+        options: Options,
+        progress: Progress,
+        clock: Clock,
+        emit: Callable[[Sequence[Result]], Awaitable[None]] | None = None,
+        changed: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.progress = progress
+        self.error: BulkwfError | None = None
+        self.drained = False
+        self._source = source
+        self._checkpoint = checkpoint
+        self._limiter = limiter
+        self._scheme = scheme
+        self._options = options
+        self._clock = clock
+        self._emit = emit
+        self._changed = changed
+        totals = progress.totals
+        self._health = Health(created=totals.created, rejected=totals.rejected, rows=totals.rows)
+        self._courier = Courier(
+            transport=transport,
+            limiter=limiter,
+            options=options,
+            hooks=Hooks(settled=self._settled, attempted=self._attempted, paused=self._paused, sleep=self._sleep),
+            health=self._health,
+            clock=clock.now,
+            wall=clock.wall,
+            draw=clock.draw,
+        )
+        self._open = 0
+        self._beginning = 0
+        self._most_open = 2 * options.rate.concurrency
+        self._room = asyncio.Event()
+        self._whole = anyio.CancelScope()
+        self._feeding = anyio.CancelScope()
+        self._sleeping: set[anyio.CancelScope] = set()
+        self._paused_until = clock.now()
+        limiter.watch(self._room.set)
+
+    # --- the run --------------------------------------------------------------------------------------------------
+
+    async def run(self) -> bool:
+        """Run until every row is settled or the run is stopped; True if the list came to its end.
+
+        What stopped the run is in `error`; with `drained` and no error it was `drain`.
+        """
+        ended = False
+        with self._whole:
+            async with anyio.create_task_group() as deliveries:
+                with self._feeding:
+                    ended = await self._feed(deliveries)
+        complete = ended and not self.drained
+        if self.error is None or not self._checkpoint.failed:
+            await self._close_account(complete=complete)
+        return complete
+
+    def drain(self, error: BulkwfError | None = None) -> None:
+        """Stop: send nothing more, read the answers in flight, keep what they settle. The first reason wins."""
+        if self.drained:
+            return
+        self.drained, self.error = True, error
+        self._whole.deadline = anyio.current_time() + self._options.drain_timeout_s
+        self._feeding.cancel()
+        self._limiter.stop()
+        for scope in self._sleeping:
+            scope.cancel()
+
+    def abort(self) -> None:
+        """Stop at once; requests in flight stay in doubt."""
+        self.drain()
+        self._whole.cancel()
+
+    async def _feed(self, deliveries: anyio.abc.TaskGroup) -> bool:
+        """Begin every batch of the list, the ones of earlier sessions first; True at the end of the list."""
+        try:
+            await self._resume(deliveries)
+            while (batch := await self._next_batch()) is not None:
+                await self._have_room(len(batch.ids))
+                self._start(deliveries, Ledger(batch))
+        except BulkwfError as error:
+            self.drain(error)
+            return False
+        return True
+
+    async def _next_batch(self) -> Batch | None:
+        """The next rows as a batch. The places that refused and blank rows leave are filled with rows that follow."""
+        options = self._options
+        packer = Packer(self._scheme, self._batch_limits(), options.row_shape, options.batch_instances)
+        while (wanted := packer.missing) > 0 and packer.missing_bytes > 0:
+            piece = await self._source.take(
+                wanted, packer.missing_bytes, options.batch.linger_s, joining=not packer.empty
+            )
+            if piece is None:
+                break
+            packer.add(piece)
+            if piece.rows < wanted:  # bound by bytes, by patience, or by the end of the list
+                break
+        self.progress.read_share = self._source.read_share
+        return None if packer.empty else packer.pack()
+
+    def _batch_limits(self) -> BatchLimits:
+        limits, learnt = self._options.batch, self._health.max_bytes
+        if learnt is None or learnt >= limits.bytes:
+            return limits
+        return BatchLimits(
+            instances=limits.instances, rows=limits.rows, bytes=max(learnt, 1_024), linger_s=limits.linger_s
+        )
+
+    async def _have_room(self, instances: int) -> None:
+        """Wait until one more batch may be begun."""
+        while (
+            self._open >= self._most_open
+            or self._beginning + self._limiter.waiting >= AHEAD + self._limiter.vacancies(instances)
+        ):  # fmt: skip
+            self._room.clear()
+            await self._room.wait()
+
+    # --- a batch's life -------------------------------------------------------------------------------------------
+
+    def _start(self, deliveries: anyio.abc.TaskGroup, ledger: Ledger) -> None:
+        wall = self._clock.wall()
+        begun = self._checkpoint.begin(ledger, wall)
+        self._open += 1
+        self._beginning += 1
+        deliveries.start_soon(self._carry, ledger, begun, wall)
+
+    async def _carry(self, ledger: Ledger, begun: Awaitable[None], begun_at: float) -> None:
+        """See a new batch through."""
+        try:
+            try:
+                await begun
+            finally:
+                self._beginning -= 1
+            batch = ledger.batch
+            self.progress.begun(len(batch.ids), len(batch.refused))
+            self._health.rows += len(batch.ids) + len(batch.refused)
+            if batch.refused and self._emit is not None:
+                await self._emit(batch.refused)
+            self._changed()
+            if batch.ids:
+                await self._deliver(ledger, begun_at)
+        except BulkwfError as error:
+            self.drain(error)
+        finally:
+            self._open -= 1
+            self._room.set()
+
+    async def _carry_on(self, ledger: Ledger, begun_at: float) -> None:
+        """See a batch through that an earlier session has begun."""
+        try:
+            await self._deliver(ledger, begun_at)
+        except BulkwfError as error:
+            self.drain(error)
+        finally:
+            self._open -= 1
+            self._room.set()
+
+    async def _deliver(self, ledger: Ledger, begun_at: float) -> None:
+        try:
+            await self._courier.deliver(ledger, begun_at)
+        except Draining:
+            return
+
+    # --- what deliveries ask for ----------------------------------------------------------------------------------
+
+    async def _settled(self, ledger: Ledger, outcome: Outcome) -> None:
+        await self._checkpoint.settle(ledger, self._clock.wall())
+        in_doubt = sum(ledger.others[position].in_doubt for position, _ in outcome.others)
+        self.progress.settled(outcome, in_doubt, self._clock.now())
+        if self._emit is not None:
+            await self._emit(ledger.settled(outcome))
+        self._changed()
+
+    def _attempted(self, ledger: Ledger, instances: int, reply: Reply | Fault, outcome: Outcome) -> None:
+        self.progress.attempts += 1
+        self._checkpoint.note(
+            Attempt(
+                first_row=ledger.batch.first_row,
+                started_at=self._clock.wall() - reply.elapsed_s,
+                elapsed_s=reply.elapsed_s,
+                instances=instances,
+                http_status=reply.status if isinstance(reply, Reply) else None,
+                verdict=outcome.verdict.value,
+                detail=outcome.message or None,
+            )
+        )
+
+    async def _paused(self, seconds: float) -> None:
+        until = self._clock.now() + seconds
+        self.progress.paused_s += max(0.0, until - max(self._paused_until, self._clock.now()))
+        self._paused_until = max(self._paused_until, until)
+        await self._checkpoint.pause(self._clock.wall() + seconds)
+
+    async def _sleep(self, seconds: float) -> None:
+        if self.drained:
+            raise Draining
+        with anyio.CancelScope() as scope:
+            self._sleeping.add(scope)
+            try:
+                await self._clock.sleep(seconds)
+            finally:
+                self._sleeping.discard(scope)
+        if scope.cancelled_caught:
+            raise Draining
+
+    async def _close_account(self, *, complete: bool) -> None:
+        """Write down what only waits for company, and whether the run is finished."""
+        try:
+            if complete and not self.progress.totals.pending:
+                await self._checkpoint.finish(self._clock.wall())
+            else:
+                await self._checkpoint.flush()
+        except BulkwfError as error:
+            self.error = self.error or error
+
+    # --- resuming -------------------------------------------------------------------------------------------------
+
+    async def _resume(self, deliveries: anyio.abc.TaskGroup) -> None:
+        """Read again what earlier sessions have begun: compare it, and take up the batches in doubt."""
+        for begun in self._checkpoint.begun():
+            if begun.settled and begun.whole:
+                piece = await self._source.take_bytes(begun.size, begun.rows)
+                data = piece.data if piece is not None else b""
+                if fingerprint(data) != (begun.size, begun.digest):
+                    raise self._differs(begun, ended=len(data) < begun.size)
+            else:
+                await self._take_up(deliveries, begun)
+            self.progress.read_share = self._source.read_share
+
+    async def _take_up(self, deliveries: anyio.abc.TaskGroup, begun: Begun) -> None:
+        piece = await self._source.take_rows(begun.rows)
+        if piece is None or piece.rows < begun.rows:
+            raise self._differs(begun, ended=True)
+        ledger = self._checkpoint.ledger(begun, piece.data, self._options.row_shape)
+        if ledger.fingerprint() != (begun.size, begun.digest):
+            raise self._differs(begun, ended=False)
+        if not begun.settled:
+            await self._have_room(len(ledger.pending))
+            self._open += 1
+            deliveries.start_soon(self._carry_on, ledger, begun.begun_at)
+
+    def _differs(self, begun: Begun, *, ended: bool) -> InputError:
+        if ended:
+            return InputError(
+                f"the list ends before row {begun.first_row + begun.rows}, which the checkpoint says was begun. Give "
+                "the whole list that the run began with, or name another checkpoint with -c."
+            )
+        first, last = self._source.where(begun.first_row), self._source.where(begun.first_row + begun.rows - 1)
+        return InputError(
+            f"the list is not the one that the run began with: something between {first} and {last} has changed since. "
+            "Give the list as it was (rows may be added at its end), or name another checkpoint with -c."
+        )

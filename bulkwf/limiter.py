@@ -1,0 +1,306 @@
+"""Places and waiting: who may send next, and when.
+
+Rules:
+
+1. Whoever posts next waits in one queue, in the order of asking: first attempts, retries and look-ups alike.
+2. The head of the queue waits for a place among the requests on the wire, then for every window and for any pause.
+3. Who holds a slot waits for nothing but its own answer. A backoff holds no slot.
+4. What was written counts, from the moment its body was written. What was never sent gives its places back.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from math import inf
+from typing import Protocol, Self
+
+from bulkwf.errors import Draining
+from bulkwf.options import RateLimits
+from bulkwf.windows import LOWEST_SHARE, Pace, Window
+
+__all__ = ["Limiter", "Slot", "WindowLimiter"]
+
+INSTANCE_PERIOD_S = 1.0
+REQUEST_PERIOD_S = 300.0
+LOOPBACK_MARGIN_S = 0.005
+NETWORK_MARGIN_S = 0.020
+WIDEST_MARGIN_S = 0.250
+RECOVERY_S = 10.0
+"""A refused rate rises by a tenth of the full rate each time so many seconds pass without a refusal."""
+
+
+class Slot(Protocol):
+    """Leave to send one request, held while it is on the wire."""
+
+    async def __aenter__(self) -> Self: ...
+    async def __aexit__(self, *_: object) -> None: ...
+
+    def written(self) -> None:
+        """The request's body has been handed to the network."""
+        ...
+
+    def unsent(self) -> None:
+        """No byte of the request has left."""
+        ...
+
+
+class Limiter(Protocol):
+    """Hands out slots. One limiter belongs to one target, and may be shared by several runs."""
+
+    def slot(self, cost: int) -> Slot:
+        """A slot for a request that carries *cost* instances; 0 for a look-up. Entered when it is free."""
+        ...
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for a slot."""
+        ...
+
+    def vacancies(self, cost: int) -> int:
+        """How many requests of *cost* instances could go at once, now."""
+        ...
+
+    def observe(self, headers: Mapping[str, str]) -> None:
+        """Take in what an answer's headers say of the limits."""
+        ...
+
+    def succeeded(self) -> None:
+        """A request was answered as it should be."""
+        ...
+
+    def overloaded(self) -> None:
+        """A request failed in a way that fewer requests at a time might cure."""
+        ...
+
+    def paused(self, seconds: float) -> None:
+        """The service has refused a request for its rate: nothing is sent for so long."""
+        ...
+
+    def stop(self) -> None:
+        """End every wait for a slot with `Draining`, now and from now on."""
+        ...
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        """Call *changed* whenever `waiting` or `vacancies` may have changed."""
+        ...
+
+
+class WindowLimiter:
+    """A limiter for one process: sliding windows, a pause, and as many requests at a time as the service bears.
+
+    Args:
+        limits: What may be sent.
+        clock: Monotonic seconds; the running loop's timers must follow it.
+        margin_s: Kept free behind each use of a window.
+    """
+
+    def __init__(
+        self,
+        limits: RateLimits,
+        *,
+        clock: Callable[[], float],
+        margin_s: float = NETWORK_MARGIN_S,
+    ) -> None:
+        self._clock = clock
+        self._changed: Callable[[], None] = lambda: None
+        self._most_places = limits.concurrency
+        self._places = limits.concurrency
+        self._taken = 0
+        self.waiting = 0
+        self._turn = asyncio.Lock()
+        self._head: asyncio.Future[None] | None = None
+        self._stopped = False
+        self._paused_until = -inf
+        self._probing = False
+        self._successes = 0
+        self._lowered_at = -inf
+        self._refused_at = -inf
+        self._instances = _window(limits.instances_per_s, INSTANCE_PERIOD_S, margin_s)
+        self._requests = _window(limits.requests_per_5m, REQUEST_PERIOD_S, margin_s)
+        allowed = inf if limits.requests_per_5m is None else limits.requests_per_5m / REQUEST_PERIOD_S
+        self._pace = Pace(allowed)
+        self._quota_spent = False
+
+    # --- slots ----------------------------------------------------------------------------------------------------
+
+    def slot(self, cost: int) -> "_WindowSlot":
+        """See `Limiter.slot`."""
+        return _WindowSlot(self, cost)
+
+    def vacancies(self, cost: int) -> int:
+        """See `Limiter.vacancies`."""
+        now = self._clock()
+        if self.waiting or self._pause_s(now) > 0:
+            return 0
+        free = self._free_places()
+        if self._instances is not None and cost:
+            free = min(free, self._instances.room(now) // cost)
+        return free
+
+    async def take(self, cost: int) -> None:
+        """Wait for the turn, a place, the windows and the pause; then take them."""
+        self.waiting += 1
+        try:
+            async with self._turn:
+                while (wait_s := self._wait_s(cost)) > 0:
+                    await self._sleep(wait_s)
+                if self._stopped:
+                    raise Draining
+                self._taken += 1
+                self._pace.sent(self._clock())
+                for window, amount in self._uses(cost):
+                    window.reserve(amount)
+        finally:
+            self.waiting -= 1
+            self._changed()
+
+    def give_back(self, cost: int, *, sent: bool, written: bool) -> None:
+        """The request has come to its end."""
+        self._taken -= 1
+        if not written:
+            for window, amount in self._uses(cost):
+                if sent:
+                    window.written(self._clock(), amount)
+                else:
+                    window.give_back(amount)
+        self._wake()
+        self._changed()
+
+    def written(self, cost: int) -> None:
+        """The request's body has been written: its places in the windows are taken from now on."""
+        now = self._clock()
+        for window, amount in self._uses(cost):
+            window.written(now, amount)
+        self._wake()
+
+    def stop(self) -> None:
+        """See `Limiter.stop`."""
+        self._stopped = True
+        self._wake()
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        """See `Limiter.watch`."""
+        self._changed = changed
+
+    def _wait_s(self, cost: int) -> float:
+        if self._stopped:
+            return 0.0
+        if self._free_places() <= 0:
+            return inf
+        now = self._clock()
+        waits = (window.wait_s(now, amount) for window, amount in self._uses(cost))
+        return max(self._pause_s(now), self._pace.wait_s(now), *waits, 0.0)
+
+    def _free_places(self) -> int:
+        return (1 if self._probing else self._places) - self._taken
+
+    def _pause_s(self, now: float) -> float:
+        return max(0.0, self._paused_until - now)
+
+    def _uses(self, cost: int) -> list[tuple[Window, int]]:
+        uses = [] if self._requests is None else [(self._requests, 1)]
+        if self._instances is not None and cost:
+            uses.append((self._instances, cost))
+        return uses
+
+    async def _sleep(self, seconds: float) -> None:
+        """Sleep until something changes, at most so long. Only the head of the queue sleeps here."""
+        loop = asyncio.get_running_loop()
+        self._head = loop.create_future()
+        timer = None if seconds == inf else loop.call_later(seconds, self._wake)
+        try:
+            await self._head
+        finally:
+            self._head = None
+            if timer is not None:
+                timer.cancel()
+
+    def _wake(self) -> None:
+        if self._head is not None and not self._head.done():
+            self._head.set_result(None)
+
+    # --- what the answers teach -----------------------------------------------------------------------------------
+
+    def observe(self, headers: Mapping[str, str]) -> None:
+        """See `Limiter.observe`."""
+        self._quota_spent = self._pace.observe(self._clock(), headers)
+
+    def succeeded(self) -> None:
+        """See `Limiter.succeeded`. A round of successes adds a place; time without refusals restores the rate."""
+        now = self._clock()
+        self._probing = False
+        self._successes += 1
+        if self._successes >= self._places:
+            self._successes = 0
+            self._places = min(self._places + 1, self._most_places)
+        if now - self._refused_at >= RECOVERY_S:
+            self._refused_at = now
+            for window in (self._instances, self._requests):
+                if window is not None:
+                    window.share = min(1.0, window.share + 0.1)
+        self._wake()
+        self._changed()
+
+    def overloaded(self) -> None:
+        """See `Limiter.overloaded`. Halves the places, once for all the requests that were on the wire together."""
+        now = self._clock()
+        if now - self._lowered_at >= 1.0:
+            self._lowered_at = now
+            self._places = max(1, self._places // 2)
+        self._successes = 0
+
+    def paused(self, seconds: float) -> None:
+        """See `Limiter.paused`. One probe goes first afterwards; the refused rate is halved, the margin widened."""
+        now = self._clock()
+        if now >= self._paused_until:
+            window = self._requests if self._quota_spent else self._instances
+            if window is not None:
+                window.share = max(LOWEST_SHARE, window.share / 2)
+                window.margin_s = min(WIDEST_MARGIN_S, window.margin_s * 2)
+        self._paused_until = max(self._paused_until, now + seconds)
+        self._probing = True
+        self._refused_at = self._paused_until
+        self._wake()
+
+    # --- the past -------------------------------------------------------------------------------------------------
+
+    def restore(self, attempts: list[tuple[float, int]], paused_s: float) -> None:
+        """Take over what an earlier process has sent: (seconds ago, instances), the oldest first; and its pause."""
+        now = self._clock()
+        for ago, instances in attempts:
+            for window, amount in self._uses(instances):
+                if ago < window.span_s:
+                    window.used(now - ago, amount)
+        if paused_s > 0:
+            self._paused_until = now + paused_s
+            self._probing = True
+
+
+class _WindowSlot:
+    """One request's leave."""
+
+    __slots__ = ("_cost", "_limiter", "_sent", "_written")
+
+    def __init__(self, limiter: WindowLimiter, cost: int) -> None:
+        self._limiter = limiter
+        self._cost = cost
+        self._sent = True
+        self._written = False
+
+    async def __aenter__(self) -> Self:
+        await self._limiter.take(self._cost)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._limiter.give_back(self._cost, sent=self._sent, written=self._written)
+
+    def written(self) -> None:
+        if not self._written:
+            self._written = True
+            self._limiter.written(self._cost)
+
+    def unsent(self) -> None:
+        self._sent = False
+
+
+def _window(limit: int | None, period_s: float, margin_s: float) -> Window | None:
+    return None if limit is None else Window(limit, period_s, margin_s)

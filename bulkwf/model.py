@@ -1,0 +1,295 @@
+"""The values that flow through a run. All are immutable."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Literal, Protocol
+
+__all__ = [
+    "Answer",
+    "Batch",
+    "Fault",
+    "FaultKind",
+    "Instance",
+    "Outcome",
+    "Reply",
+    "Result",
+    "RowOutcome",
+    "Slice",
+    "Summary",
+    "Transport",
+    "Verdict",
+]
+
+RowOutcome = Literal["created", "existed", "rejected", "invalid", "pending"]
+"""How a row ends; `pending` is the one that is not an end."""
+
+
+class _Absent(Enum):
+    """The type of `ABSENT`: for the service, a key that is not there differs from one that is null."""
+
+    ABSENT = "absent"
+
+
+ABSENT = _Absent.ABSENT
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Instance:
+    """One row of a list given as Python values.
+
+    Attributes:
+        params: Any JSON value; the workflow's `event.payload`. Left out, the service passes `{}`.
+        instance_id: 1 to 100 of the characters `A-Z a-z 0-9 _ -`, not starting with `-`. Left out, one is generated.
+        instance_retention: `{"success_retention": …, "error_retention": …}`, each milliseconds or text such as
+            `"3 days"`.
+        location_hint: Passed on as it is.
+    """
+
+    params: Any = ABSENT
+    instance_id: str | None = None
+    instance_retention: Mapping[str, int | str] | None = None
+    location_hint: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """Contiguous rows of the list, as the source had them.
+
+    Attributes:
+        first_row: Number of the first row, counted from 0 over the whole list.
+        rows: Number of rows, blank ones included.
+        data: `rows` lines of JSON, each ended by a newline.
+        refused: (offset, code, message) of each row that the source could not hand over; its line in `data` is empty.
+    """
+
+    first_row: int
+    rows: int
+    data: bytes
+    refused: tuple[tuple[int, str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What became of one row.
+
+    Attributes:
+        row: Number of the row, counted from 0 over the whole list.
+        id: The instance's id; None if the row is `invalid` and had none that could be read.
+        outcome: `created`, `existed`, `rejected`, `invalid`; `pending` only where unsettled rows are asked for.
+        status: The workflow instance's status, in the service's own word, when it answered.
+        code: The service's error code, or bulkwf's word for why the row is `invalid`.
+        message: The reason, for a person.
+        attempts: Requests that the row's batch has taken so far.
+        in_doubt: For `existed`: an earlier attempt of this run may have created it.
+        version_id: Of the workflow, as the service said it.
+        workflow_id: Of the workflow, as the service said it.
+    """
+
+    row: int
+    id: str | None
+    outcome: RowOutcome
+    status: str | None = None
+    code: int | str | None = None
+    message: str | None = None
+    attempts: int = 0
+    in_doubt: bool = False
+    version_id: str | None = None
+    workflow_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """What is durable of a run, over all its sessions so far.
+
+    Attributes:
+        created: Rows whose instance the service has said it created.
+        existed: Rows whose id the service held already.
+        existed_in_doubt: How many of `existed` an earlier attempt of this run may have created.
+        rejected: Rows that the service refuses.
+        invalid: Rows that bulkwf refused before sending.
+        pending: Rows begun and not settled. Rows that were never read are not counted.
+        complete: The list was read to its end and no row is pending.
+        attempts: Requests of this session.
+        elapsed_s: Length of this session.
+        paused_s: How long of that the service had ordered silence.
+        settled: Rows that this session settled.
+        exit_code: What the command line exits with.
+    """
+
+    created: int = 0
+    existed: int = 0
+    existed_in_doubt: int = 0
+    rejected: int = 0
+    invalid: int = 0
+    pending: int = 0
+    complete: bool = False
+    attempts: int = 0
+    elapsed_s: float = 0.0
+    paused_s: float = 0.0
+    settled: int = 0
+    exit_code: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Rows that the run has met, blank ones not counted."""
+        return self.created + self.existed + self.rejected + self.invalid + self.pending
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Rows that travel together: the unit of flow.
+
+    Attributes:
+        first_row: Number of the first row.
+        rows: Number of rows, blank and refused ones included.
+        region: The rows as the source had them, one line each.
+        ids: The id of each instance to send, in the order of the rows.
+        offsets: For each of `ids`, its row's number less `first_row`.
+        bare: Every id stands in its row, whose bytes are sent as they are.
+        row_shape: Whether a line is a whole `instance` or its `params` alone.
+        refused: The rows that were refused before sending, as `invalid` results.
+        retention_s: The shortest time for which the service remembers an id of this batch, in seconds.
+    """
+
+    first_row: int
+    rows: int
+    region: bytes = field(repr=False)
+    ids: Sequence[str]
+    offsets: Sequence[int]
+    bare: bool
+    row_shape: Literal["instance", "params"]
+    refused: tuple[Result, ...]
+    retention_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """A complete answer of the service.
+
+    Attributes:
+        status: HTTP status.
+        headers: With lower-case names.
+        body: As it came; never compressed.
+        elapsed_s: From the start of the request to the last byte of the answer.
+        received_at: When the answer was complete, in seconds of Unix time.
+        credential: Which of the credentials seen so far the request carried; see `Transport.renew`.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes = field(repr=False)
+    elapsed_s: float = 0.0
+    received_at: float = 0.0
+    credential: int = 0
+
+
+class FaultKind(Enum):
+    """What is known of a request that got no complete answer."""
+
+    NOT_SENT = "not_sent"
+    """No byte of it reached the service."""
+    IN_DOUBT = "in_doubt"
+    """The service may have acted on it."""
+    FATAL = "fatal"
+    """No byte of it reached the service, and none will: TLS or the address is wrong."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """No complete answer.
+
+    Attributes:
+        kind: What is known of the request.
+        message: What happened; never holds a credential or a row's params.
+        elapsed_s: From the start of the request to the fault.
+    """
+
+    kind: FaultKind
+    message: str
+    elapsed_s: float = 0.0
+
+
+class Verdict(Enum):
+    """What an attempt's reply means for the instances it left unsettled."""
+
+    DONE = "done"
+    NOT_SENT = "not_sent"
+    IN_DOUBT = "in_doubt"
+    CONTRADICTION = "contradiction"
+    """A 2xx that is no answer to this request: in doubt, and the connection is not to be trusted again."""
+    OMITTED = "omitted"
+    """A complete answer without some of the ids sent."""
+    REFUSED = "refused"
+    """Something in the request is bad: send it in halves."""
+    TOO_LARGE = "too_large"
+    THROTTLED = "throttled"
+    UNAUTHORIZED = "unauthorized"
+    CHALLENGED = "challenged"
+    """Blocked at the edge by a page meant for browsers."""
+    NO_SUCH_WORKFLOW = "no_such_workflow"
+    ORIGIN_TLS = "origin_tls"
+    """The service's edge has no secure connection to its own origin (525, 526)."""
+    FATAL = "fatal"
+    ABSENT = "absent"
+    """A look-up found no such instance."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the service says of an instance it has created."""
+
+    status: str | None = None
+    version_id: str | None = None
+    workflow_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What one attempt came to. Instances are named by their position in `Batch.ids`.
+
+    `created`, `others` and `unsettled` together are what was sent, always.
+
+    Attributes:
+        verdict: Why something is left unsettled; `DONE` if nothing is.
+        created: The instances that the service says it created, alike in `answer`.
+        answer: What it said of them.
+        others: (position, result) of the instances settled in any other way.
+        unsettled: The instances that need another attempt.
+        code: The service's error code, or the HTTP status.
+        message: What the service said, cleaned of control characters and cut to a line's length.
+        retry_after_s: The pause that the service ordered, in seconds; None if it ordered none.
+    """
+
+    verdict: Verdict
+    created: Sequence[int] = ()
+    answer: Answer | None = None
+    others: tuple[tuple[int, Result], ...] = ()
+    unsettled: Sequence[int] = ()
+    code: int | None = None
+    message: str = ""
+    retry_after_s: float | None = None
+
+
+class Transport(Protocol):
+    """The way to one target. It never raises for the network: what went wrong is a `Fault`."""
+
+    async def post(self, body: bytes, written: Callable[[], None]) -> Reply | Fault:
+        """Send one batch-create request; `written` is called once its body has been handed to the network."""
+        ...
+
+    async def get(self, instance_id: str, written: Callable[[], None]) -> Reply | Fault:
+        """Ask for one instance."""
+        ...
+
+    async def renew(self, credential: int) -> bool:
+        """Whether there is another credential than the refused one, asking the source of credentials again."""
+        ...
+
+    def distrust(self) -> None:
+        """Send no further request over a connection that is open now."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        ...

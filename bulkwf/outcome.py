@@ -1,0 +1,265 @@
+"""What a reply means for the instances that were sent: `judge` and `judge_lookup`. Pure.
+
+Rules, in the order of the questions:
+
+1. Was a complete answer read? If not, the transport has said whether the service may have acted.
+2. Is it an answer to *this* request? Only ids tell: an idle connection can hand over a late copy of an earlier one.
+3. What does it say of each id? Ids are matched by value, never by position, and one that is left out proves nothing.
+"""
+
+import re
+from collections.abc import Sequence
+from email.utils import parsedate_to_datetime
+
+from bulkwf.model import Answer, Batch, Fault, FaultKind, Outcome, Reply, Result, RowOutcome, Verdict
+from bulkwf.payload import Answered, Envelope, Refused, ServiceError, clean, decode_answer, decode_errors, decode_lookup
+
+__all__ = ["existence", "judge", "judge_lookup", "rejection", "retry_after_s"]
+
+ALREADY_EXISTS = 10405
+WORKFLOW_NOT_FOUND = 10200
+INTERNAL_ERRORS = frozenset({10001})
+"""Codes with which the service says that it failed, whatever the HTTP status around them."""
+AUTHENTICATION_ERRORS = frozenset({6003, *range(6100, 6200), 9106, 9109, 10000})
+"""Codes that blame the credential; some of them come with status 400."""
+ROUTE_ERRORS = frozenset({WORKFLOW_NOT_FOUND, 7000, 7003})
+"""Codes of a 404 that is about the address, not about an instance."""
+
+_BY_STATUS = {
+    **dict.fromkeys((408, 425, 499), Verdict.IN_DOUBT),
+    **dict.fromkeys((400, 409, 422), Verdict.REFUSED),
+    **dict.fromkeys((525, 526), Verdict.ORIGIN_TLS),
+    401: Verdict.UNAUTHORIZED,
+    403: Verdict.UNAUTHORIZED,
+    404: Verdict.NO_SUCH_WORKFLOW,
+    413: Verdict.TOO_LARGE,
+    429: Verdict.THROTTLED,
+    501: Verdict.FATAL,
+}
+_BY_FAULT = {
+    FaultKind.NOT_SENT: Verdict.NOT_SENT,
+    FaultKind.IN_DOUBT: Verdict.IN_DOUBT,
+    FaultKind.FATAL: Verdict.FATAL,
+}
+_CHALLENGE = re.compile(rb"cdn-cgi/challenge-platform|cf-chl|Just a moment|Attention Required", re.IGNORECASE)
+_DIGITS = re.compile("[0-9]{1,9}", re.ASCII)
+
+
+def judge(batch: Batch, part: Sequence[int], reply: Reply | Fault) -> Outcome:
+    """What the reply to a batch create says of the instances at positions *part*."""
+    if isinstance(reply, Fault) or not 200 <= reply.status < 300:
+        return _judge_failure(batch, part, reply)
+    envelope = decode_answer(reply.body)
+    if envelope is None:
+        return _unsettled(part, Verdict.CONTRADICTION, reply.status, _excerpt("no answer to a batch create", reply))
+    if not envelope.success:
+        return _judge_failure(batch, part, reply)
+    answered, sent = envelope.answered, [batch.ids[position] for position in part]
+    if not envelope.refused and [one.id for one in answered] == sent and _alike(answered):
+        return Outcome(verdict=Verdict.DONE, created=part, answer=_answer(answered[0]))
+    return _match(batch, part, envelope)
+
+
+def judge_lookup(batch: Batch, position: int, reply: Reply | Fault) -> Outcome:
+    """What the reply to a look-up says of the instance at *position*: `existed`, `ABSENT`, or nothing yet."""
+    part = (position,)
+    if isinstance(reply, Reply) and 200 <= reply.status < 300:
+        found = decode_lookup(reply.body)
+        if found is None or found.id not in (None, batch.ids[position]):
+            return _unsettled(part, Verdict.CONTRADICTION, reply.status, _excerpt("no answer to a look-up", reply))
+        if found.success:
+            existed = _result(batch, position, "existed", status=found.status)
+            return Outcome(verdict=Verdict.DONE, others=((position, existed),))
+    outcome = _judge_failure(batch, part, reply)
+    if isinstance(reply, Reply) and reply.status == 404 and outcome.code not in ROUTE_ERRORS:
+        verdict = Verdict.CONTRADICTION if decode_errors(reply.body) is None else Verdict.ABSENT
+        return _unsettled(part, verdict, outcome.code, outcome.message)
+    if outcome.verdict in (Verdict.REFUSED, Verdict.TOO_LARGE) or outcome.others:
+        return _unsettled(part, Verdict.CONTRADICTION, outcome.code, outcome.message)
+    return outcome
+
+
+def existence(batch: Batch, part: Sequence[int]) -> Outcome:
+    """The outcome that settles *part* as `existed`."""
+    others = tuple((position, _result(batch, position, "existed")) for position in part)
+    return Outcome(verdict=Verdict.DONE, others=others)
+
+
+def rejection(batch: Batch, position: int, code: int | None, message: str) -> Outcome:
+    """The outcome that settles one instance as `rejected`."""
+    return Outcome(verdict=Verdict.DONE, others=((position, _refusal(batch, position, code, message)),))
+
+
+def retry_after_s(reply: Reply) -> float | None:
+    """The pause that a reply orders: seconds in ASCII digits, or an HTTP date held against the reply's own."""
+    text = reply.headers.get("retry-after", "").strip()
+    if _DIGITS.fullmatch(text):
+        return float(text)
+    until = _http_date(text)
+    if until is None:
+        return None
+    now = _http_date(reply.headers.get("date", "")) or reply.received_at
+    return max(0.0, until - now)
+
+
+# --- a complete answer --------------------------------------------------------------------------------------------
+
+
+def _alike(answered: Sequence[Answered]) -> bool:
+    first = answered[0]
+    status, version, workflow = first.status, first.version_id, first.workflow_id
+    return all(a.status == status and a.version_id == version and a.workflow_id == workflow for a in answered)
+
+
+def _answer(one: Answered) -> Answer:
+    return Answer(one.status, one.version_id, one.workflow_id)
+
+
+def _match(batch: Batch, part: Sequence[int], envelope: Envelope) -> Outcome:
+    """Match an answer that differs from the request, id by id."""
+    position_of = {batch.ids[position]: position for position in part}
+    common = _answer(envelope.answered[0]) if envelope.answered else None
+    created: list[int] = []
+    others: list[tuple[int, Result]] = []
+    for one in envelope.answered:
+        position = position_of.pop(one.id, None)
+        if position is None:
+            message = f"the answer names the id {clean(one.id, 100)!r}, which was not sent or is named twice"
+            return _unsettled(part, Verdict.CONTRADICTION, None, message)
+        if _answer(one) == common:
+            created.append(position)
+        else:
+            others.append((position, _created(batch, position, one)))
+    verdict = Verdict.OMITTED
+    for refused in envelope.refused:
+        position = _refused_position(batch, part, refused)
+        if position is None or position_of.pop(batch.ids[position], None) is None:
+            message = "the answer refuses an instance that was not sent, or that it also calls created"
+            return _unsettled(part, Verdict.CONTRADICTION, refused.code, message)
+        if refused.code in INTERNAL_ERRORS:
+            position_of[batch.ids[position]] = position
+            verdict = Verdict.IN_DOUBT
+        else:
+            others.append((position, _refusal(batch, position, refused.code, clean(refused.message))))
+    unsettled = tuple(position_of.values())
+    return Outcome(
+        verdict=verdict if unsettled else Verdict.DONE,
+        created=created,
+        answer=common,
+        others=tuple(others),
+        unsettled=unsettled,
+        message=f"the answer leaves out {len(unsettled)} of {len(part)} ids" if unsettled else "",
+    )
+
+
+def _refused_position(batch: Batch, part: Sequence[int], refused: Refused) -> int | None:
+    if refused.id is not None:
+        return next((position for position in part if batch.ids[position] == refused.id), None)
+    if refused.index is not None and 0 <= refused.index < len(part):
+        return part[refused.index]
+    return None
+
+
+# --- a failure ----------------------------------------------------------------------------------------------------
+
+
+def _judge_failure(batch: Batch, part: Sequence[int], reply: Reply | Fault) -> Outcome:
+    if isinstance(reply, Fault):
+        return _unsettled(part, _BY_FAULT[reply.kind], None, reply.message)
+    errors = decode_errors(reply.body)
+    told = _main_error(errors or ())
+    code = told.code if told.code is not None else reply.status
+    message = told.message or _excerpt(f"HTTP {reply.status}", reply)
+    if len(part) == 1 and code == ALREADY_EXISTS:
+        return Outcome(verdict=Verdict.DONE, others=((part[0], _refusal(batch, part[0], code, message)),))
+    verdict = _failure_verdict(reply, errors)
+    return _unsettled(part, verdict, code, message, retry_after_s(reply))
+
+
+def _failure_verdict(reply: Reply, errors: tuple[ServiceError, ...] | None) -> Verdict:
+    codes = {error.code for error in errors or ()}
+    if reply.status == 429:
+        return Verdict.THROTTLED
+    if 200 <= reply.status < 300:
+        return Verdict.IN_DOUBT if codes & INTERNAL_ERRORS else Verdict.CONTRADICTION
+    if reply.status < 500 and codes & AUTHENTICATION_ERRORS:
+        return Verdict.UNAUTHORIZED
+    if errors is None and reply.status in (403, 503) and _is_challenge(reply):
+        return Verdict.CHALLENGED
+    if errors is None and reply.status in (400, 409, 422):
+        # Only the service's own word makes a row bad; this is somebody else's: a proxy's, a captive portal's.
+        return Verdict.CONTRADICTION
+    verdict = _BY_STATUS.get(reply.status)
+    return verdict or (Verdict.IN_DOUBT if reply.status >= 500 else Verdict.FATAL)
+
+
+def _is_challenge(reply: Reply) -> bool:
+    if reply.status == 403 or "cf-mitigated" in reply.headers:
+        return True
+    return _CHALLENGE.search(reply.body[:65_536]) is not None
+
+
+def _main_error(errors: Sequence[ServiceError]) -> ServiceError:
+    """The error that decides: one that blames the credential, else the first."""
+    blamed = (error for error in errors if error.code in AUTHENTICATION_ERRORS)
+    return next(blamed, errors[0] if errors else ServiceError())
+
+
+def _excerpt(what: str, reply: Reply) -> str:
+    text = clean(reply.body[:400].decode("utf-8", "replace"), 120)
+    ray = clean(reply.headers.get("cf-ray", ""), 60)
+    return clean(f"{what} (HTTP {reply.status}{', cf-ray ' + ray if ray else ''}): {text or 'an empty body'}")
+
+
+def _unsettled(
+    part: Sequence[int], verdict: Verdict, code: int | None, message: str, after_s: float | None = None
+) -> Outcome:
+    return Outcome(verdict=verdict, unsettled=part, code=code, message=message, retry_after_s=after_s)
+
+
+def _http_date(text: str) -> float | None:
+    if not text.isascii() or not text.endswith("GMT"):
+        return None
+    try:
+        return parsedate_to_datetime(text).timestamp()
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
+# --- results ------------------------------------------------------------------------------------------------------
+
+
+def _result(
+    batch: Batch,
+    position: int,
+    outcome: RowOutcome,
+    *,
+    status: str | None = None,
+    code: int | None = None,
+    message: str | None = None,
+) -> Result:
+    return Result(
+        row=batch.first_row + batch.offsets[position],
+        id=batch.ids[position],
+        outcome=outcome,
+        status=status,
+        code=code,
+        message=message,
+    )
+
+
+def _refusal(batch: Batch, position: int, code: int | None, message: str) -> Result:
+    if code == ALREADY_EXISTS:
+        return _result(batch, position, "existed")
+    return _result(batch, position, "rejected", code=code, message=message)
+
+
+def _created(batch: Batch, position: int, one: Answered) -> Result:
+    return Result(
+        row=batch.first_row + batch.offsets[position],
+        id=one.id,
+        outcome="created",
+        status=one.status,
+        version_id=one.version_id,
+        workflow_id=one.workflow_id,
+    )

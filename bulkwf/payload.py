@@ -1,0 +1,284 @@
+"""Rows and batches to request bodies; response bodies to answers.
+
+A row's bytes are validated and measured, never rebuilt: what the service receives is what the list had. (A round trip
+through Python would turn a 30-digit integer into a float, and NaN into null.)
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import msgspec
+import orjson
+
+from bulkwf.model import Batch
+
+__all__ = [
+    "Answered",
+    "Envelope",
+    "Flaw",
+    "Lookup",
+    "Refused",
+    "Row",
+    "ServiceError",
+    "clean",
+    "compose",
+    "decode_answer",
+    "decode_errors",
+    "decode_lookup",
+    "decode_rows",
+    "read_row",
+]
+
+MAX_NESTING = 1_000
+"""A row with no more opening brackets than this can't be nested deeper; others are parsed to find out."""
+
+_NOT_PRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]+")
+
+
+class Retention(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """How long the service keeps an instance, and with it the memory of its id."""
+
+    success_retention: int | str | msgspec.UnsetType = msgspec.UNSET
+    error_retention: int | str | msgspec.UnsetType = msgspec.UNSET
+
+
+class Row(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """A row as the API has it. `params` stays raw."""
+
+    instance_id: str | msgspec.UnsetType = msgspec.UNSET
+    params: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    instance_retention: Retention | msgspec.UnsetType = msgspec.UNSET
+    location_hint: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class Flaw(msgspec.Struct, frozen=True):
+    """Why a row can't be sent: a word for programs, a sentence for people."""
+
+    code: str
+    message: str
+
+
+_ROW = msgspec.json.Decoder(Row)
+_PARAMS = msgspec.json.Decoder(msgspec.Raw)
+
+
+def clean(text: str, length: int = 300) -> str:
+    """*text* in one line without control, bidirectional or invisible characters, fit for a terminal and a log."""
+    text = _NOT_PRINTABLE.sub(" ", text[: 2 * length]).strip()
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+# --- rows ---------------------------------------------------------------------------------------------------------
+
+
+def decode_rows(region: bytes, rows: int, row_shape: Literal["instance", "params"]) -> list[Row] | None:
+    """All of a region's rows in one pass; None if any of them needs a closer look by `read_row`.
+
+    Every newline has to stand between a `}` and a `{`. That can't happen inside a JSON value, so no row spans lines;
+    with as many rows as lines, no line holds two.
+    """
+    between = region.count(b"}\n{") or region.count(b"}\r\n{")
+    if between != rows - 1 or region.count(b"[") + region.count(b"{") > MAX_NESTING:
+        return None
+    try:
+        region.isascii() or region.decode()
+        if row_shape == "instance":
+            found = _ROW.decode_lines(region)
+        else:
+            found = [Row(params=params) for params in _PARAMS.decode_lines(region)]
+    except (ValueError, RecursionError):
+        return None
+    return found if len(found) == rows else None
+
+
+def read_row(line: bytes, row_shape: Literal["instance", "params"]) -> Row | Flaw:
+    """One row, or why it is none."""
+    try:
+        line.decode()
+        if line.count(b"[") + line.count(b"{") > MAX_NESTING:
+            _refuse_deep(line)
+        return _ROW.decode(line) if row_shape == "instance" else Row(params=_PARAMS.decode(line))
+    except UnicodeDecodeError as error:
+        return Flaw("not_utf8", f"the row is not UTF-8: byte {error.start + 1} of it is 0x{line[error.start]:02x}")
+    except RecursionError:
+        return Flaw("too_deep", "the row is nested too deep; about 1,000 levels is the most")
+    except msgspec.ValidationError as error:
+        return _validation_flaw(str(error))
+    except msgspec.DecodeError as error:
+        return Flaw("not_json", clean(f"the row is not JSON: {error}"))
+
+
+def _refuse_deep(line: bytes) -> None:
+    # msgspec's own limit moves with the Python version; orjson's is 1,024 everywhere.
+    try:
+        orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        if "ecursion" in str(error):
+            raise RecursionError from None
+
+
+def _validation_flaw(text: str) -> Flaw:
+    what, _, where = text.partition(" - at `$")
+    key = where.strip("`.")
+    if what.startswith("Object contains unknown field"):
+        name = what.removeprefix("Object contains unknown field ")
+        code = "bad_retention" if key else "unknown_key"
+        place = "instance_retention has" if key else "the row has"
+        return Flaw(
+            code,
+            clean(
+                f"{place} the unknown key {name}; an instance takes instance_id, params, "
+                "instance_retention and location_hint (--row-shape params sends the whole row as params)"
+            ),
+        )
+    if not key:
+        return Flaw("not_object", clean(f"the row is not a JSON object: {what}"))
+    if key == "instance_id":
+        return Flaw("bad_id", clean(f"instance_id: {what}; leave the key out to have an id made"))
+    code = "bad_retention" if key.startswith("instance_retention") else "bad_value"
+    return Flaw(code, clean(f"{key}: {what}"))
+
+
+# --- request bodies -----------------------------------------------------------------------------------------------
+
+
+def compose(batch: Batch, part: Sequence[int]) -> bytes:
+    """The request body for the instances at positions *part* of *batch*."""
+    if batch.bare and len(part) == batch.rows:
+        return b"[" + batch.region[:-1].replace(b"\n", b",") + b"]"
+    lines = batch.region.split(b"\n")
+    offsets, ids = batch.offsets, batch.ids
+    if batch.row_shape == "params":
+        items = [b'{"instance_id":"%b","params":%b}' % (ids[i].encode(), lines[offsets[i]]) for i in part]
+    elif batch.bare:
+        items = [lines[offsets[i]] for i in part]
+    else:
+        items = [_with_id(lines[offsets[i]], ids[i]) for i in part]
+    return b"[" + b",".join(items) + b"]"
+
+
+def _with_id(line: bytes, instance_id: str) -> bytes:
+    row = _ROW.decode(line)
+    if row.instance_id is not msgspec.UNSET:
+        return line
+    rest = line.lstrip()[1:]
+    comma = b"" if rest.lstrip().startswith(b"}") else b","
+    return b'{"instance_id":"%b"%b%b' % (instance_id.encode(), comma, rest)
+
+
+# --- response bodies ----------------------------------------------------------------------------------------------
+
+
+class Answered(msgspec.Struct, gc=False):
+    """One instance in the service's answer. Unknown keys are welcome."""
+
+    id: str
+    status: str | None = None
+    version_id: str | None = None
+    workflow_id: str | None = None
+
+
+class Refused(msgspec.Struct, gc=False):
+    """One error of the newer answer, which names the instance that it is about."""
+
+    id: str | None = None
+    index: int | None = None
+    code: int | None = None
+    message: str = ""
+
+
+class ServiceError(msgspec.Struct, frozen=True, gc=False):
+    """One entry of the envelope's `errors`."""
+
+    code: int | None = None
+    message: str = ""
+
+
+class _NewerResult(msgspec.Struct):
+    created: list[Answered]
+    errors: list[Refused] = []
+
+
+class Envelope(msgspec.Struct):
+    """The service's answer to a batch create: `{success, errors, messages, result}`."""
+
+    success: bool
+    result: list[Answered] | _NewerResult | None = None
+
+    @property
+    def answered(self) -> list[Answered]:
+        """The instances that the answer names as created."""
+        if isinstance(self.result, _NewerResult):
+            return self.result.created
+        return self.result or []
+
+    @property
+    def refused(self) -> list[Refused]:
+        """The instances that the answer names as refused."""
+        return self.result.errors if isinstance(self.result, _NewerResult) else []
+
+
+class Lookup(msgspec.Struct):
+    """What a look-up says of one instance. `id` is not in every service's answer."""
+
+    success: bool
+    id: str | None = None
+    status: str | None = None
+
+
+class _LookupResult(msgspec.Struct):
+    id: str | None = None
+    status: str | None = None
+
+
+class _LookupEnvelope(msgspec.Struct):
+    success: bool
+    result: _LookupResult | None = None
+
+
+_ENVELOPE = msgspec.json.Decoder(Envelope)
+
+
+def decode_answer(body: bytes) -> Envelope | None:
+    """The answer to a batch create; None if *body* is not one."""
+    try:
+        return _ENVELOPE.decode(body)
+    except (ValueError, RecursionError):
+        return None
+
+
+def decode_lookup(body: bytes) -> Lookup | None:
+    """The answer to a look-up; None if *body* is not one."""
+    try:
+        envelope = msgspec.json.decode(body, type=_LookupEnvelope)
+    except (ValueError, RecursionError):
+        return None
+    if envelope.result is None:
+        return None if envelope.success else Lookup(success=False)
+    return Lookup(envelope.success, envelope.result.id, envelope.result.status)
+
+
+def decode_errors(body: bytes) -> tuple[ServiceError, ...] | None:
+    """The errors that an envelope lists, inner ones of an `error_chain` too; None if *body* is no JSON object."""
+    try:
+        value = msgspec.json.decode(body)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(value, dict):
+        return None
+    return tuple(_errors(value.get("errors"), depth=3))
+
+
+def _errors(value: Any, depth: int) -> list[ServiceError]:
+    found = []
+    for entry in value if isinstance(value, list) and depth else ():
+        if isinstance(entry, dict):
+            code, message = entry.get("code"), entry.get("message")
+            if isinstance(code, str) and code.isascii() and code.isdigit() and len(code) < 10:
+                code = int(code)
+            found.append(
+                ServiceError(code if type(code) is int else None, clean(message) if isinstance(message, str) else "")
+            )
+            found += _errors(entry.get("error_chain"), depth - 1)
+    return found

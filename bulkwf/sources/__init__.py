@@ -1,0 +1,54 @@
+"""The list: cut into slices of whole lines, whatever it is made of."""
+
+import os
+from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
+from typing import Any
+
+from bulkwf.model import Instance
+from bulkwf.sources.files import FileFeed
+from bulkwf.sources.reader import Feed, Source
+from bulkwf.sources.rows import AsyncRowFeed, RowFeed
+
+__all__ = ["Feed", "Rows", "Source", "name_source", "open_source"]
+
+Row = Mapping[str, Any] | Instance
+Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+Rows = str | os.PathLike[str] | Iterable[Row] | AsyncIterable[Row]
+"""A list: the path of a file of JSON lines (`.gz` too, `-` is standard input), or rows themselves."""
+
+
+def open_source(rows: Rows | Paths, *, first: int | None = None, rate: int | None = None) -> Source:
+    """The source of *rows*; several paths are one list, in their order.
+
+    Args:
+        rows: See `Rows`.
+        first: Read only so many rows.
+        rate: Instances a second; batches that are bound by bytes are cut to fill it.
+
+    Raises:
+        InputError: A file is missing or can't be read.
+    """
+    return Source(_open_feed(rows), first=first, rate=rate)
+
+
+def name_source(rows: Rows | Paths) -> str:
+    """What people call the list: the names of its files."""
+    paths = _paths(rows)
+    return ", ".join("standard input" if path == "-" else path for path in paths) if paths else "rows of a program"
+
+
+def _open_feed(rows: Rows | Paths) -> Feed:
+    paths = _paths(rows)
+    if paths is not None:
+        return FileFeed(paths)
+    if isinstance(rows, AsyncIterable):
+        return AsyncRowFeed(rows)
+    return RowFeed(rows)  # type: ignore[arg-type]
+
+
+def _paths(rows: Rows | Paths) -> list[str] | None:
+    if isinstance(rows, str | os.PathLike):
+        return [os.fspath(rows)]
+    if isinstance(rows, list | tuple) and rows and all(isinstance(one, str | os.PathLike) for one in rows):
+        return [os.fspath(one) for one in rows]
+    return None

@@ -1,0 +1,239 @@
+"""Files of JSON lines, plain or gzip, one after another as one list; `-` is standard input."""
+
+import asyncio
+import os
+import stat
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import anyio
+
+from bulkwf.errors import InputError
+from bulkwf.sources.reader import Chunk
+
+__all__ = ["FileFeed"]
+
+CHUNK_BYTES = 1_048_576
+BOM = b"\xef\xbb\xbf"
+GZIP_MAGIC = b"\x1f\x8b"
+
+
+class FileFeed:
+    """Reads files in their order. Looks at all of them first, so that a wrong name ends a run before it begins."""
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        self._paths = list(paths)
+        self._sizes = [_size(path) for path in paths]
+        self._next = 0
+        self._file: _File | None = None
+        self._done_bytes = 0
+        self._ends_in_line = False
+
+    @property
+    def read_share(self) -> float | None:
+        """See `Feed.read_share`."""
+        total = 0
+        for size in self._sizes:
+            if size is None:
+                return None
+            total += size
+        current = self._file.read_bytes if self._file is not None else 0
+        return min(1.0, (self._done_bytes + current) / total) if total else 1.0
+
+    async def read(self) -> Chunk | None:
+        """See `Feed.read`."""
+        while True:
+            part = None
+            if self._file is None:
+                if self._next == len(self._paths):
+                    return None
+                part = await self._open_next()
+            assert self._file is not None
+            try:
+                data = await self._file.read()
+            except (OSError, EOFError, zlib.error) as error:
+                raise InputError(f"{self._file.name}: {_why(error)} Mend it and run the same command again.") from None
+            if part is not None:
+                data = data.removeprefix(BOM)
+            if data:
+                self._ends_in_line = not data.endswith(b"\n")
+                return Chunk(data, part)
+            ended_in_line, self._ends_in_line = self._ends_in_line, False
+            await self._close()
+            if ended_in_line:
+                return Chunk(b"\n")
+
+    async def aclose(self) -> None:
+        """See `Feed.aclose`."""
+        if self._file is not None:
+            await self._close()
+
+    async def _open_next(self) -> str:
+        path = self._paths[self._next]
+        self._next += 1
+        self._ends_in_line = False
+        try:
+            self._file = await _open(path)
+        except OSError as error:
+            raise InputError(f"{path}: the input can't be read: {error.strerror}.") from None
+        return "stdin" if path == "-" else Path(path).name
+
+    async def _close(self) -> None:
+        assert self._file is not None
+        self._done_bytes += self._file.read_bytes
+        file, self._file = self._file, None
+        await asyncio.to_thread(file.close)
+
+
+class _File(Protocol):
+    @property
+    def name(self) -> str: ...
+    @property
+    def read_bytes(self) -> int: ...
+    async def read(self) -> bytes: ...
+    def close(self) -> None: ...
+
+
+class _RegularFile:
+    """Read in a thread: a page that is not in memory must not hold up the event loop."""
+
+    def __init__(self, name: str, descriptor: int) -> None:
+        self.name = name
+        self.read_bytes = 0
+        self._descriptor = descriptor
+        self._size = os.fstat(descriptor).st_size
+
+    async def read(self) -> bytes:
+        data = await asyncio.to_thread(os.read, self._descriptor, CHUNK_BYTES)
+        self.read_bytes += len(data)
+        if not data and self.read_bytes < self._size:
+            raise EOFError(f"the file shrank from {self._size:,} to {self.read_bytes:,} bytes while it was read.")
+        return data
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
+class _Stream:
+    """A pipe or a terminal: waited for, so that a run can be stopped while nothing comes."""
+
+    def __init__(self, name: str, descriptor: int) -> None:
+        self.name = name
+        self.read_bytes = 0
+        self._descriptor = descriptor
+
+    async def read(self) -> bytes:
+        await anyio.wait_readable(self._descriptor)
+        data = os.read(self._descriptor, CHUNK_BYTES)
+        self.read_bytes += len(data)
+        return data
+
+    def close(self) -> None:
+        if self._descriptor != 0:
+            os.close(self._descriptor)
+
+
+class _Gzip:
+    """Unpacks another file, never more than a chunk at a time; members that follow one another are one file."""
+
+    def __init__(self, file: _File, begun: bytes) -> None:
+        self.name = file.name
+        self._file = file
+        self._packed = begun
+        self._unpacker = zlib.decompressobj(wbits=31)
+
+    @property
+    def read_bytes(self) -> int:
+        return self._file.read_bytes
+
+    async def read(self) -> bytes:
+        while True:
+            data = await asyncio.to_thread(self._unpack)
+            if data:
+                return data
+            if self._unpacker.eof and not self._packed.strip(b"\0"):
+                packed = await self._file.read()
+                if not packed:
+                    return b""
+                self._packed = packed
+                continue
+            if self._packed:
+                continue
+            self._packed = await self._file.read()
+            if not self._packed:
+                raise EOFError("the gzip file is cut off: its end is missing.")
+
+    def _unpack(self) -> bytes:
+        if self._unpacker.eof:
+            self._packed = self._packed.lstrip(b"\0")
+            if not self._packed:
+                return b""
+            self._unpacker = zlib.decompressobj(wbits=31)
+        data = self._unpacker.decompress(self._packed, CHUNK_BYTES)
+        self._packed = self._unpacker.unused_data or self._unpacker.unconsumed_tail
+        return data
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _Begun:
+    """A file of which the first bytes have been looked at."""
+
+    def __init__(self, file: _File, begun: bytes) -> None:
+        self.name = file.name
+        self._file = file
+        self._begun = begun
+
+    @property
+    def read_bytes(self) -> int:
+        return self._file.read_bytes
+
+    async def read(self) -> bytes:
+        if self._begun:
+            begun, self._begun = self._begun, b""
+            return begun
+        return await self._file.read()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+async def _open(path: str) -> _File:
+    name = "stdin" if path == "-" else path
+    descriptor = 0 if path == "-" else await asyncio.to_thread(os.open, path, os.O_RDONLY | os.O_CLOEXEC)
+    regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
+    file: _File = _RegularFile(name, descriptor) if regular else _Stream(name, descriptor)
+    try:
+        begun = await file.read()
+        while len(begun) < len(GZIP_MAGIC) and (more := await file.read()):
+            begun += more
+    except BaseException:
+        file.close()
+        raise
+    # By its first bytes, not by its name: no line of JSON begins like this.
+    return _Gzip(file, begun) if begun.startswith(GZIP_MAGIC) else _Begun(file, begun)
+
+
+def _size(path: str) -> int | None:
+    if path == "-":
+        return None
+    try:
+        found = Path(path).stat()
+        if stat.S_ISDIR(found.st_mode):
+            raise InputError(f"{path}: the input is a folder; name files of JSON lines.")
+        if not os.access(path, os.R_OK):
+            raise InputError(f"{path}: the input can't be read: Permission denied.")
+    except OSError as error:
+        raise InputError(f"{path}: the input can't be read: {error.strerror}.") from None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return f"the input can't be read further: {error.strerror}."
+    if isinstance(error, zlib.error):
+        return "the gzip file is damaged."
+    return str(error)

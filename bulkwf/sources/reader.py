@@ -1,0 +1,200 @@
+"""Chunks of bytes to slices of whole lines."""
+
+import asyncio
+from bisect import bisect_right
+from collections import deque
+from contextlib import suppress
+from typing import NamedTuple, Protocol
+
+from bulkwf.batching import MAX_ROW_BYTES, cut, even_share, too_long
+from bulkwf.errors import InputError
+from bulkwf.model import Slice
+
+__all__ = ["Chunk", "Feed", "Source"]
+
+
+class Chunk(NamedTuple):
+    """Some bytes of the list; a part of it never ends inside a line.
+
+    Attributes:
+        data: JSON lines. The last line may go on in the next chunk.
+        part: Name of the file that begins with this chunk; None if the chunk goes on with the one before.
+        refused: (number of the line in this chunk, code, message) of rows that could not be made into JSON.
+    """
+
+    data: bytes
+    part: str | None = None
+    refused: tuple[tuple[int, str, str], ...] = ()
+
+
+class Feed(Protocol):
+    """Where the bytes of a list come from."""
+
+    @property
+    def read_share(self) -> float | None:
+        """How much of the list has been read, from 0 to 1; None if its length is unknown."""
+        ...
+
+    async def read(self) -> Chunk | None:
+        """The next bytes; None at the end of the list.
+
+        Raises:
+            InputError: The list can't be read further.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Let go of files and iterators."""
+        ...
+
+
+class Source:
+    """The list as slices of whole lines, read ahead by one chunk; memory does not grow with its length.
+
+    Attributes:
+        row: Number of the next row.
+    """
+
+    def __init__(self, feed: Feed, *, first: int | None = None, rate: int | None = None) -> None:
+        self.row = 0
+        self._feed = feed
+        self._first = first
+        self._rate = rate
+        self._data = b""
+        self._at = 0
+        self._dropping = 0
+        """Bytes of an overlong line that have been dropped so far."""
+        self._read_rows = 0
+        """Number of the row that the next byte to be read belongs to."""
+        self._refused: deque[tuple[int, str, str]] = deque()
+        self._starts: list[int] = []
+        self._names: list[str] = []
+        self._reading: asyncio.Task[Chunk | None] | None = None
+        self._error: InputError | None = None
+        self._ended = False
+
+    @property
+    def read_share(self) -> float | None:
+        """How much of the list has been read, from 0 to 1; None if its length is unknown."""
+        return self._feed.read_share
+
+    def where(self, row: int) -> str:
+        """A row's place for people: `orders.jsonl:1602`, counted from 1 in each file."""
+        part = bisect_right(self._starts, row) - 1
+        if part < 0:
+            return f"row {row}"
+        return f"{self._names[part]}:{row - self._starts[part] + 1}"
+
+    async def take(
+        self, max_rows: int, max_bytes: int, patience_s: float | None = None, *, joining: bool = False
+    ) -> Slice | None:
+        """The next rows: at most *max_rows*, and at most *max_bytes* unless one row alone is longer.
+
+        Args:
+            max_rows: 1 or more.
+            max_bytes: Of their lines.
+            patience_s: Once there is a row, wait no longer than this for others to join it; None waits for all.
+            joining: There are rows already that these would join: the slice may come without any.
+
+        Returns:
+            The slice; None at the end of the list.
+
+        Raises:
+            InputError: The list can't be read further. What was read before has been returned.
+        """
+        if self._first is not None:
+            max_rows = min(max_rows, self._first - self.row)
+        if max_rows <= 0:
+            return None
+        found = cut(self._data, self._at, max_rows, max_bytes)
+        while found.bound == "data" and await self._fill(patience_s if found.rows or joining else None):
+            found = cut(self._data, self._at, max_rows, max_bytes)
+        if joining and not found.rows and not self._ended:
+            return Slice(self.row, 0, b"")
+        if found.bound == "bytes" and self._rate is not None:
+            found = cut(self._data, self._at, even_share(found.rows, self._rate), max_bytes)
+        return self._slice(found.rows, found.end) if found.rows else self._end()
+
+    async def take_rows(self, rows: int) -> Slice | None:
+        """The next *rows* rows, whatever their size; fewer at the end of the list."""
+        found = cut(self._data, self._at, rows, 1 << 62)
+        while found.bound == "data" and await self._fill(None):
+            found = cut(self._data, self._at, rows, 1 << 62)
+        return self._slice(found.rows, found.end) if found.rows else self._end()
+
+    async def take_bytes(self, size: int, rows: int) -> Slice | None:
+        """The next *size* bytes, which are known to have been *rows* whole rows; fewer at the end of the list."""
+        while len(self._data) - self._at < size and await self._fill(None):
+            pass
+        end = min(self._at + size, len(self._data))
+        return self._slice(rows, end) if end > self._at else self._end()
+
+    async def aclose(self) -> None:
+        """Let go of the list."""
+        if self._reading is not None:
+            self._reading.cancel()
+            with suppress(asyncio.CancelledError, InputError):
+                await self._reading
+        await self._feed.aclose()
+
+    def _slice(self, rows: int, end: int) -> Slice:
+        first, refused = self.row, []
+        self.row += rows
+        while self._refused and self._refused[0][0] < self.row:
+            row, code, message = self._refused.popleft()
+            refused.append((row - first, code, message))
+        data = self._data[self._at : end]
+        self._at = end
+        return Slice(first, rows, data, tuple(refused))
+
+    def _end(self) -> Slice | None:
+        if self._error is not None:
+            raise self._error
+        return None
+
+    async def _fill(self, patience_s: float | None) -> bool:
+        """Add a chunk to the data at hand; False if the list has ended, or patience has."""
+        if self._ended:
+            return False
+        if self._reading is None:
+            self._reading = asyncio.ensure_future(self._feed.read())
+        # Waited for, never cancelled: a cancelled read may lose what it has read.
+        done, _ = await asyncio.wait((self._reading,), timeout=patience_s)
+        if not done:
+            return False
+        try:
+            chunk = self._reading.result()
+        except InputError as error:
+            self._error, chunk = error, None
+        self._reading = None if chunk is None else asyncio.ensure_future(self._feed.read())
+        if chunk is None:
+            self._ended = True
+            return False
+        self._append(chunk)
+        return True
+
+    def _append(self, chunk: Chunk) -> None:
+        if chunk.part is not None:
+            self._starts.append(self._read_rows)
+            self._names.append(chunk.part)
+        self._refused.extend((self._read_rows + line, code, message) for line, code, message in chunk.refused)
+        self._read_rows += chunk.data.count(b"\n")
+        data = self._drop_rest(chunk.data) if self._dropping else chunk.data
+        self._data = self._data[self._at :] + data
+        self._at = 0
+        tail = len(self._data) - (self._data.rfind(b"\n") + 1)
+        if tail > MAX_ROW_BYTES:
+            self._dropping = tail
+            self._data = self._data[: len(self._data) - tail]
+
+    def _drop_rest(self, data: bytes) -> bytes:
+        """What of *data* follows the overlong line; the line itself becomes an empty one, refused."""
+        newline = data.find(b"\n")
+        if newline < 0:
+            self._dropping += len(data)
+            return b""
+        flaw = too_long(self._dropping + newline)
+        self._dropping = 0
+        row = self._read_rows - data.count(b"\n")
+        self._refused.append((row, flaw.code, flaw.message))
+        return data[newline:]

@@ -1,0 +1,303 @@
+"""The way to the service: one aiohttp session, and every trap of HTTP on the way closed.
+
+Rules:
+
+1. The network never raises: whatever happens comes back as a `Reply` or a `Fault`. An exception's own `status` means
+   nothing (a garbled status line looks like a 400); only an answer that was read to its end has a status.
+2. No redirect is followed, no environment read, no cookie kept, no body unpacked: rows and token go where they were
+   told to go, and an answer is never larger than `MAX_BODY_BYTES`.
+3. No exception of aiohttp leaves this file: their `repr` holds the token.
+"""
+
+import asyncio
+import contextlib
+import errno
+import ssl
+from collections.abc import Callable, Iterator, Mapping
+from typing import Protocol
+
+import aiohttp
+from aiohttp.abc import AbstractStreamWriter
+
+from bulkwf.errors import ConfigError
+from bulkwf.model import Fault, FaultKind, Reply
+from bulkwf.options import Options, Target
+
+__all__ = ["AiohttpTransport", "Credentials", "TokenSource", "check_secret"]
+
+MAX_BODY_BYTES = 8 * 1_048_576
+CONNECT_TIMEOUT_S = 10.0
+KEEPALIVE_S = 15.0
+USER_AGENT = "bulkwf"
+
+_NOT_SENT = (
+    aiohttp.ClientConnectorError,
+    aiohttp.ClientHttpProxyError,
+    aiohttp.ConnectionTimeoutError,
+)
+_FATAL = (
+    aiohttp.ClientConnectorCertificateError,
+    aiohttp.ClientConnectorSSLError,
+    aiohttp.ServerFingerprintMismatch,
+    aiohttp.InvalidURL,
+)
+
+
+class TokenSource(Protocol):
+    """Where the credential comes from. Asked once at the start, and again each time the service refuses it."""
+
+    def __call__(self) -> Mapping[str, str]:
+        """The headers that carry the credential.
+
+        Raises:
+            ConfigError: There is none, or it is malformed.
+        """
+        ...
+
+
+class Credentials:
+    """The credential in use, and how to get the next one."""
+
+    def __init__(self, source: TokenSource) -> None:
+        self._source = source
+        self.headers = dict(source())
+        self.number = 0
+
+    def renew(self, refused: int) -> bool:
+        """Whether there is another credential than the one numbered *refused*."""
+        if refused != self.number:
+            return True
+        try:
+            headers = dict(self._source())
+        except (ConfigError, OSError):
+            return False
+        if headers == self.headers:
+            return False
+        self.headers = headers
+        self.number += 1
+        return True
+
+    def __repr__(self) -> str:
+        return f"Credentials(number={self.number})"
+
+
+def check_secret(name: str, value: str) -> str:
+    """*value* without white space around it, fit for a header; the error never quotes it.
+
+    Raises:
+        ConfigError: It is empty, or holds spaces, control characters or non-ASCII.
+    """
+    value = value.strip()
+    if not value:
+        raise ConfigError(f"{name} is empty. Put the API token there.")
+    if not (value.isascii() and value.isprintable() and " " not in value):
+        raise ConfigError(f"{name} holds a space, a control character or a non-ASCII one; it is not quoted here.")
+    return value
+
+
+class AiohttpTransport:
+    """A `Transport` over aiohttp. Made inside the running loop, closed by `aclose`.
+
+    Args:
+        target: Where to.
+        credentials: Sent with each request.
+        options: Time-outs, proxy, certificate authorities, connections.
+        clock: Monotonic seconds.
+        wall: Unix time in seconds.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        credentials: Credentials,
+        options: Options,
+        *,
+        clock: Callable[[], float],
+        wall: Callable[[], float],
+    ) -> None:
+        self._url = target.instances_url
+        self._credentials = credentials
+        self._options = options
+        self._clock = clock
+        self._wall = wall
+        self._tls = _tls_context(options.ca_file)
+        self._timeout = aiohttp.ClientTimeout(total=options.timeout_s, sock_connect=CONNECT_TIMEOUT_S)
+        self._pool = self._open_pool()
+        self._retired: list[_Pool] = []
+
+    async def post(self, body: bytes, written: Callable[[], None]) -> Reply | Fault:
+        """See `Transport.post`."""
+        headers = {"Content-Type": "application/json"}
+        return await self._request("POST", self._url + "/batch", headers, _Body(body, written), written)
+
+    async def get(self, instance_id: str, written: Callable[[], None]) -> Reply | Fault:
+        """See `Transport.get`."""
+        return await self._request("GET", f"{self._url}/{instance_id}?simple=true", {}, None, written)
+
+    async def renew(self, credential: int) -> bool:
+        """See `Transport.renew`."""
+        return await asyncio.to_thread(self._credentials.renew, credential)
+
+    def distrust(self) -> None:
+        """See `Transport.distrust`. Requests under way on the old connections are let through to their end."""
+        self._retired = [pool for pool in self._retired if not pool.session.closed]
+        self._retired.append(self._pool)
+        self._pool.retire()
+        self._pool = self._open_pool()
+
+    async def aclose(self) -> None:
+        """See `Transport.aclose`."""
+        for pool in (*self._retired, self._pool):
+            await pool.session.close()
+
+    async def _request(
+        self,
+        method: str,
+        url: str,
+        headers: dict[str, str],
+        body: "_Body | None",
+        written: Callable[[], None],
+    ) -> Reply | Fault:
+        started = self._clock()
+        number = self._credentials.number
+        try:
+            with self._pool.use() as session:
+                async with session.request(
+                    method,
+                    url,
+                    data=body,
+                    headers=headers | self._credentials.headers,
+                    allow_redirects=False,
+                    proxy=self._options.proxy,
+                    timeout=self._timeout,
+                ) as response:
+                    if body is None:
+                        written()
+                    answer = await _read(response)
+                    status, received = response.status, _headers(response.headers)
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            return _fault(error, self._clock() - started)
+        if answer is None:
+            text = f"an answer that is compressed, or larger than {MAX_BODY_BYTES:,} bytes"
+            return Fault(kind=FaultKind.IN_DOUBT, message=text, elapsed_s=self._clock() - started)
+        return Reply(
+            status=status,
+            headers=received,
+            body=answer,
+            elapsed_s=self._clock() - started,
+            received_at=self._wall(),
+            credential=number,
+        )
+
+    def _open_pool(self) -> "_Pool":
+        connector = aiohttp.TCPConnector(
+            limit=0,  # the limiter's business
+            ssl=self._tls,
+            ttl_dns_cache=60,
+            keepalive_timeout=KEEPALIVE_S,
+        )
+        return _Pool(
+            aiohttp.ClientSession(
+                connector=connector,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,
+                trust_env=False,
+                timeout=self._timeout,
+                headers={"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": USER_AGENT},
+            )
+        )
+
+
+class _Pool:
+    """A session that closes itself once it is retired and its last request has ended."""
+
+    def __init__(self, session: aiohttp.ClientSession) -> None:
+        self.session = session
+        self._in_use = 0
+        self._retired = False
+        self._closing: asyncio.Task[None] | None = None
+
+    @contextlib.contextmanager
+    def use(self) -> Iterator[aiohttp.ClientSession]:
+        self._in_use += 1
+        try:
+            yield self.session
+        finally:
+            self._in_use -= 1
+            self._close_if_idle()
+
+    def retire(self) -> None:
+        self._retired = True
+        self._close_if_idle()
+
+    def _close_if_idle(self) -> None:
+        if self._retired and not self._in_use and self._closing is None:
+            self._closing = asyncio.ensure_future(self.session.close())
+
+
+class _Body(aiohttp.BytesPayload):
+    """A body that says when it has been written: aiohttp's own trace hook fires before the write."""
+
+    def __init__(self, value: bytes, written: Callable[[], None]) -> None:
+        # Past BytesPayload's own constructor, which warns of bodies over 1 MiB.
+        super(aiohttp.BytesPayload, self).__init__(value, content_type="application/json")
+        self._size = len(value)
+        self._written = written
+
+    async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
+        await super().write_with_length(writer, content_length)
+        await writer.drain()
+        self._written()
+
+
+async def _read(response: aiohttp.ClientResponse) -> bytes | None:
+    """The answer's body; None if it is compressed after all, or too large. Then its connection is closed."""
+    encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
+    chunks, size = [], 0
+    if encoding in ("", "identity"):
+        async for chunk in response.content.iter_any():
+            size += len(chunk)
+            if size > MAX_BODY_BYTES:
+                break
+            chunks.append(chunk)
+        else:
+            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+    response.close()
+    return None
+
+
+def _headers(headers: Mapping[str, str]) -> dict[str, str]:
+    lowered: dict[str, str] = {}
+    for name, value in headers.items():
+        key = name.lower()
+        lowered[key] = f"{lowered[key]}, {value}" if key in lowered else value
+    return lowered
+
+
+def _fault(error: Exception, elapsed_s: float) -> Fault:
+    """What is known of a request that raised. Only an error of connecting proves that nothing was sent."""
+    cause = getattr(error, "os_error", error)
+    what = type(error).__name__
+    number = getattr(cause, "errno", None)
+    if isinstance(number, int) and number in errno.errorcode:
+        what = f"{what} {errno.errorcode[number]}"
+    if isinstance(error, _FATAL):
+        certificate = getattr(error, "certificate_error", None)
+        reason = getattr(certificate, "verify_message", "") or what
+        kind, message = FaultKind.FATAL, f"no secure connection to the service: {reason}"
+    elif isinstance(error, _NOT_SENT):
+        kind, message = FaultKind.NOT_SENT, f"no connection to the service: {what}"
+    elif isinstance(error, TimeoutError):
+        kind, message = FaultKind.IN_DOUBT, "no answer in time"
+    else:
+        kind, message = FaultKind.IN_DOUBT, f"the connection broke before the answer was complete: {what}"
+    return Fault(kind=kind, message=message, elapsed_s=elapsed_s)
+
+
+def _tls_context(ca_file: str | None) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=ca_file)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"CA file {ca_file}: no certificates could be read from it ({error}).") from None
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context

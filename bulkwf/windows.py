@@ -1,0 +1,128 @@
+"""The rate windows and the pause: arithmetic on a clock that is an argument. Pure.
+
+A service that counts in sliding windows sees a request when its body arrives. So a place in a window is reserved before
+sending, and runs its period from the moment the body has been written; token buckets, which count from the decision to
+send, overrun such a window by up to the double.
+"""
+
+import re
+from collections import deque
+from collections.abc import Mapping
+from math import inf
+
+__all__ = ["Pace", "Window", "pause_s"]
+
+LOWEST_SHARE = 1 / 16
+_QUOTA = re.compile(r"\br=([0-9]{1,9})\s*;\s*t=([0-9]{1,9})\b", re.ASCII)
+
+
+class Window:
+    """At most `limit` of something in any `period_s` seconds.
+
+    Attributes:
+        limit: How much.
+        period_s: In how long.
+        margin_s: Kept free behind each use, against jitter on the way to the service.
+        share: What part of the rate is used at present; below 1 after it has been refused.
+    """
+
+    def __init__(self, limit: int, period_s: float, margin_s: float) -> None:
+        self.limit = limit
+        self.period_s = period_s
+        self.margin_s = margin_s
+        self.share = 1.0
+        self._used = 0
+        self._reserved = 0
+        self._written: deque[tuple[float, int]] = deque()
+
+    @property
+    def span_s(self) -> float:
+        """How long a use counts: a refused rate is lowered by stretching the period, so that a batch still fits."""
+        return self.period_s / self.share + self.margin_s
+
+    def wait_s(self, now: float, cost: int) -> float:
+        """Seconds until *cost* fits; infinite while that hangs on a reservation not yet written."""
+        self._expire(now)
+        excess = self._used + self._reserved + cost - self.limit
+        if excess <= 0 or (cost > self.limit and not self._used and not self._reserved):
+            return 0.0
+        for at, used in self._written:
+            excess -= used
+            if excess <= 0:
+                return max(at + self.span_s - now, 1e-6)
+        return inf
+
+    def room(self, now: float) -> int:
+        """How much fits now."""
+        self._expire(now)
+        return max(0, self.limit - self._used - self._reserved)
+
+    def reserve(self, cost: int) -> None:
+        """Take places for something that is about to be sent."""
+        self._reserved += cost
+
+    def written(self, now: float, cost: int) -> None:
+        """What was reserved has been sent: its period runs from *now*."""
+        self._reserved -= cost
+        self.used(now, cost)
+
+    def used(self, now: float, cost: int) -> None:
+        """Something was sent at *now* without a reservation: by an earlier process, say."""
+        self._used += cost
+        self._written.append((now, cost))
+
+    def give_back(self, cost: int) -> None:
+        """What was reserved has not been sent."""
+        self._reserved -= cost
+
+    def _expire(self, now: float) -> None:
+        written, oldest = self._written, now - self.span_s
+        while written and written[0][0] <= oldest:
+            self._used -= written.popleft()[1]
+
+
+class Pace:
+    """The gap between requests that the service's `Ratelimit` header asks for.
+
+    `r` requests are left in the next `t` seconds, for all tools that share the token. Where that is less than our own
+    limit would let through, requests are spread over what is left instead of running into the wall.
+    """
+
+    def __init__(self, requests_per_s: float) -> None:
+        self._allowed = requests_per_s
+        self._next_at = 0.0
+        self._gap_s = 0.0
+
+    def observe(self, now: float, headers: Mapping[str, str]) -> bool:
+        """Take in an answer's headers; True if they say that nothing is left."""
+        quotas = [(int(left), int(seconds)) for left, seconds in _QUOTA.findall(headers.get("ratelimit", ""))]
+        if not quotas:
+            return False
+        self._gap_s = max(self._gap(left, seconds) for left, seconds in quotas)
+        self._next_at = now + self._gap_s
+        return any(left == 0 for left, _ in quotas)
+
+    def wait_s(self, now: float) -> float:
+        """Seconds until the next request may go."""
+        return max(0.0, self._next_at - now)
+
+    def sent(self, now: float) -> None:
+        """A request goes now."""
+        self._next_at = now + self._gap_s
+
+    def _gap(self, left: int, seconds: int) -> float:
+        if left == 0:
+            return float(seconds)
+        return seconds / left if left / max(seconds, 1) < self._allowed else 0.0
+
+
+def pause_s(refusals: int, ordered_s: float | None) -> float:
+    """How long all sending stops after a 429.
+
+    Args:
+        refusals: 429s in a row, this one included.
+        ordered_s: What `Retry-After` says, which is never shortened; None if it says nothing.
+    """
+    if ordered_s is not None:
+        return ordered_s
+    return min(300.0, 10.0 * 2.0 ** min(refusals - 1, 5))
