@@ -220,6 +220,11 @@ class Run:
         self.interrupted = True
         self._engine.abort()
 
+    @property
+    def bound_by(self) -> str:
+        """What the next request waits for, in words."""
+        return self._engine.bound_by
+
     def where(self, row: int) -> str:
         """A row's place for people: `orders.jsonl:1602`."""
         return self._source.where(row)
@@ -237,8 +242,15 @@ async def open_run(
     on_progress: Callable[[Progress], None] | None = None,
     emit: Emit | None = None,
     transport: Transport | None = None,
+    known_as: str | None = None,
 ) -> AsyncIterator[Run]:
-    """Open everything that a run needs, in the order in which mistakes are cheapest to tell."""
+    """Open everything that a run needs, in the order in which mistakes are cheapest to tell.
+
+    Args beyond those of `submit_all`:
+        token: Where the credential comes from.
+        emit: Given each batch of results once it is durable.
+        known_as: The checkpoint's name for the endpoint, where the base URL is another one each time.
+    """
     _require_asyncio()
     target = Target(base_url=options.base_url, account_id=account_id or _account_id(), workflow=workflow)
     scheme = IdScheme(options.run_key or secrets.token_hex(4), options.id_template)
@@ -248,7 +260,7 @@ async def open_run(
     async with AsyncExitStack() as parts:
         source = open_source(rows, first=options.first, rate=options.rate.instances_per_s)
         parts.push_async_callback(_uncancelled, source.aclose)
-        file = _open_checkpoint(parts, target, scheme, rows, checkpoint, options)
+        file = _open_checkpoint(parts, target, scheme, rows, checkpoint, options, known_as or target.base_url)
         limiter = WindowLimiter(
             options.rate, clock=clock.now, margin_s=LOOPBACK_MARGIN_S if target.loopback else NETWORK_MARGIN_S
         )
@@ -288,10 +300,11 @@ def _open_checkpoint(
     rows: Rows | Paths,
     checkpoint: str | os.PathLike[str] | None,
     options: Options,
+    known_as: str,
 ) -> Checkpoint:
     rate = options.rate
     header = RunHeader(
-        base_url=target.base_url,
+        base_url=known_as,
         account_id=target.account_id,
         workflow=target.workflow,
         run_key=scheme.run_key,

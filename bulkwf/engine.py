@@ -113,6 +113,11 @@ class Engine:
         self._paused_until = clock.now()
         limiter.watch(self._room.set)
 
+    @property
+    def bound_by(self) -> str:
+        """What the next request waits for, in words."""
+        return self._limiter.bound_by
+
     # --- the run --------------------------------------------------------------------------------------------------
 
     async def run(self) -> bool:

@@ -55,6 +55,11 @@ class Limiter(Protocol):
         """How many requests wait for a slot."""
         ...
 
+    @property
+    def bound_by(self) -> str:
+        """What the next request waits for, in words; empty if it waits for nothing."""
+        ...
+
     def vacancies(self, cost: int) -> int:
         """How many requests of *cost* instances could go at once, now."""
         ...
@@ -106,6 +111,12 @@ class WindowLimiter:
         self._places = limits.concurrency
         self._taken = 0
         self.waiting = 0
+        self.bound_by = ""
+        self._names = (
+            f"{limits.concurrency} requests at a time",
+            f"{limits.instances_per_s:,} instances/s" if limits.instances_per_s else "",
+            f"{limits.requests_per_5m:,} requests/5 min" if limits.requests_per_5m else "",
+        )
         self._turn = asyncio.Lock()
         self._head: asyncio.Future[None] | None = None
         self._stopped = False
@@ -184,11 +195,19 @@ class WindowLimiter:
     def _wait_s(self, cost: int) -> float:
         if self._stopped:
             return 0.0
-        if self._free_places() <= 0:
-            return inf
-        now = self._clock()
-        waits = (window.wait_s(now, amount) for window, amount in self._uses(cost))
-        return max(self._pause_s(now), self._pace.wait_s(now), *waits, 0.0)
+        now, (places, instances, requests) = self._clock(), self._names
+        waits = [
+            (self._pause_s(now), "a pause that the service ordered"),
+            (inf if self._free_places() <= 0 else 0.0, places),
+            (self._pace.wait_s(now), "what the service has left for this token"),
+        ]
+        if self._instances is not None and cost:
+            waits.append((self._instances.wait_s(now, cost), instances))
+        if self._requests is not None:
+            waits.append((self._requests.wait_s(now, 1), requests))
+        wait_s, name = max(waits)
+        self.bound_by = name if wait_s > 0 else self.bound_by
+        return wait_s
 
     def _free_places(self) -> int:
         return (1 if self._probing else self._places) - self._taken

@@ -1,0 +1,196 @@
+"""What a person sees: the live bar or a line now and then, the summary, the report of a check. All of it on stderr."""
+
+import asyncio
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from itertools import islice
+from pathlib import Path
+from typing import TextIO
+
+from bulkwf.api import Run
+from bulkwf.checking import CheckReport
+from bulkwf.checkpoint import Status, read_results
+from bulkwf.model import Summary
+from bulkwf.options import Options
+
+__all__ = ["check_lines", "duration", "say", "show_progress", "status_lines", "summary_lines"]
+
+LINE_EVERY_S = 30.0
+BAR_EVERY_S = 0.25
+FAILURES_READ = 10_000
+FAILURES_SHOWN = 10
+EXAMPLES_SHOWN = 3
+
+
+def say(text: str, file: TextIO | None = None) -> None:
+    """A line on stderr, or nowhere if nobody can read it."""
+    try:
+        print(text, file=file or sys.stderr, flush=True)
+    except OSError:  # a closed or full terminal is no reason to end a run
+        return
+
+
+def duration(seconds: float) -> str:
+    """*seconds* for people: `4.2 s`, `3 min 20 s`, `27 h 46 min`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:,} h {minutes} min"
+
+
+# --- while it runs ------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def show_progress(run: Run, *, quiet: bool) -> AsyncIterator[None]:
+    """Show how the run goes while the block lasts: a live bar on a terminal, else a line every half minute."""
+    if quiet:
+        yield
+        return
+    shown = asyncio.ensure_future(_show_bar(run) if _is_terminal() else _say_lines(run))
+    try:
+        yield
+    finally:
+        shown.cancel()
+        await asyncio.wait((shown,))
+
+
+def _is_terminal() -> bool:
+    try:
+        return sys.stderr.isatty()
+    except ValueError:  # closed
+        return False
+
+
+async def _say_lines(run: Run) -> None:
+    while True:
+        await asyncio.sleep(LINE_EVERY_S)
+        say("bulkwf: " + "; ".join(_facts(run)))
+
+
+async def _show_bar(run: Run) -> None:
+    from rich.console import Console  # noqa: PLC0415 - 40 ms that only a terminal is worth
+    from rich.progress import BarColumn, Progress, TextColumn  # noqa: PLC0415
+
+    console = Console(stderr=True)
+    columns = (BarColumn(bar_width=24), TextColumn("{task.description}", markup=False))
+    with Progress(*columns, console=console, transient=True, auto_refresh=False) as bar:
+        task = bar.add_task("", total=None)
+        while True:
+            share = run.progress.read_share
+            bar.update(
+                task,
+                total=None if share is None else 1.0,
+                completed=share or 0.0,
+                description=" · ".join(_facts(run)),
+                refresh=True,
+            )
+            await asyncio.sleep(BAR_EVERY_S)
+
+
+def _facts(run: Run) -> Iterator[str]:
+    progress, totals = run.progress, run.progress.totals
+    now = asyncio.get_running_loop().time()
+    share = "" if progress.read_share is None else f" ({progress.read_share:.0%})"
+    yield f"{totals.settled:,} rows{share}"
+    yield f"{progress.rate(now):,.0f}/s"
+    if run.bound_by:
+        yield f"limit: {run.bound_by}"
+    for name in ("existed", "rejected", "invalid"):
+        if count := getattr(totals, name):
+            yield f"{count:,} {name}"
+    left = progress.left_s(now)
+    if left is not None:
+        yield f"{duration(left)} left"
+
+
+# --- at the end ---------------------------------------------------------------------------------------------------
+
+
+def summary_lines(run: Run, summary: Summary) -> Iterator[str]:
+    """What the run has come to."""
+    if summary.complete and not summary.rows:
+        yield "the list is empty: there was nothing to do"
+        return
+    if summary.complete and not summary.settled:
+        yield "nothing new: every row of the list was settled by an earlier run"
+    for name in ("created", "existed", "rejected", "invalid", "pending"):
+        count = getattr(summary, name)
+        if count or name == "created":
+            doubt = ""
+            if name == "existed" and summary.existed_in_doubt:
+                doubt = f"  ({summary.existed_in_doubt:,} of them after an attempt of this run whose answer was lost)"
+            yield f"{name:>9}  {count:>12,}{doubt}"
+    paused = f", {duration(summary.paused_s)} of it paused by the service" if summary.paused_s else ""
+    rate = summary.settled / max(summary.elapsed_s, 1e-9)
+    yield (
+        f"{summary.settled:,} rows settled in {duration(summary.elapsed_s)}{paused}: {rate:,.1f}/s, "
+        f"{summary.attempts:,} requests"
+    )
+    if run.checkpoint is not None:
+        if summary.rejected or summary.invalid:
+            yield from _failures(run, run.checkpoint)
+        yield f"checkpoint: {run.checkpoint}"
+
+
+def _failures(run: Run, checkpoint: Path) -> Iterator[str]:
+    """Why rows failed: each reason with its count and the first places."""
+    counts: Counter[tuple[str, str, str]] = Counter()
+    places: dict[tuple[str, str, str], list[str]] = {}
+    read = 0
+    for outcome in ("rejected", "invalid"):
+        for result in islice(read_results(checkpoint, outcome=outcome), FAILURES_READ):
+            read += 1
+            message = result.message or ""
+            key = (outcome, str(result.code), message if outcome == "rejected" else "")
+            counts[key] += 1
+            examples = places.setdefault(key, [])
+            if len(examples) < EXAMPLES_SHOWN:
+                examples.append(f"    {run.where(result.row)}: {message}")
+    for key, count in counts.most_common(FAILURES_SHOWN):
+        outcome, code, _ = key
+        yield f"{outcome}, {code}: {count:,}{'' if read < FAILURES_READ else ' or more'}"
+        yield from places[key]
+    yield f"all of them: bulkwf results {checkpoint} --outcome rejected (or invalid)"
+
+
+def check_lines(report: CheckReport, options: Options) -> Iterator[str]:
+    """What a check has found."""
+    for place, reason in report.examples:
+        yield f"{place}: {reason}"
+    refused = report.invalid.total()
+    more = refused + report.duplicates - len(report.examples)
+    if more > 0:
+        yield f"… and {more:,} more"
+    yield f"{report.rows:,} rows: {report.instances:,} can be sent, {refused:,} are invalid"
+    for code, count in report.invalid.most_common():
+        yield f"  {code}: {count:,}"
+    if report.duplicates:
+        yield f"{report.duplicates:,} rows have the id of an earlier row; the service would call them existing"
+    least_s, limit = report.shortest_s(options)
+    yield f"{report.batches:,} requests; at least {duration(least_s)}, bound by {limit}"
+
+
+def status_lines(status: Status) -> Iterator[str]:
+    """What a checkpoint says of its run."""
+    header, totals = status.header, status.totals
+    state = "not finished" if status.finished_at is None else f"finished {_when(status.finished_at)}"
+    yield f"run of {header.input} to workflow {header.workflow}, account {header.account_id}, {header.base_url}"
+    yield f"begun {_when(status.created_at)}, {state}"
+    for name in ("created", "existed", "rejected", "invalid", "pending"):
+        yield f"{name:>9}  {getattr(totals, name):>12,}"
+    yield f"{status.rows:,} lines of the list begun in {status.batches:,} batches, {status.attempts:,} requests"
+    if status.batches_in_doubt:
+        yield f"{status.batches_in_doubt:,} batches in doubt: the same `bulkwf run` as before settles them"
+    if status.pause_until is not None and status.pause_until > time.time():
+        yield f"the service has ordered silence until {_when(status.pause_until)}"
+
+
+def _when(unix_s: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(unix_s))

@@ -1,0 +1,44 @@
+"""Results as JSON lines and as CSV."""
+
+import csv
+import io
+from collections.abc import Iterable
+from dataclasses import fields
+from itertools import islice
+from typing import Any, BinaryIO
+
+import orjson
+
+from bulkwf.model import Result
+
+__all__ = ["write_csv", "write_jsonl"]
+
+PAGE_RESULTS = 1_000
+COLUMNS = tuple(field.name for field in fields(Result))
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""With one of these in front, a spreadsheet would run a cell's text as a formula."""
+
+
+def write_jsonl(results: Iterable[Result], file: BinaryIO) -> None:
+    """An object a line, with the fields of `Result` as keys."""
+    lines = (orjson.dumps(result, option=orjson.OPT_APPEND_NEWLINE) for result in results)
+    while page := b"".join(islice(lines, PAGE_RESULTS)):
+        file.write(page)
+
+
+def write_csv(results: Iterable[Result], file: BinaryIO) -> None:
+    """A header and a record a line. Text that a spreadsheet would take for a formula gets a `'` in front."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(COLUMNS)
+    rows = ([_cell(getattr(result, name)) for name in COLUMNS] for result in results)
+    while page := list(islice(rows, PAGE_RESULTS)):
+        writer.writerows(page)
+        file.write(text.getvalue().encode())
+        text.seek(0)
+        text.truncate()
+    file.write(text.getvalue().encode())
+
+
+def _cell(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
