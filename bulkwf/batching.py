@@ -33,8 +33,8 @@ MAX_ROW_BYTES = MAX_PARAMS_BYTES + 65_536
 """A longer line can't hold acceptable params; it is refused without being held in memory."""
 DEFAULT_RETENTION_S = 3 * 86_400.0
 """How long the service remembers an id on the smallest plan."""
-ITEM_OVERHEAD_BYTES = 128
-"""The most that an id, its key and the separators add to a row."""
+ITEM_OVERHEAD_BYTES = 130
+"""The most that an id, its key, the separators and the brackets around all of them add to a row."""
 
 _ID = re.compile(ID_PATTERN + "{0,99}", re.ASCII)
 _IDS = re.compile(f"(?:{ID_PATTERN}{{0,99}}\n)+", re.ASCII)
@@ -173,8 +173,8 @@ def _id_flaw(instance_id: str) -> Flaw | None:
 
 def _ids_are_good(ids: Sequence[str]) -> bool:
     joined = "\n".join(ids) + "\n"
-    if _IDS.fullmatch(joined) is None or len(set(ids)) != len(ids):
-        return False
+    if _IDS.fullmatch(joined) is None or len(set(ids)) != len(ids) or joined.count("\n") != len(ids):
+        return False  # the last: an id that holds a newline looks like two good ones
     return _URL_WORDS.isdisjoint(ids) and ("cf_" not in joined or not any(map(_SYSTEM_ID.fullmatch, ids)))
 
 
@@ -183,7 +183,7 @@ def _ids_are_good(ids: Sequence[str]) -> bool:
 
 def _seconds(value: int | str) -> float | None:
     if isinstance(value, int):
-        return value / 1_000 if value > 0 else None
+        return min(value, 10**15) / 1_000 if value > 0 else None  # a float can't take any length of digits
     found = _DURATION.fullmatch(value)
     return float(int(found[1]) * _UNIT_S[found[2]]) if found else None
 
@@ -210,7 +210,8 @@ class Packer:
         self._scheme = scheme
         self._limits = limits
         self._row_shape = row_shape
-        self._instances = instances
+        # Where little fits, so few instances that their ids take no more than half of it: a batch can always be begun.
+        self._instances = min(instances, limits.bytes // (2 * ITEM_OVERHEAD_BYTES))
         self._slices: list[Slice] = []
         self._rows = 0
         self._size = 0

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TextIO
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -25,6 +25,7 @@ from bulkwf.options import DEFAULT_BASE_URL, BatchLimits, Options, RateLimits, R
 __all__ = ["app", "main"]
 
 EXIT_USAGE = 2
+EXIT_SYSTEM = 4
 EMULATED_ACCOUNT = "emulated"
 EMULATED_ENDPOINT = "emulator"
 DESCRIPTORS_BESIDE_SOCKETS = 48
@@ -119,7 +120,7 @@ class RunFlags:
         environment = os.environ.get("CLOUDFLARE_API_BASE_URL") or os.environ.get("CLOUDFLARE_BASE_URL")
         return flags.options(
             concurrency=self.concurrency,
-            base_url=self.base_url or environment or DEFAULT_BASE_URL,
+            base_url=environment or DEFAULT_BASE_URL if self.base_url is None else self.base_url,
             retry=RetryPolicy(max_outage_s=_seconds("--max-outage", self.max_outage)),
             max_rejects=self.max_rejects,
             timeout_s=_seconds("--timeout", self.timeout),
@@ -172,7 +173,7 @@ def run(
     paths = _input_paths(inputs)
     options = run_flags.options(list_flags)
     file = checkpoint or _default_checkpoint(paths, emulate=emulate)
-    _make_descriptors_last(options.rate.concurrency * (2 if emulate else 1))
+    _make_descriptors_last(options.rate.concurrency, ends=2 if emulate else 1)
     session = _Session(paths, workflow, account, file, options, run_flags.api_token_file, emulate=emulate)
     return asyncio.run(session.run(quiet=quiet, as_json=json))
 
@@ -286,8 +287,12 @@ def emulate(
         asyncio.run(_until_signalled(serve(service, started=_print_line, faults=script, host=host, port=port, log=log)))
     except (FaultScriptError, UnicodeDecodeError) as error:
         raise ConfigError(f"{faults}: {error}") from None
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         raise ConfigError(f"can't serve: {error}") from None
+    _say(
+        f"{service.created:,} instances created in {service.requests:,} requests; the most attempted in any second: "
+        f"{service.worst_window:,}; requests refused for a limit: {service.overruns.total():,}"
+    )
     return 0
 
 
@@ -330,7 +335,9 @@ class _Session:
         if not summary.complete:
             say(f"bulkwf: {_stopped_by(signals.received)}To continue, run:\n  {_resume_command()}")
         if as_json:
-            _print_line(_json_line({**asdict(replace(summary, exit_code=code)), "checkpoint": str(self.checkpoint)}))
+            return _print_last(
+                _json_line({**asdict(replace(summary, exit_code=code)), "checkpoint": str(self.checkpoint)}), code
+            )
         return code
 
     @asynccontextmanager
@@ -381,6 +388,7 @@ class _Signals:
     def _receive(self, number: signal.Signals) -> None:
         if self.received is None:
             self.received = number
+            _say(f"{number.name}: the answers in flight are still read; a second signal stops at once")
             self._drain()
         else:
             self._abort()
@@ -439,7 +447,8 @@ def _service(rate: int | None, request_rate: int | None, max_queued: int | None 
 def _input_paths(inputs: tuple[str, ...]) -> list[str]:
     for path in inputs:
         if path.startswith("-") and path != "-":
-            raise ConfigError(f"unknown option {path}; see `bulkwf run --help`. A file of that name is ./{path}.")
+            option = path.partition("=")[0]  # its value may be a secret
+            raise ConfigError(f"unknown option {option}; see `bulkwf --help`. A file of that name is ./{option}.")
     if not inputs:
         raise ConfigError("no input is named. Give one or more files of JSON lines, or - for standard input.")
     if inputs.count("-") > 1:
@@ -487,20 +496,22 @@ def _credential(token_file: Path | None) -> Any:
     return read
 
 
-def _make_descriptors_last(sockets: int) -> None:
-    """Let the process open as many files as the run needs, if the system allows it."""
+def _make_descriptors_last(concurrency: int, ends: int) -> None:
+    """Let the process open as many files as the run needs, if the system allows it; *ends*: sockets a request."""
     import resource  # noqa: PLC0415
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = sockets + DESCRIPTORS_BESIDE_SOCKETS
-    if soft != resource.RLIM_INFINITY and soft < needed:
-        allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
-        if allowed < needed:
-            raise ConfigError(
-                f"the run may need {needed} open files, and this process may have {allowed}. Lower --concurrency to "
-                f"{max(1, allowed - DESCRIPTORS_BESIDE_SOCKETS)} or less, or raise the limit (ulimit -n)."
-            )
+    needed = concurrency * ends + DESCRIPTORS_BESIDE_SOCKETS
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed < needed:
+        fitting = (allowed - DESCRIPTORS_BESIDE_SOCKETS) // ends
+        lower = f"Lower --concurrency to {fitting} or less, or raise" if fitting > 0 else "Raise"
+        raise ConfigError(
+            f"the run may need {needed} open files, and this process may have {allowed}. {lower} the limit (ulimit -n)."
+        )
 
 
 # --- the process --------------------------------------------------------------------------------------------------
@@ -511,13 +522,25 @@ def _print_line(text: str) -> None:
     sys.stdout.flush()
 
 
+def _print_last(text: str, code: int) -> int:
+    """Print a run's summary; returns the exit code. What the run has come to outweighs who could be told of it."""
+    try:
+        _print_line(text)
+    except OSError as error:
+        _drop(sys.stdout)
+        if not isinstance(error, BrokenPipeError):
+            _say(f"the summary can't be written: {error.strerror}.")
+            return code or EXIT_SYSTEM
+    return code
+
+
 def _json_line(value: Any) -> str:
     import orjson  # noqa: PLC0415
 
     return orjson.dumps(value).decode()
 
 
-def _say_error(text: str) -> None:
+def _say(text: str) -> None:
     try:
         sys.stderr.write(f"bulkwf: {text}\n")
         sys.stderr.flush()
@@ -531,21 +554,44 @@ def _call(words: list[str]) -> int:
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except CycloptsError as error:
-        _say_error(f"{error} See `bulkwf --help`.")
+        _say(f"{error} See `bulkwf --help`.")
         return EXIT_USAGE
     except BulkwfError as error:
-        _say_error(str(error))
+        _say(str(error))
         return error.exit_code
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
 
 
+def _hold_standard_files() -> None:
+    """Fill the places of standard files that are closed: the next file to be opened would be taken for one of them."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_WRONLY)  # reading from it fails, as from a closed one
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115 - there is no path; as long as we live
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
+
+
+def _drop(file: TextIO) -> None:
+    """Let what *file* still holds go nowhere, so that Python does not fail over it on its way out."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
+
+
 def main() -> None:
     """The command's entry: runs it and exits with its code."""
+    _hold_standard_files()
     try:
         code = _call(sys.argv[1:])
     except BrokenPipeError:
-        # Whoever reads our output has enough of it (`| head`): no error, and nothing more to say on stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
+        code = 0  # whoever reads our output has enough of it (`| head`)
+    except OSError as error:
+        _say(f"the output, or a temporary file, can't be written: {error}.")
+        code = EXIT_SYSTEM
+    for file in (sys.stdout, sys.stderr):
+        try:
+            file.flush()
+        except OSError:
+            _drop(file)
     sys.exit(code)

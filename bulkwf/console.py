@@ -58,7 +58,7 @@ async def show_progress(run: Run, *, quiet: bool) -> AsyncIterator[None]:
         yield
     finally:
         shown.cancel()
-        await asyncio.wait((shown,))
+        await asyncio.gather(shown, return_exceptions=True)  # a terminal that is gone is no reason to complain either
 
 
 def _is_terminal() -> bool:
@@ -141,20 +141,20 @@ def summary_lines(run: Run, summary: Summary) -> Iterator[str]:
 
 def _failures(run: Run, checkpoint: Path) -> Iterator[str]:
     """Why rows failed: each reason with its count and the first places."""
-    counts: Counter[tuple[str, str, str]] = Counter()
-    places: dict[tuple[str, str, str], list[str]] = {}
+    counts: Counter[tuple[str, str]] = Counter()
+    places: dict[tuple[str, str], list[str]] = {}
     read = 0
     for outcome in ("rejected", "invalid"):
         for result in islice(read_results(checkpoint, outcome=outcome), FAILURES_READ):
             read += 1
             message = result.message or ""
-            key = (outcome, str(result.code), message if outcome == "rejected" else "")
+            key = (outcome, str(result.code))
             counts[key] += 1
             examples = places.setdefault(key, [])
             if len(examples) < EXAMPLES_SHOWN:
                 examples.append(f"    {run.where(result.row)}: {message}")
     for key, count in counts.most_common(FAILURES_SHOWN):
-        outcome, code, _ = key
+        outcome, code = key
         yield f"{outcome}, {code}: {count:,}{'' if read < FAILURES_READ else ' or more'}"
         yield from places[key]
     yield f"all of them: bulkwf results {checkpoint} --outcome rejected (or invalid)"

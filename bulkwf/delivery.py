@@ -198,9 +198,9 @@ class _Delivery:
     async def _attempt(self, part: Sequence[int]) -> Outcome:
         """One request, and all that it settles made durable."""
         courier, ledger = self.courier, self.ledger
-        self._refuse_forgotten(part)
+        body = compose(ledger.batch, part)  # before the slot: time between the two is rate lost
         async with courier.limiter.slot(len(part)) as slot:
-            body = compose(ledger.batch, part)
+            self._refuse_forgotten(part)  # not before: a pause may outlast the service's memory
             reply = await courier.transport.post(body, slot.written)
             outcome = judge(ledger.batch, part, reply)
             if outcome.verdict is Verdict.NOT_SENT:
@@ -272,6 +272,7 @@ class _Delivery:
                 f"the service refuses the credential: {outcome.message} (code {outcome.code}). The token needs the "
                 "permission 'Workers Scripts Write' on this account; no row was rejected for this."
             )
+        self.refuse_outage(0.0, outcome)  # a source of ever new tokens, all refused, is no way to go on for ever
 
     def refuse_outage(self, wait_s: float, outcome: Outcome) -> None:
         """End the run rather than wait longer than the policy allows."""
@@ -350,10 +351,9 @@ class _Delivery:
             await self.courier.hooks.sleep(backoff_s(self.courier.options.retry, 2, self.courier.draw()))
             return omitted
         asked = omitted[int(self.courier.draw() * len(omitted)) % len(omitted)]
-        if await self._is_absent(asked):
-            return [position for position in omitted if position in self.ledger.pending]
-        await self._settled(existence(self.ledger.batch, [one for one in omitted if one != asked]))
-        return ()
+        if not await self._is_absent(asked) and self.ledger.others[asked].outcome == "existed":
+            await self._settled(existence(self.ledger.batch, [one for one in omitted if one != asked]))
+        return [position for position in omitted if position in self.ledger.pending]
 
     async def _is_absent(self, position: int) -> bool:
         """Ask for one omitted instance; True if it has to be sent again."""

@@ -130,7 +130,7 @@ class Engine:
             async with anyio.create_task_group() as deliveries:
                 with self._feeding:
                     ended = await self._feed(deliveries)
-        complete = ended and not self.drained
+        complete = ended and self.error is None and not self.progress.totals.pending
         if self.error is None or not self._checkpoint.failed:
             await self._close_account(complete=complete)
         return complete
@@ -267,10 +267,11 @@ class Engine:
         )
 
     async def _paused(self, seconds: float) -> None:
-        until = self._clock.now() + seconds
-        self.progress.paused_s += max(0.0, until - max(self._paused_until, self._clock.now()))
-        self._paused_until = max(self._paused_until, until)
-        await self._checkpoint.pause(self._clock.wall() + seconds)
+        now = self._clock.now()
+        until = max(self._paused_until, now + seconds)  # a later, shorter order shortens nothing
+        self.progress.paused_s += until - max(self._paused_until, now)
+        self._paused_until = until
+        await self._checkpoint.pause(self._clock.wall() + until - now)
 
     async def _sleep(self, seconds: float) -> None:
         if self.drained:
@@ -287,7 +288,7 @@ class Engine:
     async def _close_account(self, *, complete: bool) -> None:
         """Write down what only waits for company, and whether the run is finished."""
         try:
-            if complete and not self.progress.totals.pending:
+            if complete:
                 await self._checkpoint.finish(self._clock.wall())
             else:
                 await self._checkpoint.flush()

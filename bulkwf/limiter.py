@@ -140,12 +140,10 @@ class WindowLimiter:
     def vacancies(self, cost: int) -> int:
         """See `Limiter.vacancies`."""
         now = self._clock()
-        if self.waiting or self._pause_s(now) > 0:
+        if self.waiting or max(self._pause_s(now), self._pace.wait_s(now)) > 0:
             return 0
-        free = self._free_places()
-        if self._instances is not None and cost:
-            free = min(free, self._instances.room(now) // cost)
-        return free
+        rooms = [window.room(now) // amount for window, amount in self._uses(cost)]
+        return min([self._free_places(), *rooms])
 
     async def take(self, cost: int) -> None:
         """Wait for the turn, a place, the windows and the pause; then take them."""
@@ -246,7 +244,8 @@ class WindowLimiter:
     def succeeded(self) -> None:
         """See `Limiter.succeeded`. A round of successes adds a place; time without refusals restores the rate."""
         now = self._clock()
-        self._probing = False
+        if now >= self._paused_until:  # one that was on the wire when the pause began is no probe
+            self._probing = False
         self._successes += 1
         if self._successes >= self._places:
             self._successes = 0

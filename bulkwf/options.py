@@ -203,7 +203,9 @@ def _check_base_url(url: str) -> None:
         raise ConfigError(f"base URL {url!r} can't be read: {error}. Give one like {DEFAULT_BASE_URL}.") from None
     if parts.username is not None or parts.password is not None:
         raise ConfigError("base URL holds a user name or password; give the address alone.")
-    _require(bool(host) and not parts.query and not parts.fragment, "base URL", f"like {DEFAULT_BASE_URL}", url)
+    # `urlsplit` drops newlines and tabs without a word; what it checked would not be what is called.
+    plain = url.isprintable() and " " not in url and not parts.query and not parts.fragment
+    _require(bool(host) and plain, "base URL", f"like {DEFAULT_BASE_URL}", url)
     if parts.scheme != "https" and not (parts.scheme == "http" and host in LOOPBACK_HOSTS):
         raise ConfigError(
             f"base URL {url!r} would send the token and the rows unencrypted; use https "

@@ -71,7 +71,8 @@ def judge_lookup(batch: Batch, position: int, reply: Reply | Fault) -> Outcome:
             existed = _result(batch, position, "existed", status=found.status)
             return Outcome(verdict=Verdict.DONE, others=((position, existed),))
     outcome = _judge_failure(batch, part, reply)
-    if isinstance(reply, Reply) and reply.status == 404 and outcome.code not in ROUTE_ERRORS:
+    missing = outcome.verdict is Verdict.NO_SUCH_WORKFLOW and outcome.code not in ROUTE_ERRORS
+    if isinstance(reply, Reply) and missing:
         verdict = Verdict.CONTRADICTION if decode_errors(reply.body) is None else Verdict.ABSENT
         return _unsettled(part, verdict, outcome.code, outcome.message)
     if outcome.verdict in (Verdict.REFUSED, Verdict.TOO_LARGE) or outcome.others:
@@ -141,7 +142,7 @@ def _match(batch: Batch, part: Sequence[int], envelope: Envelope) -> Outcome:
             verdict = Verdict.IN_DOUBT
         else:
             others.append((position, _refusal(batch, position, refused.code, clean(refused.message))))
-    unsettled = tuple(position_of.values())
+    unsettled = tuple(sorted(position_of.values()))
     return Outcome(
         verdict=verdict if unsettled else Verdict.DONE,
         created=created,

@@ -6,10 +6,10 @@ through Python would turn a 30-digit integer into a float, and NaN into null.)
 
 import re
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, Literal
 
 import msgspec
-import orjson
 
 from bulkwf.model import Batch
 
@@ -30,10 +30,20 @@ __all__ = [
     "read_row",
 ]
 
-MAX_NESTING = 1_000
-"""A row with no more opening brackets than this can't be nested deeper; others are parsed to find out."""
+MAX_NESTING = 500
+"""The most levels of objects and arrays in a row, its own included.
 
-_NOT_PRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]+")
+A rule of ours, because a parser's own limit is none: it moves with the Python version, and before 3.12 with the depth
+of the caller's stack too, so that a row that could be read once might not be readable again.
+"""
+
+_NOT_PRINTABLE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff"
+    "\U000e0000-\U000e007f]+"
+)
+_TEXT = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_STEPS = {**dict.fromkeys(b"[{", 1), **dict.fromkeys(b"]}", -1)}
 
 
 class Retention(msgspec.Struct, forbid_unknown_fields=True, gc=False):
@@ -79,7 +89,9 @@ def decode_rows(region: bytes, rows: int, row_shape: Literal["instance", "params
     with as many rows as lines, no line holds two.
     """
     between = region.count(b"}\n{") or region.count(b"}\r\n{")
-    if between != rows - 1 or region.count(b"[") + region.count(b"{") > MAX_NESTING:
+    if between != rows - 1:
+        return None
+    if _brackets(region) > MAX_NESTING and max(map(_brackets, region.split(b"\n"))) > MAX_NESTING:
         return None
     try:
         region.isascii() or region.decode()
@@ -96,26 +108,26 @@ def read_row(line: bytes, row_shape: Literal["instance", "params"]) -> Row | Fla
     """One row, or why it is none."""
     try:
         line.decode()
-        if line.count(b"[") + line.count(b"{") > MAX_NESTING:
-            _refuse_deep(line)
+        if _brackets(line) > MAX_NESTING and _depth(line) > MAX_NESTING:
+            return Flaw("too_deep", f"the row is nested too deep; {MAX_NESTING} levels are the most")
         return _ROW.decode(line) if row_shape == "instance" else Row(params=_PARAMS.decode(line))
     except UnicodeDecodeError as error:
         return Flaw("not_utf8", f"the row is not UTF-8: byte {error.start + 1} of it is 0x{line[error.start]:02x}")
     except RecursionError:
-        return Flaw("too_deep", "the row is nested too deep; about 1,000 levels is the most")
+        return Flaw("too_deep", "the row is nested too deep to be read here")
     except msgspec.ValidationError as error:
         return _validation_flaw(str(error))
     except msgspec.DecodeError as error:
         return Flaw("not_json", clean(f"the row is not JSON: {error}"))
 
 
-def _refuse_deep(line: bytes) -> None:
-    # msgspec's own limit moves with the Python version; orjson's is 1,024 everywhere.
-    try:
-        orjson.loads(line)
-    except orjson.JSONDecodeError as error:
-        if "ecursion" in str(error):
-            raise RecursionError from None
+def _brackets(lines: bytes) -> int:
+    return lines.count(b"[") + lines.count(b"{")
+
+
+def _depth(line: bytes) -> int:
+    brackets = _TEXT.sub(b"", line).translate(None, _NO_BRACKETS)
+    return max(accumulate(map(_STEPS.__getitem__, brackets)), default=0)
 
 
 def _validation_flaw(text: str) -> Flaw:
@@ -124,14 +136,10 @@ def _validation_flaw(text: str) -> Flaw:
     if what.startswith("Object contains unknown field"):
         name = what.removeprefix("Object contains unknown field ")
         code = "bad_retention" if key else "unknown_key"
-        place = "instance_retention has" if key else "the row has"
-        return Flaw(
-            code,
-            clean(
-                f"{place} the unknown key {name}; an instance takes instance_id, params, "
-                "instance_retention and location_hint (--row-shape params sends the whole row as params)"
-            ),
-        )
+        known = "success_retention, error_retention"
+        if not key:
+            known = "instance_id, params, instance_retention, location_hint; --row-shape params sends a row whole"
+        return Flaw(code, clean(f"unknown key {name}; the keys are {known}"))
     if not key:
         return Flaw("not_object", clean(f"the row is not a JSON object: {what}"))
     if key == "instance_id":

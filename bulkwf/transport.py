@@ -124,6 +124,7 @@ class AiohttpTransport:
         self._timeout = aiohttp.ClientTimeout(total=options.timeout_s, sock_connect=CONNECT_TIMEOUT_S)
         self._pool = self._open_pool()
         self._retired: list[_Pool] = []
+        self._renewing = asyncio.Lock()
 
     async def post(self, body: bytes, written: Callable[[], None]) -> Reply | Fault:
         """See `Transport.post`."""
@@ -136,7 +137,8 @@ class AiohttpTransport:
 
     async def renew(self, credential: int) -> bool:
         """See `Transport.renew`."""
-        return await asyncio.to_thread(self._credentials.renew, credential)
+        async with self._renewing:
+            return await asyncio.to_thread(self._credentials.renew, credential)
 
     def distrust(self) -> None:
         """See `Transport.distrust`. Requests under way on the old connections are let through to their end."""

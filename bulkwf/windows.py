@@ -41,10 +41,13 @@ class Window:
         return self.period_s / self.share + self.margin_s
 
     def wait_s(self, now: float, cost: int) -> float:
-        """Seconds until *cost* fits; infinite while that hangs on a reservation not yet written."""
+        """Seconds until *cost* fits; infinite while that hangs on a reservation not yet written.
+
+        What is larger than the limit (a batch begun at another rate) fits alone.
+        """
         self._expire(now)
-        excess = self._used + self._reserved + cost - self.limit
-        if excess <= 0 or (cost > self.limit and not self._used and not self._reserved):
+        excess = self._used + self._reserved + min(cost, self.limit) - self.limit
+        if excess <= 0:
             return 0.0
         for at, used in self._written:
             excess -= used

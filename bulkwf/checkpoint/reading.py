@@ -17,6 +17,8 @@ from bulkwf.progress import Totals
 __all__ = ["PAGE_BATCHES", "Status", "read_results", "read_status", "results"]
 
 PAGE_BATCHES = 1_000
+RESULT_PAGE_BATCHES = 50
+"""A batch of a thousand invalid rows holds a thousand reasons."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +66,7 @@ def _read_results(path: Path, outcome: RowOutcome | None) -> Iterator[Result]:
     with explained(path), contextlib.closing(connect_reader(path)) as db:
         after = -1
         # Pages, not one long query: an open reader would keep the writer's log from being folded into the file.
-        while page := db.execute(query, (after, PAGE_BATCHES)).fetchall():
+        while page := db.execute(query, (after, RESULT_PAGE_BATCHES)).fetchall():
             for batch in page:
                 yield from results(outcome, *batch)
             after = page[-1][0]

@@ -52,11 +52,9 @@ class FileFeed:
                 part = await self._open_next()
             assert self._file is not None
             try:
-                data = await self._file.read()
+                data = await self._file.read() if part is None else await self._begin(self._file)
             except (OSError, EOFError, zlib.error) as error:
                 raise InputError(f"{self._file.name}: {_why(error)} Mend it and run the same command again.") from None
-            if part is not None:
-                data = data.removeprefix(BOM)
             if data:
                 self._ends_in_line = not data.endswith(b"\n")
                 return Chunk(data, part)
@@ -69,6 +67,14 @@ class FileFeed:
         """See `Feed.aclose`."""
         if self._file is not None:
             await self._close()
+
+    @staticmethod
+    async def _begin(file: "_File") -> bytes:
+        """A file's first bytes, less the mark; a pipe may hand that over in pieces, or alone."""
+        data = await file.read()
+        while data and BOM.startswith(data) and (more := await file.read()):
+            data += more
+        return data.removeprefix(BOM)
 
     async def _open_next(self) -> str:
         path = self._paths[self._next]
@@ -204,8 +210,9 @@ class _Begun:
 async def _open(path: str) -> _File:
     name = "stdin" if path == "-" else path
     descriptor = 0 if path == "-" else await asyncio.to_thread(os.open, path, os.O_RDONLY | os.O_CLOEXEC)
-    regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
-    file: _File = _RegularFile(name, descriptor) if regular else _Stream(name, descriptor)
+    mode = os.fstat(descriptor).st_mode
+    waited_for = stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(descriptor)  # not /dev/null, a disk
+    file: _File = _Stream(name, descriptor) if waited_for else _RegularFile(name, descriptor)
     try:
         begun = await file.read()
         while len(begun) < len(GZIP_MAGIC) and (more := await file.read()):

@@ -62,6 +62,8 @@ class Source:
         self._rate = rate
         self._data = b""
         self._at = 0
+        self._fed = 0
+        """Bytes that the feed has given so far."""
         self._dropping = 0
         """Bytes of an overlong line that have been dropped so far."""
         self._read_rows = 0
@@ -75,8 +77,9 @@ class Source:
 
     @property
     def read_share(self) -> float | None:
-        """How much of the list has been read, from 0 to 1; None if its length is unknown."""
-        return self._feed.read_share
+        """How much of the list has been taken, from 0 to 1; None if its length is unknown."""
+        share = self._feed.read_share
+        return share if share is None or not self._fed else share * (1 - (len(self._data) - self._at) / self._fed)
 
     def where(self, row: int) -> str:
         """A row's place for people: `orders.jsonl:1602`, counted from 1 in each file."""
@@ -94,7 +97,8 @@ class Source:
             max_rows: 1 or more.
             max_bytes: Of their lines.
             patience_s: Once there is a row, wait no longer than this for others to join it; None waits for all.
-            joining: There are rows already that these would join: the slice may come without any.
+            joining: There are rows already that these would join: the slice may come without any, and a row that
+                is longer than *max_bytes* is left for the next one.
 
         Returns:
             The slice; None at the end of the list.
@@ -107,9 +111,15 @@ class Source:
         if max_rows <= 0:
             return None
         found = cut(self._data, self._at, max_rows, max_bytes)
-        while found.bound == "data" and await self._fill(patience_s if found.rows or joining else None):
+        deadline: float | None = None
+        while found.bound == "data":
+            if deadline is None and patience_s is not None and (found.rows or joining):
+                deadline = asyncio.get_running_loop().time() + patience_s
+            if not await self._fill(deadline):
+                break
             found = cut(self._data, self._at, max_rows, max_bytes)
-        if joining and not found.rows and not self._ended:
+        too_large = found.end - self._at > max_bytes
+        if joining and (too_large or (not found.rows and not self._ended)):
             return Slice(self.row, 0, b"")
         if found.bound == "bytes" and self._rate is not None:
             found = cut(self._data, self._at, even_share(found.rows, self._rate), max_bytes)
@@ -152,14 +162,15 @@ class Source:
             raise self._error
         return None
 
-    async def _fill(self, patience_s: float | None) -> bool:
-        """Add a chunk to the data at hand; False if the list has ended, or patience has."""
+    async def _fill(self, deadline: float | None) -> bool:
+        """Add a chunk to the data at hand; False if the list has ended, or the loop's time has come to *deadline*."""
         if self._ended:
             return False
         if self._reading is None:
             self._reading = asyncio.ensure_future(self._feed.read())
         # Waited for, never cancelled: a cancelled read may lose what it has read.
-        done, _ = await asyncio.wait((self._reading,), timeout=patience_s)
+        timeout_s = None if deadline is None else max(0.0, deadline - asyncio.get_running_loop().time())
+        done, _ = await asyncio.wait((self._reading,), timeout=timeout_s)
         if not done:
             return False
         try:
@@ -179,6 +190,7 @@ class Source:
             self._names.append(chunk.part)
         self._refused.extend((self._read_rows + line, code, message) for line, code, message in chunk.refused)
         self._read_rows += chunk.data.count(b"\n")
+        self._fed += len(chunk.data)
         data = self._drop_rest(chunk.data) if self._dropping else chunk.data
         self._data = self._data[self._at :] + data
         self._at = 0

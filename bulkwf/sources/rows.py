@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sized
 from contextlib import suppress
+from enum import Enum
 from itertools import islice
 from typing import Any
 
@@ -59,6 +60,8 @@ def _encode_other(value: Any) -> Any:
     """What orjson can write and the standard library can't: dates, UUIDs, enumerations."""
     if isinstance(value, Mapping):
         return dict(value)
+    if isinstance(value, Enum):
+        return value.value
     return orjson.loads(orjson.dumps(value, option=_REFUSE_CLASSES))
 
 
@@ -86,6 +89,12 @@ def _chunk(rows: list[Any]) -> Chunk:
     return Chunk(b"\n".join(lines) + b"\n", refused=tuple(refused))
 
 
+def _broken(row: int, error: BaseException) -> InputError:
+    broken = InputError(f"the rows can't be read past row {row}: {error!r}")
+    broken.__cause__ = error
+    return broken
+
+
 class RowFeed:
     """Rows of an ordinary iterable, drawn in the event loop: one that blocks should be an async one instead."""
 
@@ -93,6 +102,7 @@ class RowFeed:
         self._rows: Iterator[Any] = iter(rows)
         self._total = len(rows) if isinstance(rows, Sized) else None
         self._read = 0
+        self._error: InputError | None = None
 
     @property
     def read_share(self) -> float | None:
@@ -101,12 +111,21 @@ class RowFeed:
 
     async def read(self) -> Chunk | None:
         """See `Feed.read`."""
+        rows = [] if self._error is not None else self._draw()
+        if rows or self._error is None:
+            return _chunk(rows) if rows else None
+        raise self._error
+
+    def _draw(self) -> list[Any]:
+        """The next rows; those that were drawn before an error are not lost with it."""
+        rows: list[Any] = []
         try:
-            rows = list(islice(self._rows, CHUNK_ROWS))
-        except Exception as error:
-            raise InputError(f"the rows can't be read past row {self._read}: {error!r}") from error
+            for row in islice(self._rows, CHUNK_ROWS):
+                rows.append(row)  # noqa: PERF402 - see above
+        except Exception as error:  # noqa: BLE001 - the caller's own code; what it raises is the reason
+            self._error = _broken(self._read + len(rows), error)
         self._read += len(rows)
-        return _chunk(rows) if rows else None
+        return rows
 
     async def aclose(self) -> None:
         """See `Feed.aclose`."""
@@ -158,9 +177,11 @@ class AsyncRowFeed:
                 if len(self._drawn) >= CHUNK_ROWS:
                     self._space.clear()
                     await self._space.wait()
-        except Exception as error:  # noqa: BLE001 - the caller's own code; what it raises is the reason
-            self._error = InputError(f"the rows can't be read past row {self._read}: {error!r}")
-            self._error.__cause__ = error
+        except BaseException as error:
+            # A cancellation too, when it comes out of the caller's code: it must not pass for the end of the list.
+            self._error = _broken(self._read, error)
+            if not isinstance(error, Exception):
+                raise
         finally:
             self._ended = True
             self._some.set()

@@ -1,0 +1,410 @@
+"""The real command and the real emulator as processes: what the black-box tests run on.
+
+Whatever a test starts ends with it, and every command that ends is held to two rules: no traceback on stderr, and the
+token on neither output.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import pty
+import re
+import select
+import shlex
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any, Self
+
+from bulkwf import read_results
+from bulkwf.emulator import read_log
+
+COMMAND = [sys.executable, "-m", "bulkwf"]
+TOKEN = "t0psecret-Zm9vYmFy"
+ACCOUNT = "acct"
+UNLIMITED = ("--rate", "unlimited", "--request-rate", "unlimited")
+HERE = ("-w", "resize", "--emulate", *UNLIMITED)
+"""Flags of a run against the emulator inside its own process."""
+PATIENCE_S = 60.0
+"""Only a test that fails waits so long."""
+UNPRIVILEGED = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.geteuid() == 0 else []
+"""Before a command: what it may read and write is decided by the files' modes, for root too. (Another user could not
+even reach the interpreter of a checkout in somebody's home.)"""
+
+_LAUNCH = """
+import json, os, resource, signal, sys
+plan = json.loads(sys.argv[1])
+for number in (signal.SIGINT, signal.SIGHUP):  # whoever runs the tests in the background may have them ignored
+    signal.signal(number, signal.SIG_IGN if number in plan["ignored"] else signal.SIG_DFL)
+for name, most in plan["limits"]:
+    resource.setrlimit(name, (most, most))
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+_MEASURE = """
+import os, sys
+pid = os.fork()
+if not pid:
+    os.execv(sys.argv[2], sys.argv[2:])
+_, status, usage = os.wait4(pid, 0)
+with open(sys.argv[1], "w") as file:
+    print(usage.ru_maxrss, file=file)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+_FORKER = """
+import json, os, sys
+import bulkwf.__main__, bulkwf.checking, bulkwf.cli, bulkwf.console, bulkwf.emulator, bulkwf.printing
+def become(ask):
+    os.chdir(ask["folder"])
+    os.environ.clear()
+    os.environ.update(ask["env"])
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    for number, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(ask[name], os.O_WRONLY | os.O_CREAT), number)
+    sys.argv = [bulkwf.__main__.__file__, *ask["words"]]
+    bulkwf.cli.main()
+for line in sys.stdin:
+    pid = os.fork()
+    if not pid:
+        become(json.loads(line))
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
+_counter = count(1)
+
+
+# --- lists --------------------------------------------------------------------------------------------------------
+
+
+def row(number: int, prefix: str = "row") -> str:
+    """One row, with an id of its own."""
+    return json.dumps({"instance_id": f"{prefix}-{number}", "params": {"n": number}}) + "\n"
+
+
+def write_rows(path: str | Path, rows: int, prefix: str = "row", start: int = 0) -> str:
+    """A file of so many rows; returns its name."""
+    Path(path).write_text("".join(row(number, prefix) for number in range(start, start + rows)), "utf-8")
+    return str(path)
+
+
+def ids(rows: int, prefix: str = "row") -> set[str]:
+    """The ids of a list that `write_rows` wrote."""
+    return {f"{prefix}-{number}" for number in range(rows)}
+
+
+# --- a command that has ended -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What a command has left."""
+
+    code: int
+    out: str
+    err: str
+    peak_mb: float = 0.0
+    """Of its memory, where it was measured."""
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What `run --json` or `status --json` has printed."""
+        return json.loads(self.out)
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        """What `results` has printed."""
+        return [json.loads(line) for line in self.out.splitlines()]
+
+    @property
+    def resume_command(self) -> str:
+        """The command that the run says continues it."""
+        found = re.search(r"To continue, run:\n  (.+)\n", self.err)
+        assert found, self.err
+        return found[1]
+
+
+def environment(changes: Mapping[str, str | None] | None = None) -> dict[str, str]:
+    """The environment of a command: credentials of ours, and no way to the real service."""
+    own = {
+        "CLOUDFLARE_API_TOKEN": TOKEN,
+        "CLOUDFLARE_ACCOUNT_ID": ACCOUNT,
+        "CLOUDFLARE_API_BASE_URL": "http://127.0.0.1:9",
+        "TERM": "xterm",
+    }
+    inherited = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR", "VIRTUAL_ENV") if name in os.environ}
+    return {name: value for name, value in {**inherited, **own, **(changes or {})}.items() if value is not None}
+
+
+def bulkwf(
+    *words: str | Path,
+    env: Mapping[str, str | None] | None = None,
+    stdin: Any = subprocess.DEVNULL,
+    text: str | None = None,
+    stdout: Any = subprocess.PIPE,
+    stderr: Any = subprocess.PIPE,
+    limits: Mapping[int, int] | None = None,
+    prefix: Sequence[str] = (),
+    timeout_s: float = PATIENCE_S,
+) -> Ended:
+    """Run the command to its end. `text` is its standard input; `limits` are resource limits, soft and hard."""
+    before = [*(_launched(limits) if limits else ()), *prefix]
+    done = subprocess.run(
+        [*before, *COMMAND, *map(str, words)],
+        env=environment(env),
+        stdin=None if text is not None else stdin,
+        input=None if text is None else text.encode(),
+        stdout=stdout,
+        stderr=stderr,
+        timeout=timeout_s,
+        check=False,
+    )
+    return _checked(Ended(done.returncode, (done.stdout or b"").decode(), (done.stderr or b"").decode()))
+
+
+def measured(*words: str | Path, stdin: Any = subprocess.DEVNULL, timeout_s: float = PATIENCE_S) -> Ended:
+    """Run the command to its end, and measure its peak memory: in between stands a process that is smaller than it."""
+    file = Path(f"peak-{next(_counter)}")
+    measure = [sys.executable, "-S", "-c", _MEASURE, str(file)]
+    ended = bulkwf(*words, stdin=stdin, prefix=measure, timeout_s=timeout_s)
+    return Ended(ended.code, ended.out, ended.err, int(file.read_text()) / 1_024)
+
+
+class Forker:
+    """Runs commands as `bulkwf` does, each in a process of its own, but pays for Python's imports only once."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _FORKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def __call__(self, *words: str | Path, env: Mapping[str, str | None] | None = None) -> Ended:
+        out, err = (self._folder / f"{next(_counter)}" for _ in range(2))
+        plan = {"folder": os.getcwd(), "env": environment(env), "out": str(out), "err": str(err)}  # noqa: PTH109
+        line = json.dumps(plan | {"words": list(map(str, words))})
+        print(line, file=self._process.stdin, flush=True)
+        code = int(self._process.stdout.readline())
+        return _checked(Ended(code, out.read_text(), err.read_text()))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate(timeout=PATIENCE_S)
+
+
+def shell(line: str, env: Mapping[str, str | None] | None = None) -> Ended:
+    """Run a line of shell to its end; `bulkwf` in it is the command."""
+    line = f'bulkwf() {{ {shlex.join(COMMAND)} "$@"; }}; {line}'
+    done = subprocess.run(
+        ["bash", "-c", line], env=environment(env), capture_output=True, timeout=PATIENCE_S, check=False, text=True
+    )
+    return _checked(Ended(done.returncode, done.stdout, done.stderr))
+
+
+def _launched(limits: Mapping[int, int] | None = None, ignored: Sequence[int] = ()) -> list[str]:
+    """Words before a command that give it resource limits, and signals as an interactive shell would."""
+    plan = json.dumps({"limits": list((limits or {}).items()), "ignored": list(ignored)})
+    return [sys.executable, "-S", "-c", _LAUNCH, plan]
+
+
+def _checked(ended: Ended) -> Ended:
+    assert "Traceback" not in ended.err, ended.err
+    assert "never retrieved" not in ended.err, ended.err
+    assert TOKEN not in ended.err + ended.out
+    return ended
+
+
+# --- a command under way ------------------------------------------------------------------------------------------
+
+
+def until(condition: Callable[[], Any], what: str, timeout_s: float = PATIENCE_S) -> Any:
+    """Wait until *condition* gives something true, and return it."""
+    deadline = time.monotonic() + timeout_s
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"waited {timeout_s:.0f} s in vain for: {what}"
+        time.sleep(0.005)
+    return found
+
+
+class Running:
+    """A command under way, with its outputs in files."""
+
+    def __init__(
+        self,
+        *words: str | Path,
+        env: Mapping[str, str | None] | None = None,
+        stdin: Any = subprocess.DEVNULL,
+        ignored: Sequence[int] = (),
+        limits: Mapping[int, int] | None = None,
+    ) -> None:
+        number = next(_counter)
+        self._out, self._err = Path(f"{number}.out").absolute(), Path(f"{number}.err").absolute()
+        with self._out.open("wb") as out, self._err.open("wb") as err:
+            self.process = subprocess.Popen(
+                [*_launched(limits, ignored), *COMMAND, *map(str, words)],
+                env=environment(env),
+                stdin=stdin,
+                stdout=out,
+                stderr=err,
+            )
+
+    @property
+    def err(self) -> str:
+        """Its stderr so far."""
+        return self._err.read_text()
+
+    def says(self, text: str) -> str:
+        """Wait until *text* is on its stderr."""
+        return until(lambda: text in self.err and self.err, f"{text!r} on stderr")
+
+    def listens(self, number: int = signal.SIGTERM) -> None:
+        """Wait until it would catch a signal."""
+        status = Path(f"/proc/{self.process.pid}/status")
+        until(lambda: _caught(status) >> (number - 1) & 1, f"a handler of {signal.Signals(number).name}")
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def wait(self, timeout_s: float = PATIENCE_S) -> Ended:
+        """Wait for its end."""
+        code = self.process.wait(timeout_s)
+        return _checked(Ended(code, self._out.read_text(), self.err))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        if self.process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self.process.stdin.close()
+
+
+def _caught(status: Path) -> int:
+    """Which signals a process handles, as bits."""
+    return int(re.search(r"SigCgt:\s+([0-9a-f]+)", status.read_text())[1], 16)
+
+
+@dataclass
+class Terminal:
+    """A command that has run on a terminal."""
+
+    code: int
+    screen: str
+    out: str
+
+
+def on_terminal(*words: str | Path, env: Mapping[str, str | None] | None = None, columns: int = 160) -> Terminal:
+    """Run the command to its end with a terminal as its stderr, and its stdout in a file."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    out = Path(f"{next(_counter)}.out")
+    with out.open("wb") as file:
+        process = subprocess.Popen(
+            [*COMMAND, *map(str, words)],
+            env=environment(env),
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=theirs,
+        )
+    os.close(theirs)
+    try:
+        seen = b"".join(_screen(ours))
+        code = process.wait(PATIENCE_S)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+    screen = seen.decode()
+    ended = _checked(Ended(code, out.read_text(), screen))
+    return Terminal(ended.code, screen, ended.out)
+
+
+def _screen(descriptor: int) -> Iterator[bytes]:
+    """What comes over a terminal until its other end is closed."""
+    while select.select([descriptor], [], [], PATIENCE_S)[0]:
+        try:
+            data = os.read(descriptor, 65_536)
+        except OSError:  # EIO: nobody has the other end open any more
+            return
+        if not data:
+            return
+        yield data
+    raise AssertionError("the command was silent for too long")
+
+
+# --- the service --------------------------------------------------------------------------------------------------
+
+
+class Service:
+    """An emulator in a process of its own."""
+
+    def __init__(self, base_url: str, log: Path, running: Running) -> None:
+        self.base_url = base_url
+        self.log = log
+        self._running = running
+
+    def flags(self, workflow: str = "resize") -> tuple[str, ...]:
+        """Flags of a run against it."""
+        return ("-w", workflow, "--base-url", self.base_url, *UNLIMITED)
+
+    @property
+    def created(self) -> Counter[str]:
+        """How often each id has begun."""
+        return Counter(one.id for one in read_log(self.log))
+
+    @property
+    def created_params(self) -> Counter[str | None]:
+        """How often an instance with each params, named by their checksum, has begun."""
+        return Counter(one.crc for one in read_log(self.log))
+
+    def has_created(self, instances: int) -> None:
+        """Wait until so many have begun."""
+        until(lambda: self.created.total() >= instances, f"{instances} instances created")
+
+    def stop(self) -> Ended:
+        """Stop it; it says what it has seen."""
+        self._running.signal(signal.SIGTERM)
+        return self._running.wait()
+
+
+@contextlib.contextmanager
+def emulator(*flags: str, faults: Sequence[Mapping[str, Any]] = (), limited: bool = False) -> Iterator[Service]:
+    """An emulator in a process of its own, without limits unless `limited`, on a free port."""
+    number = next(_counter)
+    log, script = Path(f"created-{number}.jsonl").absolute(), Path(f"faults-{number}.json").absolute()
+    log.touch()
+    script.write_text(json.dumps(faults), "utf-8")
+    words = ["emulate", "--port", "0", "--log", log, "--faults", script, *(() if limited else UNLIMITED), *flags]
+    with Running(*words) as running:
+        base_url = until(lambda: running._out.read_text().strip(), "the emulator's base URL")
+        yield Service(base_url, log, running)
+
+
+@contextlib.contextmanager
+def closed_port() -> Iterator[str]:
+    """A base URL where nobody listens."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{held.getsockname()[1]}"
+
+
+# --- what became of the rows --------------------------------------------------------------------------------------
+
+
+def outcomes(checkpoint: str | Path) -> Counter[str]:
+    """How many rows of a checkpoint came to what; the pending ones too."""
+    settled = Counter(result.outcome for result in read_results(checkpoint))
+    pending = sum(1 for _ in read_results(checkpoint, outcome="pending"))
+    return settled + Counter(pending=pending)

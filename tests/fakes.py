@@ -1,0 +1,490 @@
+"""Time that jumps, and a service without a network: what the tests of the asynchronous parts run on.
+
+`run_virtual(coroutine)` runs a coroutine in an event loop whose clock jumps to the next timer as soon as nothing is left
+to do: an hour of backoff takes no time, the outcome is the same every time, and a deadlock is found instead of waited
+for. `ServiceTransport` plays the emulator's rules on that clock; `ScriptedTransport` answers from a list.
+"""
+
+import asyncio
+import random
+import selectors
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from bulkwf.batching import IdScheme, Packer
+from bulkwf.delivery import Courier, Health, Hooks
+from bulkwf.emulator import Caller, Limits, Service, Target, parse_script
+from bulkwf.emulator.answers import Answer, refusal
+from bulkwf.emulator.faults import NO_FAULT, Facts, decide
+from bulkwf.emulator.faults import Fault as Trouble
+from bulkwf.engine import Clock
+from bulkwf.errors import Draining
+from bulkwf.ledger import Ledger
+from bulkwf.limiter import WindowLimiter
+from bulkwf.model import Fault, FaultKind, Reply, Slice
+from bulkwf.options import BatchLimits, Options, RateLimits
+
+EPOCH = 1_760_000_000.0
+"""The time of day at which virtual time 0 is."""
+TARGET = Target("acct", "resize")
+UNLIMITED = RateLimits(instances_per_s=None, requests_per_5m=None)
+
+
+# --- virtual time -------------------------------------------------------------------------------------------------
+
+
+class DeadlockError(Exception):
+    """Nothing is ready, no timer is set: whatever is awaited can never come."""
+
+
+class _Selector(selectors.SelectSelector):
+    """Never waits; asks the loop to move its clock instead."""
+
+    jump: Callable[[float | None], None]
+
+    def select(self, timeout=None):
+        ready = super().select(0)
+        if not ready and timeout != 0:
+            self.jump(timeout)
+        return ready
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """An event loop whose `time()` jumps to the next timer. Threads' work is done at once, in the loop."""
+
+    latest = 1_000.0
+
+    def __init__(self, limit_s: float = 1e7) -> None:
+        selector = _Selector()
+        super().__init__(selector)
+        selector.jump = self._jump
+        self._now = VirtualLoop.latest = 1_000.0
+        self._limit = self._now + limit_s
+        self._turns = 0
+
+    def time(self):
+        return self._now
+
+    def run_in_executor(self, executor, func, *args):
+        done = self.create_future()
+        try:
+            done.set_result(func(*args))
+        except Exception as error:  # noqa: BLE001 (it belongs to whoever awaits)
+            done.set_exception(error)
+        return done
+
+    def _jump(self, timeout):
+        if timeout is None or not self._scheduled:
+            raise DeadlockError(f"nothing can ever happen again, at {self._now - 1_000:,.3f} s")
+        self._now = VirtualLoop.latest = max(self._now, self._scheduled[0]._when)
+        self._turns = 0
+        if self._now > self._limit:
+            raise DeadlockError("this would go on for ever")
+
+    def _run_once(self):
+        self._turns += 1
+        if self._turns > 200_000:
+            raise DeadlockError("the loop turns and turns, and time stands still")
+        super()._run_once()
+
+
+def run_virtual(coroutine, *, limit_s: float = 1e7):
+    """Run a coroutine to its end in virtual time."""
+    with asyncio.Runner(loop_factory=lambda: VirtualLoop(limit_s)) as runner:
+        try:
+            return runner.run(coroutine)
+        except DeadlockError:
+            for task in asyncio.all_tasks(runner.get_loop()):
+                task.cancel()
+            raise
+
+
+def now() -> float:
+    """Virtual seconds since the loop began; after its end, those that it had."""
+    return VirtualLoop.latest - 1_000.0
+
+
+def wall() -> float:
+    """Virtual Unix time."""
+    return EPOCH + now()
+
+
+def clock(seed: int = 0) -> Clock:
+    """The virtual clock as the engine takes it."""
+    draw = random.Random(seed).random
+    return Clock(now=asyncio.get_running_loop().time, wall=wall, sleep=asyncio.sleep, draw=draw)
+
+
+# --- replies ------------------------------------------------------------------------------------------------------
+
+
+def reply(status: int, body: Any = b"", credential: int = 0, **headers: str) -> Reply:
+    """An answer with this status; a body that is not bytes is written as JSON."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    raw = body if isinstance(body, bytes) else orjson.dumps(body)
+    return Reply(status=status, headers=named, body=raw, received_at=wall(), credential=credential)
+
+
+def envelope(result: Any, *errors: tuple[int, str]) -> dict[str, Any]:
+    """The API's envelope."""
+    listed = [{"code": code, "message": message} for code, message in errors]
+    return {"success": not errors, "errors": listed, "messages": [], "result": result}
+
+
+def created(ids: Iterable[str], status: str = "queued") -> Reply:
+    """The answer that all of *ids* are created."""
+    shared = {"status": status, "version_id": "v1", "workflow_id": "w1"}
+    return reply(200, envelope([{"id": one, **shared} for one in ids]))
+
+
+def found(ids: Iterable[str] = ()) -> Reply:
+    """The answer to a look-up: it exists."""
+    return reply(200, envelope({"status": "running"}))
+
+
+def absent(ids: Iterable[str] = ()) -> Reply:
+    """The answer to a look-up: there is no such instance."""
+    return reply(404, envelope(None, (10400, "instance.not_found")))
+
+
+def error(status: int, code: int = 10001, message: str = "it went wrong", **more: Any) -> Reply:
+    """An answer that says no."""
+    return reply(status, envelope(None, (code, message)), **more)
+
+
+def fault(kind: FaultKind = FaultKind.IN_DOUBT, message: str = "the connection broke") -> Fault:
+    """No answer."""
+    return Fault(kind=kind, message=message)
+
+
+# --- transports ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Request:
+    """One request that a transport was given."""
+
+    at: float
+    method: str
+    ids: list[str]
+    written_at: float | None = None
+    ended_at: float | None = None
+    reply: Reply | Fault | None = None
+
+
+class _Recorder:
+    """What both transports keep: the requests, the rule that no row is on the wire twice, and what was asked of them."""
+
+    def __init__(self) -> None:
+        self.requests: list[Request] = []
+        self.on_wire: set[str] = set()
+        self.most_on_wire = 0
+        self.distrusted = 0
+        self.renewals: list[int] = []
+        self.closed = False
+
+    @property
+    def posts(self) -> list[list[str]]:
+        return [request.ids for request in self.requests if request.method == "POST"]
+
+    @property
+    def gets(self) -> list[str]:
+        return [request.ids[0] for request in self.requests if request.method == "GET"]
+
+    def distrust(self) -> None:
+        self.distrusted += 1
+
+    async def renew(self, credential: int) -> bool:
+        self.renewals.append(credential)
+        return False
+
+    async def aclose(self) -> None:
+        self.closed = True
+
+    async def post(self, body: bytes, written: Callable[[], None]) -> Reply | Fault:
+        ids = [item["instance_id"] for item in orjson.loads(body)]
+        return await self._record(Request(now(), "POST", ids), body, written)
+
+    async def get(self, instance_id: str, written: Callable[[], None]) -> Reply | Fault:
+        return await self._record(Request(now(), "GET", [instance_id]), b"", written)
+
+    async def _record(self, request: Request, body: bytes, written: Callable[[], None]) -> Reply | Fault:
+        twice = self.on_wire.intersection(request.ids)
+        assert not twice, f"on the wire twice at one time: {sorted(twice)}"
+        assert len(set(request.ids)) == len(request.ids)
+        self.requests.append(request)
+        self.on_wire.update(request.ids)
+        self.most_on_wire = max(self.most_on_wire, len([r for r in self.requests[-64:] if r.ended_at is None]))
+
+        def note() -> None:
+            request.written_at = now()
+            written()
+
+        try:
+            request.reply = await self._answer(request, body, note)
+            return request.reply
+        finally:
+            request.ended_at = now()
+            self.on_wire.difference_update(request.ids)
+
+    async def _answer(self, request: Request, body: bytes, written: Callable[[], None]) -> Reply | Fault:
+        raise NotImplementedError
+
+
+class ScriptedTransport(_Recorder):
+    """Answers from a list: replies, faults, or functions of the ids that give one; the end of the list is an error.
+
+    `then`: answers whatever the list does not.
+    """
+
+    def __init__(self, *answers, then=None, latency_s: float = 0.0) -> None:
+        super().__init__()
+        self.answers = list(answers)
+        self.then = then
+        self.latency_s = latency_s
+
+    async def _answer(self, request, body, written):
+        assert self.answers or self.then is not None, f"a request too many: {request}"
+        answer = self.answers.pop(0) if self.answers else self.then
+        if not (isinstance(answer, Fault) and answer.kind is FaultKind.NOT_SENT):
+            written()
+        await asyncio.sleep(self.latency_s)
+        if callable(answer):
+            answer = answer(request.ids)
+        return answer
+
+
+class ServiceTransport(_Recorder):
+    """The emulator's service, reached without a network, on the virtual clock.
+
+    A request that has been written arrives and is acted on, whatever becomes of who sent it: cancelled, timed out.
+
+    Args:
+        service: The service; it outlives the transport.
+        script: A fault script, see `bulkwf.emulator.faults`; all of it but `twice`.
+        seed: Fixes the script's chances and the latencies.
+        travel_s: How long a request takes to be written, and then each way: (lo, hi).
+        timeout_s: After so long the client hears no more.
+        before: Given the number of each request; what it returns, if anything, is the fault met before sending.
+        tokens: The credentials, one after another.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        *,
+        script=(),
+        seed=0,
+        travel_s=(0.001, 0.05),
+        timeout_s=60.0,
+        before=None,
+        tokens=("t0",),
+    ) -> None:
+        super().__init__()
+        self.service = service
+        self.rules = parse_script(script)
+        self.fired = [0] * len(self.rules)
+        self.travel_s = travel_s
+        self.timeout_s = timeout_s
+        self.before = before or (lambda number: None)
+        self.tokens = tokens
+        self.credential = 0
+        self._random = random.Random(seed)
+        self._number = {"": 0, "GET": 0, "POST": 0}
+        self._started_at = service.clock()
+        self._serving: set[asyncio.Task[Any]] = set()
+
+    async def renew(self, credential: int) -> bool:
+        self.renewals.append(credential)
+        if credential != self.credential:
+            return True
+        if self.credential + 1 >= len(self.tokens):
+            return False
+        self.credential += 1
+        return True
+
+    def _travel(self) -> float:
+        return self._random.uniform(*self.travel_s)
+
+    async def _answer(self, request, body, written):
+        met = self.before(len(self.requests))
+        if met is not None:
+            await asyncio.sleep(self._travel())
+            return met
+        await asyncio.sleep(self._travel())
+        written()
+        serving = asyncio.ensure_future(self._serve(request, body, self.credential))
+        self._serving.add(serving)
+        serving.add_done_callback(self._serving.discard)
+        try:
+            return await asyncio.wait_for(asyncio.shield(serving), self.timeout_s)
+        except TimeoutError:
+            return fault(message="no answer in time")
+
+    async def _serve(self, request: Request, body: bytes, credential: int) -> Reply | Fault:
+        await asyncio.sleep(self._travel())
+        service, caller = self.service, Caller(f"Bearer {self.tokens[credential]}")
+        reading = service.read(body) if request.method == "POST" else None
+        trouble = self._trouble(request)
+        if trouble.revokes_token:
+            service.revoke(caller)
+        attempted = reading.attempted if reading else 0
+        answer = service.admit(caller, TARGET, attempted, asks=request.method == "GET")
+        await asyncio.sleep(trouble.latency_before_s)
+        answer = answer or self._act(request, reading, trouble)
+        headers = service.rate_headers(caller)
+        await asyncio.sleep(trouble.latency_after_s + self._travel())
+        ending = trouble.ending
+        if ending is None:
+            return self._reply(answer, headers, credential)
+        if ending.reply is not None:
+            return self._reply(ending.reply, {}, credential)
+        if ending.manner == "hang":
+            await asyncio.sleep(self.timeout_s)
+        return fault(message=f"a scripted {ending.manner}")
+
+    def _act(self, request: Request, reading: Any, trouble: Trouble) -> Answer:
+        if reading is None:
+            return self.service.get_instance(TARGET, request.ids[0], simple=True)
+        if reading.refusal:
+            return reading.refusal
+        if trouble.refused_id:
+            return refusal(400, 10002, f"instance {trouble.refused_id!r} is refused")
+        return self.service.create(TARGET, reading.items, trouble.tampering).answer
+
+    def _trouble(self, request: Request) -> Trouble:
+        method = request.method
+        for name in ("", method):
+            self._number[name] += 1
+        if not self.rules:
+            return NO_FAULT
+        elapsed_s = self.service.clock() - self._started_at
+        ids = request.ids if method == "POST" else ()
+        facts = Facts(method, self._number[""], self._number[method], elapsed_s, wall(), ids)
+        trouble = decide(self.rules, facts, self.fired, self._random.random)
+        for rule in trouble.rules:
+            self.fired[rule] += 1
+        return trouble
+
+    def _reply(self, answer: Answer, headers, credential: int) -> Reply:
+        lowered = {name.lower(): value for name, value in {**headers, **answer.headers}.items()}
+        return Reply(status=answer.status, headers=lowered, body=answer.body, received_at=wall(), credential=credential)
+
+
+def service(limits: Limits | None = None, **more: Any) -> Service:
+    """An emulator's service on the virtual clock, without limits unless told."""
+    return Service(limits or Limits.none(), now, **more)
+
+
+# --- batches and deliveries ---------------------------------------------------------------------------------------
+
+
+def lines(n: int, first: int = 0, prefix: str = "id-", **more: Any) -> bytes:
+    """*n* rows with ids and small params."""
+    rows = ({"instance_id": f"{prefix}{i}", "params": {"n": i}, **more} for i in range(first, first + n))
+    return b"".join(orjson.dumps(row) + b"\n" for row in rows)
+
+
+def make_batch(n: int, first_row: int = 0, data: bytes | None = None, limits: BatchLimits | None = None, **more: Any):
+    """A batch of *n* rows."""
+    data = lines(n, first_row, **more) if data is None else data
+    packer = Packer(IdScheme("key"), limits or BatchLimits(rows=1_000), "instance", 100)
+    packer.add(Slice(first_row, n, data))
+    return packer.pack()
+
+
+@dataclass
+class Desk:
+    """A courier, and a note of all that it asks of the engine."""
+
+    transport: Any
+    options: Options = field(default_factory=Options)
+    limits: RateLimits = UNLIMITED
+    seed: int = 0
+    events: list[tuple[Any, ...]] = field(default_factory=list)
+    sleeps: list[float] = field(default_factory=list)
+    pauses: list[float] = field(default_factory=list)
+    drained: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        at = clock(self.seed)
+        self.draw = at.draw
+        self.health = Health()
+        self.limiter = WindowLimiter(self.limits, clock=at.now, margin_s=0.005)
+        self.courier = Courier(
+            transport=self.transport,
+            limiter=self.limiter,
+            options=self.options,
+            hooks=Hooks(settled=self._settled, attempted=self._attempted, paused=self._paused, sleep=self.sleep),
+            health=self.health,
+            clock=at.now,
+            wall=wall,
+            draw=lambda: self.draw(),  # noqa: PLW0108 (a test may put another draw in its place)
+        )
+
+    async def deliver(self, batch, *, begun_at: float | None = None, ledger: Ledger | None = None) -> Ledger:
+        """Deliver a batch, and return its account."""
+        ledger = ledger or Ledger(batch)
+        self.health.rows += len(ledger.batch.ids)
+        self.ledger = ledger
+        await self.courier.deliver(ledger, wall() if begun_at is None else begun_at)
+        return ledger
+
+    def stop(self) -> None:
+        """Drain."""
+        self.drained.set()
+        self.limiter.stop()
+
+    async def sleep(self, seconds: float) -> None:
+        """Sleep, and note for how long; a drain ends it."""
+        if seconds:
+            self.sleeps.append(seconds)
+        try:
+            await asyncio.wait_for(self.drained.wait(), seconds)
+        except TimeoutError:
+            return
+        raise Draining
+
+    async def _settled(self, ledger, outcome) -> None:
+        await asyncio.sleep(0.003)  # a commit takes its time
+        self.events.append(("settled", len(outcome.created), len(outcome.others)))
+
+    def _attempted(self, ledger, instances, reply, outcome) -> None:
+        self.events.append(("attempted", instances, outcome.verdict))
+
+    async def _paused(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+
+
+def outcomes(ledger: Ledger) -> dict[str, str]:
+    """What each id of a batch has come to."""
+    ids = ledger.batch.ids
+    return {
+        **dict.fromkeys((ids[i] for i in ledger.created), "created"),
+        **{ids[i]: result.outcome for i, result in ledger.others.items()},
+        **dict.fromkeys((ids[i] for i in ledger.pending), "pending"),
+    }
+
+
+def count(values: Iterable[str]) -> dict[str, int]:
+    """How many of each."""
+    told: dict[str, int] = {}
+    for value in values:
+        told[value] = told.get(value, 0) + 1
+    return told
+
+
+def windows(events: Sequence[tuple[float, int]], period_s: float) -> int:
+    """The most that any sliding window [t, t + period) has held of (time, amount): brute force."""
+    worst = 0
+    for i, (start, _) in enumerate(events):
+        held = 0
+        for at, amount in events[i:]:
+            if at >= start + period_s:
+                break
+            held += amount
+        worst = max(worst, held)
+    return worst

@@ -1,0 +1,691 @@
+"""Rows to batches: where they are cut, what is refused and why, which id each gets."""
+
+import asyncio
+import json
+import re
+from unittest import mock
+from zlib import crc32
+
+import pytest
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
+
+from bulkwf import batching
+from bulkwf.batching import (
+    DEFAULT_RETENTION_S,
+    MAX_PARAMS_BYTES,
+    MAX_ROW_BYTES,
+    Cut,
+    IdScheme,
+    Packer,
+    cut,
+    even_share,
+    fingerprint,
+    too_long,
+)
+from bulkwf.errors import ConfigError
+from bulkwf.model import Slice
+from bulkwf.options import BatchLimits
+from bulkwf.payload import compose
+from bulkwf.sources import reader
+from bulkwf.sources.reader import Chunk, Source
+
+ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}", re.ASCII)
+KEYED = IdScheme("run")
+
+
+def new_packer(*, scheme=KEYED, limits=None, shape="instance", instances=100):
+    return Packer(scheme, limits or BatchLimits(), shape, instances)
+
+
+def pack(*lines, first_row=0, **how):
+    packer = new_packer(**how)
+    packer.add(Slice(first_row, len(lines), b"".join(line + b"\n" for line in lines)))
+    return packer.pack()
+
+
+def row(**members):
+    return json.dumps(members, separators=(",", ":")).encode()
+
+
+def refusals(batch):
+    return [(result.row, result.code) for result in batch.refused]
+
+
+# --- cutting ------------------------------------------------------------------------------------------------------
+
+
+def test_a_cut_is_bound_by_rows_by_bytes_or_by_the_data_at_hand():
+    assert cut(b"a\nb\nc\n", 0, 2, 100) == Cut(4, 2, "rows")
+    assert cut(b"a\nb\nc\n", 0, 9, 4) == Cut(4, 2, "bytes")
+    assert cut(b"a\nb\nc", 0, 9, 100) == Cut(4, 2, "data")
+    assert cut(b"a\nb\nc\n", 2, 1, 100) == Cut(4, 1, "rows")
+    assert cut(b"", 0, 9, 100) == Cut(0, 0, "data")
+
+
+def test_the_first_line_may_exceed_the_bytes_but_only_alone():
+    assert cut(b"aaaa\nb\n", 0, 9, 3) == Cut(5, 1, "bytes")
+    assert cut(b"a\nbbbb\n", 0, 9, 3) == Cut(2, 1, "bytes")
+
+
+@given(
+    lines=st.lists(st.binary(max_size=9).map(lambda line: line.replace(b"\n", b"")), max_size=12),
+    rest=st.sampled_from([b"", b"x", b"xxxxx"]),
+    skipped=st.integers(0, 4),
+    max_rows=st.integers(1, 12),
+    max_bytes=st.integers(1, 40),
+)
+def test_a_cut_takes_as_many_whole_lines_as_both_bounds_let_it(lines, rest, skipped, max_rows, max_bytes):
+    whole = [line + b"\n" for line in lines]
+    start = sum(map(len, whole[:skipped]))
+    whole = whole[skipped:]
+    data = b"".join(line + b"\n" for line in lines) + rest
+
+    end, rows, bound = cut(data, start, max_rows, max_bytes)
+
+    assert data[start:end] == b"".join(whole[:rows])
+    assert rows <= max_rows
+    assert end - start <= max_bytes or rows == 1
+    if bound == "rows":
+        assert rows == max_rows
+    elif bound == "data":
+        assert rows == len(whole)
+    else:
+        assert end - start + len(whole[rows]) > max_bytes
+
+
+@given(rows=st.integers(1, 2_000), rate=st.integers(1, 2_000))
+@example(rows=68, rate=100)
+def test_an_even_share_fills_the_window_as_well_as_batches_of_its_number_can(rows, rate):
+    share = even_share(rows, rate)
+
+    assert 1 <= share <= rows, "what fits a request's bytes goes on fitting"
+    if rows < rate:
+        batches = -(-rate // rows)
+        assert share * batches <= rate, "the batches of one window fit into it"
+        assert rate - share * batches < batches, "and another row in each would not"
+    else:
+        assert share == rows
+
+
+def test_an_even_share_of_68_at_100_a_second_is_50():
+    assert even_share(68, 100) == 50
+
+
+@given(
+    lines=st.lists(st.binary(max_size=9).map(lambda line: line.replace(b"\n", b"")), min_size=1, max_size=12),
+    drawn=st.data(),
+)
+def test_a_fingerprint_is_that_of_the_lines_that_were_not_dropped(lines, drawn):
+    dropped = drawn.draw(st.frozensets(st.integers(0, len(lines) - 1)))
+    region = b"".join(line + b"\n" for line in lines)
+    kept = b"".join(line + b"\n" for offset, line in enumerate(lines) if offset not in dropped)
+
+    assert fingerprint(region, dropped) == (len(kept), crc32(kept))
+
+
+def test_a_corrected_row_that_was_refused_leaves_the_fingerprint_as_it_was():
+    assert fingerprint(b"a\nBAD\nc\n", frozenset({1})) == fingerprint(b"a\ncorrected\nc\n", frozenset({1}))
+    assert fingerprint(b"a\nb\nc\n", frozenset({1})) != fingerprint(b"a\nb\nC\n", frozenset({1}))
+
+
+# --- rows that are refused ----------------------------------------------------------------------------------------
+
+GOOD_ROWS = {
+    "nothing": b"{}",
+    "params": b'{"params":{"a":1}}',
+    "params null": b'{"params":null}',
+    "params text": b'{"params":"x"}',
+    "id": b'{"instance_id":"a"}',
+    "id of 100": b'{"instance_id":"' + b"a" * 100 + b'"}',
+    "id of digits": b'{"instance_id":"0"}',
+    "id of an underscore": b'{"instance_id":"_"}',
+    "id that is nearly reserved": b'{"instance_id":"batches"}',
+    "id that is nearly the system's": b'{"instance_id":"cf_' + b"a" * 63 + b'"}',
+    "id in other case": b'{"instance_id":"cf_' + b"A" * 64 + b'"}',
+    "retention": b'{"instance_retention":{"success_retention":60000,"error_retention":"3 days"}}',
+    "no retention": b'{"instance_retention":{}}',
+    "location hint": b'{"location_hint":"weur"}',
+    "CRLF": b'{"params":1}\r',
+    "blanks around": b'  {"params" : 1 }\t',
+    "U+2028 in text": '{"params":"a\u2028b\u2029c\u0085d"}'.encode(),
+    "30 digits": b'{"params":123456789012345678901234567890}',
+    "a number that no float holds": b'{"params":1e999}',
+    "duplicate keys in params": b'{"params":{"a":1,"a":2}}',
+    "500 levels": b'{"params":' + b"[" * 499 + b"]" * 499 + b"}",
+    "many brackets, few levels": b'{"params":[' + b"[],{}," * 3_000 + b"1]}",
+    "brackets in text": b'{"params":"' + b"[{" * 3_000 + b'\\""}',
+    "params of 1 MiB": b'{"params":"' + b"x" * (MAX_PARAMS_BYTES - 2) + b'"}',
+}
+BAD_ROWS = {
+    "text": (b"hello", "not_json"),
+    "cut off": (b'{"params":', "not_json"),
+    "one quote": (b"{'params':1}", "not_json"),
+    "trailing comma": (b'{"params":[1,]}', "not_json"),
+    "two objects": (b'{"params":1}{"params":2}', "not_json"),
+    "two objects and a blank": (b'{"params":1} {"params":2}', "not_json"),
+    "object and a NUL": (b'{"params":1}\0', "not_json"),
+    "NaN": (b'{"params":NaN}', "not_json"),
+    "Infinity": (b'{"params":-Infinity}', "not_json"),
+    "bare control character": (b'{"params":"\x01"}', "not_json"),
+    "leading zero": (b'{"params":01}', "not_json"),
+    "lone surrogate": (b'{"params":"\\ud800"}', "not_json"),
+    "surrogate pair cut short": (b'{"params":"\\ud800\\u0041"}', "not_json"),
+    "lone surrogate as id": (b'{"instance_id":"\\udfff"}', "not_json"),
+    "byte order mark": (b'\xef\xbb\xbf{"params":1}', "not_json"),
+    "not UTF-8": (b'{"params":"\xff"}', "not_utf8"),
+    "UTF-8 surrogate": (b'{"params":"\xed\xa0\x80"}', "not_utf8"),
+    "overlong UTF-8": (b'{"params":"\xc0\xaf"}', "not_utf8"),
+    "UTF-16": ('{"params":1}'.encode("utf-16"), "not_utf8"),
+    "501 levels": (b'{"params":' + b"[" * 500 + b"]" * 500 + b"}", "too_deep"),
+    "2,000 levels": (b'{"params":' + b"[" * 2_000 + b"]" * 2_000 + b"}", "too_deep"),
+    "2,000 objects": (b'{"params":' + b'{"a":' * 2_000 + b"1" + b"}" * 2_000 + b"}", "too_deep"),
+    "deep behind a quote": (b'{"params":["\\"",' + b"[" * 600 + b"]" * 601 + b"}", "too_deep"),
+    "array": (b"[1]", "not_object"),
+    "number": (b"1", "not_object"),
+    "null": (b"null", "not_object"),
+    "quoted": (b'"{}"', "not_object"),
+    "unknown key": (b'{"param":1}', "unknown_key"),
+    "key in other case": (b'{"Params":1}', "unknown_key"),
+    "id of a space": (b'{"instance_id":"a b"}', "bad_id"),
+    "id empty": (b'{"instance_id":""}', "bad_id"),
+    "id of 101": (b'{"instance_id":"' + b"a" * 101 + b'"}', "bad_id"),
+    "id with a dash first": (b'{"instance_id":"-a"}', "bad_id"),
+    "id with a newline last": (b'{"instance_id":"a\\n"}', "bad_id"),
+    "id with a newline within": (b'{"instance_id":"a\\nb"}', "bad_id"),
+    "id with a slash": (b'{"instance_id":"a/b"}', "bad_id"),
+    "id of Arabic digits": ('{"instance_id":"٣"}'.encode(), "bad_id"),
+    "id of a letter with an accent": ('{"instance_id":"é"}'.encode(), "bad_id"),
+    "id null": (b'{"instance_id":null}', "bad_id"),
+    "id number": (b'{"instance_id":1}', "bad_id"),
+    "id batch": (b'{"instance_id":"batch"}', "reserved_id"),
+    "id terminate": (b'{"instance_id":"terminate"}', "reserved_id"),
+    "id terminateAll": (b'{"instance_id":"terminateAll"}', "reserved_id"),
+    "id of the system": (b'{"instance_id":"cf_' + b"0a" * 32 + b'"}', "reserved_id"),
+    "retention of no unit": (b'{"instance_retention":{"success_retention":"3"}}', "bad_retention"),
+    "retention of an unknown unit": (b'{"instance_retention":{"success_retention":"3 eons"}}', "bad_retention"),
+    "retention in Arabic digits": ('{"instance_retention":{"error_retention":"٣ days"}}'.encode(), "bad_retention"),
+    "retention with a newline": (b'{"instance_retention":{"error_retention":"3 days\\n"}}', "bad_retention"),
+    "retention 0": (b'{"instance_retention":{"error_retention":0}}', "bad_retention"),
+    "retention negative": (b'{"instance_retention":{"error_retention":-1}}', "bad_retention"),
+    "retention with a fraction": (b'{"instance_retention":{"error_retention":1.5}}', "bad_retention"),
+    "retention true": (b'{"instance_retention":{"error_retention":true}}', "bad_retention"),
+    "retention null": (b'{"instance_retention":null}', "bad_retention"),
+    "retention text": (b'{"instance_retention":"3 days"}', "bad_retention"),
+    "retention unknown key": (b'{"instance_retention":{"retention":1}}', "bad_retention"),
+    "location hint number": (b'{"location_hint":1}', "bad_value"),
+    "params over 1 MiB": (b'{"params":"' + b"x" * (MAX_PARAMS_BYTES - 1) + b'"}', "params_too_large"),
+    "line far over 1 MiB": (b'{"params":"' + b"x" * MAX_ROW_BYTES + b'"}', "row_too_long"),
+}
+
+
+@pytest.mark.parametrize("name", GOOD_ROWS)
+def test_a_good_row_is_sent(name):
+    batch = pack(GOOD_ROWS[name])
+
+    assert (len(batch.ids), batch.offsets, batch.refused) == (1, [0], ())
+
+
+@pytest.mark.parametrize("name", BAD_ROWS)
+def test_a_bad_row_is_refused_with_its_reason(name):
+    line, code = BAD_ROWS[name]
+
+    batch = pack(line, first_row=7)
+
+    assert (batch.ids, refusals(batch)) == ([], [(7, code)])
+    assert batch.refused[0].outcome == "invalid"
+    assert batch.refused[0].message.isprintable()
+    assert len(batch.refused[0].message) <= 300
+
+
+@pytest.mark.parametrize("name", BAD_ROWS)
+def test_a_bad_row_among_good_ones_that_bring_their_ids_is_refused_alone(name):
+    line, code = BAD_ROWS[name]
+
+    batch = pack(row(instance_id="a"), line, row(instance_id="b"), row(instance_id="c"))
+
+    assert (batch.ids, batch.offsets, refusals(batch)) == (["a", "b", "c"], [0, 2, 3], [(1, code)])
+
+
+@pytest.mark.parametrize("name", GOOD_ROWS)
+def test_a_good_row_is_sent_whatever_its_neighbours_are(name):
+    batch = pack(row(instance_id="x"), GOOD_ROWS[name], b"not json", row(params=1))
+
+    assert (batch.offsets, refusals(batch)) == ([0, 1, 3], [(2, "not_json")])
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        (b'{"instance_id":"a"', b',"params":1}'),
+        (b'{"instance_id":"a","params":[{}', b"{}]}"),
+        (b'{"instance_id":"a","params":{', b"}}"),
+        (b'{"instance_id":"a"}{"instance_id":"b"', b"}"),
+        (b'{"instance_id":"a","params":"}', b'{"}'),
+        (b"", b'{"instance_id":"a"}{"instance_id":"b"}'),
+        (b'{"instance_id":"a"}{"instance_id":"b"}', b""),
+        (b'{"instance_id":"a"} {"instance_id":"b"}', b" "),
+    ],
+)
+def test_an_object_never_spans_lines_and_a_line_never_holds_two(lines):
+    batch = pack(*lines)
+
+    assert batch.ids == []
+    assert {code for _, code in refusals(batch)} == {"not_json"}
+
+
+def test_an_unknown_key_is_named():
+    assert "`orderId`" in pack(b'{"orderId":1}').refused[0].message
+
+
+def test_a_refused_id_is_kept_if_it_can_be_read_and_is_made_fit_to_print():
+    batch = pack(row(instance_id="a b"), row(instance_id="x\x1b[31m\u202e" + "y" * 200), row(instance_id="batch"), b"{")
+
+    assert [result.id and len(result.id) for result in batch.refused] == [3, 100, 5, None]
+    assert all(result.id is None or result.id.isprintable() for result in batch.refused)
+
+
+def test_in_a_list_of_params_every_json_value_is_a_row():
+    values = [b'{"instance_id":"x","other":1}', b"[1,2]", b"3", b'"text"', b"null", b"true", b" {} \r"]
+
+    batch = pack(*values, shape="params")
+
+    assert (len(batch.ids), batch.refused, batch.bare) == (len(values), (), False)
+    assert pack(b"1 2", b"NaN", b"{", shape="params").ids == []
+
+
+def test_what_the_source_could_not_hand_over_is_refused_with_the_sources_reason():
+    packer = new_packer()
+    packer.add(
+        Slice(
+            5,
+            3,
+            b'{"instance_id":"a"}\n\n{"instance_id":"b"}\n',
+            ((1, "not_json", "the row can't be written as JSON"),),
+        )
+    )
+
+    batch = packer.pack()
+
+    assert (batch.ids, batch.offsets, refusals(batch)) == (["a", "b"], [0, 2], [(6, "not_json")])
+    assert batch.refused[0].message == "the row can't be written as JSON"
+
+
+def test_the_length_of_an_overlong_line_is_told():
+    assert too_long(1_234_567).code == "row_too_long"
+    assert "1,234,567" in too_long(1_234_567).message
+
+
+# --- blank rows and row numbers -----------------------------------------------------------------------------------
+
+
+def test_blank_lines_keep_their_row_number_and_are_neither_sent_nor_refused():
+    batch = pack(b"", row(instance_id="a"), b"  \t", b"\r", b"nope", row(instance_id="b"), b"", first_row=1_000)
+
+    assert (batch.first_row, batch.rows) == (1_000, 7)
+    assert (batch.ids, batch.offsets, refusals(batch)) == (["a", "b"], [1, 5], [(1_004, "not_json")])
+
+
+def test_the_rows_of_several_slices_are_numbered_through():
+    packer = new_packer()
+    packer.add(Slice(10, 2, b"\n\n"))
+    packer.add(Slice(12, 2, b'{"instance_id":"a"}\n{"instance_id":"b"}\n'))
+    packer.add(Slice(14, 0, b""))
+    packer.add(Slice(14, 3, b'{}\n\n{"instance_id":"a"}\n'))
+
+    batch = packer.pack()
+
+    assert (batch.first_row, batch.rows, batch.offsets) == (10, 7, [2, 3, 4])
+    assert refusals(batch) == [(16, "duplicate_id")]
+    assert batch.region == b'\n\n{"instance_id":"a"}\n{"instance_id":"b"}\n{}\n\n{"instance_id":"a"}\n'
+
+
+def test_a_packer_is_empty_until_it_has_a_row_of_any_kind():
+    packer = new_packer()
+    assert packer.empty
+    packer.add(Slice(0, 0, b""))
+    assert packer.empty
+    packer.add(Slice(0, 1, b"\n"))
+    assert not packer.empty
+
+
+# --- duplicates ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bare", [True, False])
+def test_an_id_that_comes_twice_in_a_batch_goes_to_the_first_row_which_is_named(bare):
+    others = [] if bare else [b"{}"]
+
+    batch = pack(row(instance_id="b"), row(instance_id="a"), row(instance_id="a", params=1), *others, first_row=40)
+
+    assert refusals(batch) == [(42, "duplicate_id")]
+    assert "row 41" in batch.refused[0].message
+    assert batch.ids[:2] == ["b", "a"]
+
+
+def test_a_duplicate_is_found_across_slices_whatever_way_the_first_was_read():
+    packer = new_packer()
+    packer.add(Slice(0, 2, b'{"instance_id":"a"}\n{"instance_id":"b"}\n'))
+    packer.add(Slice(2, 1, b'{"instance_id":"b"}\n'))
+
+    assert refusals(packer.pack()) == [(2, "duplicate_id")]
+
+
+def test_of_a_key_that_comes_twice_the_last_counts_as_it_does_for_the_service():
+    batch = pack(b'{"instance_id":"a","instance_id":"b"}')
+
+    assert batch.ids == ["b"]
+    assert json.loads(compose(batch, [0])) == [{"instance_id": "b"}]
+
+
+# --- ids ----------------------------------------------------------------------------------------------------------
+
+
+@given(
+    run_key=st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}", fullmatch=True),
+    number=st.integers(0, 10**12),
+    value=st.text(max_size=20),
+)
+def test_a_generated_id_is_valid_and_the_same_every_time(run_key, number, value):
+    line = row(params=value)
+
+    made = pack(line, first_row=number, scheme=IdScheme(run_key)).ids[0]
+
+    assert ID.fullmatch(made)
+    assert made == f"{run_key}-{number}-{crc32(line):08x}"
+    assert made == pack(line, first_row=number, scheme=IdScheme(run_key)).ids[0]
+
+
+def test_generated_ids_differ_by_run_by_row_and_by_content():
+    line, other = row(params=1), row(params=2)
+
+    made = [
+        pack(line, scheme=IdScheme("a")).ids[0],
+        pack(line, scheme=IdScheme("b")).ids[0],
+        pack(line, scheme=IdScheme("a"), first_row=1).ids[0],
+        pack(other, scheme=IdScheme("a")).ids[0],
+    ]
+
+    assert len(set(made)) == 4
+
+
+def test_a_generated_id_does_not_depend_on_what_else_is_in_the_batch():
+    alone = pack(row(params=1), first_row=3).ids[0]
+
+    assert pack(row(params=0), b"bad", b"", row(params=1), row(instance_id="x")).ids[1] == alone
+
+
+def test_an_id_of_the_row_itself_is_never_replaced():
+    assert pack(row(instance_id="mine", params={"n": 1}), scheme=IdScheme("r", "order-{n}")).ids == ["mine"]
+
+
+@pytest.mark.parametrize(
+    ("params", "expected"),
+    [
+        (b'{"n":7}', "order-7"),
+        (b'{"n":"x_1"}', "order-x_1"),
+        (b'{"n":123456789012345678901234567890}', "order-123456789012345678901234567890"),
+        (b'{"n":-7}', "order--7"),
+        (b'{"n":"\\u0061"}', "order-a"),
+        (b'{ "n" : 7 }', "order-7"),
+        (b'{"m":1}', None),
+        (b'{"n":7.0}', None),
+        (b'{"n":7e2}', None),
+        (b'{"n":true}', None),
+        (b'{"n":null}', None),
+        (b'{"n":[7]}', None),
+        (b'{"n":"a b"}', None),
+        (b'{"n":"\xc3\xa9"}', None),
+        (b'{"n":"' + b"x" * 95 + b'"}', None),
+        (b"[7]", None),
+        (b"7", None),
+        (b'"n"', None),
+    ],
+)
+def test_a_template_makes_the_id_of_text_and_whole_numbers_in_the_params_or_refuses_the_row(params, expected):
+    for shape, line in (("instance", b'{"params":' + params + b"}"), ("params", params)):
+        batch = pack(line, scheme=IdScheme("r", "order-{n}"), shape=shape)
+
+        assert batch.ids == ([expected] if expected else [])
+        assert refusals(batch) == ([] if expected else [(0, "bad_id")])
+
+
+def test_a_template_refuses_a_row_without_params_and_names_the_missing_field():
+    batch = pack(b"{}", scheme=IdScheme("r", "o-{order_id}"))
+
+    assert refusals(batch) == [(0, "bad_id")]
+    assert "'order_id'" in batch.refused[0].message
+
+
+def test_a_template_may_use_several_fields_and_one_twice():
+    scheme = IdScheme("r", "{a}-{b}-{a}")
+
+    assert pack(b'{"params":{"a":1,"b":"x"}}', scheme=scheme).ids == ["1-x-1"]
+
+
+def test_a_template_that_makes_a_reserved_id_refuses_the_row():
+    assert refusals(pack(b'{"params":{"a":"batch"}}', scheme=IdScheme("r", "{a}"))) == [(0, "reserved_id")]
+
+
+def test_a_template_that_gives_two_rows_one_id_refuses_the_later():
+    batch = pack(b'{"params":{"a":1}}', b'{"params":{"a":1}}', scheme=IdScheme("r", "x{a}"))
+
+    assert (batch.ids, refusals(batch)) == (["x1"], [(1, "duplicate_id")])
+
+
+@pytest.mark.parametrize(
+    "template", ["", "order", "{}", "{0}", "{a.b}", "{a[0]}", "{a!r}", "{a:>5}", "{a", "a}", "{a:{b}}", "{{a}}"]
+)
+def test_a_template_that_is_more_or_less_than_fields_by_name_is_refused_at_once(template):
+    with pytest.raises(ConfigError, match="id template"):
+        IdScheme("r", template)
+
+
+# --- retention ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("retention", "expected_s"),
+    [
+        ({}, DEFAULT_RETENTION_S),
+        ({"success_retention": 60_000}, 60),
+        ({"error_retention": 500}, 0.5),
+        ({"success_retention": "1 second"}, 1),
+        ({"success_retention": "2 seconds"}, 2),
+        ({"success_retention": "5 minutes"}, 300),
+        ({"success_retention": "1 hour"}, 3_600),
+        ({"success_retention": "1  day"}, 86_400),
+        ({"success_retention": "3 hours", "error_retention": "2 hours"}, 7_200),
+        ({"success_retention": "1 week"}, DEFAULT_RETENTION_S),
+        ({"success_retention": "30 days", "error_retention": "1 year"}, DEFAULT_RETENTION_S),
+        ({"success_retention": "1 month", "error_retention": "1 day"}, 86_400),
+        ({"success_retention": 10**400}, DEFAULT_RETENTION_S),
+    ],
+)
+@pytest.mark.parametrize("given_id", [{"instance_id": "a"}, {}])
+def test_a_batch_knows_the_shortest_time_for_which_the_service_remembers_its_ids(retention, expected_s, given_id):
+    other = row(params=1, **({"instance_id": "other"} if given_id else {}))
+
+    batch = pack(other, row(instance_retention=retention, **given_id))
+
+    assert (batch.retention_s, batch.refused) == (expected_s, ())
+
+
+# --- what a batch can take ----------------------------------------------------------------------------------------
+
+
+def test_a_packer_asks_for_what_is_missing_of_instances_rows_and_bytes():
+    packer = new_packer(limits=BatchLimits(instances=3, rows=4, bytes=100_000), instances=3)
+    assert packer.missing == 3
+    before = packer.missing_bytes
+
+    packer.add(Slice(0, 3, b"{}\n\nbad\n"))
+
+    assert packer.missing == 1, "two more instances, but only one more row"
+    assert packer.missing_bytes == before - len(b"{}\n\nbad\n")
+    packer.add(Slice(3, 1, b"{}\n"))
+    assert packer.missing == 0
+
+
+@given(st.integers(1_024, 60_000), st.integers(1, 100))
+def test_a_packer_can_always_begin_a_batch_however_few_the_bytes_are(size, instances):
+    packer = new_packer(limits=BatchLimits(bytes=size), instances=instances)
+
+    assert packer.missing >= 1
+    assert packer.missing_bytes >= size // 2
+
+
+def test_a_batch_that_fills_its_bytes_with_the_longest_ids_still_fits():
+    limits = BatchLimits(bytes=20_000, instances=10, rows=10)
+    packer = new_packer(limits=limits, instances=10, shape="params", scheme=IdScheme("r", "{k}"))
+    size = packer.missing_bytes // 10
+    lines = [b'{"k":"%s"' % (b"%0100d" % n) for n in range(10)]
+    lines = [line + b" " * (size - 2 - len(line)) + b"}\n" for line in lines]
+    packer.add(Slice(0, 10, b"".join(lines)))
+    batch = packer.pack()
+
+    assert len(batch.ids) == 10
+    assert len(compose(batch, range(10))) <= 20_000
+
+
+# --- every row of any list is in exactly one batch ----------------------------------------------------------------
+
+LONGEST = 600
+"""Stands in for the megabyte of `MAX_ROW_BYTES` and `MAX_PARAMS_BYTES`."""
+
+
+class Bytes:
+    """A feed of given chunks."""
+
+    read_share = None
+
+    def __init__(self, chunks):
+        self.chunks = list(chunks)
+
+    async def read(self):
+        return self.chunks.pop(0) if self.chunks else None
+
+    async def aclose(self):
+        pass
+
+
+def chunked(data, cuts):
+    ends = sorted({min(one, len(data)) for one in cuts} | {len(data)})
+    return [Chunk(data[a:b]) for a, b in zip([0, *ends], ends, strict=False) if a < b]
+
+
+async def take_batches(source, limits, instances, scheme=KEYED, shape="instance"):
+    """As the engine does."""
+    batches = []
+    while True:
+        packer = Packer(scheme, limits, shape, instances)
+        while (wanted := packer.missing) > 0 and packer.missing_bytes > 0:
+            piece = await source.take(wanted, packer.missing_bytes, limits.linger_s, joining=not packer.empty)
+            if piece is None:
+                break
+            packer.add(piece)
+            if piece.rows < wanted:
+                break
+        if packer.empty:
+            return batches
+        batches.append(packer.pack())
+
+
+GOOD = st.one_of(
+    st.builds(lambda n: row(instance_id=f"id{n}", params=n), st.integers(0, 30)),
+    st.builds(lambda n: row(params="x" * n), st.integers(0, 300)),
+    st.sampled_from([b"{}", b" {} ", b'{"params":[]}\r', b'{"instance_id":"solo","location_hint":"x"}']),
+)
+BAD = st.sampled_from([b"nope", b"{", b"{}{}", b'{"x":1}', b'{"instance_id":"-"}', b"\xff", b"[1]", b'{"params":NaN}'])
+BLANK = st.sampled_from([b"", b" ", b"\r", b"\t "])
+LONG = st.integers(1, 3_000).map(lambda n: b'{"params":"' + b"x" * (LONGEST + n) + b'"}')
+LINES = st.lists(
+    st.one_of(
+        st.tuples(st.just("good"), GOOD),
+        st.tuples(st.just("bad"), BAD),
+        st.tuples(st.just("blank"), BLANK),
+        st.tuples(st.just("long"), LONG),
+    ),
+    max_size=60,
+)
+
+
+@settings(max_examples=400)
+@given(
+    lines=LINES,
+    cuts=st.lists(st.integers(0, 20_000), max_size=12),
+    size=st.sampled_from([1_024, 1_500, 4_000, 10**6]),
+    instances=st.integers(1, 12),
+    spare_rows=st.integers(0, 10),
+    rate=st.sampled_from([None, 5, 100]),
+)
+def test_every_row_of_any_list_is_in_exactly_one_batch_within_the_bounds(
+    lines, cuts, size, instances, spare_rows, rate
+):
+    limits = BatchLimits(instances=instances, rows=instances + spare_rows, bytes=size, linger_s=9)
+    data = b"".join(line + b"\n" for _, line in lines)
+    with (
+        mock.patch.multiple(batching, MAX_ROW_BYTES=LONGEST, MAX_PARAMS_BYTES=LONGEST),
+        mock.patch.object(reader, "MAX_ROW_BYTES", LONGEST),
+    ):
+        source = Source(Bytes(chunked(data, cuts)), rate=rate)
+        batches = asyncio.run(take_batches(source, limits, instances))
+
+    kinds = [kind for kind, _ in lines]
+    assert sum(batch.rows for batch in batches) == len(lines)
+    at = 0
+    for batch in batches:
+        assert (batch.first_row, batch.region.count(b"\n")) == (at, batch.rows)
+        sent = [at + offset for offset in batch.offsets]
+        refused = {result.row: result.code for result in batch.refused}
+        blank = {n for n in range(at, at + batch.rows) if kinds[n] == "blank"}
+        assert sorted([*sent, *refused, *blank]) == list(range(at, at + batch.rows)), "each row is in one place"
+        assert all(kinds[n] == "good" for n in sent)
+        assert all(kinds[n] != "good" or code == "duplicate_id" for n, code in refused.items())
+        assert all(refused[n] == "row_too_long" for n in refused if kinds[n] == "long")
+        assert len(set(batch.ids)) == len(batch.ids) == len(sent) <= instances
+        assert all(map(ID.fullmatch, batch.ids))
+        assert batch.rows <= limits.rows
+        if batch.ids:
+            assert len(compose(batch, range(len(batch.ids)))) <= size
+        at += batch.rows
+
+
+@given(lines=LINES, cuts=st.lists(st.integers(0, 20_000), max_size=12), instances=st.integers(1, 12))
+def test_how_the_bytes_arrive_changes_nothing_about_the_batches(lines, cuts, instances):
+    assume(all(kind != "long" for kind, _ in lines))
+    limits = BatchLimits(instances=instances, linger_s=9)
+    data = b"".join(line + b"\n" for _, line in lines)
+
+    found = [
+        asyncio.run(take_batches(Source(Bytes(chunked(data, where))), limits, instances)) for where in (cuts, [], cuts)
+    ]
+
+    assert found[0] == found[1] == found[2]
+
+
+def test_the_places_that_bad_rows_leave_are_filled_with_rows_that_follow():
+    data = b"bad\n" + b"{}\n" * 3 + b"\n" + b"{}\n" * 9
+
+    batches = asyncio.run(take_batches(Source(Bytes([Chunk(data)])), BatchLimits(instances=5, rows=50), 5))
+
+    assert [(batch.rows, len(batch.ids)) for batch in batches] == [(7, 5), (5, 5), (2, 2)]
+
+
+def test_a_large_row_does_not_join_rows_that_leave_it_no_room():
+    large = row(params="x" * 3_300)
+    data = b"".join([b"\n", *[row(params="x" * 90) + b"\n"] * 3, large + b"\n", b"{}\n"])
+    limits = BatchLimits(instances=4, rows=50, bytes=4_000)
+
+    batches = asyncio.run(take_batches(Source(Bytes([Chunk(data)])), limits, 4))
+
+    assert [batch.rows for batch in batches] == [4, 2]
+
+
+def test_rows_bound_by_bytes_are_cut_so_that_they_fill_the_window_of_the_rate():
+    line = row(params="x" * 14_900) + b"\n"
+    source = Source(Bytes([Chunk(line * 150)]), rate=100)
+
+    batches = asyncio.run(take_batches(source, BatchLimits(), 100))
+
+    assert [len(batch.ids) for batch in batches] == [50, 50, 50]

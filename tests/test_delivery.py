@@ -1,0 +1,713 @@
+"""One batch until every instance in it is settled: what each kind of answer leads to, in virtual time."""
+
+import asyncio
+from math import log2
+
+import pytest
+from fakes import (
+    TARGET,
+    Desk,
+    ScriptedTransport,
+    ServiceTransport,
+    absent,
+    count,
+    created,
+    envelope,
+    error,
+    fault,
+    found,
+    lines,
+    make_batch,
+    now,
+    outcomes,
+    reply,
+    run_virtual,
+    service,
+    wall,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bulkwf.errors import CheckpointError, Draining, ServiceRefused, TemporaryStop
+from bulkwf.ledger import Ledger
+from bulkwf.model import FaultKind, Verdict
+from bulkwf.options import Options, RateLimits, RetryPolicy
+
+DAY_S = 86_400.0
+IDS = [f"id-{i}" for i in range(100)]
+
+
+def deliver(*answers, rows=3, then=None, options=None, batch=None, draw=None, **more):
+    """Deliver one batch to a scripted service; returns the desk, the transport and the ledger."""
+
+    async def run():
+        transport = ScriptedTransport(*answers, then=then)
+        desk = Desk(transport, options or Options())
+        if draw is not None:
+            desk.draw = lambda: draw
+        ledger = await desk.deliver(batch or make_batch(rows), **more)
+        assert not transport.answers
+        return desk, transport, ledger
+
+    return run_virtual(run())
+
+
+def stopped(kind, *answers, rows=3, then=None, options=None, **more):
+    """The same, for a delivery that ends with an error of this kind; returns the error as well."""
+
+    async def run():
+        transport = ScriptedTransport(*answers, then=then)
+        desk = Desk(transport, options or Options())
+        with pytest.raises(kind) as raised:
+            await desk.deliver(make_batch(rows), **more)
+        return desk, transport, desk.ledger, raised.value
+
+    return run_virtual(run())
+
+
+def ill(ids):
+    return error(500)
+
+
+def forbidden(ids):
+    return error(401, 10000, "Authentication error")
+
+
+def challenge(ids):
+    return reply(403, b"<html>Just a moment...</html>")
+
+
+def nonsense(ids):
+    return reply(200, b"<html>Welcome to the hotel's network</html>")
+
+
+def missing(ids):
+    return error(404, 10200, "workflow not found")
+
+
+def none(ids):
+    return reply(200, envelope([]))
+
+
+def sent_by(*found_outcomes, prefix="id-"):
+    return {f"{prefix}{i}": outcome for i, outcome in enumerate(found_outcomes)}
+
+
+# --- a good day, and ill ones -------------------------------------------------------------------------------------
+
+
+def test_a_batch_that_is_created_takes_one_request():
+    desk, transport, ledger = deliver(created)
+
+    assert transport.posts == [["id-0", "id-1", "id-2"]]
+    assert outcomes(ledger) == sent_by("created", "created", "created")
+    assert (ledger.attempts, ledger.answer.version_id, desk.sleeps) == (1, "v1", [])
+
+
+@pytest.mark.parametrize("what", [ill, lambda ids: fault(), lambda ids: fault(FaultKind.NOT_SENT)])
+def test_an_ill_service_is_tried_again_with_the_same_ids_after_growing_waits(what):
+    desk, transport, ledger = deliver(*[what] * 10, created, draw=0.5)
+
+    assert desk.sleeps == [0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0]  # half of 0.5 s · 2ⁿ, at most 60 s
+    assert transport.posts == [["id-0", "id-1", "id-2"]] * 11
+    assert (count(outcomes(ledger).values()), ledger.attempts) == ({"created": 3}, 11)
+
+
+def test_a_wait_that_an_ill_service_asks_for_is_kept():
+    desk, _, _ = deliver(lambda ids: error(503, retry_after="45"), created, draw=0.0)
+
+    assert desk.sleeps == [45.0]
+
+
+def test_what_a_partial_answer_settles_is_not_sent_again():
+    def partly(ids):
+        refused = [{"index": 2, "id": "id-2", "code": 10001, "message": "internal"}]
+        return reply(200, envelope({"created": [{"id": one} for one in ids[:2]], "errors": refused}))
+
+    _, transport, ledger = deliver(partly, created)
+
+    assert transport.posts == [["id-0", "id-1", "id-2"], ["id-2"]]
+    assert count(outcomes(ledger).values()) == {"created": 3}
+
+
+def test_what_is_settled_is_durable_before_the_next_request_goes():
+    desk, _, _ = deliver(lambda ids: created(ids[:-1]), found)
+
+    assert [event[0] for event in desk.events] == ["attempted", "settled", "attempted", "settled"]
+
+
+# --- 429 ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_429_pauses_for_exactly_what_it_orders_and_takes_no_patience():
+    desk, transport, ledger = deliver(lambda ids: error(429, 10429, retry_after="7"), created)
+
+    assert (desk.sleeps, desk.pauses) == ([], [7.0])
+    assert transport.requests[1].at == pytest.approx(7.0, abs=1e-6)
+    assert transport.requests[1].at >= 7.0
+    assert ledger.in_doubt == set()
+    assert count(outcomes(ledger).values()) == {"created": 3}
+
+
+def test_429s_that_order_nothing_pause_longer_and_longer():
+    desk, transport, _ = deliver(*[lambda ids: error(429)] * 7, created)
+
+    assert desk.pauses == [10.0, 20.0, 40.0, 80.0, 160.0, 300.0, 300.0]
+    assert transport.requests[-1].at == pytest.approx(910.0, abs=0.01)
+
+
+def test_a_pause_that_is_longer_than_the_longest_outage_ends_the_run_at_once():
+    desk, transport, ledger, raised = stopped(TemporaryStop, lambda ids: error(429, retry_after="3600"))
+
+    assert (desk.pauses, len(transport.posts)) == ([3600.0], 1)
+    assert "3,600 s" in str(raised)
+    assert count(outcomes(ledger).values()) == {"pending": 3}
+
+
+# --- in doubt -----------------------------------------------------------------------------------------------------
+
+
+def test_rows_that_a_lost_answer_had_created_are_existed_with_the_mark_of_doubt():
+    async def run():
+        held = service()
+        transport = ServiceTransport(held, script=[{"request": 1, "reset": True, "partial": 2}])
+        desk = Desk(transport)
+        return held, transport, await desk.deliver(make_batch(3))
+
+    held, transport, ledger = run_virtual(run())
+
+    assert transport.posts == [["id-0", "id-1", "id-2"]] * 2
+    assert transport.gets == ["id-0", "id-1"]
+    assert outcomes(ledger) == sent_by("existed", "existed", "created")
+    assert [ledger.others[i].in_doubt for i in (0, 1)] == [True, True]
+    assert held.created == 3
+
+
+def test_rows_that_were_there_before_the_run_are_existed_without_that_mark():
+    _, transport, ledger = deliver(lambda ids: created(ids[:2]), found)
+
+    assert transport.gets == ["id-2"]
+    assert outcomes(ledger) == sent_by("created", "created", "existed")
+    assert (ledger.others[2].in_doubt, ledger.others[2].status) == (False, "running")
+
+
+def test_a_refused_connection_leaves_no_doubt():
+    _, _, ledger = deliver(lambda ids: fault(FaultKind.NOT_SENT), lambda ids: created(ids[:2]), found)
+
+    assert ledger.others[2].in_doubt is False
+
+
+# --- bad rows -----------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60)
+@given(st.sets(st.integers(0, 99), max_size=12), st.integers(10, 100))
+def test_exactly_the_poisonous_rows_are_rejected_and_all_others_created(poison, rows):
+    """Halving takes about 2·log2(n) + 1 requests for each of them, and none twice at one time."""
+    poison = {i for i in poison if i < rows}
+
+    async def run():
+        held = service()
+        script = [{"refuse_ids": "^(" + "|".join(f"id-{i}" for i in sorted(poison)) + ")$"}] if poison else []
+        transport = ServiceTransport(held, script=script)
+        ledger = await Desk(transport, Options(max_rejects=100)).deliver(make_batch(rows))
+        return held, transport, ledger
+
+    held, transport, ledger = run_virtual(run())
+
+    assert outcomes(ledger) == {f"id-{i}": "rejected" if i in poison else "created" for i in range(rows)}
+    assert sorted(held.ids(TARGET)) == sorted(f"id-{i}" for i in range(rows) if i not in poison)
+    assert len(transport.requests) <= 1 + len(poison) * 2 * (log2(rows) + 1)
+    assert all(ledger.others[i].code == 10002 and "refused" in ledger.others[i].message for i in poison)
+
+
+def test_a_first_batch_with_one_bad_row_is_not_taken_for_a_refusal_of_the_run():
+    async def run():
+        transport = ServiceTransport(service(), script=[{"refuse_ids": "^id-50$"}])
+        return await Desk(transport).deliver(make_batch(100))
+
+    assert count(outcomes(run_virtual(run())).values()) == {"created": 99, "rejected": 1}
+
+
+def test_a_first_batch_that_is_refused_row_by_row_stops_the_run_after_a_few_probes():
+    _desk, transport, ledger, raised = stopped(ServiceRefused, then=lambda ids: error(400, 10002, "no"), rows=100)
+
+    assert [len(ids) for ids in transport.posts] == [100, 1, 1, 1]
+    assert {ids[0] for ids in transport.posts[1:]} == {"id-0", "id-50", "id-99"}
+    assert count(outcomes(ledger).values()) == {"rejected": 3, "pending": 97}
+    assert "--max-rejects" in str(raised)
+
+
+@pytest.mark.parametrize(("given", "rows"), [(100, 100), (None, 9)])
+def test_rows_are_refused_one_by_one_where_the_user_allows_it_or_the_batch_is_small(given, rows):
+    async def run():
+        transport = ScriptedTransport(then=lambda ids: error(422, 10002, "no"))
+        return await Desk(transport, Options(max_rejects=given)).deliver(make_batch(rows))
+
+    assert count(outcomes(run_virtual(run())).values()) == {"rejected": rows}
+
+
+def test_the_run_stops_when_one_more_row_than_allowed_is_rejected():
+    _desk, _, ledger, raised = stopped(
+        ServiceRefused, then=lambda ids: error(400, 10002, "no"), rows=100, options=Options(max_rejects=4)
+    )
+
+    assert count(outcomes(ledger).values()) == {"rejected": 5, "pending": 95}
+    assert "more than the 4 allowed" in str(raised)
+
+
+def test_no_reject_at_all_may_be_allowed():
+    _, _, ledger, _ = stopped(
+        ServiceRefused, then=lambda ids: error(400, 10002, "no"), rows=20, options=Options(max_rejects=0)
+    )
+
+    assert count(outcomes(ledger).values()) == {"rejected": 1, "pending": 19}
+
+
+def test_a_row_that_the_service_says_exists_is_existed_not_rejected():
+    answer = lambda ids: error(409, 10405, "already exists")  # noqa: E731
+    _, _, ledger = deliver(answer, created, answer, rows=3)
+
+    assert outcomes(ledger) == sent_by("created", "created", "existed")
+
+
+# --- 413 ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_request_too_large_is_halved_and_the_size_remembered_for_the_run():
+    async def run():
+        transport = ScriptedTransport(
+            then=lambda ids: error(413, message="too large") if len(ids) > 30 else created(ids)
+        )
+        desk = Desk(transport)
+        return desk, transport, await desk.deliver(make_batch(100))
+
+    desk, transport, ledger = run_virtual(run())
+
+    assert count(outcomes(ledger).values()) == {"created": 100}
+    assert [len(ids) for ids in transport.posts] == [100, 50, 25, 25, 50, 25, 25]
+    whole = len(lines(100))
+    assert whole // 4 * 0.8 < desk.health.max_bytes < whole // 4 * 1.2
+
+
+def test_a_single_row_that_is_too_large_is_rejected():
+    _, _transport, ledger = deliver(then=lambda ids: error(413) if "id-1" in ids else created(ids))
+
+    assert outcomes(ledger) == sent_by("created", "rejected", "created")
+
+
+# --- credentials and other refusals of the whole run --------------------------------------------------------------
+
+
+def test_with_a_renewed_token_the_run_goes_on_and_nothing_is_rejected():
+    async def run():
+        held = service(tokens=("old", "new"))
+        transport = ServiceTransport(held, tokens=("old", "new"), script=[{"request": 1, "revoke_token": True}])
+        desk = Desk(transport)
+        return transport, desk, await desk.deliver(make_batch(3))
+
+    transport, desk, ledger = run_virtual(run())
+
+    assert (transport.renewals, desk.sleeps, len(transport.posts)) == ([0], [], 2)
+    assert count(outcomes(ledger).values()) == {"created": 3}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        forbidden,
+        lambda ids: error(403, 9109, "Unauthorized"),
+        lambda ids: error(400, 6003, "Invalid request headers"),
+        lambda ids: error(400, 9106, "Missing X-Auth-Key"),
+    ],
+)
+def test_the_same_token_again_stops_the_run_and_rejects_no_row(answer):
+    _desk, transport, ledger, raised = stopped(ServiceRefused, answer)
+
+    assert (transport.renewals, len(transport.posts)) == ([0], 1)
+    assert count(outcomes(ledger).values()) == {"pending": 3}
+    assert "credential" in str(raised)
+
+
+def test_tokens_that_are_all_refused_do_not_keep_the_run_going_for_ever():
+    class Mint(ScriptedTransport):
+        async def renew(self, credential):
+            return True
+
+    async def run():
+        limits = RateLimits(instances_per_s=None)
+        desk = Desk(Mint(then=lambda ids: error(401, 10000, "no")), limits=limits)
+        with pytest.raises(TemporaryStop):
+            await desk.deliver(make_batch(3))
+
+    run_virtual(run(), limit_s=4_000)
+
+
+def test_a_missing_workflow_is_confirmed_once_then_the_run_stops():
+    _, transport, ledger, raised = stopped(ServiceRefused, missing, missing)
+
+    assert len(transport.posts) == 2
+    assert "deployed" in str(raised)
+    assert count(outcomes(ledger).values()) == {"pending": 3}
+
+
+def test_a_workflow_that_is_missing_only_once_stops_nothing():
+    assert count(outcomes(deliver(missing, created)[2]).values()) == {"created": 3}
+
+
+def test_a_challenge_page_is_met_with_three_retries_then_the_run_stops():
+    _, transport, _ledger, raised = stopped(ServiceRefused, *[challenge] * 4)
+
+    assert len(transport.posts) == 4
+    assert "edge" in str(raised)
+    assert count(outcomes(deliver(*[challenge] * 3, created)[2]).values()) == {"created": 3}
+
+
+def test_an_answer_to_something_else_is_distrusted_and_the_third_stops_the_run():
+    _desk, transport, ledger, raised = stopped(ServiceRefused, *[nonsense] * 3)
+
+    assert (len(transport.posts), transport.distrusted) == (3, 3)
+    assert "base URL" in str(raised)
+    assert ledger.in_doubt == {0, 1, 2}
+
+
+def test_an_answer_that_names_a_foreign_id_settles_nothing():
+    _, transport, ledger = deliver(lambda ids: created([*ids, "stranger"]), created)
+
+    assert (len(transport.posts), transport.distrusted) == (2, 1)
+    assert count(outcomes(ledger).values()) == {"created": 3}
+
+
+@pytest.mark.parametrize("status", [301, 405, 415])
+def test_an_answer_that_no_patience_changes_stops_the_run_at_once(status):
+    _, transport, ledger, _ = stopped(ServiceRefused, lambda ids: reply(status))
+
+    assert len(transport.posts) == 1
+    assert count(outcomes(ledger).values()) == {"pending": 3}
+
+
+def test_a_wrong_certificate_stops_the_run_at_once():
+    _, transport, _, raised = stopped(ServiceRefused, lambda ids: fault(FaultKind.FATAL, "certificate expired"))
+
+    assert len(transport.posts) == 1
+    assert "certificate expired" in str(raised)
+
+
+# --- ids that an answer leaves out --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("missing_ids", [1, 2])
+def test_one_or_two_omitted_ids_are_asked_for_one_by_one(missing_ids):
+    _, transport, ledger = deliver(lambda ids: created(ids[missing_ids:]), *[found] * missing_ids)
+
+    assert transport.gets == [f"id-{i}" for i in range(missing_ids)]
+    assert len(transport.posts) == 1
+    assert count(outcomes(ledger).values()) == {"existed": missing_ids, "created": 3 - missing_ids}
+
+
+def test_an_omitted_id_that_is_absent_is_sent_again():
+    _, transport, ledger = deliver(lambda ids: created(ids[1:]), absent, created)
+
+    assert transport.posts == [["id-0", "id-1", "id-2"], ["id-0"]]
+    assert count(outcomes(ledger).values()) == {"created": 3}
+
+
+def test_many_omitted_ids_are_sent_again_and_then_one_speaks_for_all():
+    desk, transport, ledger = deliver(lambda ids: created(ids[50:]), none, found, rows=100, draw=0.5)
+
+    assert [len(ids) for ids in transport.posts] == [100, 50]
+    assert len(transport.gets) == 1
+    assert len(desk.sleeps) == 1
+    assert count(outcomes(ledger).values()) == {"existed": 50, "created": 50}
+    assert {ledger.others[i].attempts for i in range(50)} == {2}
+
+
+def test_ids_that_were_omitted_by_mistake_are_created_by_the_second_sending():
+    _, transport, ledger = deliver(lambda ids: created(ids[50:]), created, rows=100)
+
+    assert transport.gets == []
+    assert count(outcomes(ledger).values()) == {"created": 100}
+
+
+def test_a_service_that_omits_everything_and_creates_nothing_never_makes_a_row_existed():
+    async def run():
+        held = service()
+        transport = ServiceTransport(held, script=[{"method": "POST", "omit": True}])
+        desk = Desk(transport)
+        with pytest.raises(TemporaryStop):
+            await desk.deliver(make_batch(100))
+        return held, transport, desk
+
+    held, transport, desk = run_virtual(run())
+
+    assert (held.created, count(outcomes(desk.ledger).values())) == (0, {"pending": 100})
+    assert desk.pauses[:6] == [10.0, 20.0, 40.0, 80.0, 160.0, 300.0]
+    assert len(transport.requests) < 30
+
+
+def test_a_full_queue_is_waited_for():
+    async def run():
+        held = service()
+        transport = ServiceTransport(held, script=[{"method": "POST", "omit": True, "until_s": 100}])
+        return await Desk(transport).deliver(make_batch(20))
+
+    assert count(outcomes(run_virtual(run())).values()) == {"created": 20}
+
+
+def test_without_confirmation_omitted_ids_are_existed_at_once():
+    _, transport, ledger = deliver(lambda ids: created(ids[1:]), options=Options(confirm_existing=False))
+
+    assert (len(transport.requests), outcomes(ledger)) == (1, sent_by("existed", "created", "created"))
+
+
+def omitting(pattern, rows, seed=0, batches=60):
+    """Deliver several batches at once to a service that never creates ids of this pattern, and does not say so."""
+
+    async def run():
+        held = service()
+        transport = ServiceTransport(held, script=[{"method": "POST", "omit": pattern}], seed=seed)
+        desk = Desk(transport, seed=seed)
+        ledgers = [Ledger(make_batch(rows, first_row=i * rows)) for i in range(batches)]
+
+        async def feed(number, ledger):
+            await asyncio.sleep(20.0 * number)
+            await desk.deliver(ledger.batch, ledger=ledger)
+
+        await asyncio.gather(*(feed(number, ledger) for number, ledger in enumerate(ledgers)))
+        told = {id_: outcome for ledger in ledgers for id_, outcome in outcomes(ledger).items()}
+        return held, transport, ledgers, told
+
+    return run_virtual(run())
+
+
+def test_a_row_that_is_always_omitted_while_others_are_created_is_rejected_after_three_absences():
+    _held, transport, ledgers, told = omitting("^id-7$", rows=10)
+
+    assert told.pop("id-7") == "rejected"
+    assert set(told.values()) == {"created"}
+    assert 3 <= len(transport.gets) < 12
+    assert "leaves the id out" in ledgers[0].others[7].message
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_rows_that_do_not_exist_are_never_called_existed_when_one_of_them_is_rejected(seed):
+    held, _transport, _, told = omitting("^id-[2-5]$", rows=10, seed=seed)
+
+    really = set(held.ids(TARGET))
+    assert {id_ for id_, outcome in told.items() if outcome in ("created", "existed")} == really
+    assert {told[f"id-{i}"] for i in (2, 3, 4, 5)} == {"rejected"}
+
+
+# --- how long to be patient ---------------------------------------------------------------------------------------
+
+
+def test_an_outage_that_is_too_long_ends_the_run_for_now():
+    options = Options(retry=RetryPolicy(max_outage_s=600))
+
+    async def run():
+        transport = ScriptedTransport(then=lambda ids: error(503))
+        desk = Desk(transport, options)
+        with pytest.raises(TemporaryStop) as raised:
+            await desk.deliver(make_batch(3))
+        return now(), desk, raised.value
+
+    ended_at, desk, raised = run_virtual(run())
+
+    assert 500 < ended_at <= 600
+    assert raised.exit_code == 75
+    assert count(outcomes(desk.ledger).values()) == {"pending": 3}
+
+
+def test_an_outage_ends_when_anything_is_settled():
+    """Ill for 500 s, then one row comes through, then ill for 500 s more: never 600 s without anything settled."""
+
+    def answer(ids):
+        if now() > 500 and len(ids) == 3:
+            return reply(
+                200,
+                envelope({"created": [{"id": ids[0]}], "errors": [{"id": i, "code": 10001} for i in ids[1:]]}),
+            )
+        return created(ids) if now() > 1_000 else error(503)
+
+    _, _, ledger = deliver(then=answer, options=Options(retry=RetryPolicy(max_outage_s=600)))
+
+    assert count(outcomes(ledger).values()) == {"created": 3}
+
+
+# --- retention ----------------------------------------------------------------------------------------------------
+
+
+def doubtful(age_s, in_doubt, rows=2, **more):
+    """Deliver a batch whose rows an earlier session may have sent so long ago."""
+
+    async def run():
+        transport = ScriptedTransport(then=created)
+        desk = Desk(transport, Options(in_doubt=in_doubt))
+        batch = make_batch(rows, **more)
+        ledger = Ledger.resumed(batch, 1, None, None)
+        try:
+            await desk.deliver(batch, ledger=ledger, begun_at=wall() - age_s)
+        except CheckpointError as error:
+            return transport, ledger, str(error)
+        return transport, ledger, None
+
+    return run_virtual(run())
+
+
+def test_rows_in_doubt_are_not_sent_again_once_the_service_may_have_forgotten_their_ids():
+    transport, _ledger, message = doubtful(3 * DAY_S + 1, "stop")
+
+    assert transport.posts == []
+    assert "2 rows from row 0" in message
+    assert "--in-doubt resend" in message
+
+
+def test_before_that_and_where_the_user_says_so_they_are_sent():
+    assert doubtful(3 * DAY_S - 1, "stop")[2] is None
+    assert doubtful(3 * DAY_S + 1, "resend")[2] is None
+
+
+def test_the_rows_own_shorter_retention_counts():
+    retention = {"instance_retention": {"success_retention": "1 hour"}}
+
+    assert "retention" not in (doubtful(3_599, "stop", **retention)[2] or "")
+    assert doubtful(3_601, "stop", **retention)[0].posts == []
+
+
+def test_the_retention_is_held_against_the_moment_of_sending_not_of_asking_for_a_slot():
+    """A pause lies between them: the ids, good for a minute, are forgotten when it ends."""
+
+    async def run():
+        transport = ScriptedTransport(lambda ids: fault(), lambda ids: error(429, retry_after="120"), then=created)
+        desk = Desk(transport)
+        batch = make_batch(2, instance_retention={"success_retention": "1 minute"})
+        with pytest.raises(CheckpointError):
+            await desk.deliver(batch)
+        assert desk.limiter._taken == 0
+        return transport
+
+    assert len(run_virtual(run()).posts) == 2
+
+
+# --- stopping -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("latency_s", [0.0, 5.0])
+def test_cancelled_in_the_second_attempt_a_delivery_stops_at_once_and_sends_nothing_more(latency_s):
+    async def run():
+        transport = ScriptedTransport(then=lambda ids: error(500), latency_s=latency_s)
+        desk = Desk(transport)
+        task = asyncio.ensure_future(desk.deliver(make_batch(3)))
+        while len(transport.posts) < 2:  # noqa: ASYNC110 (virtual time)
+            await asyncio.sleep(0.01)
+        task.cancel()
+        cancelled_at = now()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert now() == cancelled_at
+        await asyncio.sleep(10_000)
+        assert desk.limiter._taken == 0
+        return transport
+
+    assert len(run_virtual(run()).posts) == 2
+
+
+def test_cancelled_at_any_moment_a_delivery_stops_at_once_and_gives_everything_back():
+    async def run(cancel_at):
+        transport = ScriptedTransport(
+            lambda ids: error(500), lambda ids: error(429, retry_after="3"), lambda ids: created(ids[1:]), latency_s=1.0
+        )
+        transport.then = found
+        desk = Desk(transport)
+        desk.draw = lambda: 1.0
+        task = asyncio.ensure_future(desk.deliver(make_batch(3)))
+        await asyncio.sleep(cancel_at)
+        done = task.done()
+        task.cancel()
+        await asyncio.sleep(0)
+        await asyncio.wait((task,), timeout=0.0001)
+        sent = len(transport.requests)
+        await asyncio.sleep(1_000)
+        assert task.done()
+        assert len(transport.requests) == sent
+        assert (desk.limiter._taken, desk.limiter.waiting) == (0, 0)
+        return done
+
+    ends = [run_virtual(run(cancel_at / 10)) for cancel_at in range(100)]
+    assert ends[0] is False
+    assert ends[-1] is True
+
+
+def test_a_drain_ends_a_backoff_at_once_and_nothing_more_is_sent():
+    async def run():
+        transport = ScriptedTransport(then=lambda ids: error(500))
+        desk = Desk(transport)
+        desk.draw = lambda: 1.0
+        task = asyncio.ensure_future(desk.deliver(make_batch(3)))
+        await asyncio.sleep(2.0)
+        desk.stop()
+        stopped_at = now()
+        with pytest.raises(Draining):
+            await task
+        assert now() == stopped_at
+        return transport
+
+    transport = run_virtual(run())
+    assert transport.requests[-1].at <= 2.0
+
+
+# --- everything at once -------------------------------------------------------------------------------------------
+
+ANY_CHANCES = [
+    {"method": "POST", "chance": 0.1, "status": 500, "when": "before"},
+    {"method": "POST", "chance": 0.05, "status": 429, "retry_after": 3},
+    {"method": "GET", "chance": 0.2, "status": 500},
+    {"chance": 0.3, "latency_s": [0.0, 5.0]},
+    {"refuse_ids": "-13$"},
+]
+LOST_ANSWERS = [
+    {"method": "POST", "chance": 0.03, "foreign": 1},
+    {"method": "POST", "chance": 0.03, "repeat": 1},
+    {"method": "POST", "chance": 0.1, "status": 502, "html": True, "when": "after"},
+    {"method": "POST", "chance": 0.1, "reset": True, "partial": 3},
+    {"method": "POST", "chance": 0.05, "truncate": 40},
+    {"method": "POST", "chance": 0.05, "omit_created": 4},
+    {"chance": 0.03, "hang": True, "when": "after"},
+    {"chance": 0.03, "latency_s": [50.0, 200.0]},
+]
+LOST_ROWS = [
+    {"method": "POST", "chance": 0.2, "omit": 2},
+    {"method": "POST", "chance": 0.2, "omit": 6},
+    {"method": "POST", "chance": 0.05, "omit": True},
+]
+"""Not together with lost answers: where some ids of an answer exist and others are lost, one may speak for another."""
+
+
+@pytest.mark.parametrize("seed", range(15))
+@pytest.mark.parametrize("script", [LOST_ANSWERS, LOST_ROWS], ids=["answers", "rows"])
+def test_whatever_goes_wrong_every_row_is_settled_and_its_outcome_is_true(script, seed):
+    async def run():
+        held = service()
+        transport = ServiceTransport(held, script=ANY_CHANCES + script, seed=seed, travel_s=(0.001, 0.2))
+        desk = Desk(transport, Options(max_rejects=100, retry=RetryPolicy(max_outage_s=1e5)), seed=seed)
+        ledgers = [Ledger(make_batch(40, first_row=40 * i)) for i in range(8)]
+        await asyncio.gather(*(desk.deliver(ledger.batch, ledger=ledger) for ledger in ledgers))
+        return held, ledgers
+
+    held, ledgers = run_virtual(run())
+
+    told = {id_: outcome for ledger in ledgers for id_, outcome in outcomes(ledger).items()}
+    assert len(told) == 320
+    assert held.created == len(held.ids(TARGET))
+    assert {id_ for id_, outcome in told.items() if outcome in ("created", "existed")} == set(held.ids(TARGET))
+    assert told["id-13"] == "rejected"
+    assert script is LOST_ROWS or count(told.values())["rejected"] == 1  # what is lost three times is called rejected
+    assert not any(ledger.pending for ledger in ledgers)
+
+
+def test_an_attempt_is_noted_for_every_request():
+    desk, transport, _ = deliver(ill, lambda ids: created(ids[1:]), found)
+
+    noted = [event[1:] for event in desk.events if event[0] == "attempted"]
+    assert noted == [(3, Verdict.IN_DOUBT), (3, Verdict.OMITTED), (0, Verdict.DONE)]
+    assert len(transport.requests) == len(noted)

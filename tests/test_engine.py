@@ -1,0 +1,858 @@
+"""Whole runs in virtual time: the emulator's service, a real checkpoint file, and everything that can go wrong."""
+
+import asyncio
+import contextlib
+import random
+import sqlite3
+from collections import Counter
+
+import orjson
+import pytest
+from fakes import TARGET, ServiceTransport, clock, fault, lines, now, run_virtual, service, wall
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bulkwf.api import _restore
+from bulkwf.batching import IdScheme
+from bulkwf.checkpoint import Checkpoint, RunHeader, read_results, read_status
+from bulkwf.checkpoint.file import release
+from bulkwf.emulator import Limits
+from bulkwf.engine import AHEAD, Engine
+from bulkwf.errors import BulkwfError, InputError, ServiceRefused, TemporaryStop
+from bulkwf.limiter import WindowLimiter
+from bulkwf.model import FaultKind
+from bulkwf.options import BatchLimits, Options, RateLimits, RetryPolicy
+from bulkwf.progress import Progress
+from bulkwf.sources import open_source
+
+HEADER = RunHeader(
+    base_url="https://api.example/client/v4",
+    account_id="acct",
+    workflow="resize",
+    run_key="key",
+    id_scheme="generated",
+    row_shape="instance",
+    input="rows.jsonl",
+    limits="{}",
+)
+FAST = RateLimits(instances_per_s=None, requests_per_5m=None)
+TROUBLE = [
+    {"method": "POST", "chance": 0.06, "status": 500, "when": "before"},
+    {"method": "POST", "chance": 0.06, "status": 503, "when": "after"},
+    {"method": "POST", "chance": 0.06, "reset": True, "partial": 3},
+    {"method": "POST", "chance": 0.04, "truncate": 30},
+    {"method": "POST", "chance": 0.03, "foreign": 1},
+    {"method": "POST", "chance": 0.02, "status": 429, "retry_after": 4},
+    {"method": "GET", "chance": 0.1, "close": True},
+    {"chance": 0.2, "latency_s": [0.0, 3.0]},
+]
+
+
+class World:
+    """One list, one checkpoint and one service, through as many sessions as it takes."""
+
+    def __init__(
+        self,
+        folder,
+        rows,
+        *,
+        options=None,
+        script=(),
+        seed=0,
+        limits=None,
+        commit_s=0.004,
+        **more,
+    ):
+        self.file = folder / "run.bulkwf"
+        self.rows = rows
+        self.options = options or Options(rate=FAST)
+        self.held = service(limits, **more)
+        self.transport = ServiceTransport(self.held, script=script, seed=seed, travel_s=(0.001, 0.015))
+        self.commit_s = commit_s
+        self.seed = seed
+        self.emitted = []
+        self.begun = []
+        self.commits = 0
+        self.engine = None
+
+    async def execute(self, function):
+        self.commits += 1
+        await asyncio.sleep(self.commit_s)
+        function()
+
+    async def session(self, *, rows=None, options=None, act=None, new=False, kill_after=None):
+        """One process's life; returns its `Summary`, or None if it was killed."""
+        options, at = options or self.options, clock(self.seed)
+        checkpoint = Checkpoint.open(self.file, HEADER, now=wall(), executor=self.execute, new=new)
+        rows = self.rows if rows is None else rows
+        source = open_source(rows, first=options.first, rate=options.rate.instances_per_s)
+        killed = False
+        try:
+            engine = self.engine = self._engine(checkpoint, source, options, at)
+            running = asyncio.ensure_future(engine.run())
+            acting = asyncio.ensure_future(act(engine)) if act is not None else None
+            done, _ = await asyncio.wait((running,), timeout=kill_after)
+            killed = not done
+            if killed:
+                running.cancel()
+                await asyncio.wait((running,))
+                return None
+            if acting is not None:
+                acting.cancel()
+            complete = running.result()
+            summary = engine.progress.summary(at.now(), complete=complete, fail_on_existed=False)
+            if engine.error is not None:
+                engine.error.summary = summary
+                raise engine.error
+            return summary
+        finally:
+            await source.aclose()
+            if killed:  # as the kernel leaves things behind: nothing more is written, the lock is gone
+                checkpoint._reader.close()
+                checkpoint._db.close()
+                release(checkpoint._lock)
+            else:
+                await checkpoint.aclose()
+
+    def _engine(self, checkpoint, source, options, at):
+        limiter = WindowLimiter(options.rate, clock=at.now)
+        _restore(limiter, checkpoint, options, at)
+        begin = checkpoint.begin
+
+        def noted(ledger, when):
+            self.begun.append((now(), ledger.batch))
+            return begin(ledger, when)
+
+        checkpoint.begin = noted
+        totals = checkpoint.totals()
+        return Engine(
+            source,
+            checkpoint,
+            self.transport,
+            limiter,
+            scheme=IdScheme(checkpoint.run_key),
+            options=options,
+            progress=Progress(at.now(), totals, settled_before=totals.settled),
+            clock=at,
+            emit=self._emit,
+        )
+
+    async def _emit(self, results):
+        self.emitted.extend(results)
+
+    # --- what is true afterwards ---
+
+    @property
+    def ids(self):
+        return self.held.ids(TARGET)
+
+    def results(self, outcome=None):
+        return list(read_results(self.file, outcome=outcome))
+
+    def check(self, rows, *, bad=frozenset()):
+        """Every row once, in order; what is called started is started, and only once."""
+        results = self.results()
+        assert [result.row for result in results] == list(rows)
+        started = [result.id for result in results if result.outcome in ("created", "existed")]
+        assert len(set(started)) == len(started)
+        assert set(started) == set(self.ids)
+        assert self.held.created == len(self.ids)
+        assert {result.row for result in results if result.outcome not in ("created", "existed")} == set(bad)
+        with contextlib.closing(sqlite3.connect(self.file)) as db:
+            listed = db.execute("SELECT row, id, outcome FROM result ORDER BY row").fetchall()
+        assert listed == [(result.row, result.id, result.outcome) for result in results]
+
+
+def run(folder, rows, **more):
+    """One session to its end."""
+
+    async def go():
+        world = World(folder, rows, **more)
+        return world, await world.session()
+
+    return run_virtual(go())
+
+
+def mappings(n, first=0):
+    return [{"instance_id": f"id-{i}", "params": {"n": i}} for i in range(first, first + n)]
+
+
+# --- a run --------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_creates_every_row_and_says_so_once_it_is_durable(folder):
+    world, summary = run(folder, mappings(1_234))
+
+    world.check(range(1_234))
+    assert (summary.created, summary.rows, summary.pending, summary.complete) == (1_234, 1_234, 0, True)
+    assert sorted(result.row for result in world.emitted) == list(range(1_234))
+    assert summary.attempts == len(world.transport.requests) == 13
+    assert read_status(world.file).finished_at is not None
+
+
+@pytest.mark.parametrize("kind", ["file", "gzip", "generator", "async generator"])
+def test_every_kind_of_list_gives_the_same_run(folder, kind):
+    import gzip  # noqa: PLC0415
+
+    rows = mappings(1_050)
+
+    async def drawn():
+        for row in rows:
+            await asyncio.sleep(0.001)
+            yield row
+
+    (folder / "rows.jsonl").write_bytes(lines(1_050))
+    (folder / "rows.gz").write_bytes(gzip.compress(lines(1_050)))
+
+    async def go():
+        source = {"file": "rows.jsonl", "gzip": "rows.gz", "generator": (row for row in rows)}.get(kind)
+        world = World(folder, drawn() if source is None else source)
+        return world, await world.session()
+
+    world, summary = run_virtual(go())
+
+    world.check(range(1_050))
+    assert summary.complete
+
+
+def test_rows_without_ids_get_some_that_name_the_run_the_row_and_its_bytes(folder):
+    world, _ = run(folder, [{"params": {"n": i}} for i in range(3)])
+
+    assert [one.rsplit("-", 1)[0] for one in world.ids] == ["key-0", "key-1", "key-2"]
+
+
+@pytest.mark.parametrize("rows", [[], iter(())])
+def test_an_empty_list_is_a_finished_run(folder, rows):
+    world, summary = run(folder, rows)
+
+    assert (summary.rows, summary.complete, world.transport.requests) == (0, True, [])
+    assert read_status(world.file).finished_at is not None
+
+
+def test_an_empty_file_is_a_finished_run(folder):
+    (folder / "rows.jsonl").write_bytes(b"")
+
+    assert run(folder, "rows.jsonl")[1].complete
+
+
+def test_a_list_of_invalid_rows_sends_nothing_and_accounts_for_all(folder):
+    (folder / "rows.jsonl").write_bytes(b"nonsense\n" * 2_500)
+    world, summary = run(folder, "rows.jsonl")
+
+    assert (summary.invalid, summary.complete, summary.exit_code) == (2_500, True, 1)
+    assert world.transport.requests == []
+    world.check(range(2_500), bad=range(2_500))
+    assert len(world.emitted) == 2_500
+
+
+def test_blank_lines_are_no_rows_but_count_in_the_numbers(folder):
+    data = b"\n\n" + lines(2) + b"  \n" + lines(1, 2) + b"\n" * 1_500 + lines(1, 3)
+    (folder / "rows.jsonl").write_bytes(data)
+    world, summary = run(folder, "rows.jsonl")
+
+    world.check([2, 3, 5, 1_506])
+    assert (summary.rows, summary.created) == (4, 4)
+
+
+def test_rows_that_are_refused_leave_room_for_those_that_follow(folder):
+    """A batch is full of what can be sent."""
+    rows = [b"nonsense\n" if i % 3 == 0 else lines(1, i) for i in range(300)]
+    (folder / "rows.jsonl").write_bytes(b"".join(rows))
+    world, summary = run(folder, "rows.jsonl")
+
+    assert [len(ids) for ids in world.transport.posts] == [100, 100]
+    assert (summary.created, summary.invalid) == (200, 100)
+    world.check(range(300), bad=range(0, 300, 3))
+
+
+# --- limits and backpressure --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_services_own_count_sees_no_window_over_and_the_rate_used(folder, seed):
+    world, summary = run(
+        folder, mappings(6_000), options=Options(), limits=Limits(), script=TROUBLE[:5] if seed else (), seed=seed
+    )
+
+    world.check(range(6_000))
+    assert world.held.overruns == {}
+    assert world.held.worst_window <= 100
+    if not seed:
+        assert summary.elapsed_s < 62
+
+
+def test_the_limit_of_requests_holds_over_crashes_and_resumes(folder):
+    """A process that dies again and again, and comes back, overruns no window of the service."""
+
+    async def go():
+        world = World(folder, mappings(4_000), options=Options(), limits=Limits())
+        deaths = random.Random(7)
+        while await world.session(kill_after=deaths.uniform(0.1, 15.0)) is None:
+            pass
+        return world
+
+    world = run_virtual(go())
+
+    world.check(range(4_000))
+    assert world.held.overruns == {}
+
+
+def ahead(folder, *, options, limits=None, latency_s=0.0, at_s):
+    """How many batches are begun that have not been sent, and how many are open, after so long."""
+
+    async def go():
+        script = [{"latency_s": latency_s}] if latency_s else ()
+        world = World(folder, mappings(20_000), options=options, limits=limits, script=script)
+        await world.session(kill_after=at_s)
+        return len(world.begun) - len(world.transport.posts), len(world.begun), world.transport
+
+    return run_virtual(go())
+
+
+def test_a_slow_service_leaves_few_batches_in_doubt(folder):
+    options = Options(rate=RateLimits(instances_per_s=None, requests_per_5m=None, concurrency=4))
+    waiting, begun, transport = ahead(folder, options=options, latency_s=30.0, at_s=20.0)
+
+    assert (waiting, begun, transport.most_on_wire) == (AHEAD, 4 + AHEAD, 4)
+
+
+def test_a_full_window_of_instances_leaves_few_batches_in_doubt(folder):
+    waiting, _, transport = ahead(folder, options=Options(), at_s=5.5)
+
+    assert waiting <= AHEAD
+    assert len(transport.posts) == 6
+
+
+def test_a_full_window_of_requests_leaves_few_batches_in_doubt(folder):
+    options = Options(rate=RateLimits(instances_per_s=None, requests_per_5m=10))
+    waiting, _begun, transport = ahead(folder, options=options, at_s=100.0)
+
+    assert len(transport.posts) == 10
+    assert waiting <= AHEAD
+
+
+def test_a_pause_leaves_few_batches_in_doubt(folder):
+    async def go():
+        script = [{"request": 1, "status": 429, "retry_after": 600}]
+        world = World(folder, mappings(20_000), script=script, options=Options())
+        await world.session(kill_after=100)
+        begun = len(world.begun)
+        await world.session(kill_after=100)
+        return begun, len(world.begun) - begun
+
+    begun, begun_later = run_virtual(go())
+    assert 1 <= begun <= 1 + AHEAD
+    assert begun_later <= AHEAD
+
+
+def test_batches_in_backoff_hold_up_the_reading_of_the_list(folder):
+    """At most twice as many batches are open as there are places on the wire."""
+
+    async def go():
+        options = Options(rate=RateLimits(instances_per_s=None, requests_per_5m=None, concurrency=3))
+        world = World(folder, mappings(20_000), options=options, script=[{"status": 503}])
+        await world.session(kill_after=600)
+        return world
+
+    assert len(run_virtual(go()).begun) == 6
+
+
+def test_a_slow_disk_holds_up_the_reading_of_the_list(folder):
+    async def go():
+        options = Options(rate=RateLimits(instances_per_s=None, requests_per_5m=None, concurrency=3))
+        world = World(folder, mappings(20_000), options=options, commit_s=1e6)
+        await world.session(kill_after=600)
+        return world
+
+    world = run_virtual(go())
+    assert (len(world.begun), world.transport.posts) == (3 + AHEAD, [])
+
+
+def test_commits_are_shared(folder):
+    """Sixteen requests at a time and a slow disk: far fewer commits than two a batch."""
+    world, _ = run(folder, mappings(10_000), commit_s=0.2)
+
+    assert world.commits < 60
+
+
+# --- trouble, and sessions ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_whatever_goes_wrong_every_row_is_started_once(folder, seed):
+    options = Options(rate=FAST, batch=BatchLimits(instances=20))
+    world, summary = run(folder, mappings(600), script=TROUBLE, seed=seed, options=options)
+
+    world.check(range(600))
+    assert summary.created + summary.existed == 600
+    assert summary.existed_in_doubt == sum(result.in_doubt for result in world.results())
+    assert sorted(result.row for result in world.emitted) == list(range(600))
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 2**32), step=st.floats(0.05, 8.0))
+def test_killed_at_any_time_and_resumed_every_row_is_started_once(tmp_path_factory, seed, step):
+    async def go():
+        folder = tmp_path_factory.mktemp("run")
+        rows = b"".join(b"\n" if i % 50 == 7 else b"bad\n" if i % 90 == 8 else lines(1, i) for i in range(500))
+        (folder / "rows.jsonl").write_bytes(rows)
+        options = Options(rate=FAST, batch=BatchLimits(instances=25))
+        world = World(folder, str(folder / "rows.jsonl"), script=TROUBLE, seed=seed, options=options)
+        chance, sessions, summary = random.Random(seed), 0, None
+        while summary is None:
+            sessions += 1
+            summary = await world.session(kill_after=None if sessions > 40 else chance.uniform(0, step) * sessions**0.5)
+            if summary is None and world.file.exists():
+                status = read_status(world.file)
+                told = status.totals
+                assert told.settled + told.pending == told.rows <= 500
+                assert len(world.results()) == told.settled
+                assert len(world.results("pending")) == told.pending
+                assert {r.id for r in world.results("created")} <= set(world.ids)
+        return world, summary
+
+    world, summary = run_virtual(go())
+
+    world.check([i for i in range(500) if i % 50 != 7], bad=[i for i in range(500) if i % 90 == 8 and i % 50 != 7])
+    assert summary.complete
+    assert summary.pending == 0
+    assert Counter(result.outcome for result in world.results()) == Counter(
+        created=summary.created, existed=summary.existed, invalid=summary.invalid
+    )
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_drained_again_and_again_no_settled_row_is_sent_again(folder, seed):
+    """The service here starts an id as often as it is sent: each row must be sent once in all sessions together."""
+
+    async def go():
+        script = [{"latency_s": [0.0, 9.0]}]
+        world = World(folder, mappings(9_000), existing="duplicate", script=script, seed=seed)
+        chance, sessions = random.Random(seed), 0
+
+        async def drain(engine):
+            await asyncio.sleep(chance.uniform(0.0, 4.0))
+            engine.drain()
+
+        summary = None
+        while summary is None or not summary.complete:
+            sessions += 1
+            summary = await world.session(act=drain)
+        return world, sessions
+
+    world, sessions = run_virtual(go())
+
+    assert sessions > 3
+    assert world.held.created == 9_000
+    world.check(range(9_000))
+
+
+def test_a_finished_run_has_nothing_left_to_do(folder):
+    async def go():
+        world = World(folder, mappings(250))
+        await world.session()
+        sent = len(world.transport.requests)
+        return world, sent, await world.session()
+
+    world, sent, summary = run_virtual(go())
+
+    assert len(world.transport.requests) == sent
+    assert (summary.created, summary.settled, summary.attempts, summary.complete) == (250, 0, 0, True)
+
+
+def test_rows_added_at_the_end_of_a_finished_list_are_new_work(folder):
+    async def go():
+        world = World(folder, mappings(250))
+        await world.session()
+        return world, await world.session(rows=mappings(420))
+
+    world, summary = run_virtual(go())
+
+    world.check(range(420))
+    assert (summary.created, summary.settled, summary.complete) == (420, 170, True)
+
+
+def test_the_first_few_rows_may_go_ahead_of_all(folder):
+    async def go():
+        world = World(folder, mappings(250))
+        few = await world.session(options=Options(rate=FAST, first=30))
+        fewer = await world.session(options=Options(rate=FAST, first=10))
+        return world, few, fewer, await world.session()
+
+    world, few, fewer, rest = run_virtual(go())
+
+    assert (few.created, fewer.settled, rest.settled) == (30, 0, 220)
+    world.check(range(250))
+
+
+def differs(folder, second, *, kill_after, rows=None):
+    """What a run says that is resumed with another list."""
+
+    async def go():
+        world = World(folder, rows or mappings(1_000), script=[{"latency_s": 1.0}], options=Options())
+        assert await world.session(kill_after=kill_after) is None
+        sent = len(world.transport.requests)
+        with pytest.raises(InputError) as raised:
+            await world.session(rows=second)
+        later = {id_ for ids in world.transport.posts[sent:] for id_ in ids}
+        return str(raised.value), later, world
+
+    return run_virtual(go())
+
+
+def changed(at, n=1_000):
+    rows = mappings(n)
+    rows[at] = {"instance_id": f"id-{at}", "params": {"n": "another"}}
+    return rows
+
+
+def test_a_list_whose_settled_rows_have_changed_is_refused_and_nothing_is_sent(folder):
+    message, later, _ = differs(folder, changed(0), kill_after=5.5)
+
+    assert "has changed" in message
+    assert later == set()
+
+
+def test_a_list_whose_rows_in_doubt_have_changed_is_refused_and_they_are_not_sent(folder):
+    async def go():
+        world = World(folder, mappings(300), script=[{"hang": True}])
+        await world.session(kill_after=5)
+        sent = len(world.transport.requests)
+        with pytest.raises(InputError):
+            await world.session(rows=changed(150, 300))
+        return [ids for ids in world.transport.posts[sent:] if "id-150" in ids]
+
+    assert run_virtual(go()) == []
+
+
+def test_a_file_that_has_changed_is_named_with_the_lines(folder):
+    (folder / "rows.jsonl").write_bytes(lines(1_000))
+    (folder / "other.jsonl").write_bytes(lines(150) + lines(1, 999_999) + lines(849, 151))
+    message, _, _ = differs(folder, "other.jsonl", kill_after=5.5, rows="rows.jsonl")
+
+    assert "between other.jsonl:101 and other.jsonl:200" in message
+
+
+def test_a_list_that_has_become_shorter_is_refused(folder):
+    message, _, _ = differs(folder, mappings(150), kill_after=5.5)
+
+    assert "the list ends before row 200" in message
+
+
+def test_rows_that_were_rejected_or_invalid_may_have_been_corrected(folder):
+    """Their old text is no part of what the list is compared by; they stay as they are."""
+
+    def rows(bad, poison):
+        return b"".join(bad if i == 4 else poison if i == 7 else lines(1, i) for i in range(250))
+
+    (folder / "rows.jsonl").write_bytes(rows(b"nonsense\n", b'{"instance_id":"id-7","params":"poison"}\n'))
+    (folder / "mended.jsonl").write_bytes(rows(lines(1, 4), lines(1, 7)))
+
+    async def go():
+        script = [{"refuse_ids": "^id-7$"}]
+        world = World(folder, "rows.jsonl", script=script, options=Options(rate=FAST, first=150))
+        await world.session()
+        return world, await world.session(rows="mended.jsonl", options=Options(rate=FAST))
+
+    world, summary = run_virtual(go())
+
+    assert (summary.created, summary.invalid, summary.rejected, summary.complete) == (248, 1, 1, True)
+    world.check(range(250), bad=[4, 7])
+
+
+# --- stopping -----------------------------------------------------------------------------------------------------
+
+
+def test_a_drain_keeps_the_answers_in_flight_and_sends_nothing_more(folder):
+    async def go():
+        world = World(folder, mappings(5_000), script=[{"latency_s": [1.0, 9.0]}])
+        drained = []
+
+        async def drain(engine):
+            await asyncio.sleep(5.0)
+            engine.drain()
+            drained.append((now(), len(world.transport.requests)))
+
+        summary = await world.session(act=drain)
+        return world, summary, drained[0], now()
+
+    world, summary, (drained_at, sent), ended_at = run_virtual(go())
+
+    assert len(world.transport.requests) == sent
+    assert ended_at - drained_at < 10
+    assert not summary.complete
+    assert summary.created == len(world.ids) > 0
+    assert summary.pending <= 100 * AHEAD
+    assert read_status(world.file).finished_at is None
+    assert len(world.results()) == summary.created
+
+
+def test_a_drain_ends_a_backoff_and_a_pause_at_once(folder):
+    for script in ([{"status": 503}], [{"status": 429, "retry_after": 900}]):
+
+        async def go(script=script):
+            (folder / "run.bulkwf").unlink(missing_ok=True)
+            world = World(folder, mappings(5_000), script=script)
+
+            async def drain(engine):
+                await asyncio.sleep(100.0)
+                engine.drain()
+
+            await world.session(act=drain)
+            return now()
+
+        assert run_virtual(go()) < 100.2
+
+
+def test_after_the_drain_deadline_hanging_requests_are_left_in_doubt(folder):
+    async def go():
+        options = Options(rate=FAST, drain_timeout_s=7.0)
+        world = World(folder, mappings(150), script=[{"request": 1, "hang": True, "when": "after"}], options=options)
+
+        async def drain(engine):
+            await asyncio.sleep(2.0)
+            engine.drain()
+
+        first = await world.session(act=drain)
+        at = now()
+        return world, first, at, await world.session()
+
+    world, first, at, second = run_virtual(go())
+
+    assert at == pytest.approx(9.0, abs=0.01)
+    assert (first.complete, first.pending) == (False, 100)
+    assert second.complete
+    assert second.existed_in_doubt == 100
+    world.check(range(150))
+
+
+def test_an_abort_stops_at_once_and_loses_nothing(folder):
+    async def go():
+        world = World(folder, mappings(500), script=[{"latency_s": 30.0}])
+
+        async def abort(engine):
+            await asyncio.sleep(2.0)
+            engine.drain()
+            await asyncio.sleep(1.0)
+            engine.abort()
+
+        summary = await world.session(act=abort)
+        at = now()
+        assert await world.session() is not None
+        return world, summary, at
+
+    world, summary, at = run_virtual(go())
+
+    assert at == pytest.approx(3.0, abs=0.01)
+    assert (summary.created, summary.pending) == (0, 500)
+    world.check(range(500))
+
+
+def test_the_first_reason_to_stop_is_the_one_told(folder):
+    async def go():
+        world = World(folder, mappings(5_000), script=[{"from": 5, "status": 404, "code": 10200}])
+        with pytest.raises(ServiceRefused) as raised:
+            await world.session()
+        return world, raised.value
+
+    world, error = run_virtual(go())
+
+    assert error.summary.pending + error.summary.created == error.summary.rows
+    assert error.summary.created == len(world.results("created"))
+    assert not error.summary.complete
+
+
+def test_an_outage_ends_the_run_for_now_and_a_later_one_finishes_it(folder):
+    async def go():
+        options = Options(rate=FAST, retry=RetryPolicy(max_outage_s=300))
+        script = [{"after_s": 2, "until_s": 4_000, "status": 502}, {"latency_s": 1.0}]
+        world = World(folder, mappings(5_000), script=script, options=options)
+        with pytest.raises(TemporaryStop) as raised:
+            await world.session()
+        stopped_at = now()
+        await asyncio.sleep(4_000)
+        return world, raised.value.summary, stopped_at, await world.session()
+
+    world, first, stopped_at, second = run_virtual(go())
+
+    assert 200 < stopped_at < 330
+    assert first.created + first.pending == first.rows
+    assert second.complete
+    world.check(range(5_000))
+
+
+def test_rejected_rows_pass_the_limit_and_the_run_stops(folder):
+    async def go():
+        world = World(folder, mappings(2_000), script=[{"refuse_ids": "[5-9]$"}])
+        with pytest.raises(ServiceRefused) as raised:
+            await world.session()
+        return raised.value.summary
+
+    summary = run_virtual(go())
+
+    assert 101 <= summary.rejected <= 101 + 32
+    assert summary.created + summary.rejected + summary.pending == summary.rows
+
+
+def test_an_input_that_breaks_off_ends_the_run_and_keeps_what_was_read(folder):
+    def rows():
+        yield from mappings(700)
+        raise OSError("the disk is gone")
+
+    async def go():
+        world = World(folder, rows())
+        with pytest.raises(InputError) as raised:
+            await world.session()
+        return world, raised.value
+
+    world, error = run_virtual(go())
+
+    assert "the disk is gone" in str(error)
+    assert error.summary.created + error.summary.pending == error.summary.rows >= 500
+    assert error.summary.created == len(world.ids)
+
+
+def test_a_checkpoint_that_can_be_written_no_more_stops_all_sending(folder):
+    async def go():
+        world = World(folder, mappings(50_000), script=[{"latency_s": 0.5}])
+
+        async def delete(engine):
+            await asyncio.sleep(5.25)
+            world.file.unlink()
+            world.gone = (now(), len(world.transport.requests))
+
+        with pytest.raises(BulkwfError) as raised:
+            await world.session(act=delete)
+        return world, raised.value
+
+    world, error = run_virtual(go())
+
+    assert error.exit_code == 4
+    assert "deleted" in str(error)
+    at, sent = world.gone
+    assert all(request.at <= at + 0.6 for request in world.transport.requests[sent:])
+    assert len(world.transport.requests) - sent <= 16
+    assert error.summary.created == len(world.emitted)
+
+
+# --- pauses -------------------------------------------------------------------------------------------------------
+
+
+def test_a_stored_pause_is_kept_by_the_next_session(folder):
+    async def go():
+        world = World(folder, mappings(3_000), script=[{"request": 4, "status": 429, "retry_after": 900}])
+        assert await world.session(kill_after=10) is None
+        sent = len(world.transport.requests)
+        summary = await world.session()
+        return world, world.transport.requests[sent:], summary
+
+    world, later, summary = run_virtual(go())
+
+    assert later[0].at >= 900
+    assert later[1].at >= later[0].ended_at  # one probe goes first
+    assert summary.complete
+    world.check(range(3_000))
+
+
+def test_a_pause_is_never_shortened_by_a_later_order(folder):
+    """Two requests on the wire are refused: one for 900 s, then one for 1 s."""
+
+    async def go():
+        script = [
+            {"request": 1, "status": 429, "retry_after": 900, "latency_s": 1.0},
+            {"request": 2, "status": 429, "retry_after": 1, "latency_s": 2.0},
+        ]
+        world = World(folder, mappings(200), script=script)
+        assert await world.session(kill_after=10) is None
+        until = read_status(world.file).pause_until - wall() + now()
+        await world.session()
+        return world, until
+
+    world, until = run_virtual(go())
+
+    assert until >= 900
+    assert world.transport.requests[2].at >= 900
+
+
+def test_a_stored_pause_over_the_longest_outage_ends_the_next_session_before_it_sends(folder):
+    async def go():
+        world = World(folder, mappings(300), script=[{"request": 1, "status": 429, "retry_after": 3_000}])
+        for _ in range(2):
+            with pytest.raises(TemporaryStop):
+                await world.session()
+        return world
+
+    assert len(run_virtual(go()).transport.requests) <= 3
+
+
+def test_a_stored_pause_of_more_than_a_day_is_not_believed(folder, caplog):
+    async def go():
+        world = World(folder, mappings(300))
+        await world.session(options=Options(rate=FAST, first=0))
+        with contextlib.closing(sqlite3.connect(world.file)) as db:
+            db.execute("UPDATE run SET pause_until = ?", (wall() + 90_000,))
+            db.commit()
+        await world.session()
+        return now()
+
+    assert run_virtual(go()) < 10
+    assert "not believed" in caplog.text
+
+
+def test_the_time_of_silence_is_counted_once(folder):
+    _world, summary = run(folder, mappings(3_000), script=[{"from": 1, "to": 16, "status": 429, "retry_after": 50}])
+
+    assert 50 <= summary.paused_s <= 52
+
+
+# --- what never changes -------------------------------------------------------------------------------------------
+
+
+def test_params_reach_the_service_as_the_list_had_them(folder):
+    rows = [
+        b'{"instance_id":"a","params":{"big":123456789012345678901234567890,"f":1.10}}\n',
+        b'{"instance_id":"b","params":null}\n',
+        b'{"instance_id":"c"}\n',
+        b'{ "params" : [1,  2 ,3] , "instance_id":"d" }\n',
+        '{"instance_id":"e","params":"\\u00e9 é"}\n'.encode(),
+    ]
+    (folder / "rows.jsonl").write_bytes(b"".join(rows))
+    bodies = []
+
+    async def go():
+        world = World(folder, "rows.jsonl")
+        post = world.transport.post
+
+        async def noted(body, written):
+            bodies.append(body)
+            return await post(body, written)
+
+        world.transport.post = noted
+        await world.session()
+
+    run_virtual(go())
+    assert bodies == [b"[" + b",".join(row[:-1] for row in rows) + b"]"]
+
+
+def test_requests_that_were_never_sent_leave_no_doubt(folder):
+    async def go():
+        world = World(folder, mappings(1_000))
+        world.transport.before = lambda number: fault(FaultKind.NOT_SENT, "refused") if number % 3 else None
+        return world, await world.session()
+
+    world, summary = run_virtual(go())
+
+    world.check(range(1_000))
+    assert summary.created == 1_000
+
+
+def test_each_session_notes_its_requests(folder):
+    world, _ = run(folder, mappings(1_000), script=TROUBLE, seed=3)
+
+    with contextlib.closing(sqlite3.connect(world.file)) as db:
+        noted = db.execute("SELECT instances, verdict FROM attempt").fetchall()
+    assert len(noted) == len(world.transport.requests)
+    assert sorted(n for n, _ in noted) == sorted(
+        len(r.ids) if r.method == "POST" else 0 for r in world.transport.requests
+    )
+    assert orjson.loads(orjson.dumps(noted))  # plain values, every one

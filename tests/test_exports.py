@@ -1,0 +1,59 @@
+"""What a program may import, and that it comes with its types."""
+
+import importlib
+import pkgutil
+from importlib.resources import files
+
+import pytest
+
+import bulkwf
+
+MODULES = [found.name for found in pkgutil.walk_packages(bulkwf.__path__, "bulkwf.") if not found.name.endswith("__")]
+
+
+def test_the_public_names_are_these_and_no_others():
+    """A name that goes away breaks programs; one that comes has to be kept: change this list on purpose only."""
+    assert bulkwf.__all__ == [
+        "BatchLimits",
+        "BulkwfError",
+        "CheckpointError",
+        "ConfigError",
+        "Fault",
+        "FaultKind",
+        "InputError",
+        "Instance",
+        "Options",
+        "Progress",
+        "RateLimits",
+        "Reply",
+        "Result",
+        "Results",
+        "RetryPolicy",
+        "ServiceRefused",
+        "Summary",
+        "TemporaryStop",
+        "Transport",
+        "read_results",
+        "submit_all",
+        "submit_stream",
+    ]
+
+
+@pytest.mark.parametrize("name", bulkwf.__all__)
+def test_each_public_name_is_there_and_says_what_it_is(name):
+    assert getattr(bulkwf, name).__doc__
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_each_name_that_a_module_offers_is_there(module):
+    found = importlib.import_module(module)
+
+    assert all(hasattr(found, name) for name in getattr(found, "__all__", ()))
+
+
+def test_the_walk_over_the_modules_has_met_them():
+    assert {"bulkwf.engine", "bulkwf.sources.files", "bulkwf.checkpoint.writer"} <= set(MODULES)
+
+
+def test_the_package_ships_the_mark_of_its_types():
+    assert files(bulkwf).joinpath("py.typed").is_file()

@@ -1,0 +1,545 @@
+"""Who may send next, and when: the limiter in virtual time, judged by the moments at which bodies were written."""
+
+import asyncio
+import itertools
+import random
+
+import pytest
+from fakes import now, run_virtual, windows
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bulkwf.errors import Draining
+from bulkwf.limiter import LOOPBACK_MARGIN_S, RECOVERY_S, WindowLimiter
+from bulkwf.options import RateLimits
+
+
+def limiter(rate=100, requests=None, concurrency=16, margin_s=LOOPBACK_MARGIN_S):
+    limits = RateLimits(instances_per_s=rate, requests_per_5m=requests, concurrency=concurrency)
+    return WindowLimiter(limits, clock=asyncio.get_running_loop().time, margin_s=margin_s)
+
+
+class Traffic:
+    """Requests through a limiter: when each was asked for, granted, written and answered."""
+
+    def __init__(self, limits):
+        self.limits = limits
+        self.asked = []
+        self.granted = []
+        self.written = []
+        self.on_wire = 0
+        self.most_on_wire = 0
+
+    async def send(self, number, cost=1, write_s=0.0, latency_s=0.0, answer="succeeded"):
+        self.asked.append(number)
+        async with self.limits.slot(cost) as slot:
+            self.granted.append((now(), number))
+            self.on_wire += 1
+            self.most_on_wire = max(self.most_on_wire, self.on_wire)
+            try:
+                await asyncio.sleep(write_s)
+                slot.written()
+                self.written.append((now(), cost))
+                await asyncio.sleep(latency_s)
+                if answer is not None:
+                    getattr(self.limits, answer)()
+            finally:
+                self.on_wire -= 1
+
+    async def flood(self, seconds, cost, *, workers=16, **more):
+        """As many requests as the limiter lets through, for so long; returns the instances a second."""
+        started, before = now(), len(self.written)
+
+        async def work():
+            while True:
+                await self.send(0, cost, **more)
+
+        tasks = [asyncio.ensure_future(work()) for _ in range(workers)]
+        await asyncio.sleep(seconds)
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        return sum(amount for at, amount in self.written[before:]) / (now() - started)
+
+
+def granted_at(traffic):
+    return [at for at, _ in traffic.granted]
+
+
+# --- the windows --------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 2**32), st.sampled_from([1, 7, 100, 250]), st.sampled_from([5, 40, None]))
+def test_no_window_is_ever_over_whatever_is_sent(seed, rate, requests):
+    """Random costs, latencies, moments of asking and delays of writing; judged by brute force."""
+    chance = random.Random(seed)
+
+    async def run():
+        traffic = Traffic(limiter(rate, requests))
+
+        async def one(number):
+            await asyncio.sleep(chance.uniform(0, 3.0))
+            cost = chance.choice([0, 1, rate, chance.randint(0, rate)])
+            await traffic.send(number, cost, chance.choice([0.0, chance.uniform(0, 2)]), chance.uniform(0, 3))
+
+        await asyncio.gather(*(one(number) for number in range(60)))
+        return traffic
+
+    traffic = run_virtual(run())
+
+    assert len(traffic.written) == 60
+    assert windows(traffic.written, 1.0) <= rate
+    assert requests is None or windows([(at, 1) for at, _ in traffic.written], 300.0) <= requests
+
+
+@pytest.mark.parametrize("cost", [1, 2, 5, 10, 20, 25, 50, 100])
+@pytest.mark.parametrize("latency_s", [0.0, 0.12])
+def test_nearly_all_of_the_rate_is_used(cost, latency_s):
+    """At least 99 % over a minute, with a margin of 5 ms behind each use."""
+
+    async def run():
+        traffic = Traffic(limiter(100))
+        rate = await traffic.flood(60.0, cost, write_s=0.001, latency_s=latency_s)
+        return traffic, rate
+
+    traffic, rate = run_virtual(run())
+
+    assert 99.0 <= rate <= 100 * 61 / 60  # the first second's share comes at once
+    assert windows(traffic.written, 1.0) <= 100
+    assert windows(traffic.written, 1.0 + LOOPBACK_MARGIN_S - 1e-6) <= 100
+
+
+def test_nearly_all_of_the_request_rate_is_used():
+    async def run():
+        traffic = Traffic(limiter(None, 1_000))
+        await traffic.flood(1_200.0, 100, latency_s=0.1)
+        return traffic
+
+    traffic = run_virtual(run())
+
+    assert windows([(at, 1) for at, _ in traffic.written], 300.0) == 1_000
+    assert len(traffic.written) == 4_000
+
+
+def test_a_place_counts_from_the_moment_of_writing_not_of_leave():
+    async def run():
+        traffic = Traffic(limiter(100))
+        await asyncio.gather(traffic.send(0, 100, write_s=5.0), traffic.send(1, 100))
+        return traffic
+
+    assert granted_at(run_virtual(run())) == pytest.approx([0.0, 6.005], abs=1e-5)
+
+
+def test_what_was_answered_without_being_written_counts_from_its_end():
+    async def run():
+        limits = limiter(100)
+        async with limits.slot(100):
+            await asyncio.sleep(3.0)
+        async with limits.slot(1):
+            return now()
+
+    assert run_virtual(run()) == pytest.approx(4.005, abs=1e-5)
+
+
+def test_a_lookup_costs_a_request_and_no_instance():
+    async def run():
+        traffic = Traffic(limiter(100, 3))
+        await asyncio.gather(*(traffic.send(i, cost) for i, cost in enumerate([100, 0, 0, 0])))
+        return traffic
+
+    assert granted_at(run_virtual(run())) == pytest.approx([0.0, 0.0, 0.0, 300.005], abs=1e-5)
+
+
+def test_a_batch_larger_than_the_rate_goes_alone():
+    """One begun at another rate, by an earlier session, must not wait for ever."""
+
+    async def run():
+        traffic = Traffic(limiter(10))
+        await asyncio.gather(*(traffic.send(i, cost) for i, cost in enumerate([5, 100, 5])))
+        return traffic
+
+    assert granted_at(run_virtual(run())) == pytest.approx([0.0, 1.005, 2.01], abs=1e-4)
+
+
+def test_what_was_never_sent_gives_its_places_back():
+    async def run():
+        limits = limiter(100, 5)
+        for _ in range(50):
+            async with limits.slot(100) as slot:
+                slot.unsent()
+        assert now() == 0.0
+        async with limits.slot(100) as slot:
+            slot.written()
+        async with limits.slot(1):
+            return now()
+
+    assert run_virtual(run()) == pytest.approx(1.005, abs=1e-5)
+
+
+def test_whoever_is_told_twice_that_a_body_is_written_counts_it_once():
+    """Aiohttp may write a body again, on another connection."""
+
+    async def run():
+        limits = limiter(100)
+        async with limits.slot(60) as slot:
+            slot.written()
+            slot.written()
+        assert limits.vacancies(40) == 1
+        async with limits.slot(40) as slot:
+            slot.written()
+        assert now() == 0.0
+        await asyncio.sleep(1.01)
+        assert limits.vacancies(100) == 1
+
+    run_virtual(run())
+
+
+# --- the queue and the places -------------------------------------------------------------------------------------
+
+
+@settings(max_examples=40)
+@given(st.lists(st.integers(0, 100), min_size=2, max_size=40), st.integers(0, 1_000))
+def test_leave_is_given_in_the_order_of_asking(costs, seed):
+    chance = random.Random(seed)
+
+    async def run():
+        traffic = Traffic(limiter(100, concurrency=3))
+        await asyncio.gather(
+            *(traffic.send(i, cost, chance.uniform(0, 0.5), chance.uniform(0, 2)) for i, cost in enumerate(costs))
+        )
+        return traffic
+
+    traffic = run_virtual(run())
+
+    assert [number for _, number in traffic.granted] == traffic.asked == list(range(len(costs)))
+    assert traffic.most_on_wire <= 3
+
+
+def test_so_many_requests_as_there_are_places_are_on_the_wire():
+    async def run():
+        traffic = Traffic(limiter(None, concurrency=5))
+        await traffic.flood(10.0, 100, workers=40, latency_s=1.0)
+        return traffic
+
+    traffic = run_virtual(run())
+    assert traffic.most_on_wire == 5
+    assert len(traffic.written) == 50
+
+
+def test_vacancies_are_what_could_go_at_once():
+    async def run():
+        limits = limiter(100, 3, concurrency=4)
+        assert [limits.vacancies(cost) for cost in (0, 1, 50, 51, 100)] == [3, 3, 2, 1, 1]
+        async with limits.slot(60) as slot:
+            assert [limits.vacancies(cost) for cost in (0, 40, 41)] == [2, 1, 0]
+            slot.written()
+            assert [limits.vacancies(cost) for cost in (0, 40, 41)] == [2, 1, 0]
+        waiting = asyncio.ensure_future(Traffic(limits).send(0, 100))
+        await asyncio.sleep(0.1)
+        assert (limits.waiting, limits.vacancies(1)) == (1, 0)
+        await waiting
+        limits.paused(5.0)
+        assert limits.vacancies(0) == 0
+
+    run_virtual(run())
+
+
+def test_whoever_watches_is_told_of_every_change():
+    async def run():
+        limits = limiter(100, concurrency=1)
+        seen = []
+        limits.watch(lambda: seen.append((limits.waiting, limits.vacancies(1))))
+        async with limits.slot(1):
+            pass
+        return seen
+
+    assert run_virtual(run()) == [(0, 0), (0, 1)]
+
+
+# --- as many at a time as the service bears -----------------------------------------------------------------------
+
+
+def test_overload_halves_the_places_and_rounds_of_success_add_one_each():
+    async def run():
+        limits = limiter(None, concurrency=16)
+        places = []
+        for _ in range(6):
+            limits.overloaded()
+            limits.overloaded()  # of the same round: counted once
+            places.append(limits.vacancies(1))
+            await asyncio.sleep(1.0)
+        for _ in range(200):
+            limits.succeeded()
+            places.append(limits.vacancies(1))
+        return places
+
+    places = run_virtual(run())
+    assert places[:6] == [8, 4, 2, 1, 1, 1]
+    assert places[6:12] == [2, 2, 3, 3, 3, 4]
+    assert places[-1] == 16
+
+
+# --- pauses -------------------------------------------------------------------------------------------------------
+
+
+def test_nothing_goes_before_the_end_of_a_pause_and_then_one_probe_first():
+    async def run():
+        traffic = Traffic(limiter(None))
+        traffic.limits.paused(30.0)
+        await asyncio.gather(*(traffic.send(i, latency_s=4.0) for i in range(10)))
+        return traffic
+
+    assert granted_at(run_virtual(run())) == [30.0] + [34.0] * 9
+
+
+def test_a_success_from_before_the_pause_is_no_probe():
+    async def run():
+        traffic = Traffic(limiter(None))
+        early = asyncio.ensure_future(traffic.send(0, latency_s=5.0))
+        await asyncio.sleep(1.0)
+        traffic.limits.paused(30.0)
+        await asyncio.gather(early, *(traffic.send(i, latency_s=4.0) for i in range(1, 5)))
+        return traffic
+
+    assert granted_at(run_virtual(run())) == [0.0, 31.0, 35.0, 35.0, 35.0]
+
+
+def test_a_probe_that_is_refused_begins_another_pause():
+    async def run():
+        traffic = Traffic(limiter(None))
+        traffic.limits.paused(10.0)
+
+        async def probe():
+            await traffic.send(0, latency_s=1.0, answer=None)
+            traffic.limits.paused(20.0)
+
+        await asyncio.gather(probe(), *(traffic.send(i, latency_s=1.0) for i in range(1, 4)))
+        return traffic
+
+    assert granted_at(run_virtual(run())) == [10.0, 31.0, 32.0, 32.0]
+
+
+def test_a_shorter_order_does_not_shorten_a_pause():
+    async def run():
+        limits = limiter(None)
+        limits.paused(50.0)
+        limits.paused(5.0)
+        async with limits.slot(1):
+            return now()
+
+    assert run_virtual(run()) == 50.0
+
+
+def test_a_pause_holds_whoever_waits_already():
+    async def run():
+        traffic = Traffic(limiter(100))
+        await traffic.send(0, 100)
+        waiting = asyncio.ensure_future(traffic.send(1, 100))
+        await asyncio.sleep(0.5)
+        traffic.limits.paused(20.0)
+        await waiting
+        return traffic
+
+    assert granted_at(run_virtual(run()))[1] == 20.5
+
+
+def test_the_refused_rate_is_halved_and_recovers_step_by_step():
+    async def run():
+        traffic = Traffic(limiter(100))
+        traffic.limits.paused(10.0)
+        await asyncio.sleep(10.0)
+        return traffic, [await traffic.flood(10.0, 10, latency_s=0.01) for _ in range(9)]
+
+    _traffic, rates = run_virtual(run())
+
+    assert 45 <= rates[0] <= 56
+    assert all(before < after + 1.5 for before, after in itertools.pairwise(rates))
+    assert rates[-1] >= 98
+    assert RECOVERY_S * 4 <= 10.0 * sum(rate < 95 for rate in rates) <= RECOVERY_S * 8
+
+
+def test_refusals_again_and_again_halve_the_rate_to_a_sixteenth_and_no_further():
+    async def run():
+        traffic = Traffic(limiter(100))
+        for _ in range(9):
+            traffic.limits.paused(10.0)
+            await asyncio.sleep(10.0)
+        return await traffic.flood(9.0, 1, answer=None)
+
+    assert 5.0 <= run_virtual(run()) <= 100 / 9 + 100 / 16
+
+
+def test_refusals_of_requests_on_the_wire_together_count_once():
+    async def run():
+        limits = limiter(100)
+        for _ in range(5):
+            limits.paused(10.0)
+        return limits._instances.share, limits._instances.margin_s
+
+    assert run_virtual(run()) == (0.5, 2 * LOOPBACK_MARGIN_S)
+
+
+def test_where_the_quota_is_spent_the_request_rate_is_lowered_not_that_of_instances():
+    async def run():
+        limits = limiter(100, 1_000)
+        limits.observe({"ratelimit": '"default";r=0;t=60'})
+        limits.paused(10.0)
+        return limits._instances.share, limits._requests.share
+
+    assert run_virtual(run()) == (1.0, 0.5)
+
+
+# --- what the service says is left --------------------------------------------------------------------------------
+
+
+def test_requests_are_spread_over_what_the_service_has_left():
+    """20 requests left in 100 s: one every 5 s, before the wall is met."""
+
+    async def run():
+        traffic = Traffic(limiter(None, 1_000))
+        traffic.limits.observe({"ratelimit": '"default";r=20;t=100', "ratelimit-policy": '"default";q=1200;w=300'})
+        await traffic.flood(99.0, 1)
+        return traffic
+
+    gaps = granted_at(run_virtual(run()))
+    assert [round(at) for at in gaps] == [5 * i for i in range(1, 20)]
+
+
+def test_nothing_is_sent_while_nothing_is_left():
+    async def run():
+        traffic = Traffic(limiter(None, 1_000))
+        traffic.limits.observe({"ratelimit": '"default";r=0;t=77'})
+        await traffic.send(0)
+        return traffic
+
+    assert granted_at(run_virtual(run())) == [77.0]
+
+
+@pytest.mark.parametrize("header", ['"default";r=1199;t=300', "nonsense", "", '"default";r=;t=300'])
+def test_a_quota_that_is_wide_or_unreadable_slows_nothing_down(header):
+    async def run():
+        traffic = Traffic(limiter(None, 1_000))
+        traffic.limits.observe({"ratelimit": header})
+        await asyncio.gather(*(traffic.send(i) for i in range(100)))
+        return now()
+
+    assert run_virtual(run()) == 0.0
+
+
+def test_a_wider_quota_ends_the_slowness():
+    async def run():
+        traffic = Traffic(limiter(None, 1_000))
+        traffic.limits.observe({"ratelimit": '"default";r=1;t=100'})
+        waiting = asyncio.ensure_future(traffic.send(0))
+        await asyncio.sleep(10.0)
+        traffic.limits.observe({"ratelimit": '"default";r=1200;t=300'})
+        traffic.limits.succeeded()
+        await waiting
+        return traffic
+
+    assert granted_at(run_virtual(run())) == [10.0]
+
+
+# --- stopping and cancelling --------------------------------------------------------------------------------------
+
+
+def test_a_stop_ends_every_wait_now_and_from_now_on():
+    async def run():
+        limits = limiter(1, concurrency=2)
+        traffic = Traffic(limits)
+        await traffic.send(0)
+        waiting = [asyncio.ensure_future(traffic.send(i)) for i in range(1, 8)]
+        await asyncio.sleep(0.5)
+        limits.stop()
+        ended = await asyncio.gather(*waiting, return_exceptions=True)
+        assert all(isinstance(one, Draining) for one in ended)
+        with pytest.raises(Draining):
+            await traffic.send(9)
+        assert (limits.waiting, limits._taken) == (0, 0)
+        return now()
+
+    assert run_virtual(run()) == 0.5
+
+
+def test_a_stop_leaves_those_who_hold_a_slot_alone():
+    async def run():
+        traffic = Traffic(limiter(100))
+        sending = asyncio.ensure_future(traffic.send(0, latency_s=10.0))
+        await asyncio.sleep(1.0)
+        traffic.limits.stop()
+        await sending
+        return now()
+
+    assert run_virtual(run()) == 10.0
+
+
+@settings(max_examples=150)
+@given(st.lists(st.tuples(st.integers(0, 11), st.floats(0, 3)), max_size=12), st.integers(0, 1_000))
+def test_cancelling_whoever_waits_or_sends_leaks_nothing(cancellations, seed):
+    """Afterwards all places are free, all windows empty, and the others have been served in their order."""
+    chance = random.Random(seed)
+
+    async def run():
+        limits = limiter(10, 50, concurrency=2)
+        traffic = Traffic(limits)
+        tasks = [
+            asyncio.ensure_future(traffic.send(i, chance.randint(0, 10), chance.uniform(0, 0.3), chance.uniform(0, 1)))
+            for i in range(12)
+        ]
+
+        async def cancel(number, after_s):
+            await asyncio.sleep(after_s)
+            tasks[number].cancel()
+
+        await asyncio.gather(*(cancel(*one) for one in cancellations))
+        await asyncio.wait(tasks)
+        assert windows(traffic.written, 1.0) <= 10
+        numbers = [number for _, number in traffic.granted]
+        assert numbers == sorted(numbers)
+        assert {i for i, task in enumerate(tasks) if not task.cancelled()} <= set(numbers)
+        assert all(task.cancelled() or task.exception() is None for task in tasks)
+        assert (limits.waiting, limits._taken, limits._head) == (0, 0, None)
+        await asyncio.sleep(301.0)
+        assert (limits._instances.room(limits._clock()), limits._requests.room(limits._clock())) == (10, 50)
+        await traffic.send(99, 10)
+
+    run_virtual(run())
+
+
+def test_cancelling_the_head_of_the_queue_lets_the_next_one_go():
+    async def run():
+        traffic = Traffic(limiter(100))
+        await traffic.send(0, 60)
+        large = asyncio.ensure_future(traffic.send(1, 100))
+        small = asyncio.ensure_future(traffic.send(2, 40))
+        await asyncio.sleep(0.5)
+        large.cancel()
+        await small
+        return now()
+
+    assert run_virtual(run()) == 0.5
+
+
+# --- the past -----------------------------------------------------------------------------------------------------
+
+
+def test_what_an_earlier_process_sent_counts():
+    async def run():
+        traffic = Traffic(limiter(100, 4))
+        traffic.limits.restore([(400.0, 100), (299.0, 100), (100.0, 0), (0.4, 70)], 0.0)
+        await asyncio.gather(*(traffic.send(i, cost) for i, cost in enumerate([30, 40, 1])))
+        return traffic
+
+    # 30 fit at once; 40 wait for the 70 of 0.4 s ago and for the request of 299 s ago; 1 for that of 100 s ago.
+    assert granted_at(run_virtual(run())) == pytest.approx([0.0, 1.005, 200.005], abs=1e-4)
+
+
+def test_an_earlier_process_s_pause_is_kept_and_one_probe_goes_first():
+    async def run():
+        traffic = Traffic(limiter(None))
+        traffic.limits.restore([], 60.0)
+        await asyncio.gather(*(traffic.send(i, latency_s=2.0) for i in range(3)))
+        return traffic
+
+    assert granted_at(run_virtual(run())) == [60.0, 62.0, 62.0]

@@ -1,0 +1,554 @@
+"""What each reply means: the table line by line, and what holds for any reply whatever."""
+
+import json
+import unicodedata
+from datetime import UTC, datetime
+from email.utils import format_datetime
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from bulkwf.model import Answer, Batch, Fault, FaultKind, Reply, Verdict
+from bulkwf.outcome import existence, judge, judge_lookup, rejection, retry_after_s
+
+IDS = ["a", "b", "c", "d"]
+ALL = range(4)
+HTML = b"<!DOCTYPE html><title>Oops</title>"
+
+
+def new_batch(ids=IDS, first_row=100):
+    return Batch(
+        first_row=first_row,
+        rows=2 * len(ids),
+        region=b"\n" * 2 * len(ids),
+        ids=ids,
+        offsets=range(1, 2 * len(ids), 2),
+        bare=False,
+        row_shape="instance",
+        refused=(),
+        retention_s=60.0,
+    )
+
+
+BATCH = new_batch()
+
+
+def reply(status=200, body=b"", **headers):
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return Reply(status=status, headers={k.replace("_", "-"): v for k, v in headers.items()}, body=data)
+
+
+def named(*ids, **fields):
+    return [{"id": one, "status": "queued", **fields} for one in ids]
+
+
+def good(result):
+    return reply(200, {"success": True, "errors": [], "messages": [], "result": result})
+
+
+def failed(status, *codes, message="no"):
+    errors = [{"code": code, "message": message} for code in codes]
+    return reply(status, {"success": False, "errors": errors, "messages": [], "result": None})
+
+
+def settled(outcome):
+    return {position: result.outcome for position, result in outcome.others}
+
+
+# --- complete answers ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [200, 201, 202])
+def test_a_complete_answer_that_names_every_id_settles_all_of_them_as_created(status):
+    body = {"success": True, "result": named(*IDS, version_id="v", workflow_id="w")}
+
+    outcome = judge(BATCH, ALL, reply(status, body))
+
+    assert (outcome.verdict, list(outcome.created), outcome.others, outcome.unsettled) == (
+        Verdict.DONE,
+        [0, 1, 2, 3],
+        (),
+        (),
+    )
+    assert outcome.answer == Answer("queued", "v", "w")
+
+
+def test_ids_are_matched_by_value_not_by_position():
+    outcome = judge(BATCH, (1, 2, 3), good(named("d", "b")))
+
+    assert (outcome.verdict, sorted(outcome.created), outcome.unsettled) == (Verdict.OMITTED, [1, 3], (2,))
+    assert judge(BATCH, ALL, good(named("d", "c", "b", "a"))).verdict is Verdict.DONE
+
+
+def test_an_instance_of_another_status_is_settled_with_its_own():
+    outcome = judge(BATCH, ALL, good([*named("a", "b"), {"id": "c", "status": "running"}, {"id": "d"}]))
+
+    assert (outcome.verdict, list(outcome.created), outcome.answer) == (Verdict.DONE, [0, 1], Answer("queued"))
+    assert [(p, r.outcome, r.status, r.row, r.id) for p, r in outcome.others] == [
+        (2, "created", "running", 105, "c"),
+        (3, "created", None, 107, "d"),
+    ]
+
+
+def test_ids_that_are_left_out_stay_unsettled_and_are_counted():
+    outcome = judge(BATCH, ALL, good(named("a", "c")))
+
+    assert (outcome.verdict, outcome.unsettled) == (Verdict.OMITTED, (1, 3))
+    assert "2 of 4" in outcome.message
+
+
+@pytest.mark.parametrize("result", [[], None])
+def test_an_empty_answer_settles_nothing(result):
+    outcome = judge(BATCH, ALL, good(result))
+
+    assert (outcome.verdict, outcome.created, outcome.unsettled) == (Verdict.OMITTED, [], (0, 1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        named("a", "b", "c", "x"),
+        named("x"),
+        named("a", "b", "c", "d", "e"),
+        named("a", "a"),
+        named("a", "b", "c", "d", "d"),
+        {"created": named("a"), "errors": [{"id": "x", "code": 1}]},
+        {"created": named("a"), "errors": [{"id": "a", "code": 1}]},
+        {"created": [], "errors": [{"id": "a", "code": 1}, {"id": "a", "code": 1}]},
+        {"created": [], "errors": [{"index": 4, "code": 1}]},
+        {"created": [], "errors": [{"index": -1, "code": 1}]},
+        {"created": [], "errors": [{"code": 1, "message": "of whom?"}]},
+    ],
+    ids=json.dumps,
+)
+def test_an_answer_about_ids_that_were_not_sent_or_one_id_twice_is_no_answer_to_this_request(result):
+    outcome = judge(BATCH, ALL, good(result))
+
+    assert (outcome.verdict, outcome.created, outcome.others) == (Verdict.CONTRADICTION, (), ())
+    assert list(outcome.unsettled) == [0, 1, 2, 3]
+
+
+def test_an_id_of_the_batch_that_this_request_did_not_contain_is_foreign():
+    assert judge(BATCH, (0, 1), good(named("a", "b", "c"))).verdict is Verdict.CONTRADICTION
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"ok", HTML, b"{}", b"[]", b"null", b'{"success":true,"result":[{"id":"a"', b'{"success":true,"result":"x"}'],
+)
+@pytest.mark.parametrize("status", [200, 201, 204, 299])
+def test_a_2xx_that_is_not_the_expected_json_is_a_contradiction(status, body):
+    outcome = judge(BATCH, ALL, reply(status, body))
+
+    assert (outcome.verdict, outcome.unsettled) == (Verdict.CONTRADICTION, ALL)
+
+
+# --- the newer result ---------------------------------------------------------------------------------------------
+
+
+def test_the_newer_result_says_of_each_instance_what_became_of_it():
+    errors = [
+        {"index": 1, "id": "b", "code": 10405, "message": "instance.already_exists"},
+        {"index": 2, "code": 10010, "message": "bad\x1bparams"},
+    ]
+
+    outcome = judge(BATCH, ALL, good({"created": named("a"), "errors": errors}))
+
+    assert (outcome.verdict, list(outcome.created), settled(outcome)) == (
+        Verdict.OMITTED,
+        [0],
+        {1: "existed", 2: "rejected"},
+    )
+    assert outcome.unsettled == (3,)
+    existed, rejected = (result for _, result in outcome.others)
+    assert (existed.row, existed.id, existed.code) == (103, "b", None)
+    assert (rejected.row, rejected.id, rejected.code, rejected.message) == (105, "c", 10010, "bad params")
+
+
+def test_a_duplicate_within_the_request_is_rejected_with_its_code():
+    result = {"created": named("a", "b", "c"), "errors": [{"id": "d", "code": 10415, "message": "duplicate"}]}
+
+    outcome = judge(BATCH, ALL, good(result))
+
+    assert (outcome.verdict, settled(outcome), outcome.others[0][1].code) == (Verdict.DONE, {3: "rejected"}, 10415)
+
+
+def test_an_index_counts_the_instances_of_the_request_not_of_the_batch():
+    outcome = judge(BATCH, (1, 3), good({"created": named("b"), "errors": [{"index": 1, "code": 5}]}))
+
+    assert settled(outcome) == {3: "rejected"}
+
+
+def test_an_id_decides_where_the_index_says_something_else():
+    outcome = judge(BATCH, ALL, good({"created": named("a", "b", "d"), "errors": [{"index": 0, "id": "c", "code": 5}]}))
+
+    assert settled(outcome) == {2: "rejected"}
+
+
+def test_an_instance_that_failed_inside_the_service_is_in_doubt_not_rejected():
+    errors = [{"id": one, "code": 10001, "message": "internal"} for one in ("d", "b")]
+
+    outcome = judge(BATCH, ALL, good({"created": named("a"), "errors": errors}))
+
+    assert (outcome.verdict, outcome.others, list(outcome.created)) == (Verdict.IN_DOUBT, (), [0])
+    assert outcome.unsettled == (1, 2, 3), "in the order of the rows, in which a body is composed"
+
+
+def test_the_newer_result_without_errors_is_a_complete_answer():
+    assert judge(BATCH, ALL, good({"created": named(*IDS)})).verdict is Verdict.DONE
+
+
+# --- no answer, or another one ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "verdict"),
+    [
+        (FaultKind.NOT_SENT, Verdict.NOT_SENT),
+        (FaultKind.IN_DOUBT, Verdict.IN_DOUBT),
+        (FaultKind.FATAL, Verdict.FATAL),
+    ],
+)
+def test_a_fault_means_what_the_transport_knows_of_it(kind, verdict):
+    fault = Fault(kind=kind, message="the connection was reset")
+
+    outcome = judge(BATCH, (1, 2), fault)
+
+    assert (outcome.verdict, outcome.unsettled, outcome.message) == (verdict, (1, 2), "the connection was reset")
+    assert judge_lookup(BATCH, 2, fault).verdict is verdict
+
+
+ENVELOPE_TABLE = [
+    *((status, (), Verdict.FATAL) for status in (301, 302, 303, 307, 308, 304)),
+    (400, (10010,), Verdict.REFUSED),
+    (400, (), Verdict.REFUSED),
+    (409, (10415,), Verdict.REFUSED),
+    (422, (10000001,), Verdict.REFUSED),
+    (409, (10405,), Verdict.REFUSED),
+    *(
+        (status, (code,), Verdict.UNAUTHORIZED)
+        for code in (6003, 6100, 6103, 6111, 6199, 9106, 9109, 10000)
+        for status in (400, 401, 403)
+    ),
+    (400, (1, 6003), Verdict.UNAUTHORIZED),
+    (400, (6200,), Verdict.REFUSED),
+    (400, (9107,), Verdict.REFUSED),
+    (401, (), Verdict.UNAUTHORIZED),
+    (403, (), Verdict.UNAUTHORIZED),
+    (403, (7003,), Verdict.UNAUTHORIZED),
+    (404, (10200,), Verdict.NO_SUCH_WORKFLOW),
+    (404, (), Verdict.NO_SUCH_WORKFLOW),
+    *((status, (), Verdict.FATAL) for status in (402, 405, 406, 410, 411, 414, 415, 431, 451, 501)),
+    *((status, (), Verdict.IN_DOUBT) for status in (408, 425, 499)),
+    (413, (), Verdict.TOO_LARGE),
+    (429, (), Verdict.THROTTLED),
+    (429, (10000,), Verdict.THROTTLED),
+    *((status, (), Verdict.IN_DOUBT) for status in (500, 502, 503, 504, 520, 521, 522, 523, 524, 530, 507, 599)),
+    (500, (10000,), Verdict.IN_DOUBT),
+    (503, (10001,), Verdict.IN_DOUBT),
+    (525, (), Verdict.ORIGIN_TLS),
+    (526, (), Verdict.ORIGIN_TLS),
+    (200, (10001,), Verdict.IN_DOUBT),
+    (200, (10000,), Verdict.CONTRADICTION),
+    (200, (), Verdict.CONTRADICTION),
+]
+
+
+@pytest.mark.parametrize(("status", "codes", "verdict"), ENVELOPE_TABLE)
+def test_an_envelope_of_failure_means_what_the_table_says(status, codes, verdict):
+    outcome = judge(BATCH, ALL, failed(status, *codes))
+
+    assert (outcome.verdict, outcome.created, outcome.others, outcome.unsettled) == (verdict, (), (), ALL)
+
+
+HTML_TABLE = [
+    (400, {}, Verdict.CONTRADICTION),
+    (409, {}, Verdict.CONTRADICTION),
+    (422, {}, Verdict.CONTRADICTION),
+    (401, {}, Verdict.UNAUTHORIZED),
+    (403, {}, Verdict.CHALLENGED),
+    (404, {}, Verdict.NO_SUCH_WORKFLOW),
+    (413, {}, Verdict.TOO_LARGE),
+    (429, {}, Verdict.THROTTLED),
+    (502, {}, Verdict.IN_DOUBT),
+    (503, {}, Verdict.IN_DOUBT),
+    (503, {"cf_mitigated": "challenge"}, Verdict.CHALLENGED),
+    (520, {}, Verdict.IN_DOUBT),
+    (525, {}, Verdict.ORIGIN_TLS),
+    (302, {}, Verdict.FATAL),
+]
+
+
+@pytest.mark.parametrize(("status", "headers", "verdict"), HTML_TABLE)
+@pytest.mark.parametrize("body", [HTML, b"", b"[]", b'{"errors":'])
+def test_a_page_that_is_not_the_services_own_json_never_makes_a_row_bad(status, headers, verdict, body):
+    outcome = judge(BATCH, (2,), reply(status, body, **headers))
+
+    assert (outcome.verdict, outcome.unsettled) == (verdict, (2,))
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        b"<title>Just a moment...</title>",
+        b"<script src=/cdn-cgi/challenge-platform/x.js>",
+        b"<div id=cf-chl-widget>",
+        b"<h1>Attention Required! | Cloudflare</h1>",
+        b"<title>JUST A MOMENT</title>",
+    ],
+)
+def test_a_503_with_the_signs_of_a_challenge_is_one(page):
+    assert judge(BATCH, ALL, reply(503, page)).verdict is Verdict.CHALLENGED
+
+
+def test_a_503_envelope_that_quotes_a_challenge_is_still_the_services_own_word():
+    assert judge(BATCH, ALL, failed(503, 10001, message="Just a moment")).verdict is Verdict.IN_DOUBT
+
+
+@pytest.mark.parametrize("status", [400, 409, 422, 200, 500])
+def test_the_word_that_an_instance_exists_settles_a_row_that_stood_alone(status):
+    outcome = judge(BATCH, (3,), failed(status, 10405))
+
+    assert (outcome.verdict, settled(outcome), outcome.unsettled) == (Verdict.DONE, {3: "existed"}, ())
+    assert (outcome.others[0][1].row, outcome.others[0][1].id) == (107, "d")
+
+
+def test_the_error_that_blames_the_credential_is_the_one_that_is_told():
+    errors = [{"code": 7, "message": "other"}, {"code": 6003, "message": "x", "error_chain": [{"code": 6111}]}]
+
+    outcome = judge(BATCH, ALL, reply(400, {"success": False, "errors": errors}))
+
+    assert (outcome.verdict, outcome.code, outcome.message) == (Verdict.UNAUTHORIZED, 6003, "x")
+
+
+def test_an_authentication_code_in_a_chain_is_found():
+    errors = [{"code": 7, "message": "other", "error_chain": [{"code": 9109, "message": "Unauthorized"}]}]
+
+    assert judge(BATCH, ALL, reply(400, {"success": False, "errors": errors})).verdict is Verdict.UNAUTHORIZED
+
+
+def test_a_message_tells_what_came_where_the_service_gave_no_reason():
+    outcome = judge(BATCH, ALL, reply(502, b"<h1>Bad\x1b[31m gateway</h1>", cf_ray="8f-AMS"))
+
+    assert outcome.code == 502
+    assert "502" in outcome.message
+    assert "8f-AMS" in outcome.message
+    assert "Bad [31m gateway" in outcome.message
+    assert "an empty body" in judge(BATCH, ALL, reply(502)).message
+    assert len(judge(BATCH, ALL, reply(502, b"x" * 10_000)).message) <= 300
+
+
+# --- look-ups -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("result", [{"id": "c", "status": "complete"}, {"status": "complete"}])
+def test_a_look_up_that_finds_the_instance_settles_it_as_existed(result):
+    outcome = judge_lookup(BATCH, 2, good(result))
+
+    assert (outcome.verdict, settled(outcome), outcome.unsettled) == (Verdict.DONE, {2: "existed"}, ())
+    assert (outcome.others[0][1].row, outcome.others[0][1].status) == (105, "complete")
+
+
+LOOKUP_TABLE = [
+    (failed(404, 10201), Verdict.ABSENT),
+    (failed(404), Verdict.ABSENT),
+    (failed(404, 10200), Verdict.NO_SUCH_WORKFLOW),
+    (failed(404, 7000), Verdict.NO_SUCH_WORKFLOW),
+    (failed(404, 7003), Verdict.NO_SUCH_WORKFLOW),
+    (failed(404, 10000), Verdict.UNAUTHORIZED),
+    (reply(404, HTML), Verdict.CONTRADICTION),
+    (reply(404, b""), Verdict.CONTRADICTION),
+    (good({"id": "other", "status": "queued"}), Verdict.CONTRADICTION),
+    (good(None), Verdict.CONTRADICTION),
+    (good([]), Verdict.CONTRADICTION),
+    (reply(200, HTML), Verdict.CONTRADICTION),
+    (failed(200, 10001), Verdict.IN_DOUBT),
+    (failed(400, 10010), Verdict.CONTRADICTION),
+    (failed(413), Verdict.CONTRADICTION),
+    (failed(409, 10405), Verdict.CONTRADICTION),
+    (failed(400, 6003), Verdict.UNAUTHORIZED),
+    (failed(401), Verdict.UNAUTHORIZED),
+    (reply(403, HTML), Verdict.CHALLENGED),
+    (failed(429), Verdict.THROTTLED),
+    (failed(500), Verdict.IN_DOUBT),
+    (failed(525), Verdict.ORIGIN_TLS),
+    (failed(302), Verdict.FATAL),
+]
+
+
+@pytest.mark.parametrize(("answer", "verdict"), LOOKUP_TABLE)
+def test_a_look_up_that_finds_nothing_proves_nothing_but_absence(answer, verdict):
+    outcome = judge_lookup(BATCH, 2, answer)
+
+    assert (outcome.verdict, outcome.others, outcome.created, outcome.unsettled) == (verdict, (), (), (2,))
+
+
+# --- Retry-After --------------------------------------------------------------------------------------------------
+
+NOON = datetime(2026, 9, 1, 12, 0, 0, tzinfo=UTC)
+
+
+def at(seconds):
+    return format_datetime(datetime.fromtimestamp(NOON.timestamp() + seconds, UTC), usegmt=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("0", 0.0),
+        ("30", 30.0),
+        (" 300 ", 300.0),
+        ("999999999", 999_999_999.0),
+        ("1000000000", None),
+        ("٣٠", None),
+        ("\uff13\uff10", None),
+        ("-5", None),
+        ("+5", None),
+        ("1.5", None),
+        ("1e9", None),
+        ("inf", None),
+        ("nan", None),
+        ("0x10", None),
+        ("1_0", None),
+        ("", None),
+        ("soon", None),
+        ("GMT", None),
+        ("30 GMT", None),
+        ("Mon, 32 Foo 2026 99:99:99 GMT", None),
+        ("Tue, 01 Sep 99999 12:00:00 GMT", None),
+        ("Tue, 01 Sep 2026 12:00:00 +0000", None),
+        (at(90), 90.0),
+        (at(0), 0.0),
+        (at(-90), 0.0),
+    ],
+)
+def test_a_retry_after_is_ascii_digits_or_an_http_date_and_all_else_is_none(text, seconds):
+    assert retry_after_s(reply(429, retry_after=text, date=at(0))) == seconds
+
+
+def test_a_date_is_held_against_the_answers_own_and_else_against_our_clock():
+    late = Reply(
+        status=429, headers={"retry-after": at(60), "date": at(0)}, body=b"", received_at=NOON.timestamp() + 50
+    )
+    assert retry_after_s(late) == 60.0
+    for headers in ({"retry-after": at(60)}, {"retry-after": at(60), "date": "yesterday"}):
+        undated = Reply(status=429, headers=headers, body=b"", received_at=NOON.timestamp() + 50)
+        assert retry_after_s(undated) == 10.0
+
+
+@pytest.mark.parametrize("status", [429, 503, 500])
+def test_an_ordered_pause_is_handed_on(status):
+    answer = reply(status, {"success": False, "errors": []}, retry_after="7")
+
+    assert judge(BATCH, ALL, answer).retry_after_s == 7.0
+    assert judge(BATCH, ALL, failed(status)).retry_after_s is None
+
+
+@given(st.text(max_size=40) | st.text("0123456789 :,GMTSepMon-+", max_size=40).map(lambda text: text + "GMT"))
+def test_no_retry_after_at_all_fails_or_orders_less_than_nothing(text):
+    seconds = retry_after_s(reply(429, retry_after=text))
+
+    assert seconds is None or 0 <= seconds < float("inf")
+
+
+# --- results ------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_confirmed_or_given_up_is_settled_with_its_row():
+    existed, rejected = existence(BATCH, (0, 2)), rejection(BATCH, 1, 42, "why")
+
+    assert settled(existed) == {0: "existed", 2: "existed"}
+    assert [(r.row, r.id) for _, r in existed.others] == [(101, "a"), (105, "c")]
+    (position, result), *_ = rejected.others
+    assert (position, result.row, result.outcome, result.code, result.message) == (1, 103, "rejected", 42, "why")
+    assert (existed.unsettled, rejected.unsettled) == ((), ())
+
+
+# --- what holds for any reply -------------------------------------------------------------------------------------
+
+SOME_ID = st.sampled_from([*IDS, "x", "", "A"])
+CODE = st.none() | st.sampled_from([10001, 10405, 10415, 6003, 10000, 10200, 7003, 1, -1]) | st.integers()
+TOLD = st.fixed_dictionaries(
+    {"id": SOME_ID},
+    optional={"status": st.sampled_from(["queued", "running", None]), "version_id": st.text(max_size=2), "new": CODE},
+)
+ERROR = st.fixed_dictionaries(
+    {},
+    optional={"id": SOME_ID | st.none(), "index": st.integers(-1, 5) | st.none(), "code": CODE, "message": st.text()},
+)
+RESULT = st.one_of(
+    st.none(),
+    st.lists(TOLD, max_size=6),
+    st.permutations(IDS).map(lambda ids: [{"id": one} for one in ids]),
+    st.fixed_dictionaries(
+        {"created": st.lists(TOLD, max_size=4, unique_by=lambda told: told["id"])},
+        optional={"errors": st.lists(ERROR, max_size=4)},
+    ),
+    st.fixed_dictionaries({"id": SOME_ID, "status": st.just("queued")}),
+    st.integers() | st.text(max_size=3),
+)
+BODY = st.one_of(
+    st.fixed_dictionaries(
+        {"success": st.booleans() | st.just("true")},
+        optional={"result": RESULT, "errors": st.none() | st.lists(ERROR, max_size=3)},
+    ).map(lambda value: json.dumps(value).encode()),
+    st.binary(max_size=30),
+    st.sampled_from([b"", HTML, b"<title>Just a moment</title>", b"[" * 3_000]),
+)
+REPLIES = st.one_of(
+    st.builds(
+        Reply,
+        status=st.sampled_from([200, 200, 200, 201, 400, 404, 409, 429, 503]) | st.integers(100, 599),
+        headers=st.dictionaries(
+            st.sampled_from(["retry-after", "date", "cf-ray", "cf-mitigated"]), st.text(max_size=9), max_size=3
+        ),
+        body=BODY,
+    ),
+    st.builds(Fault, kind=st.sampled_from(FaultKind), message=st.text(max_size=5)),
+)
+PARTS = st.sets(st.sampled_from(range(4)), min_size=1).map(sorted).map(tuple)
+
+
+@settings(max_examples=800)
+@given(part=PARTS, answer=REPLIES)
+@example(part=(0,), answer=failed(409, 10405))
+def test_judging_loses_no_instance_and_counts_none_twice(part, answer):
+    outcome = judge(BATCH, part, answer)
+
+    others = [position for position, _ in outcome.others]
+    assert sorted([*outcome.created, *others, *outcome.unsettled]) == list(part)
+    assert list(outcome.unsettled) == sorted(outcome.unsettled)
+    assert (outcome.verdict is Verdict.DONE) == (not outcome.unsettled)
+    assert all((r.id, r.row) == (BATCH.ids[p], BATCH.first_row + BATCH.offsets[p]) for p, r in outcome.others)
+    assert isinstance(answer, Fault) or not any(unicodedata.category(c) in {"Cc", "Cs"} for c in outcome.message)
+    assert bool(outcome.created) <= (outcome.answer is not None)
+
+
+@settings(max_examples=800)
+@given(part=PARTS, answer=REPLIES)
+def test_an_instance_is_created_only_if_a_success_names_it(part, answer):
+    outcome = judge(BATCH, part, answer)
+    created = [*outcome.created, *(p for p, r in outcome.others if r.outcome == "created")]
+
+    if created:
+        assert 200 <= answer.status < 300
+        body = json.loads(answer.body)
+        assert body["success"] is True
+        told = body["result"]["created"] if isinstance(body["result"], dict) else body["result"]
+        assert {BATCH.ids[position] for position in created} <= {one["id"] for one in told}
+        assert {one["id"] for one in told} <= {BATCH.ids[position] for position in part}
+
+
+@settings(max_examples=400)
+@given(position=st.sampled_from(range(4)), answer=REPLIES)
+def test_a_look_up_settles_its_instance_as_existed_or_not_at_all(position, answer):
+    outcome = judge_lookup(BATCH, position, answer)
+
+    assert outcome.created == ()
+    if outcome.unsettled:
+        assert (tuple(outcome.unsettled), outcome.others) == ((position,), ())
+    else:
+        assert settled(outcome) == {position: "existed"}
+        assert 200 <= answer.status < 300
+        assert json.loads(answer.body)["success"] is True

@@ -1,0 +1,399 @@
+"""Rows and batches to request bodies, byte for byte; response bodies to answers, whatever they are."""
+
+import json
+import sys
+import unicodedata
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bulkwf import payload
+from bulkwf.batching import IdScheme, Packer
+from bulkwf.model import Slice
+from bulkwf.options import BatchLimits
+from bulkwf.payload import (
+    Answered,
+    Flaw,
+    Refused,
+    ServiceError,
+    clean,
+    compose,
+    decode_answer,
+    decode_errors,
+    decode_lookup,
+    decode_rows,
+    read_row,
+)
+
+
+def pack(lines, shape="instance"):
+    packer = Packer(IdScheme("run"), BatchLimits(), shape, 100)
+    packer.add(Slice(0, len(lines), b"".join(line + b"\n" for line in lines)))
+    return packer.pack()
+
+
+def steers(text):
+    """Whether a character could move a terminal's cursor or break a line."""
+    return any(unicodedata.category(c) in {"Cc", "Cs", "Zl", "Zp"} for c in text)
+
+
+def literally(text):
+    """JSON as the text has it: numbers as their digits, objects as pairs in their order."""
+    return json.loads(text, parse_int=str, parse_float=str, object_pairs_hook=lambda pairs: ("object", pairs))
+
+
+# --- JSON text of every shape -------------------------------------------------------------------------------------
+
+BLANKS = st.sampled_from(["", "", "", " ", "\t", "  \r"])
+NUMBERS = st.one_of(
+    st.integers().map(str),
+    st.integers(10**29, 10**30).map(str),
+    st.sampled_from(["-0", "0.10", "1E+5", "1e-7", "1e999", "-1.50E+02", "18446744073709551616", "0.1e1"]),
+)
+ESCAPED = st.sampled_from([r"\n", r"\u2028", r"\ud83d\ude00", r"\"", r"\\", r"\/", r"\u0000", r"\u0041"])
+TEXTS = st.lists(
+    st.one_of(ESCAPED, st.characters(exclude_categories=["Cs", "Cc"], exclude_characters='"\\'), st.just("\u2028")),
+    max_size=6,
+).map(lambda parts: '"' + "".join(parts) + '"')
+SCALARS = st.one_of(NUMBERS, TEXTS, st.sampled_from(["null", "true", "false"]))
+
+
+def spread(items, before, after):
+    return before + (after + "," + before).join(items) + after
+
+
+def containers(values):
+    arrays = st.builds(
+        lambda items, before, after: "[" + spread(items, before, after) + "]",
+        st.lists(values, max_size=4),
+        BLANKS,
+        BLANKS,
+    )
+    objects = st.builds(
+        lambda items, before, after: "{" + spread([f"{key}:{before}{value}" for key, value in items], "", after) + "}",
+        st.lists(st.tuples(TEXTS, values), max_size=4),
+        BLANKS,
+        BLANKS,
+    )
+    return st.one_of(arrays, objects)
+
+
+VALUES = st.recursive(SCALARS, containers, max_leaves=8)
+"""JSON values as text: any blanks, any notation, keys that come twice."""
+
+
+@st.composite
+def instances(draw):
+    """(a row as text, whether it brings an id, its params as text or None)."""
+    members = []
+    params = draw(st.none() | VALUES)
+    with_id = draw(st.booleans())
+    if params is not None:
+        members.append(f'"params":{draw(BLANKS)}{params}')
+    if with_id:
+        members.append(f'"instance_id":"id{draw(st.integers(0, 10**9))}"')
+    if draw(st.booleans()):
+        members.append('"location_hint":"weur"')
+    members = draw(st.permutations(members))
+    blank = draw(BLANKS)
+    return f"{blank}{{{spread(members, draw(BLANKS), draw(BLANKS))}}}{blank}".encode(), with_id, params
+
+
+def bytes_of_params(body):
+    found = msgspec.json.decode(body, type=list[dict[str, msgspec.Raw]])
+    return [bytes(item["params"]).decode() if "params" in item else None for item in found]
+
+
+@settings(max_examples=300)
+@given(rows=st.lists(instances(), min_size=1, max_size=8), drawn=st.data())
+def test_the_service_receives_each_rows_params_byte_for_byte_and_the_rows_id(rows, drawn):
+    batch = pack([line for line, _, _ in rows])
+    part = sorted(drawn.draw(st.sets(st.sampled_from(range(len(batch.ids))), min_size=1)))
+
+    body = compose(batch, part)
+
+    sent = [rows[batch.offsets[position]] for position in part]
+    assert bytes_of_params(body) == [params for _, _, params in sent]
+    for position, (line, with_id, _), item in zip(part, sent, literally(body), strict=True):
+        given_pairs = literally(line)[1]
+        made = [] if with_id else [("instance_id", batch.ids[position])]
+        assert item == ("object", made + given_pairs)
+        assert dict(item[1])["instance_id"] == batch.ids[position]
+
+
+@settings(max_examples=200)
+@given(values=st.lists(st.tuples(BLANKS, VALUES), min_size=1, max_size=8), drawn=st.data())
+def test_a_list_of_params_is_sent_byte_for_byte_with_an_id_for_each(values, drawn):
+    batch = pack([f"{blank}{value}".encode() for blank, value in values], shape="params")
+    part = sorted(drawn.draw(st.sets(st.sampled_from(range(len(values))), min_size=1)))
+
+    body = compose(batch, part)
+
+    assert bytes_of_params(body) == [values[position][1] for position in part]
+    assert [item["instance_id"] for item in json.loads(body)] == [batch.ids[position] for position in part]
+
+
+@given(values=st.lists(VALUES, min_size=1, max_size=8))
+def test_rows_that_bring_their_ids_are_sent_as_they_are(values):
+    lines = [f'{{"instance_id":"i{n}","params":{value}}}'.encode() for n, value in enumerate(values)]
+    batch = pack(lines)
+
+    assert batch.bare
+    assert compose(batch, range(len(lines))) == b"[" + b",".join(lines) + b"]"
+    assert [compose(batch, [n]) for n in range(len(lines))] == [b"[" + line + b"]" for line in lines]
+
+
+def test_refused_and_blank_rows_are_not_in_the_body():
+    batch = pack([b'{"instance_id":"a"}', b"", b"nope", b'{"instance_id":"b"}'])
+
+    assert compose(batch, [0, 1]) == b'[{"instance_id":"a"},{"instance_id":"b"}]'
+
+
+def test_params_that_are_absent_stay_absent_and_null_stays_null():
+    batch = pack([b"{}", b'{"params":null}', b" { } "])
+
+    sent = json.loads(compose(batch, [0, 1, 2]))
+
+    assert [item.get("params", "absent") for item in sent] == ["absent", None, "absent"]
+
+
+# --- rows, all at once or one at a time ---------------------------------------------------------------------------
+
+LINES = st.one_of(
+    instances().map(lambda found: found[0]),
+    VALUES.map(str.encode),
+    st.binary(max_size=12).map(lambda line: line.replace(b"\n", b"")),
+    st.sampled_from(
+        [b"", b" ", b"{}", b"{}{}", b"{", b"}", b'{"params":[{', b"}]}", b'{"params":"', b'"}', b"{}\r", b'{"x":1}']
+    ),
+)
+
+
+def fields(row):
+    return tuple(bytes(v) if isinstance(v, msgspec.Raw) else repr(v) for v in msgspec.structs.astuple(row))
+
+
+@settings(max_examples=400)
+@given(lines=st.lists(LINES, min_size=1, max_size=5), shape=st.sampled_from(["instance", "params"]))
+def test_reading_all_rows_at_once_gives_up_or_finds_what_reading_each_alone_finds(lines, shape):
+    found = decode_rows(b"".join(line + b"\n" for line in lines), len(lines), shape)
+
+    if found is not None:
+        alone = [read_row(line, shape) for line in lines]
+        assert not any(isinstance(row, Flaw) for row in alone)
+        assert [fields(row) for row in found] == [fields(row) for row in alone]
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_good_rows_are_read_in_one_pass_however_many_brackets_they_hold_together(end):
+    line = b'{"instance_id":"a","params":[' + b"[]," * 100 + b"{}]}"
+
+    assert len(decode_rows((line + end) * 100, 100, "instance")) == 100
+
+
+def test_a_line_of_many_brackets_is_looked_at_alone():
+    assert decode_rows(b'{"params":[' + b"[]," * 500 + b"1]}\n", 1, "instance") is None
+
+
+@given(VALUES.map(str.encode))
+def test_the_depth_of_a_row_is_counted_outside_of_its_texts(line):
+    def depth(value):
+        if isinstance(value, tuple) and value[0] == "object":
+            return 1 + max((depth(member) for _, member in value[1]), default=0)
+        return 1 + max(map(depth, value), default=0) if isinstance(value, list) else 0
+
+    assert payload._depth(line) == depth(literally(line))
+
+
+def called_from_below(calls, function):
+    return function() if not calls else called_from_below(calls - 1, function)
+
+
+@pytest.mark.parametrize("levels", [400, 499, 500, 700, 900, 930, 950, 970, 2_000])
+def test_a_row_that_was_read_can_be_sent_from_a_much_deeper_stack(levels):
+    """Before Python 3.12 a parser's limit shrinks with the stack of its caller."""
+    batch = pack([b'{"params":{"a":' + b"[" * (levels - 1) + b"]" * (levels - 1) + b"}}"])
+    here, frame = 0, sys._getframe()
+    while frame is not None:
+        here, frame = here + 1, frame.f_back
+
+    assert len(batch.ids) == (levels < 500), "500 levels, the row's own and its params' included, are the most"
+    for position in range(len(batch.ids)):
+        body = called_from_below(max(0, 400 - here), lambda position=position: compose(batch, [position]))
+        assert body.count(b"[") == levels
+
+
+def test_the_byte_that_is_no_utf8_is_named():
+    assert "byte 12 of it is 0xff" in read_row(b'{"params":"\xff"}', "instance").message
+
+
+@given(st.binary(max_size=60), st.sampled_from(["instance", "params"]))
+def test_any_bytes_are_a_row_or_have_a_flaw_that_can_be_printed(line, shape):
+    found = read_row(line, shape)
+
+    if isinstance(found, Flaw):
+        assert not steers(found.message)
+    else:
+        json.loads(line)
+
+
+# --- text for people ----------------------------------------------------------------------------------------------
+
+
+@given(st.text(max_size=400), st.integers(2, 200))
+def test_clean_text_is_one_printable_line_of_at_most_the_length_asked_for(text, length):
+    found = clean(text, length)
+
+    assert len(found) <= length
+    assert not steers(found)
+    assert found == found.strip()
+
+
+@pytest.mark.parametrize(
+    "hidden", ["\x1b", "\r", "\n", "\0", "\x9b", "\u200b", "\u202e", "\u2066", "\u061c", "\xad", "\ufeff", "\U000e0041"]
+)
+def test_clean_text_holds_nothing_that_steers_a_terminal_or_hides(hidden):
+    assert clean(f"a{hidden}{hidden}b") == "a b"
+
+
+def test_long_text_ends_in_an_ellipsis_and_ordinary_text_stays_as_it_is():
+    assert clean("x" * 400) == "x" * 299 + "…"
+    assert clean("Größe: 5 µm, “ok” 🙂") == "Größe: 5 µm, “ok” 🙂"
+
+
+# --- answers ------------------------------------------------------------------------------------------------------
+
+
+def test_the_documented_answer_is_read():
+    envelope = decode_answer(
+        b'{"success":true,"errors":[],"messages":[],'
+        b'"result":[{"id":"a","status":"queued","version_id":"v","workflow_id":"w"}]}'
+    )
+
+    assert envelope.success
+    assert envelope.answered == [Answered("a", "queued", "v", "w")]
+    assert envelope.refused == []
+
+
+def test_the_newer_answer_is_read():
+    envelope = decode_answer(
+        b'{"success":true,"result":{"created":[{"id":"a"}],'
+        b'"errors":[{"index":1,"id":"b","code":10405,"message":"exists"}]}}'
+    )
+
+    assert envelope.answered == [Answered("a")]
+    assert envelope.refused == [Refused("b", 1, 10405, "exists")]
+
+
+def test_unknown_fields_and_statuses_are_welcome():
+    envelope = decode_answer(
+        b'{"success":true,"new":{"x":[1]},"result":[{"id":"a","status":"hibernating","region":"weur","n":{}}]}'
+    )
+
+    assert envelope.answered == [Answered("a", "hibernating")]
+
+
+@pytest.mark.parametrize("result", [b'"result":null', b'"result":[]', b'"messages":null'])
+def test_an_answer_without_instances_names_none(result):
+    assert decode_answer(b'{"success":true,' + result + b"}").answered == []
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"null",
+        b"[]",
+        b"<html>",
+        b"{}",
+        b'{"success":"true","result":[]}',
+        b'{"success":1,"result":[]}',
+        b'{"success":true,"result":[{"status":"queued"}]}',
+        b'{"success":true,"result":[{"id":1}]}',
+        b'{"success":true,"result":["a"]}',
+        b'{"success":true,"result":"a"}',
+        b'{"success":true,"result":{"id":"a"}}',
+        b'{"success":true,"result":[{"id":"a"}',
+        b'{"success":true,"result":[]}x',
+        b'{"success":true,"result":[{"id":"\xff"}]}',
+        b'{"success":true,"x":' + b"[" * 5_000 + b"]" * 5_000 + b"}",
+    ],
+)
+def test_what_is_no_answer_to_a_batch_create_is_not_taken_for_one(body):
+    assert decode_answer(body) is None
+
+
+def test_a_look_up_says_whether_the_instance_is_there():
+    found = decode_lookup(b'{"success":true,"result":{"id":"a","status":"running","steps":[]}}')
+    assert (found.success, found.id, found.status) == (True, "a", "running")
+    nameless = decode_lookup(b'{"success":true,"result":{"status":"running"}}')
+    assert (nameless.success, nameless.id) == (True, None)
+    assert decode_lookup(b'{"success":false,"result":null,"errors":[]}').success is False
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{}", b'{"success":true}', b'{"success":true,"result":null}', b'{"success":true,"result":[]}', b"x"]
+)
+def test_what_is_no_answer_to_a_look_up_is_not_taken_for_one(body):
+    assert decode_lookup(body) is None
+
+
+def test_errors_are_read_with_those_of_their_chains():
+    body = json.dumps(
+        {
+            "errors": [
+                {"code": 1, "message": "a", "error_chain": [{"code": 2, "message": "b", "error_chain": [{"code": 3}]}]},
+                {"code": "1004", "message": "text\r\n\x1b"},
+                {"code": True},
+                {"code": "٣"},
+                {"code": "1e3"},
+                {"message": 5},
+                "odd",
+            ]
+        }
+    ).encode()
+
+    assert decode_errors(body) == (
+        ServiceError(1, "a"),
+        ServiceError(2, "b"),
+        ServiceError(3, ""),
+        ServiceError(1004, "text"),
+        ServiceError(None),
+        ServiceError(None),
+        ServiceError(None),
+        ServiceError(None),
+    )
+
+
+def test_a_chain_of_errors_is_followed_only_so_far():
+    error = {"code": 9}
+    for code in range(8, 0, -1):
+        error = {"code": code, "error_chain": [error]}
+
+    assert [one.code for one in decode_errors(json.dumps({"errors": [error]}).encode())] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b"<html>", None),
+        (b"", None),
+        (b"[]", None),
+        (b'"x"', None),
+        (b"{}", ()),
+        (b'{"errors":null}', ()),
+        (b'{"errors":{"code":1}}', ()),
+        (b"[" * 5_000, None),
+    ],
+)
+def test_a_body_without_a_list_of_errors_has_none_and_one_that_is_no_object_is_told_apart(body, expected):
+    assert decode_errors(body) == expected
+
+
+@given(st.binary(max_size=80) | VALUES.map(str.encode))
+def test_no_body_at_all_makes_the_decoders_fail(body):
+    assert decode_answer(body) is None or body
+    assert decode_lookup(body) is None or body
+    assert decode_errors(body) is None or body.strip().startswith(b"{")

@@ -1,0 +1,1138 @@
+"""The list: whatever it is made of and however it arrives, the same rows come out, or the reason why not."""
+
+import array
+import asyncio
+import datetime as dt
+import fcntl
+import gzip
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import termios
+import types
+import uuid
+from enum import Enum, IntEnum
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bulkwf import Instance
+from bulkwf.batching import MAX_ROW_BYTES
+from bulkwf.errors import InputError
+from bulkwf.model import Slice
+from bulkwf.sources import files, name_source, open_source
+from bulkwf.sources.reader import Chunk, Source
+from bulkwf.sources.rows import CHUNK_ROWS, encode_row
+
+EVERYTHING = 1 << 40
+
+
+class Feed:
+    """Chunks as given; an exception among them is raised; a future is waited for."""
+
+    read_share = None
+
+    def __init__(self, *chunks):
+        self.chunks = list(chunks)
+        self.closed = False
+
+    async def read(self):
+        if not self.chunks:
+            return None
+        chunk = self.chunks.pop(0)
+        if isinstance(chunk, asyncio.Future):
+            chunk = await chunk
+        if isinstance(chunk, Exception):
+            raise chunk
+        return chunk if chunk is None or isinstance(chunk, Chunk) else Chunk(chunk)
+
+    async def aclose(self):
+        self.closed = True
+
+
+async def drain(source, rows=100, size=EVERYTHING):
+    """All slices of a source, which is closed in the end."""
+    found = []
+    try:
+        while (piece := await source.take(rows, size)) is not None:
+            found.append(piece)
+    finally:
+        await source.aclose()
+    return found
+
+
+def read(*args, rows=100, size=EVERYTHING, **how):
+    async def go():
+        return await drain(open_source(*args, **how), rows, size)
+
+    return asyncio.run(go())
+
+
+def lines_of(slices):
+    return b"".join(piece.data for piece in slices).split(b"\n")[:-1]
+
+
+def read_until_error(*args, **how):
+    """What was read before the list could not be read further, and why it could not."""
+
+    async def go():
+        source, found = open_source(*args, **how), []
+        try:
+            while (piece := await source.take(7, EVERYTHING)) is not None:
+                found.append(piece)
+        except InputError as error:
+            return found, str(error)
+        finally:
+            await source.aclose()
+        pytest.fail("the list was read to its end")
+
+    return asyncio.run(go())
+
+
+def numbered(count, start=0):
+    return b"".join(b'{"params":%d}\n' % n for n in range(start, start + count))
+
+
+# --- slices -------------------------------------------------------------------------------------------------------
+
+
+@given(
+    lines=st.lists(st.binary(max_size=8).map(lambda line: line.replace(b"\n", b"")), max_size=30),
+    cuts=st.lists(st.integers(0, 200), max_size=10),
+    asked=st.lists(st.tuples(st.integers(1, 8), st.integers(1, 40)), min_size=1),
+)
+def test_slices_are_contiguous_whole_rows_within_their_bounds_and_miss_nothing(lines, cuts, asked):
+    data = b"".join(line + b"\n" for line in lines)
+    ends = [0, *sorted({min(cut, len(data)) for cut in cuts}), len(data)]
+    chunks = [data[a:b] for a, b in pairwise(ends)]
+
+    async def go():
+        source, found, turn = Source(Feed(*chunks)), [], 0
+        while True:
+            rows, size = asked[turn % len(asked)]
+            piece = await source.take(rows, size)
+            if piece is None:
+                return found
+            found.append((piece, rows, size))
+            turn += 1
+
+    found = asyncio.run(go())
+    assert b"".join(piece.data for piece, _, _ in found) == data
+    at = 0
+    for piece, rows, size in found:
+        assert (piece.first_row, piece.data.count(b"\n"), piece.data[-1:]) == (at, piece.rows, b"\n")
+        assert 1 <= piece.rows <= rows
+        assert len(piece.data) <= size or piece.rows == 1
+        at += piece.rows
+    assert at == len(lines)
+
+
+@given(
+    lines=st.lists(st.sampled_from([b"{}", b"", b'{"params":1}', b"\xe2\x80\xa8", b" "]), min_size=1, max_size=30),
+    cuts=st.lists(st.integers(0, 100), max_size=10),
+    shares=st.lists(st.integers(1, 9), min_size=1),
+)
+def test_what_was_taken_once_is_taken_again_by_its_rows_or_by_its_bytes(lines, cuts, shares):
+    data = b"".join(line + b"\n" for line in lines)
+    ends = [0, *sorted({min(cut, len(data)) for cut in cuts}), len(data)]
+    chunks = [data[a:b] for a, b in pairwise(ends)]
+
+    async def go():
+        first = Source(Feed(data))
+        taken = []
+        while (piece := await first.take(shares[len(taken) % len(shares)], EVERYTHING)) is not None:
+            taken.append(piece)
+        by_rows, by_bytes, mixed = (Source(Feed(*chunks)) for _ in range(3))
+        for turn, piece in enumerate(taken):
+            assert await by_rows.take_rows(piece.rows) == piece
+            assert await by_bytes.take_bytes(len(piece.data), piece.rows) == piece
+            if turn % 2:
+                assert await mixed.take_rows(piece.rows) == piece
+            else:
+                assert await mixed.take_bytes(len(piece.data), piece.rows) == piece
+        for source in (by_rows, by_bytes, mixed):
+            assert await source.take(1, 1) is None
+            assert await source.take_rows(1) is None
+            assert await source.take_bytes(1, 1) is None
+            assert source.row == len(lines)
+
+    asyncio.run(go())
+
+
+async def test_a_list_that_has_become_shorter_gives_what_is_left_of_it():
+    source = Source(Feed(b"a\nb\n"))
+    assert (await source.take_rows(5)).rows == 2
+    source = Source(Feed(b"a\nb\n"))
+    assert (await source.take_bytes(99, 5)).data == b"a\nb\n"
+
+
+async def test_rows_can_be_taken_on_after_a_region_was_taken_again():
+    source = Source(Feed(numbered(3), numbered(3, 3)))
+
+    await source.take_bytes(len(numbered(2)), 2)
+    piece = await source.take(100, EVERYTHING)
+
+    assert (piece.first_row, piece.rows, piece.data) == (2, 4, numbered(4, 2))
+
+
+async def test_no_row_is_read_past_the_first_n():
+    source = Source(Feed(numbered(5), numbered(5, 5)), first=7)
+
+    found = [await source.take(3, EVERYTHING) for _ in range(4)]
+
+    assert [piece and (piece.first_row, piece.rows) for piece in found] == [(0, 3), (3, 3), (6, 1), None]
+
+
+@pytest.mark.parametrize(("first", "rows"), [(0, 0), (1, 1), (600, 600), (601, 601), (9_999, 1_200)])
+def test_first_counts_rows_of_any_kind_of_list(first, rows, tmp_path):
+    path = tmp_path / "list.jsonl"
+    path.write_bytes(numbered(1_200))
+
+    assert lines_of(read(path, first=first)) == numbered(rows).split(b"\n")[:-1]
+    assert len(lines_of(read(({"params": n} for n in range(1_200)), first=first))) == rows
+
+
+async def test_a_slice_bound_by_bytes_is_cut_to_fill_the_window_of_the_rate():
+    line = b"x" * 99 + b"\n"
+
+    async def rows(source, size):
+        return (await source.take(100, size)).rows
+
+    assert await rows(Source(Feed(line * 200), rate=100), 6_800) == 50
+    assert await rows(Source(Feed(line * 200)), 6_800) == 68
+    assert await rows(Source(Feed(line * 200), rate=100), 1_000_000) == 100
+    assert await rows(Source(Feed(line * 60), rate=100), 1_000_000) == 60
+
+
+async def test_rows_that_join_others_may_be_none_but_the_end_of_the_list_is_told():
+    waiting = asyncio.get_running_loop().create_future()
+    source = Source(Feed(b"a\n", waiting))
+    await source.take(1, EVERYTHING)
+
+    assert await source.take(5, EVERYTHING, 0.0, joining=True) == Slice(1, 0, b"")
+    waiting.set_result(None)
+    assert await source.take(5, EVERYTHING, 0.0, joining=True) is None
+
+
+async def test_a_row_that_is_too_large_to_join_is_left_for_the_next_batch():
+    source = Source(Feed(b"a\n" + b"x" * 50 + b"\nb\n"))
+    await source.take(1, EVERYTHING)
+
+    assert await source.take(9, 20, joining=True) == Slice(1, 0, b"")
+    assert (await source.take(9, 20)).data == b"x" * 50 + b"\n"
+    assert (await source.take(9, 20, joining=True)).data == b"b\n"
+
+
+# --- slow sources -------------------------------------------------------------------------------------------------
+
+
+async def test_rows_at_hand_do_not_wait_for_others_longer_than_patience_and_nothing_is_lost():
+    loop = asyncio.get_running_loop()
+    waiting = [loop.create_future() for _ in range(2)]
+    source = Source(Feed(b"a\nb\n", *waiting))
+
+    assert (await source.take(100, EVERYTHING, 0.0)).data == b"a\nb\n"
+    waiting[0].set_result(b"c\n")
+    waiting[1].set_result(b"d\n")
+    assert (await source.take(1, EVERYTHING, 0.0)).data == b"c\n"
+    assert (await source.take(1, EVERYTHING, 0.0)).data == b"d\n"
+    assert await source.take(1, EVERYTHING, 0.0) is None
+
+
+async def test_without_a_row_at_hand_patience_does_not_run_out():
+    waiting = asyncio.get_running_loop().create_future()
+    source = Source(Feed(b"half a ", waiting))
+    taking = asyncio.ensure_future(source.take(5, EVERYTHING, 0.0))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not taking.done()
+
+    waiting.set_result(b"row\n")
+
+    assert (await taking).data == b"half a row\n"
+
+
+async def test_without_an_end_to_patience_a_slice_waits_until_it_is_full():
+    waiting = asyncio.get_running_loop().create_future()
+    source = Source(Feed(b"a\n", waiting))
+    taking = asyncio.ensure_future(source.take(2, EVERYTHING))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not taking.done()
+
+    waiting.set_result(b"b\n")
+
+    assert (await taking).rows == 2
+
+
+class Clock:
+    """The loop's clock, moved by the test; timers of the loop itself follow it."""
+
+    def __init__(self, monkeypatch):
+        self.now = asyncio.get_running_loop().time()
+        monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: self.now)
+
+    async def pass_on(self, seconds):
+        self.now += seconds
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+
+async def test_rows_that_trickle_in_one_by_one_do_not_extend_patience(monkeypatch):
+    waiting = [asyncio.get_running_loop().create_future() for _ in range(9)]
+    source = Source(Feed(b"0\n", *waiting))
+    clock = Clock(monkeypatch)
+    taking = asyncio.ensure_future(source.take(100, EVERYTHING, 0.5))
+    await clock.pass_on(0)
+    for turn in range(2):
+        await clock.pass_on(0.2)
+        waiting[turn].set_result(b"%d\n" % (turn + 1))
+        await clock.pass_on(0)
+        assert not taking.done()
+
+    await clock.pass_on(0.11)
+
+    assert taking.done()
+    assert (await taking).data == b"0\n1\n2\n"
+
+
+async def test_a_cancelled_wait_for_rows_loses_none():
+    waiting = asyncio.get_running_loop().create_future()
+    source = Source(Feed(b"a\n", waiting))
+    taking = asyncio.ensure_future(source.take(5, EVERYTHING))
+    await asyncio.sleep(0)
+    taking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await taking
+
+    waiting.set_result(b"b\n")
+
+    assert (await source.take(5, EVERYTHING)).data == b"a\nb\n"
+
+
+async def test_closing_a_source_ends_the_read_that_is_under_way_and_closes_the_feed():
+    waiting = asyncio.get_running_loop().create_future()
+    feed = Feed(b"a\n", waiting)
+    source = Source(feed)
+    await source.take(1, EVERYTHING)
+    await asyncio.sleep(0)
+
+    await source.aclose()
+
+    assert waiting.cancelled()
+    assert feed.closed
+
+
+async def test_what_was_read_before_an_error_is_returned_before_the_error():
+    source = Source(Feed(b"a\nb\nhalf", InputError("torn")))
+
+    assert (await source.take(1, EVERYTHING)).data == b"a\n"
+    assert (await source.take(9, EVERYTHING)).data == b"b\n"
+    for _ in range(2):
+        with pytest.raises(InputError, match="torn"):
+            await source.take(9, EVERYTHING)
+    await source.aclose()
+
+
+# --- where a row is -----------------------------------------------------------------------------------------------
+
+
+def test_a_place_is_the_file_and_the_line_counted_from_1_in_each(tmp_path):
+    for name, data in (("a.jsonl", b"1\n\n3"), ("empty.jsonl", b""), ("b.jsonl", b"1\n2\n")):
+        (tmp_path / name).write_bytes(data)
+
+    async def go():
+        source = open_source([tmp_path / "a.jsonl", tmp_path / "empty.jsonl", tmp_path / "b.jsonl"])
+        while await source.take(1, EVERYTHING) is not None:
+            pass
+        await source.aclose()
+        return [source.where(row) for row in range(5)]
+
+    assert asyncio.run(go()) == ["a.jsonl:1", "a.jsonl:2", "a.jsonl:3", "b.jsonl:1", "b.jsonl:2"]
+
+
+async def test_rows_of_a_program_have_only_their_number():
+    source = open_source([{"params": 1}])
+    await source.take(1, EVERYTHING)
+
+    assert source.where(0) == "row 0"
+    await source.aclose()
+
+
+def test_a_list_is_called_by_the_names_of_its_files():
+    assert name_source("x/a.jsonl") == "x/a.jsonl"
+    assert name_source(Path("a.jsonl")) == "a.jsonl"
+    assert name_source(["a.jsonl", "-"]) == "a.jsonl, standard input"
+    assert name_source([{"params": 1}]) == name_source([]) == "rows of a program"
+
+
+# --- overlong lines -----------------------------------------------------------------------------------------------
+
+
+async def test_an_overlong_line_is_refused_without_being_held_in_memory():
+    piece, times = b"x" * 100_000, 80
+    feed = Feed(b"{}\n", b'{"params":"', *[piece] * times, b'"}\n{}\n')
+    source = Source(feed)
+    found, most = [], 0
+    append = source._append
+
+    def watched(chunk):
+        nonlocal most
+        append(chunk)
+        most = max(most, len(source._data))
+
+    source._append = watched
+    while (one := await source.take(100, EVERYTHING, 0.0)) is not None:
+        found.append(one)
+
+    assert lines_of(found) == [b"{}", b"", b"{}"]
+    (refusal,) = [(piece.first_row + offset, code, text) for piece in found for offset, code, text in piece.refused]
+    assert refusal[:2] == (1, "row_too_long")
+    assert f"{8_000_013:,}" in refusal[2]
+    assert most <= MAX_ROW_BYTES + len(piece)
+
+
+@pytest.mark.parametrize("end", [[], [b"\n"], [b"\n{}\n"], [b"x", b"\n{}"]])
+def test_an_overlong_line_at_the_end_of_a_file_is_refused_too(end, tmp_path):
+    path = tmp_path / "long.jsonl"
+    path.write_bytes(b"{}\n" + b"x" * 3_500_000 + b"".join(end))
+
+    found = read(path)
+
+    assert lines_of(found) == [b"{}", b"", *[b"{}"] * (b"{}" in b"".join(end))]
+    assert [piece.first_row + offset for piece in found for offset, _, _ in piece.refused] == [1]
+
+
+async def test_two_overlong_lines_are_refused_each_with_its_row_whatever_stands_between():
+    long = b"y" * (MAX_ROW_BYTES + 1)
+    source = Source(Feed(b"{}\n" + long, b"yyy\n\n{}\n" + long, b"\n{}\n"))
+
+    found = await drain(source)
+
+    assert lines_of(found) == [b"{}", b"", b"", b"{}", b"", b"{}"]
+    assert [piece.first_row + offset for piece in found for offset, _, _ in piece.refused] == [1, 4]
+
+
+async def test_a_line_of_exactly_the_limit_is_kept_whole():
+    line = b"z" * MAX_ROW_BYTES
+    found = await drain(Source(Feed(line[:700_000], line[700_000:], b"\n{}\n")))
+
+    assert lines_of(found) == [line, b"{}"]
+    assert not any(piece.refused for piece in found)
+
+
+# --- files --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("contents", "expected"),
+    [
+        ([b"a\nb\n"], [b"a", b"b"]),
+        ([b"a\nb"], [b"a", b"b"]),
+        ([b"a", b"b"], [b"a", b"b"]),
+        ([b"a\n", b"b\n"], [b"a", b"b"]),
+        ([b"", b"a", b"", b"b", b""], [b"a", b"b"]),
+        ([b""], []),
+        ([b"\n"], [b""]),
+        ([b"\n\na\n\n"], [b"", b"", b"a", b""]),
+        ([b"a\r\nb\r\n"], [b"a\r", b"b\r"]),
+        ([b"a\rb\n"], [b"a\rb"]),
+        (["a\u2028b\u2029c\x85d\x0be\x0cf\n".encode()], ["a\u2028b\u2029c\x85d\x0be\x0cf".encode()]),
+        ([b"\xef\xbb\xbfa\n", b"\xef\xbb\xbfb\n"], [b"a", b"b"]),
+        ([b"a\n\xef\xbb\xbfb\n"], [b"a", b"\xef\xbb\xbfb"]),
+        ([b"\xef\xbb\xbf"], []),
+        ([b"\xef\xbb\xbf", b"a"], [b"a"]),
+        ([b"\xef\xbb"], [b"\xef\xbb"]),
+        ([b"\x1f"], [b"\x1f"]),
+    ],
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_files_are_one_list_split_at_newlines_and_nothing_else(contents, expected, packed, tmp_path):
+    paths = []
+    for number, content in enumerate(contents):
+        paths.append(tmp_path / f"{number}.jsonl")
+        paths[-1].write_bytes(gzip.compress(content) if packed else content)
+
+    assert lines_of(read(paths)) == expected
+
+
+def test_a_path_may_be_text_a_path_or_several_of_either(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"{}\n")
+
+    assert lines_of(read(path)) == lines_of(read(str(path))) == [b"{}"]
+    assert lines_of(read((str(path), path))) == [b"{}", b"{}"]
+
+
+@pytest.mark.parametrize("bytes_at_once", [1, 2, 3, 7, 64])
+@pytest.mark.parametrize("packed", [False, True])
+def test_rows_do_not_depend_on_where_the_reads_end(bytes_at_once, packed, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "CHUNK_BYTES", bytes_at_once)
+    path = tmp_path / "a.jsonl"
+    data = b"\xef\xbb\xbf" + numbered(12) + b"\n\nlast"
+    path.write_bytes(gzip.compress(data) if packed else data)
+
+    assert lines_of(read([path, path])) == [*data[3:].split(b"\n")] * 2
+
+
+def test_a_large_file_is_read_in_chunks_to_its_last_byte(tmp_path):
+    path = tmp_path / "large.jsonl"
+    data = numbered(200_000)
+    path.write_bytes(data)
+
+    slices = read(path, rows=1_000)
+
+    assert b"".join(piece.data for piece in slices) == data
+    assert sum(piece.rows for piece in slices) == 200_000
+
+
+@pytest.mark.parametrize("name", ["missing.jsonl", "missing/also.jsonl"])
+def test_a_missing_file_ends_the_run_before_it_begins_and_is_named(name, tmp_path):
+    good = tmp_path / "good.jsonl"
+    good.write_bytes(b"{}\n")
+
+    with pytest.raises(InputError, match="No such file") as caught:
+        open_source([good, tmp_path / name])
+    assert name in str(caught.value)
+
+
+def test_a_folder_is_refused(tmp_path):
+    with pytest.raises(InputError, match="is a folder"):
+        open_source(tmp_path)
+
+
+def test_a_file_that_may_not_be_read_is_refused_before_the_run_begins():
+    """As another user, since root may read everything; in a process of its own, since that can't be undone."""
+    program = """if True:
+        import os, sys
+        from bulkwf.errors import InputError
+        from bulkwf.sources import open_source
+        if os.getuid() == 0:
+            os.setgroups([])
+            os.setgid(65534)
+            os.setuid(65534)
+        for path in sys.argv[1:]:
+            try:
+                open_source(path)
+            except InputError as error:
+                print(error)
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder, locked = Path(name), Path(name) / "locked"
+        folder.chmod(0o755)
+        locked.mkdir()
+        for path in (folder / "open", folder / "secret", locked / "any"):
+            path.write_bytes(b"{}\n")
+        (folder / "open").chmod(0o444)
+        (folder / "secret").chmod(0o000)
+        locked.chmod(0o000)
+        paths = [str(folder / "open"), str(folder / "secret"), str(locked / "any")]
+        found = subprocess.run([sys.executable, "-c", program, *paths], capture_output=True, text=True, check=True)
+        locked.chmod(0o700)
+
+    assert found.stdout.splitlines() == [f"{path}: the input can't be read: Permission denied." for path in paths[1:]]
+
+
+def test_a_file_that_goes_away_after_the_run_began_is_an_error_of_the_list(tmp_path):
+    first, second = tmp_path / "first.jsonl", tmp_path / "second.jsonl"
+    for path in (first, second):
+        path.write_bytes(b"{}\n")
+
+    async def go():
+        source = open_source([first, second])
+        second.unlink()
+        try:
+            return await source.take(1, EVERYTHING), await source.take(1, EVERYTHING)
+        finally:
+            await source.aclose()
+
+    with pytest.raises(InputError, match=r"second\.jsonl: the input can't be read: No such file"):
+        asyncio.run(go())
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_not_taken_for_its_end(tmp_path):
+    path = tmp_path / "shrinking.jsonl"
+    path.write_bytes(numbered(300_000))
+
+    async def go():
+        source = open_source(path)
+        try:
+            await source.take(1, EVERYTHING)
+            os.truncate(path, 1_500_000)
+            while await source.take(1_000, EVERYTHING) is not None:
+                pass
+        finally:
+            await source.aclose()
+
+    with pytest.raises(InputError, match="shrank"):
+        asyncio.run(go())
+
+
+def test_a_file_that_grows_while_it_is_read_is_read_to_its_new_end(tmp_path):
+    path = tmp_path / "growing.jsonl"
+    path.write_bytes(numbered(150_000))
+
+    async def go():
+        source = open_source(path)
+        await source.take(1, EVERYTHING)
+        with path.open("ab") as more:
+            more.write(b"the last\n")
+        return await drain(source, rows=1_000)
+
+    assert lines_of(asyncio.run(go()))[-1] == b"the last"
+
+
+def test_the_files_are_closed_when_they_have_been_read_or_the_source_is_closed(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(numbered(300_000))
+
+    def is_open():
+        return any(one.is_symlink() and one.readlink() == path for one in Path("/proc/self/fd").iterdir())
+
+    async def go():
+        source = open_source(path)
+        await source.take(1, EVERYTHING)
+        assert is_open()
+        await source.aclose()
+        assert not is_open()
+        source = open_source(path)
+        while await source.take(1_000, EVERYTHING) is not None:
+            pass
+        assert not is_open()
+        await source.aclose()
+
+    asyncio.run(go())
+
+
+def test_nothing_at_all_is_an_empty_list():
+    assert read("/dev/null") == []
+
+
+# --- gzip ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "packed",
+    [
+        gzip.compress(numbered(5)) + gzip.compress(numbered(5, 5)),
+        gzip.compress(numbered(5) + b'{"params"') + gzip.compress(b":5}\n" + numbered(4, 6)),
+        gzip.compress(b"") + gzip.compress(numbered(10)) + gzip.compress(b""),
+        gzip.compress(numbered(10)) + b"\0" * 5_000,
+        gzip.compress(numbered(5)) + b"\0" * 512 + gzip.compress(numbered(5, 5)),
+    ],
+    ids=["two members", "a row over two members", "empty members", "padding", "padding between members"],
+)
+@pytest.mark.parametrize("bytes_at_once", [1, 5, 1_048_576])
+def test_the_members_of_a_gzip_file_are_one_list(packed, bytes_at_once, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "CHUNK_BYTES", bytes_at_once)
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(packed)
+
+    assert lines_of(read(path)) == numbered(10).split(b"\n")[:-1]
+
+
+def test_gzip_is_known_by_its_first_bytes_not_by_its_name(tmp_path):
+    plain, packed = tmp_path / "plain.gz", tmp_path / "packed.jsonl"
+    plain.write_bytes(b"1\n")
+    packed.write_bytes(gzip.compress(b"2\n"))
+
+    assert lines_of(read([plain, packed])) == [b"1", b"2"]
+
+
+PACKED = gzip.compress(numbered(2_000), mtime=0)
+
+
+@pytest.mark.parametrize("kept", [2, 9, 11, len(PACKED) // 2, len(PACKED) - 9, len(PACKED) - 8, len(PACKED) - 1])
+def test_a_gzip_file_that_is_cut_off_gives_its_whole_rows_and_then_the_reason(kept, tmp_path):
+    path = tmp_path / "cut.gz"
+    path.write_bytes(PACKED[:kept])
+
+    found, reason = read_until_error(path)
+
+    lines = lines_of(found)
+    assert lines == numbered(len(lines)).split(b"\n")[:-1]
+    assert "cut off" in reason
+    assert str(path) in reason
+
+
+@pytest.mark.parametrize(
+    "packed",
+    [
+        PACKED[: len(PACKED) // 2] + b"\xff" * 40 + PACKED[len(PACKED) // 2 + 40 :],
+        PACKED[:-8] + bytes([PACKED[-8] ^ 1]) + PACKED[-7:],
+        PACKED[:-1] + b"\x01",
+        PACKED[:2] + b"\x09" + PACKED[3:],
+        PACKED + b"trailing garbage",
+        PACKED + b"\0\0garbage",
+    ],
+    ids=["middle", "checksum", "length", "method", "garbage", "garbage after padding"],
+)
+def test_a_gzip_file_that_is_damaged_gives_whole_rows_and_then_the_reason(packed, tmp_path):
+    path = tmp_path / "bad.gz"
+    path.write_bytes(packed)
+
+    found, reason = read_until_error(path)
+
+    assert len(lines_of(found)) <= 2_000
+    assert reason == f"{path}: the gzip file is damaged. Mend it and run the same command again."
+
+
+def test_a_gzip_file_is_unpacked_no_faster_than_it_is_taken(tmp_path):
+    path = tmp_path / "bomb.gz"
+    path.write_bytes(gzip.compress(b"\n" * 50_000_000))
+
+    async def go():
+        source = open_source(path)
+        await source.take(1, EVERYTHING)
+        held = len(source._data)
+        await source.aclose()
+        return held
+
+    assert asyncio.run(go()) <= files.CHUNK_BYTES
+
+
+def test_a_single_wrong_bit_in_a_gzip_file_is_never_taken_for_a_complete_list(tmp_path):
+    path = tmp_path / "bit.gz"
+    whole = gzip.compress(numbered(40), mtime=0)
+    rows = numbered(40).split(b"\n")[:-1]
+    for byte in range(2, len(whole)):
+        path.write_bytes(whole[:byte] + bytes([whole[byte] ^ 0x10]) + whole[byte + 1 :])
+        try:
+            lines = lines_of(read(path))
+        except InputError:
+            continue
+        assert byte < 10, "only the header's time, flags of no effect and system may be wrong without a word"
+        assert lines == rows
+
+
+# --- pipes --------------------------------------------------------------------------------------------------------
+
+
+def written_to_a_pipe(tmp_path, *pieces, take=100):
+    """What is read of a pipe into which *pieces* are written one by one, each only after the one before was read."""
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    keeper = os.open(path, os.O_RDWR | os.O_NONBLOCK)
+
+    async def go():
+        source = open_source(path)
+        taking = asyncio.ensure_future(drain(source, take))
+        for piece in pieces:
+            os.write(keeper, piece)
+            await until_it_is_read(keeper)
+        assert source.read_share is None
+        os.close(keeper)
+        return await taking, source
+
+    return asyncio.run(go())
+
+
+def unread(descriptor):
+    size = array.array("i", [0])
+    fcntl.ioctl(descriptor, termios.FIONREAD, size)
+    return size[0]
+
+
+async def until_it_is_read(descriptor):
+    async with asyncio.timeout(10):
+        while unread(descriptor):  # noqa: ASYNC110 - nothing tells when a pipe has been read
+            await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [b"a\nb\n"],
+        [b"a", b"\n", b"b"],
+        [b"\xef\xbb\xbf", b"a\nb\n"],
+        [b"\xef", b"\xbb", b"\xbf", b"a\nb\n"],
+        [b"\xef\xbb", b"\xbfa\nb"],
+    ],
+)
+def test_a_pipe_is_read_as_it_is_written(pieces, tmp_path):
+    found, source = written_to_a_pipe(tmp_path, *pieces)
+
+    assert lines_of(found) == [b"a", b"b"]
+    assert source.where(1) == "pipe:2"
+
+
+def test_a_gzip_stream_may_come_through_a_pipe_in_pieces_of_any_size(tmp_path):
+    packed = gzip.compress(b"\xef\xbb\xbfa\nb\n")
+
+    found, _ = written_to_a_pipe(tmp_path, packed[:1], packed[1:3], packed[3:20], packed[20:])
+
+    assert lines_of(found) == [b"a", b"b"]
+
+
+def test_a_pipe_that_nobody_writes_to_can_be_left(tmp_path):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    keeper = os.open(path, os.O_RDWR | os.O_NONBLOCK)
+
+    async def go():
+        source = open_source(path)
+        os.write(keeper, b"a\nb")
+        taking = asyncio.ensure_future(source.take(9, EVERYTHING))
+        await until_it_is_read(keeper)
+        taking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await taking
+        await source.aclose()
+
+    asyncio.run(go())
+    os.close(keeper)
+
+
+def test_standard_input_is_a_list_and_its_rows_are_those_of_stdin(tmp_path):
+    program = """if True:
+        import asyncio
+        from bulkwf.sources import open_source
+
+        async def go():
+            source = open_source("-")
+            piece = await source.take(9, 1 << 40)
+            print(piece.rows, source.where(1), source.read_share, await source.take(9, 9))
+            await source.aclose()
+
+        asyncio.run(go())
+    """
+    path = tmp_path / "list.jsonl"
+    path.write_bytes(b"{}\n{}")
+    with path.open("rb") as file:
+        for standard_input in ({"input": b"{}\n{}"}, {"stdin": file}):
+            found = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, **standard_input)
+
+            assert found.stdout == b"2 stdin:2 None None\n"
+
+
+# --- how much has been read ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_share_that_was_read_grows_to_the_whole(packed, tmp_path):
+    paths = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    for path in paths:
+        data = os.urandom(1_000_000).hex().encode() + b"\n" + numbered(100_000)
+        path.write_bytes(gzip.compress(data, 1) if packed else data)
+
+    async def go():
+        source, shares = open_source(paths), []
+        while await source.take(1_000, 1 << 16) is not None:
+            shares.append(source.read_share)
+        shares.append(source.read_share)
+        await source.aclose()
+        return shares
+
+    shares = asyncio.run(go())
+    assert 0 <= shares[0] < 0.9
+    assert all(0 <= share <= 1 for share in shares)
+    assert shares[-1] == 1.0
+    assert len(set(shares)) > 3
+
+
+async def test_the_share_is_known_of_rows_that_have_a_length_and_of_no_others():
+    async def slow():
+        yield {}
+
+    known, unknown, awaited = open_source([{}] * 2_000), open_source(iter([{}])), open_source(slow())
+
+    await known.take(1_000, EVERYTHING)
+
+    assert 0.4 < known.read_share < 0.8
+    assert (unknown.read_share, awaited.read_share) == (None, None)
+    await drain(known)
+    assert known.read_share == 1.0
+    for source in (unknown, awaited):
+        await drain(source)
+
+
+def test_an_empty_list_has_been_read_whole(tmp_path):
+    path = tmp_path / "empty.jsonl"
+    path.touch()
+
+    assert open_source(path).read_share == 1.0
+    assert open_source([]).read_share == 0.0 or read([]) == []
+
+
+# --- rows of a program --------------------------------------------------------------------------------------------
+
+
+class Colour(Enum):
+    RED = "red"
+    NONE = None
+    NOWHERE = math.nan
+
+
+class Level(IntEnum):
+    HIGH = 3
+
+
+@pytest.mark.parametrize(
+    ("row", "line"),
+    [
+        ({}, "{}"),
+        ({"params": None}, '{"params":null}'),
+        ({"params": {"a": 1, "b": [True, None, 1.5, "x"]}}, '{"params":{"a":1,"b":[true,null,1.5,"x"]}}'),
+        ({"params": 2**64}, '{"params":18446744073709551616}'),
+        ({"params": -(10**40)}, '{"params":-1' + "0" * 40 + "}"),
+        ({"params": [10**30, 0.1, None, "é\u2028"]}, '{"params":[1' + "0" * 30 + ',0.1,null,"é\u2028"]}'),
+        ({"params": "null"}, '{"params":"null"}'),
+        ({"params": dt.date(2026, 9, 1)}, '{"params":"2026-09-01"}'),
+        ({"params": [dt.date(2026, 9, 1), None]}, '{"params":["2026-09-01",null]}'),
+        (
+            {"params": dt.datetime(2026, 9, 1, 12, tzinfo=dt.UTC)},
+            '{"params":"2026-09-01T12:00:00+00:00"}',
+        ),
+        ({"params": uuid.UUID(int=5)}, '{"params":"00000000-0000-0000-0000-000000000005"}'),
+        ({"params": [uuid.UUID(int=5), None]}, '{"params":["00000000-0000-0000-0000-000000000005",null]}'),
+        ({"params": (1, 2)}, '{"params":[1,2]}'),
+        ({"params": Colour.RED}, '{"params":"red"}'),
+        ({"params": [Colour.RED, 2**70]}, '{"params":["red",1180591620717411303424]}'),
+        ({"params": Colour.NONE}, '{"params":null}'),
+        ({"params": Level.HIGH}, '{"params":3}'),
+        (types.MappingProxyType({"params": {"a": 1}}), '{"params":{"a":1}}'),
+        ({"params": types.MappingProxyType({"a": None})}, '{"params":{"a":null}}'),
+        (Instance(), "{}"),
+        (Instance(params=None), '{"params":null}'),
+        (Instance(instance_id="a", params=[1]), '{"instance_id":"a","params":[1]}'),
+        (
+            Instance(instance_id="a", instance_retention={"success_retention": 5}, location_hint="weur"),
+            '{"instance_id":"a","instance_retention":{"success_retention":5},"location_hint":"weur"}',
+        ),
+    ],
+)
+def test_a_row_of_a_program_is_written_with_every_value_as_it_is(row, line):
+    assert encode_row(row).decode() == line
+
+
+CIRCULAR = {}
+CIRCULAR["self"] = CIRCULAR
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        math.nan,
+        math.inf,
+        -math.inf,
+        [1, {"a": math.nan}],
+        {"a": None, "b": math.inf},
+        [2**70, math.nan],
+        {1, 2},
+        b"bytes",
+        object(),
+        {1: "a"},
+        {None: "a"},
+        {True: "a"},
+        {"a": [None, {2: "b"}]},
+        types.MappingProxyType({1: None}),
+        "\ud800",
+        {"\udfff": None},
+        Colour.NOWHERE,
+        CIRCULAR,
+        1j,
+        Instance(params=1),
+    ],
+    ids=lambda value: f"{type(value).__name__} {str(value)[:20]!a}",
+)
+def test_a_value_that_json_does_not_have_is_refused_not_replaced(params):
+    with pytest.raises((TypeError, ValueError, RecursionError)):
+        encode_row({"params": params})
+    with pytest.raises((TypeError, ValueError, RecursionError)):
+        encode_row(Instance(params=params))
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda values: st.lists(values, max_size=4) | st.dictionaries(st.text(), values, max_size=4),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=200)
+@given(JSON)
+def test_every_value_that_json_has_comes_back_as_it_was(params):
+    def exactly(value):
+        return json.dumps(value, ensure_ascii=True)
+
+    line = encode_row({"params": params})
+
+    assert b"\n" not in line
+    assert exactly(json.loads(line)) == exactly({"params": params})
+
+
+@given(st.lists(st.integers(0, 1 << 70) | st.floats() | st.none() | st.sets(st.none()), max_size=5))
+def test_no_line_ever_holds_what_json_does_not(params):
+    bad = any(isinstance(value, set) or (isinstance(value, float) and not math.isfinite(value)) for value in params)
+
+    try:
+        line = encode_row({"params": params})
+    except (TypeError, ValueError):
+        assert bad
+    else:
+        assert not bad
+        assert json.loads(line) == {"params": params}
+
+
+def test_a_row_that_cannot_be_written_is_refused_alone_and_keeps_its_number():
+    rows = [{"params": 1}, {"params": math.nan}, "text", {"params": {1}}, 7, None, {"params": 2}]
+
+    (piece,) = read(rows)
+
+    assert piece.data == b'{"params":1}\n\n\n\n\n\n{"params":2}\n'
+    assert [(offset, code) for offset, code, _ in piece.refused] == [(n, "not_json") for n in range(1, 6)]
+    assert "a mapping or an Instance, not str" in piece.refused[1][2]
+    assert all(message.isprintable() for _, _, message in piece.refused)
+
+
+def test_refused_rows_stay_with_their_rows_however_the_list_is_sliced():
+    bad = {0, 3, 4, 9, 500, 501, 999, 1_000}
+    slices = read([{"params": {n}} if n in bad else {"params": n} for n in range(1_200)], rows=7)
+
+    assert {piece.first_row + offset for piece in slices for offset, _, _ in piece.refused} == bad
+    assert all(0 <= offset < piece.rows for piece in slices for offset, _, _ in piece.refused)
+
+
+@pytest.mark.parametrize("count", [0, 1, CHUNK_ROWS - 1, CHUNK_ROWS, CHUNK_ROWS + 1, 3 * CHUNK_ROWS])
+def test_an_iterable_of_any_length_is_a_list(count):
+    async def slowly():
+        for n in range(count):
+            if n % 3 == 0:
+                await asyncio.sleep(0)
+            yield {"params": n}
+
+    rows = [{"params": n} for n in range(count)]
+    expected = numbered(count).split(b"\n")[:-1]
+
+    assert lines_of(read(rows)) == expected
+    assert lines_of(read(iter(rows))) == expected
+    assert lines_of(read(row for row in rows)) == expected
+    assert lines_of(read(slowly())) == expected
+
+
+@pytest.mark.parametrize("good", [0, 1, 30, CHUNK_ROWS, CHUNK_ROWS + 30])
+@pytest.mark.parametrize("awaited", [False, True])
+def test_rows_that_raise_give_all_rows_before_and_then_the_reason_with_its_cause(good, awaited):
+    def rows():
+        yield from ({"params": n} for n in range(good))
+        raise LookupError("no more of the table")
+
+    async def awaited_rows():
+        for row in rows():
+            yield row
+
+    found, reason = read_until_error(awaited_rows() if awaited else rows())
+
+    assert lines_of(found) == numbered(good).split(b"\n")[:-1]
+    assert reason == f"the rows can't be read past row {good}: LookupError('no more of the table')"
+
+
+async def test_the_cause_of_an_error_in_the_callers_code_is_kept():
+    async def awaited_rows():
+        yield {}
+        raise LookupError
+
+    def rows():
+        yield {}
+        raise LookupError
+
+    for broken in (awaited_rows(), rows()):
+        source = open_source(broken)
+        await source.take(1, EVERYTHING)
+        with pytest.raises(InputError) as caught:
+            await source.take(1, EVERYTHING)
+        assert isinstance(caught.value.__cause__, LookupError)
+        await source.aclose()
+
+
+async def test_a_cancellation_inside_the_callers_code_is_not_taken_for_the_end_of_the_list():
+    async def rows():
+        yield {}
+        lookup = asyncio.ensure_future(asyncio.sleep(3_600))
+        lookup.cancel()
+        await lookup
+        yield {}
+
+    source = open_source(rows())
+    await source.take(1, EVERYTHING)
+
+    with pytest.raises(InputError, match="past row 1: CancelledError"):
+        await source.take(1, EVERYTHING)
+    await source.aclose()
+
+
+async def test_a_slow_async_list_gives_up_the_rows_it_has_when_patience_ends():
+    more = asyncio.Event()
+
+    async def rows():
+        yield {"params": 0}
+        yield {"params": 1}
+        await more.wait()
+        yield {"params": 2}
+
+    source = open_source(rows())
+
+    assert (await source.take(100, EVERYTHING, 0.0)).data == numbered(2)
+    more.set()
+    assert (await source.take(100, EVERYTHING)).data == numbered(1, 2)
+    assert await source.take(100, EVERYTHING) is None
+    await source.aclose()
+
+
+async def test_an_async_list_is_not_drawn_far_ahead_of_what_is_taken():
+    drawn = 0
+
+    async def rows():
+        nonlocal drawn
+        while True:
+            drawn += 1
+            yield {}
+
+    source = open_source(rows())
+    await source.take(1, EVERYTHING)
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+    assert drawn <= 4 * CHUNK_ROWS
+    await source.aclose()
+
+
+async def test_an_iterable_is_not_drawn_far_ahead_of_what_is_taken():
+    drawn = 0
+
+    def rows():
+        nonlocal drawn
+        while True:
+            drawn += 1
+            yield {}
+
+    source = open_source(rows())
+    await source.take(1, EVERYTHING)
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+    assert drawn <= 3 * CHUNK_ROWS
+    await source.aclose()
+
+
+async def test_closing_an_async_list_that_waits_ends_its_wait():
+    ended = asyncio.Event()
+
+    async def rows():
+        yield {}
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    source = open_source(rows())
+    await source.take(1, EVERYTHING)
+    await source.aclose()
+
+    assert ended.is_set()

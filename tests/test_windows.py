@@ -1,0 +1,242 @@
+"""The windows never let more through than the limit in any period, and never wait for longer than that needs."""
+
+from math import inf, nextafter
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from bulkwf.windows import LOWEST_SHARE, Pace, Window, pause_s
+
+
+def fill(window, now, cost):
+    assert window.wait_s(now, cost) == 0
+    window.reserve(cost)
+    window.written(now, cost)
+
+
+# --- the window ---------------------------------------------------------------------------------------------------
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("send"), st.integers(1, 12)),
+        st.tuples(st.just("written"), st.integers(0, 9)),
+        st.tuples(st.just("unsent"), st.integers(0, 9)),
+        st.tuples(st.just("pass"), st.floats(0, 1.5)),
+        st.tuples(st.just("share"), st.sampled_from([1.0, 0.5, 0.25, LOWEST_SHARE])),
+        st.tuples(st.just("margin"), st.sampled_from([0.0, 0.02, 0.5])),
+    ),
+    max_size=60,
+)
+
+
+@settings(max_examples=600)
+@given(steps=STEPS, limit=st.integers(1, 12), margin=st.sampled_from([0.0, 0.005]))
+def test_no_period_ever_sees_more_than_the_limit_whatever_is_reserved_written_or_given_back(steps, limit, margin):
+    window, now = Window(limit, 1.0, margin), 1_000.0
+    in_flight, written = [], []
+    for step, value in steps:
+        if step == "send" and window.wait_s(now, value) == 0:
+            window.reserve(value)
+            in_flight.append(value)
+        elif step == "written" and in_flight:
+            cost = in_flight.pop(value % len(in_flight))
+            window.written(now, cost)
+            written.append((now, cost))
+        elif step == "unsent" and in_flight:
+            window.give_back(in_flight.pop(value % len(in_flight)))
+        elif step == "pass":
+            now += value
+        elif step == "share":
+            window.share = value
+        elif step == "margin":
+            window.margin_s = max(window.margin_s, value)
+        assert window.room(now) >= 0
+    for start, _ in written:
+        within = [cost for at, cost in written if start <= at < start + 1.0]
+        assert sum(within) <= limit or len(within) == 1
+
+
+@settings(max_examples=300)
+@given(
+    uses=st.lists(st.tuples(st.floats(0, 0.5), st.integers(1, 20)), max_size=12),
+    limit=st.integers(1, 15),
+    cost=st.integers(1, 20),
+    share=st.sampled_from([1.0, 0.5]),
+)
+@example(uses=[(0.0, 10)], limit=5, cost=10, share=1.0)
+def test_the_wait_is_finite_once_all_is_written_and_is_exactly_long_enough(uses, limit, cost, share):
+    window, now = Window(limit, 1.0, 0.005), 1_000.0
+    window.share = share
+    for gap, used in uses:
+        now += gap
+        window.used(now, used)
+
+    wait = window.wait_s(now, cost)
+
+    assert 0 <= wait <= window.span_s + 1e-6
+    if wait > 1e-5:
+        assert window.wait_s(now + wait - 1e-5, cost) > 0
+    assert window.wait_s(now + wait + 1e-6, cost) == 0
+
+
+def test_a_place_is_taken_from_the_reservation_on_and_runs_out_a_period_after_the_writing():
+    window = Window(3, 1.0, 0.25)
+    window.reserve(3)
+    assert (window.wait_s(50.0, 1), window.room(50.0)) == (inf, 0)
+
+    window.written(60.0, 3)
+
+    assert window.wait_s(60.0, 1) == pytest.approx(1.25)
+    assert window.wait_s(61.0, 1) == pytest.approx(0.25)
+    assert (window.wait_s(61.25, 3), window.room(61.25)) == (0.0, 3)
+
+
+def test_a_reservation_that_was_given_back_leaves_no_trace():
+    window = Window(3, 1.0, 0.0)
+    window.reserve(2)
+    window.give_back(2)
+
+    assert (window.wait_s(0.0, 3), window.room(0.0)) == (0.0, 3)
+
+
+def test_the_wait_is_for_as_many_uses_as_must_run_out_and_no_more():
+    window = Window(10, 1.0, 0.0)
+    for at, cost in ((0.0, 4), (0.2, 4), (0.4, 2)):
+        fill(window, at, cost)
+
+    assert [window.wait_s(0.4, cost) for cost in (1, 4, 5, 8, 9)] == pytest.approx([0.6, 0.6, 0.8, 0.8, 1.0])
+
+
+def test_while_something_is_reserved_only_what_is_written_can_be_waited_for():
+    window = Window(10, 1.0, 0.0)
+    fill(window, 0.0, 6)
+    window.reserve(4)
+
+    assert window.wait_s(0.0, 6) == pytest.approx(1.0)
+    assert window.wait_s(0.0, 7) == inf
+
+
+def test_what_is_larger_than_the_limit_goes_alone_and_never_waits_for_ever():
+    window = Window(50, 1.0, 0.0)
+    fill(window, 0.0, 100)
+
+    assert window.wait_s(0.1, 100) == pytest.approx(0.9)
+    assert window.wait_s(0.1, 1) == pytest.approx(0.9)
+    fill(window, 1.0, 100)
+    window.reserve(1)
+    assert window.wait_s(5.0, 100) == inf
+
+
+def test_a_lower_share_stretches_the_period_so_that_a_whole_batch_still_fits():
+    window = Window(100, 1.0, 0.0)
+    window.share = 0.5
+    fill(window, 0.0, 100)
+
+    assert window.span_s == 2.0
+    assert window.wait_s(1.0, 100) == pytest.approx(1.0)
+
+
+def test_a_wait_is_never_so_short_that_the_clock_stands_still():
+    window = Window(1, 1.0, 0.0)
+    window.used(0.1, 1)
+
+    assert window.wait_s(nextafter(1.1, 0), 1) >= 1e-6
+
+
+def test_what_an_earlier_process_sent_counts_from_when_it_was_sent():
+    window = Window(1_000, 300.0, 0.0)
+    window.used(-200.0, 900)
+
+    assert window.room(0.0) == 100
+    assert window.wait_s(0.0, 101) == pytest.approx(100.0)
+
+
+# --- the pace that the service asks for ---------------------------------------------------------------------------
+
+
+def observe(pace, now, text):
+    return pace.observe(now, {"ratelimit": text})
+
+
+@pytest.mark.parametrize(
+    ("header", "gap"),
+    [
+        ('"default";r=50;t=300', 6.0),
+        ('"default"; r=50; t=300', 6.0),
+        ('"default";r=50 ; t=300', 6.0),
+        ('"default";r=1000;t=300', 0.0),
+        ('"default";r=999;t=300', 300 / 999),
+        ('"a";r=1000;t=300, "b";r=3;t=30', 10.0),
+        ('"default";r=5;t=0', 0.0),
+        ("", 0.0),
+        ("nonsense", 0.0),
+        ('"default";r=x;t=300', 0.0),
+        ('"default";r=٣;t=300', 0.0),
+        ('"default";r=-1;t=300', 0.0),
+        ('"default";r=1234567890;t=300', 0.0),
+    ],
+)
+def test_requests_are_spread_over_what_is_left_where_that_is_less_than_our_own_limit(header, gap):
+    pace = Pace(1_000 / 300)
+
+    spent = observe(pace, 7.0, header)
+
+    assert spent is False
+    assert pace.wait_s(7.0) == pytest.approx(gap)
+    assert pace.wait_s(7.0 + gap + 1) == 0
+
+
+def test_when_nothing_is_left_requests_wait_for_the_next_period_and_it_is_said_so():
+    pace = Pace(1_000 / 300)
+
+    assert observe(pace, 7.0, '"a";r=9;t=1, "default";r=0;t=120') is True
+    assert pace.wait_s(7.0) == 120.0
+
+
+def test_each_request_that_goes_puts_the_gap_before_the_next():
+    pace = Pace(1_000 / 300)
+    pace.sent(0.0)
+    assert pace.wait_s(0.0) == 0
+    observe(pace, 0.0, '"default";r=10;t=100')
+
+    pace.sent(10.0)
+
+    assert pace.wait_s(10.0) == pytest.approx(10.0)
+    assert pace.wait_s(15.0) == pytest.approx(5.0)
+
+
+def test_an_answer_without_the_header_changes_nothing():
+    pace = Pace(1_000 / 300)
+    observe(pace, 0.0, '"default";r=10;t=100')
+
+    assert pace.observe(1.0, {"content-type": "application/json"}) is False
+    assert pace.wait_s(1.0) == pytest.approx(9.0)
+
+
+def test_the_gap_is_lifted_when_the_service_has_room_again():
+    pace = Pace(1_000 / 300)
+    observe(pace, 0.0, '"default";r=1;t=100')
+    observe(pace, 1.0, '"default";r=1200;t=300')
+
+    assert pace.wait_s(1.0) == 0
+
+
+def test_without_a_limit_of_our_own_any_quota_sets_the_pace():
+    pace = Pace(inf)
+    observe(pace, 0.0, '"default";r=600;t=300')
+
+    assert pace.wait_s(0.0) == pytest.approx(0.5)
+
+
+# --- the pause ----------------------------------------------------------------------------------------------------
+
+
+def test_a_pause_without_an_order_doubles_from_ten_seconds_to_five_minutes():
+    assert [pause_s(n, None) for n in range(1, 8)] == [10, 20, 40, 80, 160, 300, 300]
+    assert pause_s(10**9, None) == 300
+
+
+@given(refusals=st.integers(1, 50), ordered=st.floats(0, 1e9))
+def test_a_pause_that_the_service_orders_is_kept_to_the_second(refusals, ordered):
+    assert pause_s(refusals, ordered) == ordered
