@@ -7,9 +7,10 @@ import os
 import random
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -17,6 +18,7 @@ import anyio
 
 from bulkwf.batching import IdScheme
 from bulkwf.checkpoint import Checkpoint, Executor, RunHeader, inline
+from bulkwf.credentials import Credentials, Token, TokenSource, account_from_environment, token_credential
 from bulkwf.engine import Clock, Engine
 from bulkwf.errors import BulkwfError, ConfigError, TemporaryStop
 from bulkwf.limiter import LOOPBACK_MARGIN_S, NETWORK_MARGIN_S, REQUEST_PERIOD_S, WindowLimiter
@@ -24,7 +26,6 @@ from bulkwf.model import Result, Summary, Transport
 from bulkwf.options import Options, Target
 from bulkwf.progress import Progress
 from bulkwf.sources import Paths, Rows, Source, name_source, open_source
-from bulkwf.transport import AiohttpTransport, Credentials, TokenSource, check_secret
 
 __all__ = ["Results", "Run", "open_run", "submit_all", "submit_stream"]
 
@@ -33,7 +34,6 @@ log = logging.getLogger("bulkwf")
 LONGEST_STORED_PAUSE_S = 86_400.0
 """A stored pause that is longer than this was written on a clock that was wrong."""
 
-Token = str | Callable[[], str]
 Emit = Callable[[Sequence[Result]], Awaitable[None]]
 
 
@@ -53,12 +53,14 @@ async def submit_all(
     Args:
         rows: The path of a file of JSON lines (`.gz` too, `-` is standard input), or an iterable or async iterable of
             mappings or `Instance`. A row's keys are the API's: `instance_id`, `params`, `instance_retention`,
-            `location_hint`, all of them optional.
+            `location_hint`, all of them optional. An ordinary iterable is drawn in the event loop: one that waits for
+            something should be an async one.
         workflow: Name of the workflow.
         account_id: None takes `CLOUDFLARE_ACCOUNT_ID`.
-        api_token: The token, or a function that gives it and is asked again when the service refuses it. None takes
-            `CLOUDFLARE_API_TOKEN`, or `CLOUDFLARE_EMAIL` with `CLOUDFLARE_API_KEY`.
-        checkpoint: The file that makes the run resumable. None keeps it in memory: a crash loses it.
+        api_token: The token, or a function that gives it and is asked again, in a thread, when the service refuses
+            it. None takes `CLOUDFLARE_API_TOKEN`, or `CLOUDFLARE_EMAIL` with `CLOUDFLARE_API_KEY`.
+        checkpoint: The file that makes the run resumable. None keeps it in memory: a crash loses it, and every id is
+            held there.
         options: Everything else; see `Options`.
         on_progress: Called after each batch of rows has become durable.
         transport: Another way to the service than HTTP.
@@ -79,7 +81,7 @@ async def submit_all(
         rows,
         workflow=workflow,
         account_id=account_id,
-        token=_token_source(api_token),
+        token=token_credential(api_token),
         checkpoint=checkpoint,
         options=options or Options(),
         on_progress=on_progress,
@@ -106,8 +108,9 @@ async def submit_stream(
                 ...
 
     The results are those of this call: rows that an earlier one settled are in the checkpoint (`read_results`). They
-    come batch by batch, in no fixed order. Leaving the block early drains the run: answers in flight are read, and the
-    rest stays for the next call. The errors of `submit_all` are raised at the end of the iteration.
+    come batch by batch, in no fixed order, and a slow reader slows the run down. Leaving the block early drains the
+    run: answers in flight are read, and the rest stays for the next call. The errors of `submit_all` are raised at the
+    end of the iteration.
     """
     sender, receiver = anyio.create_memory_object_stream[Sequence[Result]](1)
 
@@ -115,29 +118,32 @@ async def submit_stream(
         with suppress(anyio.BrokenResourceError):  # nobody listens any more; the results are durable all the same
             await sender.send(settled)
 
-    async with open_run(
-        rows,
-        workflow=workflow,
-        account_id=account_id,
-        token=_token_source(api_token),
-        checkpoint=checkpoint,
-        options=options or Options(),
-        emit=emit,
-        transport=transport,
-    ) as run:
+    async with (
+        sender,
+        receiver,
+        open_run(
+            rows,
+            workflow=workflow,
+            account_id=account_id,
+            token=token_credential(api_token),
+            checkpoint=checkpoint,
+            options=options or Options(),
+            emit=emit,
+            transport=transport,
+        ) as run,
+    ):
         results = Results(receiver)
-
-        async def work() -> None:
-            async with sender:
-                await results.watch(run)
-
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(work)
-            try:
-                yield results
-            finally:
-                receiver.close()
-                run.drain()
+        working = asyncio.ensure_future(results.watch(run, sender))
+        try:
+            yield results
+        except asyncio.CancelledError:
+            working.cancel()
+            raise
+        finally:
+            receiver.close()
+            run.drain()
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait((working,))
 
 
 class Results:
@@ -150,15 +156,16 @@ class Results:
     def __init__(self, receiver: anyio.abc.ObjectReceiveStream[Sequence[Result]]) -> None:
         self.summary: Summary | None = None
         self._receiver = receiver
-        self._error: BulkwfError | None = None
+        self._error: Exception | None = None
         self._page: list[Result] = []
 
-    async def watch(self, run: "Run") -> None:
+    async def watch(self, run: "Run", sender: anyio.abc.ObjectSendStream[Sequence[Result]]) -> None:
         """Run to the end; an error waits for whoever iterates."""
-        try:
-            self.summary = await run.finish()
-        except BulkwfError as error:
-            self.summary, self._error = error.summary, error
+        async with sender:
+            try:
+                self.summary = await run.finish()
+            except Exception as error:  # noqa: BLE001 - raised again by the iteration
+                self.summary, self._error = run.summary, error
 
     def __aiter__(self) -> Self:
         return self
@@ -181,12 +188,14 @@ class Run:
         progress: What is durable, live.
         checkpoint: The file; None if it is in memory.
         interrupted: `drain` or `abort` was called before the run came to its end.
+        summary: What has become of the rows; None until the run has ended.
     """
 
     def __init__(self, engine: Engine, source: Source, options: Options, clock: Clock, checkpoint: Path | None) -> None:
         self.progress = engine.progress
         self.checkpoint = checkpoint
         self.interrupted = False
+        self.summary: Summary | None = None
         self._engine = engine
         self._source = source
         self._options = options
@@ -201,12 +210,15 @@ class Run:
         """
         complete = await self._engine.run()
         self._ended = True
+        error = self._engine.error
         summary = self.progress.summary(
             self._clock.now(), complete=complete, fail_on_existed=self._options.fail_on_existed
         )
-        if self._engine.error is not None:
-            self._engine.error.summary = summary
-            raise self._engine.error
+        if isinstance(error, BulkwfError):
+            summary = error.summary = replace(summary, exit_code=error.exit_code)
+        self.summary = summary
+        if error is not None:
+            raise error
         return summary
 
     def drain(self) -> None:
@@ -252,23 +264,23 @@ async def open_run(
         known_as: The checkpoint's name for the endpoint, where the base URL is another one each time.
     """
     _require_asyncio()
-    target = Target(base_url=options.base_url, account_id=account_id or _account_id(), workflow=workflow)
+    target = Target(base_url=options.base_url, account_id=account_id or account_from_environment(), workflow=workflow)
     scheme = IdScheme(options.run_key or secrets.token_hex(4), options.id_template)
-    credentials = None if transport is not None else Credentials(token)
     loop = asyncio.get_running_loop()
     clock = Clock(now=loop.time, wall=time.time, sleep=anyio.sleep, draw=random.random)
     async with AsyncExitStack() as parts:
         source = open_source(rows, first=options.first, rate=options.rate.instances_per_s)
         parts.push_async_callback(_uncancelled, source.aclose)
+        if transport is None:
+            from bulkwf.transport import AiohttpTransport  # noqa: PLC0415 - two thirds of what `import bulkwf` would cost
+
+            transport = AiohttpTransport(target, Credentials(token), options, clock=clock.now, wall=clock.wall)
+            parts.push_async_callback(_uncancelled, transport.aclose)
         file = _open_checkpoint(parts, target, scheme, rows, checkpoint, options, known_as or target.base_url)
         limiter = WindowLimiter(
             options.rate, clock=clock.now, margin_s=LOOPBACK_MARGIN_S if target.loopback else NETWORK_MARGIN_S
         )
         _restore(limiter, file, options, clock)
-        if transport is None:
-            assert credentials is not None
-            transport = AiohttpTransport(target, credentials, options, clock=clock.now, wall=clock.wall)
-            parts.push_async_callback(_uncancelled, transport.aclose)
         totals = file.totals()
         progress = Progress(clock.now(), totals, settled_before=totals.settled)
         engine = Engine(
@@ -340,7 +352,6 @@ def _writer_thread(parts: AsyncExitStack) -> Executor:
 def _restore(limiter: WindowLimiter, checkpoint: Checkpoint, options: Options, clock: Clock) -> None:
     """Take over what earlier sessions have sent, and the pause that the service has ordered them."""
     wall = clock.wall()
-    checkpoint.interrupted(wall)
     paused_s = (checkpoint.pause_until or wall) - wall
     if paused_s > LONGEST_STORED_PAUSE_S:
         log.warning("the checkpoint asks for a pause of %.0f h, which is not believed", paused_s / 3_600)
@@ -350,6 +361,7 @@ def _restore(limiter: WindowLimiter, checkpoint: Checkpoint, options: Options, c
             f"the service has ordered silence for {paused_s:,.0f} s more, longer than the longest outage of "
             f"{options.retry.max_outage_s:,.0f} s."
         )
+    checkpoint.interrupted(wall)
     sent = [(max(0.0, wall - at), instances) for at, instances in checkpoint.recent_attempts(wall - REQUEST_PERIOD_S)]
     limiter.restore(sent, paused_s)
 
@@ -357,44 +369,3 @@ def _restore(limiter: WindowLimiter, checkpoint: Checkpoint, options: Options, c
 async def _uncancelled(close: Callable[[], Awaitable[None]]) -> None:
     with anyio.CancelScope(shield=True):
         await close()
-
-
-# --- who we are ---------------------------------------------------------------------------------------------------
-
-
-def _account_id() -> str:
-    account_id = os.environ.get("CLOUDFLARE_ACCOUNT_ID", "").strip()
-    if not account_id:
-        raise ConfigError("no account id is given. Pass it, or set CLOUDFLARE_ACCOUNT_ID.")
-    return account_id
-
-
-def _token_source(token: Token | None) -> TokenSource:
-    if token is None:
-        return environment_credential
-    ask = token if callable(token) else lambda: token
-    return lambda: bearer(check_secret("the API token", ask()))
-
-
-def bearer(token: str) -> Mapping[str, str]:
-    """The header that carries an API token."""
-    return {"Authorization": f"Bearer {token}"}
-
-
-def environment_credential() -> Mapping[str, str]:
-    """The headers that carry the credential of the environment.
-
-    Raises:
-        ConfigError: There is none, or it is malformed.
-    """
-    if "CLOUDFLARE_API_TOKEN" in os.environ:
-        return bearer(check_secret("CLOUDFLARE_API_TOKEN", os.environ["CLOUDFLARE_API_TOKEN"]))
-    if "CLOUDFLARE_EMAIL" in os.environ and "CLOUDFLARE_API_KEY" in os.environ:
-        return {
-            "X-Auth-Email": check_secret("CLOUDFLARE_EMAIL", os.environ["CLOUDFLARE_EMAIL"]),
-            "X-Auth-Key": check_secret("CLOUDFLARE_API_KEY", os.environ["CLOUDFLARE_API_KEY"]),
-        }
-    raise ConfigError(
-        "no credential is given. Set CLOUDFLARE_API_TOKEN (or CLOUDFLARE_EMAIL and CLOUDFLARE_API_KEY), or name a "
-        "file that holds the token with --api-token-file."
-    )

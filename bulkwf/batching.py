@@ -185,7 +185,7 @@ def _seconds(value: int | str) -> float | None:
     if isinstance(value, int):
         return min(value, 10**15) / 1_000 if value > 0 else None  # a float can't take any length of digits
     found = _DURATION.fullmatch(value)
-    return float(int(found[1]) * _UNIT_S[found[2]]) if found else None
+    return float(int(found[1]) * _UNIT_S[found[2]]) or None if found else None
 
 
 def _retention_s(retention: Retention) -> float | None:
@@ -311,7 +311,9 @@ class Packer:
             self._refuse(offset, None, made)
         elif made in self._rows_of_ids:
             first = self._slices[0].first_row + self._rows_of_ids[made]
-            self._refuse(offset, made, Flaw("duplicate_id", f"the id {made!r} is that of row {first} already"))
+            self._refuse(
+                offset, made, Flaw("duplicate_id", f"the id {made!r} is that of row {first} (counted from 0) already")
+            )
         else:
             self._bare = self._bare and given is not None
             self._rows_of_ids[made] = offset

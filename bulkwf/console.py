@@ -35,7 +35,7 @@ def say(text: str, file: TextIO | None = None) -> None:
 
 def duration(seconds: float) -> str:
     """*seconds* for people: `4.2 s`, `3 min 20 s`, `27 h 46 min`."""
-    if seconds < 60:
+    if seconds < 59.95:  # or it would read as 60.0 s
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
@@ -172,7 +172,7 @@ def check_lines(report: CheckReport, options: Options) -> Iterator[str]:
     for code, count in report.invalid.most_common():
         yield f"  {code}: {count:,}"
     if report.duplicates:
-        yield f"{report.duplicates:,} rows have the id of an earlier row; the service would call them existing"
+        yield f"{report.duplicates:,} rows have the id of an earlier row: a run calls them existing, or invalid"
     least_s, limit = report.shortest_s(options)
     yield f"{report.batches:,} requests; at least {duration(least_s)}, bound by {limit}"
 

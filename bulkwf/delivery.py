@@ -10,6 +10,7 @@ Rules:
 3. Nothing is sent again once the service may have forgotten the ids.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -18,7 +19,7 @@ from tenacity import AsyncRetrying, retry_if_result
 from bulkwf.errors import CheckpointError, ServiceRefused, TemporaryStop
 from bulkwf.ledger import Ledger
 from bulkwf.limiter import Limiter
-from bulkwf.model import Fault, Outcome, Reply, Transport, Verdict
+from bulkwf.model import Fault, Outcome, Reply, Result, Transport, Verdict
 from bulkwf.options import Options
 from bulkwf.outcome import existence, judge, judge_lookup, rejection
 from bulkwf.payload import compose
@@ -48,25 +49,31 @@ class Health:
     Attributes:
         created: Instances created so far, by earlier sessions too.
         rejected: Rows rejected so far.
+        pending: Instances begun and not settled.
         rows: Rows begun so far.
         ill_since: When the failures began that nothing has been settled since; None if all is well.
         refusals: Pauses in a row.
         paused_until: When the last pause ends.
         max_bytes: The service has called a request of twice this size too large; None if it has not.
+        probing: Held while a refused first batch is probed.
     """
 
     created: int = 0
     rejected: int = 0
+    pending: int = 0
     rows: int = 0
     ill_since: float | None = None
     refusals: int = 0
     paused_until: float = 0.0
     max_bytes: int | None = None
+    probing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    def well(self, created: int, rejected: int) -> None:
+    def well(self, outcome: Outcome) -> None:
         """The service has settled something."""
-        self.created += created
-        self.rejected += rejected
+        ends = [result.outcome for _, result in outcome.others]
+        self.created += len(outcome.created) + ends.count("created")
+        self.rejected += ends.count("rejected")
+        self.pending -= len(outcome.created) + len(ends)
         self.ill_since = None
         self.refusals = 0
 
@@ -94,12 +101,14 @@ class Hooks:
     Attributes:
         settled: Make what an outcome has added to a ledger durable, then count it.
         attempted: Note an attempt: the ledger, the number of instances (0 for a look-up), the reply, the outcome.
+        noted: Make the attempts noted so far durable.
         paused: Note that the service has ordered so many seconds of silence.
         sleep: Sleep so many seconds; raises `Draining` as soon as the run drains.
     """
 
     settled: Callable[[Ledger, Outcome], Awaitable[None]]
     attempted: Callable[[Ledger, int, Reply | Fault, Outcome], None]
+    noted: Callable[[], Awaitable[None]]
     paused: Callable[[float], Awaitable[None]]
     sleep: Callable[[float], Awaitable[None]]
 
@@ -141,7 +150,10 @@ class Courier:
             CheckpointError: Rows may have been sent so long ago that their ids may be forgotten.
             Draining: The run is to stop.
         """
-        await _Delivery(self, ledger, begun_at, self.health.created).settle(sorted(ledger.pending))
+        delivery = _Delivery(self, ledger, begun_at, self.health.created)
+        pending, most = sorted(ledger.pending), self.options.batch_instances
+        for start in range(0, len(pending), most):  # begun at a higher rate, a batch may be too large for this one
+            await delivery.settle(pending[start : start + most])
 
 
 @dataclass(slots=True)
@@ -240,10 +252,14 @@ class _Delivery:
             courier.limiter.succeeded()
         if outcome.verdict is Verdict.CONTRADICTION:
             courier.transport.distrust()
+        # Before anything is waited for: nobody may slip out behind the answer.
+        held_s = self._hold(outcome) if outcome.verdict is Verdict.THROTTLED else None
         if outcome.created or outcome.others:
             await self._settled(outcome)
-        if outcome.verdict is Verdict.THROTTLED:
-            await self._pause(outcome)
+        elif held_s is None:
+            await courier.hooks.noted()  # or a process that dies again and again would forget what it has sent
+        if held_s is not None:
+            await self._keep_pause(held_s, outcome)
         elif outcome.verdict is Verdict.UNAUTHORIZED:
             await self._renew(outcome, reply)
         return outcome
@@ -251,18 +267,37 @@ class _Delivery:
     async def _settled(self, outcome: Outcome) -> None:
         self.ledger.add(outcome)
         await self.courier.hooks.settled(self.ledger, outcome)
-        rejected = sum(result.outcome == "rejected" for _, result in outcome.others)
-        created = len(outcome.created) + sum(result.outcome == "created" for _, result in outcome.others)
-        self.courier.health.well(created, rejected)
+        self.courier.health.well(outcome)
+        rejected = [result for _, result in outcome.others if result.outcome == "rejected"]
+        if rejected:
+            self._refuse_rejects(rejected[-1])
+
+    def _refuse_rejects(self, last: Result) -> None:
+        """End the run once more rows are rejected than it allows."""
+        health = self.courier.health
+        limit = reject_limit(self.courier.options.max_rejects, health.rows)
+        if health.rejected > limit:
+            raise ServiceRefused(
+                f"{health.rejected:,} rows are rejected, more than the {limit:,} allowed; the last one for: "
+                f"{last.message} (code {last.code}). Look at `bulkwf results --outcome rejected`; "
+                "--max-rejects allows more."
+            )
 
     # --- what a verdict asks for ----------------------------------------------------------------------------------
 
     async def _pause(self, outcome: Outcome) -> None:
-        """The service has refused a request for its rate, or creates nothing: everything waits."""
-        courier = self.courier
-        seconds = courier.health.refused(courier.clock(), outcome.retry_after_s)
-        courier.limiter.paused(seconds)
-        await courier.hooks.paused(seconds)
+        """The service creates nothing: everything waits, as after a refusal for the rate."""
+        await self._keep_pause(self._hold(outcome), outcome)
+
+    def _hold(self, outcome: Outcome) -> float:
+        """Let nothing be sent for as long as the service has ordered; returns how long."""
+        seconds = self.courier.health.refused(self.courier.clock(), outcome.retry_after_s)
+        self.courier.limiter.paused(seconds)
+        return seconds
+
+    async def _keep_pause(self, seconds: float, outcome: Outcome) -> None:
+        """Make a pause durable, with the attempt that led to it."""
+        await self.courier.hooks.paused(seconds)
         self.refuse_outage(seconds, outcome)
 
     async def _renew(self, outcome: Outcome, reply: Reply | Fault) -> None:
@@ -311,20 +346,16 @@ class _Delivery:
 
     async def _reject(self, position: int, outcome: Outcome) -> None:
         await self._settled(rejection(self.ledger.batch, position, outcome.code, outcome.message))
-        health = self.courier.health
-        limit = reject_limit(self.courier.options.max_rejects, health.rows)
-        if health.rejected > limit:
-            raise ServiceRefused(
-                f"{health.rejected:,} rows are rejected, more than the {limit:,} allowed; the last one for: "
-                f"{outcome.message} (code {outcome.code}). Look at `bulkwf results --outcome rejected`; "
-                "--max-rejects allows more."
-            )
 
     async def _probe(self, part: Sequence[int], outcome: Outcome) -> Sequence[int]:
         """Send a few single rows of a refused first batch: if all are refused alike, it is not the rows' fault."""
-        courier = self.courier
-        if len(part) < PROBE_FROM or courier.health.created or courier.options.max_rejects is not None:
-            return part
+        health = self.courier.health
+        async with health.probing:  # one batch at a time, or each that is open would sacrifice its own rows
+            if len(part) < PROBE_FROM or health.created or self.courier.options.max_rejects is not None:
+                return part
+            return await self._probe_alone(part, outcome)
+
+    async def _probe_alone(self, part: Sequence[int], outcome: Outcome) -> Sequence[int]:
         probes = (part[0], part[len(part) // 2], part[-1])
         alike = 0
         for position in probes:
@@ -361,16 +392,19 @@ class _Delivery:
         if outcome.verdict is not Verdict.ABSENT:
             return False
         health, seen = self.courier.health, self.absences.get(position)
-        if health.created <= (seen.created if seen else self.created_before):
-            # Nothing is being created at all: a full queue, say. It is not this row's fault.
+        if idle := health.created <= (seen.created if seen else self.created_before):
+            # Nothing is being created at all: a full queue, say. It is not this row's fault …
             await self._pause(replace(outcome, retry_after_s=None, message=_OMISSION))
-            return True
+            if not health.created or health.pending > len(self.ledger.pending):
+                return True
+            # … unless nothing else is left to be created: the last rows of a list must come to an end, too.
         times = seen.times + 1 if seen else 1
         self.absences[position] = _Absence(times, health.created)
         if times >= ABSENCES:
             await self._reject(position, replace(outcome, code=None, message=_OMISSION))
             return False
-        await self.courier.hooks.sleep(backoff_s(self.courier.options.retry, times, self.courier.draw()))
+        if not idle:
+            await self.courier.hooks.sleep(backoff_s(self.courier.options.retry, times, self.courier.draw()))
         return True
 
 

@@ -81,7 +81,7 @@ class Engine:
         changed: Callable[[], None] = lambda: None,
     ) -> None:
         self.progress = progress
-        self.error: BulkwfError | None = None
+        self.error: Exception | None = None
         self.drained = False
         self._source = source
         self._checkpoint = checkpoint
@@ -97,7 +97,13 @@ class Engine:
             transport=transport,
             limiter=limiter,
             options=options,
-            hooks=Hooks(settled=self._settled, attempted=self._attempted, paused=self._paused, sleep=self._sleep),
+            hooks=Hooks(
+                settled=self._settled,
+                attempted=self._attempted,
+                noted=checkpoint.flush,
+                paused=self._paused,
+                sleep=self._sleep,
+            ),
             health=self._health,
             clock=clock.now,
             wall=clock.wall,
@@ -135,7 +141,7 @@ class Engine:
             await self._close_account(complete=complete)
         return complete
 
-    def drain(self, error: BulkwfError | None = None) -> None:
+    def drain(self, error: Exception | None = None) -> None:
         """Stop: send nothing more, read the answers in flight, keep what they settle. The first reason wins."""
         if self.drained:
             return
@@ -158,7 +164,7 @@ class Engine:
             while (batch := await self._next_batch()) is not None:
                 await self._have_room(len(batch.ids))
                 self._start(deliveries, Ledger(batch))
-        except BulkwfError as error:
+        except Exception as error:  # noqa: BLE001 - a bug, or the caller's own code: the run ends in order all the same
             self.drain(error)
             return False
         return True
@@ -215,12 +221,13 @@ class Engine:
             batch = ledger.batch
             self.progress.begun(len(batch.ids), len(batch.refused))
             self._health.rows += len(batch.ids) + len(batch.refused)
+            self._health.pending += len(batch.ids)
             if batch.refused and self._emit is not None:
                 await self._emit(batch.refused)
             self._changed()
             if batch.ids:
                 await self._deliver(ledger, begun_at)
-        except BulkwfError as error:
+        except Exception as error:  # noqa: BLE001 - a bug, or the caller's own code: the run ends in order all the same
             self.drain(error)
         finally:
             self._open -= 1
@@ -230,7 +237,7 @@ class Engine:
         """See a batch through that an earlier session has begun."""
         try:
             await self._deliver(ledger, begun_at)
-        except BulkwfError as error:
+        except Exception as error:  # noqa: BLE001 - a bug, or the caller's own code: the run ends in order all the same
             self.drain(error)
         finally:
             self._open -= 1
@@ -319,6 +326,7 @@ class Engine:
         if not begun.settled:
             await self._have_room(len(ledger.pending))
             self._open += 1
+            self._health.pending += len(ledger.pending)
             deliveries.start_soon(self._carry_on, ledger, begun.begun_at)
 
     def _differs(self, begun: Begun, *, ended: bool) -> InputError:

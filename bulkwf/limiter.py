@@ -44,7 +44,7 @@ class Slot(Protocol):
 
 
 class Limiter(Protocol):
-    """Hands out slots. One limiter belongs to one target, and may be shared by several runs."""
+    """Hands out slots to one run, for one target."""
 
     def slot(self, cost: int) -> Slot:
         """A slot for a request that carries *cost* instances; 0 for a look-up. Entered when it is free."""
@@ -106,6 +106,7 @@ class WindowLimiter:
         margin_s: float = NETWORK_MARGIN_S,
     ) -> None:
         self._clock = clock
+        self._margin_s = margin_s
         self._changed: Callable[[], None] = lambda: None
         self._most_places = limits.concurrency
         self._places = limits.concurrency
@@ -255,6 +256,7 @@ class WindowLimiter:
             for window in (self._instances, self._requests):
                 if window is not None:
                     window.share = min(1.0, window.share + 0.1)
+                    window.margin_s = max(self._margin_s, window.margin_s / 2)
         self._wake()
         self._changed()
 

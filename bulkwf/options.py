@@ -154,6 +154,8 @@ class Options:
         _require(self.first is None or self.first >= 0, "first", "at least 0 rows", self.first)
         _require(self.timeout_s > 0, "timeout", "more than 0 s", self.timeout_s)
         _require(self.drain_timeout_s >= 0, "drain timeout", "at least 0 s", self.drain_timeout_s)
+        if self.proxy is not None:
+            _check_proxy(self.proxy)
         if self.run_key is not None:
             _require(
                 _RUN_KEY.fullmatch(self.run_key) is not None,
@@ -192,6 +194,16 @@ class Target:
     def loopback(self) -> bool:
         """Whether the target is on this machine."""
         return urlsplit(self.base_url).hostname in LOOPBACK_HOSTS
+
+
+def _check_proxy(url: str) -> None:
+    # Never quoted: the address of a proxy may hold a password.
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        good = False
+    _require(good and url.isprintable() and " " not in url, "proxy", "like http://proxy.example:8080", "what was given")
 
 
 def _check_base_url(url: str) -> None:

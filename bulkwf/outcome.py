@@ -20,6 +20,8 @@ ALREADY_EXISTS = 10405
 WORKFLOW_NOT_FOUND = 10200
 INTERNAL_ERRORS = frozenset({10001})
 """Codes with which the service says that it failed, whatever the HTTP status around them."""
+RATE_ERRORS = frozenset({971, 10429})
+"""Codes that blame the rate."""
 AUTHENTICATION_ERRORS = frozenset({6003, *range(6100, 6200), 9106, 9109, 10000})
 """Codes that blame the credential; some of them come with status 400."""
 ROUTE_ERRORS = frozenset({WORKFLOW_NOT_FOUND, 7000, 7003})
@@ -50,9 +52,7 @@ def judge(batch: Batch, part: Sequence[int], reply: Reply | Fault) -> Outcome:
     if isinstance(reply, Fault) or not 200 <= reply.status < 300:
         return _judge_failure(batch, part, reply)
     envelope = decode_answer(reply.body)
-    if envelope is None:
-        return _unsettled(part, Verdict.CONTRADICTION, reply.status, _excerpt("no answer to a batch create", reply))
-    if not envelope.success:
+    if envelope is None or not envelope.success:
         return _judge_failure(batch, part, reply)
     answered, sent = envelope.answered, [batch.ids[position] for position in part]
     if not envelope.refused and [one.id for one in answered] == sent and _alike(answered):
@@ -137,9 +137,9 @@ def _match(batch: Batch, part: Sequence[int], envelope: Envelope) -> Outcome:
         if position is None or position_of.pop(batch.ids[position], None) is None:
             message = "the answer refuses an instance that was not sent, or that it also calls created"
             return _unsettled(part, Verdict.CONTRADICTION, refused.code, message)
-        if refused.code in INTERNAL_ERRORS:
+        if refused.code in INTERNAL_ERRORS or refused.code in RATE_ERRORS:
             position_of[batch.ids[position]] = position
-            verdict = Verdict.IN_DOUBT
+            verdict = Verdict.IN_DOUBT if refused.code in INTERNAL_ERRORS else Verdict.THROTTLED
         else:
             others.append((position, _refusal(batch, position, refused.code, clean(refused.message))))
     unsettled = tuple(sorted(position_of.values()))
@@ -187,7 +187,7 @@ def _failure_verdict(reply: Reply, errors: tuple[ServiceError, ...] | None) -> V
         return Verdict.UNAUTHORIZED
     if errors is None and reply.status in (403, 503) and _is_challenge(reply):
         return Verdict.CHALLENGED
-    if errors is None and reply.status in (400, 409, 422):
+    if not errors and reply.status in (400, 409, 422):
         # Only the service's own word makes a row bad; this is somebody else's: a proxy's, a captive portal's.
         return Verdict.CONTRADICTION
     verdict = _BY_STATUS.get(reply.status)

@@ -7,7 +7,7 @@ through Python would turn a 30-digit integer into a float, and NaN into null.)
 import re
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -118,7 +118,10 @@ def read_row(line: bytes, row_shape: Literal["instance", "params"]) -> Row | Fla
     except msgspec.ValidationError as error:
         return _validation_flaw(str(error))
     except msgspec.DecodeError as error:
-        return Flaw("not_json", clean(f"the row is not JSON: {error}"))
+        reason = str(error)
+        if "truncated" in reason and rb"\u" in line:
+            reason = "half a character stands in it, a lone surrogate"  # msgspec's own words say something else
+        return Flaw("not_json", clean(f"the row is not JSON: {reason}"))
 
 
 def _brackets(lines: bytes) -> int:
@@ -178,6 +181,10 @@ def _with_id(line: bytes, instance_id: str) -> bytes:
 # --- response bodies ----------------------------------------------------------------------------------------------
 
 
+Code = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+"""An error code that the checkpoint can hold."""
+
+
 class Answered(msgspec.Struct, gc=False):
     """One instance in the service's answer. Unknown keys are welcome."""
 
@@ -192,7 +199,7 @@ class Refused(msgspec.Struct, gc=False):
 
     id: str | None = None
     index: int | None = None
-    code: int | None = None
+    code: Code | None = None
     message: str = ""
 
 
@@ -286,7 +293,10 @@ def _errors(value: Any, depth: int) -> list[ServiceError]:
             if isinstance(code, str) and code.isascii() and code.isdigit() and len(code) < 10:
                 code = int(code)
             found.append(
-                ServiceError(code if type(code) is int else None, clean(message) if isinstance(message, str) else "")
+                ServiceError(
+                    code if type(code) is int and abs(code) < 2**63 else None,
+                    clean(message) if isinstance(message, str) else "",
+                )
             )
             found += _errors(entry.get("error_chain"), depth - 1)
     return found

@@ -109,5 +109,5 @@ class Progress:
             elapsed_s=now - self.started_at,
             paused_s=self.paused_s,
             settled=self.settled_now,
-            exit_code=1 if failed else 0,
+            exit_code=75 if not complete else 1 if failed else 0,
         )

@@ -14,16 +14,16 @@ import contextlib
 import errno
 import ssl
 from collections.abc import Callable, Iterator, Mapping
-from typing import Protocol
 
 import aiohttp
 from aiohttp.abc import AbstractStreamWriter
 
+from bulkwf.credentials import Credentials
 from bulkwf.errors import ConfigError
 from bulkwf.model import Fault, FaultKind, Reply
 from bulkwf.options import Options, Target
 
-__all__ = ["AiohttpTransport", "Credentials", "TokenSource", "check_secret"]
+__all__ = ["AiohttpTransport"]
 
 MAX_BODY_BYTES = 8 * 1_048_576
 CONNECT_TIMEOUT_S = 10.0
@@ -41,58 +41,6 @@ _FATAL = (
     aiohttp.ServerFingerprintMismatch,
     aiohttp.InvalidURL,
 )
-
-
-class TokenSource(Protocol):
-    """Where the credential comes from. Asked once at the start, and again each time the service refuses it."""
-
-    def __call__(self) -> Mapping[str, str]:
-        """The headers that carry the credential.
-
-        Raises:
-            ConfigError: There is none, or it is malformed.
-        """
-        ...
-
-
-class Credentials:
-    """The credential in use, and how to get the next one."""
-
-    def __init__(self, source: TokenSource) -> None:
-        self._source = source
-        self.headers = dict(source())
-        self.number = 0
-
-    def renew(self, refused: int) -> bool:
-        """Whether there is another credential than the one numbered *refused*."""
-        if refused != self.number:
-            return True
-        try:
-            headers = dict(self._source())
-        except (ConfigError, OSError):
-            return False
-        if headers == self.headers:
-            return False
-        self.headers = headers
-        self.number += 1
-        return True
-
-    def __repr__(self) -> str:
-        return f"Credentials(number={self.number})"
-
-
-def check_secret(name: str, value: str) -> str:
-    """*value* without white space around it, fit for a header; the error never quotes it.
-
-    Raises:
-        ConfigError: It is empty, or holds spaces, control characters or non-ASCII.
-    """
-    value = value.strip()
-    if not value:
-        raise ConfigError(f"{name} is empty. Put the API token there.")
-    if not (value.isascii() and value.isprintable() and " " not in value):
-        raise ConfigError(f"{name} holds a space, a control character or a non-ASCII one; it is not quoted here.")
-    return value
 
 
 class AiohttpTransport:
@@ -185,7 +133,7 @@ class AiohttpTransport:
         return Reply(
             status=status,
             headers=received,
-            body=answer,
+            body=self._credentials.hide(answer),
             elapsed_s=self._clock() - started,
             received_at=self._wall(),
             credential=number,

@@ -93,8 +93,9 @@ class Pace:
 
     def __init__(self, requests_per_s: float) -> None:
         self._allowed = requests_per_s
-        self._next_at = 0.0
+        self._sent_at = -inf
         self._gap_s = 0.0
+        self._valid_until = -inf
 
     def observe(self, now: float, headers: Mapping[str, str]) -> bool:
         """Take in an answer's headers; True if they say that nothing is left."""
@@ -102,16 +103,19 @@ class Pace:
         if not quotas:
             return False
         self._gap_s = max(self._gap(left, seconds) for left, seconds in quotas)
-        self._next_at = now + self._gap_s
-        return any(left == 0 for left, _ in quotas)
+        self._valid_until = now + max(seconds for _, seconds in quotas)
+        if any(left == 0 for left, _ in quotas):
+            self._sent_at = now  # nothing is left from now on, whenever the last request went
+            return True
+        return False
 
     def wait_s(self, now: float) -> float:
-        """Seconds until the next request may go."""
-        return max(0.0, self._next_at - now)
+        """Seconds until the next request may go. What was said of a window ends with that window."""
+        return max(0.0, min(self._sent_at + self._gap_s, self._valid_until) - now)
 
     def sent(self, now: float) -> None:
         """A request goes now."""
-        self._next_at = now + self._gap_s
+        self._sent_at = now
 
     def _gap(self, left: int, seconds: int) -> float:
         if left == 0:
@@ -126,6 +130,7 @@ def pause_s(refusals: int, ordered_s: float | None) -> float:
         refusals: 429s in a row, this one included.
         ordered_s: What `Retry-After` says, which is never shortened; None if it says nothing.
     """
+    doubled = 2.0 ** min(refusals - 1, 5)
     if ordered_s is not None:
-        return ordered_s
-    return min(300.0, 10.0 * 2.0 ** min(refusals - 1, 5))
+        return max(ordered_s, doubled)  # an order of 0 s again and again is no leave to hammer
+    return min(300.0, 10.0 * doubled)

@@ -305,10 +305,16 @@ class Terminal:
     out: str
 
 
-def on_terminal(*words: str | Path, env: Mapping[str, str | None] | None = None, columns: int = 160) -> Terminal:
-    """Run the command to its end with a terminal as its stderr, and its stdout in a file."""
+def open_terminal(columns: int = 160) -> tuple[int, int]:
+    """The two ends of a terminal: ours, and the one for a command."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    return ours, theirs
+
+
+def on_terminal(*words: str | Path, env: Mapping[str, str | None] | None = None, columns: int = 160) -> Terminal:
+    """Run the command to its end with a terminal as its stderr, and its stdout in a file."""
+    ours, theirs = open_terminal(columns)
     out = Path(f"{next(_counter)}.out")
     with out.open("wb") as file:
         process = subprocess.Popen(

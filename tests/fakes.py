@@ -1,8 +1,8 @@
 """Time that jumps, and a service without a network: what the tests of the asynchronous parts run on.
 
-`run_virtual(coroutine)` runs a coroutine in an event loop whose clock jumps to the next timer as soon as nothing is left
-to do: an hour of backoff takes no time, the outcome is the same every time, and a deadlock is found instead of waited
-for. `ServiceTransport` plays the emulator's rules on that clock; `ScriptedTransport` answers from a list.
+`run_virtual(coroutine)` runs a coroutine in an event loop whose clock jumps to the next timer as soon as nothing is
+left to do: an hour of backoff takes no time, the outcome is the same every time, and a deadlock is found instead of
+waited for. `ServiceTransport` plays the emulator's rules on that clock; `ScriptedTransport` answers from a list.
 """
 
 import asyncio
@@ -176,7 +176,7 @@ class Request:
 
 
 class _Recorder:
-    """What both transports keep: the requests, the rule that no row is on the wire twice, and what was asked of them."""
+    """What both transports keep: the requests, and the rule that no row is on the wire twice at one time."""
 
     def __init__(self) -> None:
         self.requests: list[Request] = []
@@ -249,11 +249,11 @@ class ScriptedTransport(_Recorder):
     async def _answer(self, request, body, written):
         assert self.answers or self.then is not None, f"a request too many: {request}"
         answer = self.answers.pop(0) if self.answers else self.then
+        if callable(answer):
+            answer = answer(request.ids)
         if not (isinstance(answer, Fault) and answer.kind is FaultKind.NOT_SENT):
             written()
         await asyncio.sleep(self.latency_s)
-        if callable(answer):
-            answer = answer(request.ids)
         return answer
 
 
@@ -418,7 +418,13 @@ class Desk:
             transport=self.transport,
             limiter=self.limiter,
             options=self.options,
-            hooks=Hooks(settled=self._settled, attempted=self._attempted, paused=self._paused, sleep=self.sleep),
+            hooks=Hooks(
+                settled=self._settled,
+                attempted=self._attempted,
+                noted=self._noted,
+                paused=self._paused,
+                sleep=self.sleep,
+            ),
             health=self.health,
             clock=at.now,
             wall=wall,
@@ -429,6 +435,7 @@ class Desk:
         """Deliver a batch, and return its account."""
         ledger = ledger or Ledger(batch)
         self.health.rows += len(ledger.batch.ids)
+        self.health.pending += len(ledger.pending)
         self.ledger = ledger
         await self.courier.deliver(ledger, wall() if begun_at is None else begun_at)
         return ledger
@@ -454,6 +461,10 @@ class Desk:
 
     def _attempted(self, ledger, instances, reply, outcome) -> None:
         self.events.append(("attempted", instances, outcome.verdict))
+
+    async def _noted(self) -> None:
+        await asyncio.sleep(0.003)
+        self.events.append(("noted",))
 
     async def _paused(self, seconds: float) -> None:
         self.pauses.append(seconds)

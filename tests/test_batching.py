@@ -66,6 +66,8 @@ def test_a_cut_is_bound_by_rows_by_bytes_or_by_the_data_at_hand():
 def test_the_first_line_may_exceed_the_bytes_but_only_alone():
     assert cut(b"aaaa\nb\n", 0, 9, 3) == Cut(5, 1, "bytes")
     assert cut(b"a\nbbbb\n", 0, 9, 3) == Cut(2, 1, "bytes")
+    assert cut(b"a\nb\n", 0, 9, 3) == Cut(2, 1, "bytes"), "a newline counts too"
+    assert cut(b"xa\nb\n", 1, 9, 4) == Cut(5, 2, "data")
 
 
 @given(
@@ -206,6 +208,7 @@ BAD_ROWS = {
     "retention of an unknown unit": (b'{"instance_retention":{"success_retention":"3 eons"}}', "bad_retention"),
     "retention in Arabic digits": ('{"instance_retention":{"error_retention":"٣ days"}}'.encode(), "bad_retention"),
     "retention with a newline": (b'{"instance_retention":{"error_retention":"3 days\\n"}}', "bad_retention"),
+    "retention of 0 days": (b'{"instance_retention":{"error_retention":"0 days"}}', "bad_retention"),
     "retention 0": (b'{"instance_retention":{"error_retention":0}}', "bad_retention"),
     "retention negative": (b'{"instance_retention":{"error_retention":-1}}', "bad_retention"),
     "retention with a fraction": (b'{"instance_retention":{"error_retention":1.5}}', "bad_retention"),
@@ -241,6 +244,8 @@ def test_a_bad_row_is_refused_with_its_reason(name):
 @pytest.mark.parametrize("name", BAD_ROWS)
 def test_a_bad_row_among_good_ones_that_bring_their_ids_is_refused_alone(name):
     line, code = BAD_ROWS[name]
+    if b"instance_id" not in line:
+        line = line.replace(b"{", b'{"instance_id":"bad",', 1)
 
     batch = pack(row(instance_id="a"), line, row(instance_id="b"), row(instance_id="c"))
 
@@ -647,7 +652,9 @@ def test_every_row_of_any_list_is_in_exactly_one_batch_within_the_bounds(
         assert all(map(ID.fullmatch, batch.ids))
         assert batch.rows <= limits.rows
         if batch.ids:
-            assert len(compose(batch, range(len(batch.ids)))) <= size
+            body = compose(batch, range(len(batch.ids)))
+            assert len(body) <= size
+            assert [item["instance_id"] for item in json.loads(body)] == list(batch.ids)
         at += batch.rows
 
 

@@ -192,9 +192,15 @@ def test_a_run_with_json_prints_its_summary_as_one_object_on_stdout(rows):
 
 
 def test_a_quiet_run_that_goes_well_says_nothing_at_all(rows):
-    assert bulkwf("run", rows, *HERE, "--quiet").code == 0
-    ended = bulkwf("run", rows, *HERE, "-q")
-    assert (ended.code, ended.out, ended.err) == (0, "", "")
+    for flag in ("--quiet", "-q"):
+        ended = bulkwf("run", rows, *HERE, flag)
+        assert (ended.code, ended.out, ended.err) == (0, "", "")
+
+
+def test_a_summary_can_name_a_checkpoint_whose_name_is_not_utf_8(rows):
+    ended = bulkwf("run", rows, *HERE, "--json", "-c", os.fsdecode(b"d\xf6ne"))
+    assert ended.code == 0
+    assert ended.summary["checkpoint"] == "d\ufffdne"
 
 
 def test_a_quiet_run_that_fails_still_says_why(rows, quick):
@@ -232,9 +238,9 @@ def test_the_help_of_run_explains_every_flag(quick):
 # --- outputs that fail --------------------------------------------------------------------------------------------
 
 
-def test_a_reader_that_leaves_early_ends_results_in_peace(folder):
+def test_a_reader_that_leaves_early_ends_results_in_peace(folder, quick):
     rows = write_rows("rows.jsonl", 20_000)
-    assert bulkwf("run", rows, *HERE, "-c", "done", "-q").code == 0
+    assert quick("run", rows, *HERE, "-c", "done", "-q").code == 0
     ended = shell("set -o pipefail; bulkwf results done | head -1")
     assert (ended.code, ended.err) == (0, "")
     assert len(ended.lines) == 1
@@ -244,8 +250,8 @@ def test_a_reader_that_leaves_early_ends_results_in_peace(folder):
     "words",
     [("results", "done"), ("results", "done", "--format", "csv"), ("status", "done"), ("status", "done", "--json")],
 )
-def test_a_reader_that_has_left_before_the_first_byte_is_no_error(rows, words):
-    assert bulkwf("run", rows, *HERE, "-c", "done", "-q").code == 0
+def test_a_reader_that_has_left_before_the_first_byte_is_no_error(rows, words, quick):
+    assert quick("run", rows, *HERE, "-c", "done", "-q").code == 0
     reader, writer = os.pipe()
     os.close(reader)
     try:
@@ -256,8 +262,8 @@ def test_a_reader_that_has_left_before_the_first_byte_is_no_error(rows, words):
 
 
 @pytest.mark.parametrize("words", ["results done", "results done --format csv", "status done", "run --help"])
-def test_a_full_disk_under_stdout_is_said_and_exits_with_4(rows, words):
-    assert bulkwf("run", rows, *HERE, "-c", "done", "-q").code == 0
+def test_a_full_disk_under_stdout_is_said_and_exits_with_4(rows, words, quick):
+    assert quick("run", rows, *HERE, "-c", "done", "-q").code == 0
     ended = shell(f"bulkwf {words} > /dev/full")
     assert ended.code == 4
     assert "No space left on device" in ended.err

@@ -1,4 +1,4 @@
-"""Lists: files, pipes and gzip, odd endings, unreadable and enormous ones; and machines that are short of everything."""
+"""Lists: files, pipes and gzip, odd endings, unreadable and enormous ones; and machines short of everything."""
 
 import gzip
 import os
@@ -181,7 +181,6 @@ def test_a_gzip_file_that_is_cut_or_damaged_exits_with_4_and_mended_it_finishes(
         assert service.created == Counter(ids(20_000))
 
 
-@pytest.mark.xfail(strict=True, reason="the name of the list can't be stored in the checkpoint")
 def test_a_list_whose_name_is_not_utf_8_runs(folder):
     name = os.fsdecode(b"r\xe9sum\xe9.jsonl")
     write_rows(name, 10)

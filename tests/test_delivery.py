@@ -1,6 +1,7 @@
 """One batch until every instance in it is settled: what each kind of answer leads to, in virtual time."""
 
 import asyncio
+from dataclasses import replace
 from math import log2
 
 import pytest
@@ -119,6 +120,27 @@ def test_a_wait_that_an_ill_service_asks_for_is_kept():
     assert desk.sleeps == [45.0]
 
 
+def test_an_ill_service_gets_half_as_many_requests_at_a_time():
+    async def run():
+        desk = Desk(ScriptedTransport(ill, ill, created))
+        await desk.deliver(make_batch(3))
+        return desk.limiter.vacancies(1)
+
+    assert run_virtual(run()) == 8
+
+
+def test_what_was_not_sent_uses_up_no_rate():
+    async def run():
+        desk = Desk(
+            ScriptedTransport(lambda ids: fault(FaultKind.NOT_SENT), created), limits=RateLimits(instances_per_s=3)
+        )
+        desk.draw = lambda: 0.0
+        await desk.deliver(make_batch(3))
+        return now()
+
+    assert run_virtual(run()) < 0.1
+
+
 def test_what_a_partial_answer_settles_is_not_sent_again():
     def partly(ids):
         refused = [{"index": 2, "id": "id-2", "code": 10001, "message": "internal"}]
@@ -136,6 +158,21 @@ def test_what_is_settled_is_durable_before_the_next_request_goes():
     assert [event[0] for event in desk.events] == ["attempted", "settled", "attempted", "settled"]
 
 
+def test_an_attempt_that_settled_nothing_is_noted_before_the_next_one_goes():
+    desk, _, _ = deliver(ill, created)
+
+    assert [event[0] for event in desk.events] == ["attempted", "noted", "attempted", "settled"]
+
+
+def test_a_batch_that_was_begun_at_a_higher_rate_is_sent_in_parts():
+    _, transport, ledger = deliver(
+        then=created, rows=25, options=Options(rate=RateLimits(instances_per_s=10, requests_per_5m=None))
+    )
+
+    assert [len(ids) for ids in transport.posts] == [10, 10, 5]
+    assert count(outcomes(ledger).values()) == {"created": 25}
+
+
 # --- 429 ----------------------------------------------------------------------------------------------------------
 
 
@@ -149,11 +186,59 @@ def test_a_429_pauses_for_exactly_what_it_orders_and_takes_no_patience():
     assert count(outcomes(ledger).values()) == {"created": 3}
 
 
+def test_a_429_holds_whoever_waits_for_a_slot():
+    """Not one request slips out between the answer and the pause, however long notes take to be written."""
+
+    async def run():
+        transport = ScriptedTransport(lambda ids: error(429, retry_after="50"), then=created, latency_s=1.0)
+        desk = Desk(transport, limits=RateLimits(instances_per_s=None, requests_per_5m=None, concurrency=1))
+        await asyncio.gather(*(desk.deliver(make_batch(1, first_row=i)) for i in range(5)))
+        return transport
+
+    assert [request.at >= 51 for request in run_virtual(run()).requests] == [False, True, True, True, True, True]
+
+
 def test_429s_that_order_nothing_pause_longer_and_longer():
     desk, transport, _ = deliver(*[lambda ids: error(429)] * 7, created)
 
     assert desk.pauses == [10.0, 20.0, 40.0, 80.0, 160.0, 300.0, 300.0]
     assert transport.requests[-1].at == pytest.approx(910.0, abs=0.01)
+
+
+def test_after_something_was_settled_pauses_begin_short_again():
+    desk, _, _ = deliver(
+        lambda ids: error(429),
+        lambda ids: error(429),
+        lambda ids: reply(200, envelope({"created": [{"id": ids[0]}], "errors": [{"id": ids[1], "code": 10001}]})),
+        lambda ids: error(429),
+        created,
+        rows=2,
+    )
+
+    assert desk.pauses == [10.0, 20.0, 10.0]
+
+
+def test_429s_of_requests_on_the_wire_together_are_one_pause():
+    async def run():
+        def late(ids):
+            return error(429) if now() < 9 else created(ids)
+
+        transport = ScriptedTransport(then=late)
+        desk = Desk(transport)
+        slow = ScriptedTransport(then=late, latency_s=5.0)
+        other = Desk(slow)
+        await asyncio.gather(desk.deliver(make_batch(1)), together(desk, other))
+        return desk, slow
+
+    async def together(desk, other):
+        """A second delivery of the same run, whose first answer comes 5 s later."""
+        courier = replace(desk.courier, transport=other.transport)
+        await courier.deliver(Ledger(make_batch(1, first_row=1)), wall())
+
+    desk, slow = run_virtual(run())
+
+    assert desk.pauses == [10.0, pytest.approx(5.0)]
+    assert slow.requests[1].at == pytest.approx(10.0, abs=0.01)
 
 
 def test_a_pause_that_is_longer_than_the_longest_outage_ends_the_run_at_once():
@@ -496,6 +581,21 @@ def test_rows_that_do_not_exist_are_never_called_existed_when_one_of_them_is_rej
     really = set(held.ids(TARGET))
     assert {id_ for id_, outcome in told.items() if outcome in ("created", "existed")} == really
     assert {told[f"id-{i}"] for i in (2, 3, 4, 5)} == {"rejected"}
+
+
+def test_the_last_row_of_a_list_that_is_always_omitted_comes_to_an_end_too():
+    """Nothing else is left to be created beside it: that is no reason to wait for ever."""
+    _, transport, _, told = omitting("^id-7$", rows=10, batches=1)
+
+    assert told.pop("id-7") == "rejected"
+    assert set(told.values()) == {"created"}
+    assert transport.gets == ["id-7"] * 3
+
+
+def test_an_order_to_wait_no_time_again_and_again_is_no_leave_to_hammer():
+    desk, _, _ = deliver(*[lambda ids: error(429, retry_after="0")] * 4, created)
+
+    assert desk.pauses == [1.0, 2.0, 4.0, 8.0]
 
 
 # --- how long to be patient ---------------------------------------------------------------------------------------

@@ -297,6 +297,22 @@ def test_the_limit_of_requests_holds_over_crashes_and_resumes(folder):
     assert world.held.overruns == {}
 
 
+def test_what_a_killed_process_may_have_sent_counts_for_the_next_one(folder):
+    """It was killed before an answer came, and started again at once: nobody noted its requests."""
+
+    async def go():
+        world = World(folder, mappings(4_000), options=Options(), limits=Limits(), script=[{"latency_s": 60.0}])
+        for _ in range(20):
+            assert await world.session(kill_after=0.3) is None
+        return world
+
+    world = run_virtual(go())
+
+    assert world.held.worst_window <= 100
+    assert world.held.overruns == {}
+    assert len(world.transport.posts) <= 6
+
+
 def ahead(folder, *, options, limits=None, latency_s=0.0, at_s):
     """How many batches are begun that have not been sent, and how many are open, after so long."""
 
@@ -660,6 +676,22 @@ def test_the_first_reason_to_stop_is_the_one_told(folder):
     assert error.summary.pending + error.summary.created == error.summary.rows
     assert error.summary.created == len(world.results("created"))
     assert not error.summary.complete
+
+
+def test_a_refusal_that_comes_after_a_drain_is_not_its_reason(folder):
+    async def go():
+        world = World(folder, mappings(300), script=[{"status": 401, "latency_s": 2.0}])
+
+        async def drain(engine):
+            await asyncio.sleep(1.0)
+            engine.drain()
+
+        return world, await world.session(act=drain)
+
+    world, summary = run_virtual(go())
+
+    assert len(world.transport.requests) == 3
+    assert (summary.complete, summary.pending) == (False, 300)
 
 
 def test_an_outage_ends_the_run_for_now_and_a_later_one_finishes_it(folder):

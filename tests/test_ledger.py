@@ -4,7 +4,7 @@ from dataclasses import replace
 from zlib import crc32
 
 import orjson
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bulkwf.ledger import Ledger
@@ -100,7 +100,6 @@ def histories(draw):
     return batch, steps
 
 
-@settings(max_examples=200)
 @given(histories())
 def test_each_instance_is_pending_created_or_otherwise_settled_at_all_times(history):
     batch, steps = history
@@ -125,7 +124,6 @@ def test_each_instance_is_pending_created_or_otherwise_settled_at_all_times(hist
         )
 
 
-@settings(max_examples=200)
 @given(histories())
 def test_a_ledger_resumed_from_its_record_has_the_same_record_and_doubts_all_that_is_pending(history):
     batch, steps = history

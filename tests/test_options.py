@@ -97,6 +97,36 @@ def test_a_batch_is_never_larger_than_what_the_rate_lets_through_in_a_second(ins
     assert options.batch_instances == expected
 
 
+@pytest.mark.parametrize(
+    "proxy", ["http://proxy:3128", "https://proxy", "http://user:hunter2@proxy:3128", "http://[::1]:1"]
+)
+def test_a_proxy_is_an_http_address(proxy):
+    assert Options(proxy=proxy).proxy == proxy
+
+
+@pytest.mark.parametrize(
+    "proxy",
+    [
+        "",
+        "proxy:3128",
+        "user:hunter2@proxy:3128",
+        "socks5://user:hunter2@proxy",
+        "http://",
+        "http://user:hunter2@[proxy",
+        "http://user:hunter2@proxy:99999",
+        "http://user:hunter2@proxy:x",
+        "http://user:hunter2@proxy:0",
+        "http://user:hunter2@proxy\n",
+        "http://user:hunter2@pro xy",
+    ],
+)
+def test_a_proxy_of_another_kind_is_refused_without_repeating_its_credential(proxy):
+    with pytest.raises(ConfigError, match="proxy must be like") as caught:
+        Options(proxy=proxy)
+
+    assert "hunter2" not in str(caught.value)
+
+
 # --- the target ---------------------------------------------------------------------------------------------------
 
 

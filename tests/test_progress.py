@@ -47,19 +47,26 @@ def test_what_earlier_sessions_settled_counts_in_the_totals_but_not_for_this_ses
     assert progress.rate(2.0) == pytest.approx(5.0)
 
 
-@pytest.mark.parametrize(
-    ("totals", "fail_on_existed", "exit_code"),
-    [
-        (Totals(created=9), False, 0),
-        (Totals(created=9, existed=9), False, 0),
-        (Totals(created=9, existed=9), True, 1),
-        (Totals(created=9, existed=9, existed_in_doubt=9), True, 0),
-        (Totals(created=9, existed=9, existed_in_doubt=8), True, 1),
-        (Totals(created=9, rejected=1), False, 1),
-        (Totals(created=9, invalid=1), False, 1),
-        (Totals(), True, 0),
-    ],
-)
+ENDS = [
+    (Totals(created=9), False, 0),
+    (Totals(created=9, existed=9), False, 0),
+    (Totals(created=9, existed=9), True, 1),
+    (Totals(created=9, existed=9, existed_in_doubt=9), True, 0),
+    (Totals(created=9, existed=9, existed_in_doubt=8), True, 1),
+    (Totals(created=9, rejected=1), False, 1),
+    (Totals(created=9, invalid=1), False, 1),
+    (Totals(), True, 0),
+]
+
+
+@pytest.mark.parametrize(("totals", "fail_on_existed", "exit_code"), ENDS)
+def test_a_run_that_is_not_complete_is_to_be_run_again_whatever_else_it_came_to(totals, fail_on_existed, exit_code):
+    found = summary(Progress(started_at=0.0, totals=totals), complete=False, fail_on_existed=fail_on_existed)
+
+    assert (found.complete, found.exit_code) == (False, 75)
+
+
+@pytest.mark.parametrize(("totals", "fail_on_existed", "exit_code"), ENDS)
 def test_the_exit_code_is_1_if_a_row_was_refused_or_existed_where_that_was_not_wanted(
     totals, fail_on_existed, exit_code
 ):

@@ -323,9 +323,33 @@ async def test_closing_a_source_ends_the_read_that_is_under_way_and_closes_the_f
     await source.take(1, EVERYTHING)
     await asyncio.sleep(0)
 
-    await source.aclose()
+    closing = asyncio.ensure_future(source.aclose())
+    await asyncio.wait((closing,), timeout=10)
 
+    assert closing.done()
     assert waiting.cancelled()
+    assert feed.closed
+
+
+async def test_a_cancelled_closing_is_cancelled_but_closes_the_feed_all_the_same():
+    class Stubborn(Feed):
+        async def read(self):
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                await asyncio.Event().wait()
+
+    feed = Stubborn()
+    source = Source(feed)
+    assert await source.take(1, EVERYTHING, 0.0, joining=True) == Slice(0, 0, b"")
+    closing = asyncio.ensure_future(source.aclose())
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not closing.done()
+    closing.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await closing
     assert feed.closed
 
 
@@ -1090,7 +1114,7 @@ async def test_an_async_list_is_not_drawn_far_ahead_of_what_is_taken():
 
     async def rows():
         nonlocal drawn
-        while True:
+        while drawn < 100_000:
             drawn += 1
             yield {}
 
@@ -1108,7 +1132,7 @@ async def test_an_iterable_is_not_drawn_far_ahead_of_what_is_taken():
 
     def rows():
         nonlocal drawn
-        while True:
+        while drawn < 100_000:
             drawn += 1
             yield {}
 
@@ -1133,6 +1157,8 @@ async def test_closing_an_async_list_that_waits_ends_its_wait():
 
     source = open_source(rows())
     await source.take(1, EVERYTHING)
-    await source.aclose()
+    closing = asyncio.ensure_future(source.aclose())
+    await asyncio.wait((closing,), timeout=10)
 
+    assert closing.done()
     assert ended.is_set()

@@ -45,12 +45,17 @@ def connect_reader(path: Path) -> sqlite3.Connection:
     """A connection that only reads the checkpoint at *path*."""
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such checkpoint. `bulkwf run` makes one, beside its input.")
-    # Without its log the file may lie where nothing can be written, and SQLite must be told not to look for one.
-    whole = not path.with_name(path.name + "-wal").exists() and not os.access(path.parent, os.W_OK)
-    uri = f"{path.resolve().as_uri()}?mode=ro{'&immutable=1' if whole else ''}"
-    db = sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT_S, isolation_level=None)
+    uri = path.resolve().as_uri()
+    if os.access(path, os.W_OK) and os.access(path.parent, os.W_OK):
+        uri += "?mode=rw"  # whoever closes a file last tidies up its log, which a reader for reading alone can't
+    elif path.with_name(path.name + "-wal").exists():
+        uri += "?mode=ro"
+    else:
+        uri += "?mode=ro&immutable=1"  # nobody writes it, and no log can be laid beside it
+    db = sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
     try:
         _check_format(db, path)
+        db.execute("PRAGMA query_only = ON")
     except BaseException:
         db.close()
         raise
@@ -74,17 +79,20 @@ def create(db: sqlite3.Connection, header: RunHeader, now: float) -> None:
 def prepare(db: sqlite3.Connection, path: Path, header: RunHeader, now: float, *, any_run_key: bool) -> None:
     """Make the checkpoint ready to be written by this run, or say why it can't be."""
     try:
+        empty = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
+        if not empty:  # before anything is written: what is damaged, or another program's, stays as it is
+            _check_format(db, path)
+            _check_header(db, path, header, any_run_key=any_run_key)
+            for table in ("batch", "attempt"):
+                db.execute(f"SELECT total(first_row) FROM {table}").fetchone()  # noqa: S608 - names of ours
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
-        if db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0:
+        if empty:
             create(db, header, now)
             _sync_folder(path)
             return
-        _check_format(db, path)
-        _check_header(db, path, header, any_run_key=any_run_key)
-        db.execute(
-            "UPDATE run SET input = ?, limits = ?", (header.input, header.limits)
-        )  # and proves it can be written
+        # Proves, before the first request, that the file can be written.
+        db.execute("UPDATE run SET input = ?, limits = ?, finished_at = NULL", (header.input, header.limits))
     except BaseException:
         db.close()
         raise
@@ -121,12 +129,18 @@ def move_aside(path: Path, now: float) -> None:
     db = connect(str(path))
     with contextlib.closing(db):
         _check_format(db, path)
-        finished = db.execute("SELECT finished_at FROM run").fetchone()[0] is not None
+        finished = db.execute(
+            "SELECT finished_at IS NOT NULL AND NOT EXISTS (SELECT 1 FROM batch WHERE settled_at IS NULL) FROM run"
+        ).fetchone()[0]
+        # The log goes into the file first, or a reader that holds it would keep it under the old name.
+        busy = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
     if not finished:
         raise CheckpointError(
             f"{path}: the run in this checkpoint is not finished, and --new would forget which rows are started. "
             "Finish it by running without --new, or delete the file yourself."
         )
+    if busy:
+        raise CheckpointError(f"{path}: another program is reading the checkpoint. Run again when it is done.")
     aside = path.with_name(f"{path.name}.{int(now)}")
     while aside.exists():
         aside = aside.with_name(aside.name + "~")
@@ -144,6 +158,8 @@ def make_private(path: Path) -> None:
 
 def acquire(path: Path) -> filelock.BaseFileLock:
     """Hold the lock of the checkpoint at *path*; the error names who holds it."""
+    if not path.parent.is_dir():  # filelock would make it
+        raise CheckpointError(f"{path}: there is no folder {path.parent}. Make it, or name another place with -c.")
     name = str(path) + ".lock"
     lock = filelock.FileLock(name, mode=0o600, thread_local=False, on_acquired=_sign)
     try:

@@ -107,7 +107,7 @@ def read_status(path: str | os.PathLike[str]) -> Status:
         columns = (*HEADER_FIELDS, "created_at", "finished_at", "pause_until")
         run = db.execute(f"SELECT {', '.join(columns)} FROM run").fetchone()  # noqa: S608 - names of ours
         totals = db.execute(TOTALS).fetchone()
-        attempts = db.execute("SELECT count(*) FROM attempt").fetchone()[0]
+        attempts = db.execute("SELECT count(*) FROM attempt WHERE verdict <> 'interrupted'").fetchone()[0]
     known = dict(zip(columns, run, strict=True))
     return Status(
         header=RunHeader(**{name: known[name] for name in HEADER_FIELDS}),

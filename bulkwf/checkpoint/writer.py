@@ -46,6 +46,9 @@ from bulkwf.progress import Totals
 
 __all__ = ["Checkpoint", "Executor", "inline"]
 
+MOST_RECENT = 100_000
+"""Attempts that are looked at for the last five minutes': far more than any limit lets through."""
+
 Executor = Callable[[Callable[[], None]], Awaitable[None]]
 """Runs a function to its end, somewhere: in a thread of its own, or at once."""
 
@@ -124,15 +127,22 @@ class Checkpoint:
 
     async def aclose(self) -> None:
         """Write the log back into the file, close it, and let the next process have it."""
-        if self._writer is not None:
-            await self._writer
-        self._reader.close()
-        with contextlib.suppress(sqlite3.Error):
-            if self._error is None:
-                self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            self._db.close()
-        if self._lock is not None:
-            release(self._lock)
+        try:
+            if self._writer is not None:
+                await asyncio.wait((self._writer,))
+        finally:
+            self._close()
+
+    def _close(self) -> None:
+        try:
+            with contextlib.suppress(sqlite3.Error):
+                self._reader.close()
+                if self._error is None:
+                    self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                self._db.close()
+        finally:
+            if self._lock is not None:
+                release(self._lock)
 
     # --- writing --------------------------------------------------------------------------------------------------
 
@@ -181,19 +191,26 @@ class Checkpoint:
         return waiter
 
     async def _commit_all(self) -> None:
-        while self._waiters:
-            queue, self._queue = self._queue, []
-            waiters, self._waiters = self._waiters, []
-            try:
-                await self._executor(partial(self._commit, queue))
-            except (sqlite3.Error, OSError, CheckpointError) as error:
-                self._error = explain(error, self.path)
-            for waiter in waiters:
-                if self._error is None and not waiter.done():
-                    waiter.set_result(None)
-                elif not waiter.done():
-                    waiter.set_exception(self._error)  # type: ignore[arg-type]
-        self._writer = None
+        try:
+            while self._waiters:
+                queue, self._queue = self._queue, []
+                waiters, self._waiters = self._waiters, []
+                try:
+                    await self._executor(partial(self._commit, queue))
+                except Exception as error:  # noqa: BLE001 - whatever it is, nobody may wait for it for ever
+                    self._error = explain(error, self.path)
+                self._tell(waiters)
+        finally:
+            self._writer = None
+
+    def _tell(self, waiters: Sequence[asyncio.Future[None]]) -> None:
+        for waiter in waiters:
+            if waiter.done():  # whoever waited has been cancelled
+                continue
+            if self._error is None:
+                waiter.set_result(None)
+            else:
+                waiter.set_exception(self._error)
 
     def _commit(self, queue: Sequence[tuple[str, Any]]) -> None:
         if self._error is not None:
@@ -223,17 +240,21 @@ class Checkpoint:
     @property
     def run_key(self) -> str:
         """What this run's generated ids begin with."""
-        return str(self._reader.execute("SELECT run_key FROM run").fetchone()[0])
+        return str(self._ask("SELECT run_key FROM run")[0][0])
 
     @property
     def pause_until(self) -> float | None:
         """Until when the service has ordered silence (Unix time)."""
-        until: float | None = self._reader.execute("SELECT pause_until FROM run").fetchone()[0]
+        until: float | None = self._ask("SELECT pause_until FROM run")[0][0]
         return until
 
     def totals(self) -> Totals:
         """Rows by outcome so far."""
-        return Totals(*map(int, self._reader.execute(TOTALS).fetchone()[:6]))
+        return Totals(*map(int, self._ask(TOTALS)[0][:6]))
+
+    def _ask(self, query: str, *values: Any) -> list[Any]:
+        with explained(self.path):
+            return self._reader.execute(query, values).fetchall()
 
     def begun(self) -> Iterator[Begun]:
         """The batches that have been begun, in the order of their rows.
@@ -246,22 +267,21 @@ class Checkpoint:
             "SELECT first_row, rows, begun_at, settled_at IS NOT NULL, size, digest, rejected + invalid = 0 FROM batch "
             "WHERE first_row > ? ORDER BY first_row LIMIT ?"
         )
-        with explained(self.path):
-            while page := self._reader.execute(query, (after, PAGE_BATCHES)).fetchall():
-                for row in page:
-                    if row[0] != expected:
-                        raise CheckpointError(
-                            f"{self.path}: the checkpoint is damaged: rows {expected} to {row[0] - 1} are missing. "
-                            "Restore it from a copy; without one, start over with --run-key or ids of your own."
-                        )
-                    expected = row[0] + row[1]
-                    yield Begun._make(row)
-                after = page[-1][0]
+        while page := self._ask(query, after, PAGE_BATCHES):
+            for row in page:
+                if row[0] != expected:
+                    raise CheckpointError(
+                        f"{self.path}: the checkpoint is damaged: rows {expected} to {row[0] - 1} are missing. "
+                        "Restore it from a copy; without one, start over with --run-key or ids of your own."
+                    )
+                expected = row[0] + row[1]
+                yield Begun._make(row)
+            after = page[-1][0]
 
     def ledger(self, begun: Begun, region: bytes, row_shape: Literal["instance", "params"]) -> Ledger:
         """The account of a begun batch, whose rows have been read again as *region*."""
         query = "SELECT ids, answer, exceptions, attempts, retention_s FROM batch WHERE first_row = ?"
-        ids, answer, exceptions, attempts, retention_s = self._reader.execute(query, (begun.first_row,)).fetchone()
+        ids, answer, exceptions, attempts, retention_s = self._ask(query, begun.first_row)[0]
         sent = [
             (offset, instance_id) for offset, instance_id in enumerate(orjson.loads(ids)) if instance_id is not None
         ]
@@ -290,5 +310,5 @@ class Checkpoint:
     def recent_attempts(self, since: float) -> list[tuple[float, int]]:
         """(Unix time, instances) of the attempts after *since*, the oldest first."""
         query = "SELECT started_at + elapsed_s AS at, instances FROM attempt WHERE at > ? AND id > ? ORDER BY at"
-        newest = self._reader.execute("SELECT coalesce(max(id), 0) FROM attempt").fetchone()[0]
-        return self._reader.execute(query, (since, newest - 100_000)).fetchall()
+        newest = self._ask("SELECT coalesce(max(id), 0) FROM attempt")[0][0]
+        return self._ask(query, since, newest - MOST_RECENT)

@@ -34,7 +34,10 @@ def open_source(rows: Rows | Paths, *, first: int | None = None, rate: int | Non
 def name_source(rows: Rows | Paths) -> str:
     """What people call the list: the names of its files."""
     paths = _paths(rows)
-    return ", ".join("standard input" if path == "-" else path for path in paths) if paths else "rows of a program"
+    if not paths:
+        return "rows of a program"
+    names = ", ".join("standard input" if path == "-" else path for path in paths)
+    return os.fsencode(names).decode("utf-8", "replace")
 
 
 def _open_feed(rows: Rows | Paths) -> Feed:

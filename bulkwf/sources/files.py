@@ -5,6 +5,7 @@ import os
 import stat
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -109,7 +110,9 @@ class _RegularFile:
         self.name = name
         self.read_bytes = 0
         self._descriptor = descriptor
-        self._size = os.fstat(descriptor).st_size
+        self._close = descriptor != 0
+        # Standard input may have been read from before it came here.
+        self._size = os.fstat(descriptor).st_size - (os.lseek(descriptor, 0, os.SEEK_CUR) if not self._close else 0)
 
     async def read(self) -> bytes:
         data = await asyncio.to_thread(os.read, self._descriptor, CHUNK_BYTES)
@@ -119,7 +122,8 @@ class _RegularFile:
         return data
 
     def close(self) -> None:
-        os.close(self._descriptor)
+        if self._close:
+            os.close(self._descriptor)
 
 
 class _Stream:
@@ -131,8 +135,11 @@ class _Stream:
         self._descriptor = descriptor
 
     async def read(self) -> bytes:
-        await anyio.wait_readable(self._descriptor)
-        data = os.read(self._descriptor, CHUNK_BYTES)
+        while True:
+            await anyio.wait_readable(self._descriptor)
+            with suppress(BlockingIOError):
+                data = os.read(self._descriptor, CHUNK_BYTES)
+                break
         self.read_bytes += len(data)
         return data
 
@@ -209,7 +216,9 @@ class _Begun:
 
 async def _open(path: str) -> _File:
     name = "stdin" if path == "-" else path
-    descriptor = 0 if path == "-" else await asyncio.to_thread(os.open, path, os.O_RDONLY | os.O_CLOEXEC)
+    # Without O_NONBLOCK, opening a named pipe would wait for its writer where nothing can end the wait.
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+    descriptor = 0 if path == "-" else await asyncio.to_thread(os.open, path, flags)
     mode = os.fstat(descriptor).st_mode
     waited_for = stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(descriptor)  # not /dev/null, a disk
     file: _File = _Stream(name, descriptor) if waited_for else _RegularFile(name, descriptor)

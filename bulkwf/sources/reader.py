@@ -3,7 +3,6 @@
 import asyncio
 from bisect import bisect_right
 from collections import deque
-from contextlib import suppress
 from typing import NamedTuple, Protocol
 
 from bulkwf.batching import MAX_ROW_BYTES, cut, even_share, too_long
@@ -141,11 +140,13 @@ class Source:
 
     async def aclose(self) -> None:
         """Let go of the list."""
-        if self._reading is not None:
-            self._reading.cancel()
-            with suppress(asyncio.CancelledError, InputError):
-                await self._reading
-        await self._feed.aclose()
+        try:
+            if self._reading is not None:
+                self._reading.cancel()
+                # Gathered: whatever the read ends with is of no interest now, but a cancellation of our own is.
+                await asyncio.gather(self._reading, return_exceptions=True)
+        finally:
+            await self._feed.aclose()
 
     def _slice(self, rows: int, end: int) -> Slice:
         first, refused = self.row, []

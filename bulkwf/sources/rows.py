@@ -3,9 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sized
-from contextlib import suppress
 from enum import Enum
-from itertools import islice
 from typing import Any
 
 import orjson
@@ -18,6 +16,9 @@ from bulkwf.sources.reader import Chunk
 __all__ = ["AsyncRowFeed", "RowFeed", "encode_row"]
 
 CHUNK_ROWS = 500
+CHUNK_BYTES = 1_048_576
+LONGEST_DRAW_S = 0.05
+"""An iterable that takes its time must not hold up the event loop for longer than one row takes."""
 _REFUSE_CLASSES = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_SUBCLASS
 
 
@@ -77,16 +78,31 @@ def _refuse_keys(value: Any) -> None:
             _refuse_keys(member)
 
 
-def _chunk(rows: list[Any]) -> Chunk:
-    lines, refused = [], []
-    for number, row in enumerate(rows):
+class _Page:
+    """Encoded rows that make the next chunk. Bound by bytes too: five hundred rows may be large ones."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self._lines: list[bytes] = []
+        self._size = 0
+        self._refused: list[tuple[int, str, str]] = []
+
+    @property
+    def full(self) -> bool:
+        return self.rows >= CHUNK_ROWS or self._size >= CHUNK_BYTES
+
+    def add(self, row: Any) -> None:
         try:
             line = encode_row(row)
         except (TypeError, ValueError, RecursionError) as error:
-            refused.append((number, "not_json", clean(f"the row can't be written as JSON: {error}")))
+            self._refused.append((self.rows, "not_json", clean(f"the row can't be written as JSON: {error}")))
             line = b""
-        lines.append(line)
-    return Chunk(b"\n".join(lines) + b"\n", refused=tuple(refused))
+        self._lines.append(line)
+        self._size += len(line)
+        self.rows += 1
+
+    def chunk(self) -> Chunk:
+        return Chunk(b"\n".join(self._lines) + b"\n", refused=tuple(self._refused))
 
 
 def _broken(row: int, error: BaseException) -> InputError:
@@ -111,21 +127,27 @@ class RowFeed:
 
     async def read(self) -> Chunk | None:
         """See `Feed.read`."""
-        rows = [] if self._error is not None else self._draw()
-        if rows or self._error is None:
-            return _chunk(rows) if rows else None
-        raise self._error
+        page = _Page()
+        if self._error is None:
+            self._draw(page)
+        if page.rows:
+            return page.chunk()
+        if self._error is not None:
+            raise self._error
+        return None
 
-    def _draw(self) -> list[Any]:
-        """The next rows; those that were drawn before an error are not lost with it."""
-        rows: list[Any] = []
+    def _draw(self, page: _Page) -> None:
+        """Fill *page*; rows that were drawn before an error are not lost with it."""
+        clock = asyncio.get_running_loop().time
+        until = clock() + LONGEST_DRAW_S
         try:
-            for row in islice(self._rows, CHUNK_ROWS):
-                rows.append(row)  # noqa: PERF402 - see above
+            for row in self._rows:
+                page.add(row)
+                if page.full or clock() > until:
+                    break
         except Exception as error:  # noqa: BLE001 - the caller's own code; what it raises is the reason
-            self._error = _broken(self._read + len(rows), error)
-        self._read += len(rows)
-        return rows
+            self._error = _broken(self._read + page.rows, error)
+        self._read += page.rows
 
     async def aclose(self) -> None:
         """See `Feed.aclose`."""
@@ -136,7 +158,7 @@ class AsyncRowFeed:
 
     def __init__(self, rows: AsyncIterable[Any]) -> None:
         self._rows: AsyncIterator[Any] = aiter(rows)
-        self._drawn: list[Any] = []
+        self._page = _Page()
         self._read = 0
         self._some = asyncio.Event()
         self._space = asyncio.Event()
@@ -151,12 +173,12 @@ class AsyncRowFeed:
         if self._drawing is None:
             self._drawing = asyncio.ensure_future(self._draw())
         await self._some.wait()
-        if self._drawn:
-            rows, self._drawn = self._drawn, []
+        if self._page.rows:
+            page, self._page = self._page, _Page()
             self._space.set()
             if not self._ended:
                 self._some.clear()
-            return _chunk(rows)
+            return page.chunk()
         if self._error is not None:
             raise self._error
         return None
@@ -165,16 +187,15 @@ class AsyncRowFeed:
         """See `Feed.aclose`."""
         if self._drawing is not None:
             self._drawing.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._drawing
+            await asyncio.gather(self._drawing, return_exceptions=True)
 
     async def _draw(self) -> None:
         try:
             async for row in self._rows:
-                self._drawn.append(row)
+                self._page.add(row)
                 self._read += 1
                 self._some.set()
-                if len(self._drawn) >= CHUNK_ROWS:
+                if self._page.full:
                     self._space.clear()
                     await self._space.wait()
         except BaseException as error:

@@ -1,0 +1,152 @@
+"""Who we are to the service: where the credential comes from, and the next one when it is refused."""
+
+import logging
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+from bulkwf.errors import ConfigError
+
+__all__ = [
+    "Credentials",
+    "Token",
+    "TokenSource",
+    "account_from_environment",
+    "check_secret",
+    "environment_credential",
+    "file_credential",
+    "token_credential",
+]
+
+log = logging.getLogger("bulkwf")
+
+SHORTEST_SECRET = 16
+"""What is shorter can't be told from ordinary text, and is no credential of the service."""
+
+Token = str | Callable[[], str]
+
+
+class TokenSource(Protocol):
+    """Where the credential comes from. Asked once at the start, and again each time the service refuses it."""
+
+    def __call__(self) -> Mapping[str, str]:
+        """The headers that carry the credential.
+
+        Raises:
+            ConfigError: There is none, or it is malformed.
+        """
+        ...
+
+
+class Credentials:
+    """The credential in use, and how to get the next one."""
+
+    def __init__(self, source: TokenSource) -> None:
+        self._source = source
+        self.headers = dict(source())
+        self.number = 0
+
+    def renew(self, refused: int) -> bool:
+        """Whether there is another credential than the one numbered *refused*."""
+        if refused != self.number:
+            return True
+        try:
+            headers = dict(self._source())
+        except Exception as error:  # noqa: BLE001 - the caller's own code; what it says may hold the token
+            log.warning("the source of the API token failed when it was asked again: %s", type(error).__name__)
+            return False
+        if headers == self.headers:
+            return False
+        self.headers = headers
+        self.number += 1
+        return True
+
+    def hide(self, text: bytes) -> bytes:
+        """*text* without the credential, in case the other end repeats what it was sent."""
+        for value in self.headers.values():
+            secret = value.removeprefix("Bearer ").encode()
+            if len(secret) >= SHORTEST_SECRET:
+                text = text.replace(secret, b"***")
+        return text
+
+    def __repr__(self) -> str:
+        return f"Credentials(number={self.number})"
+
+
+def check_secret(name: str, value: str) -> str:
+    """*value* without white space around it, fit for a header; the error never quotes it.
+
+    Raises:
+        ConfigError: It is empty, or holds spaces, control characters or non-ASCII.
+    """
+    value = value.strip()
+    if not value:
+        raise ConfigError(f"{name} is empty. Put the API token there.")
+    if not (value.isascii() and value.isprintable() and " " not in value):
+        raise ConfigError(f"{name} holds a space, a control character or a non-ASCII one; it is not quoted here.")
+    return value
+
+
+def token_credential(token: Token | None) -> TokenSource:
+    """The source of a token given by a program; None is the environment."""
+    if token is None:
+        return environment_credential
+
+    def ask() -> Mapping[str, str]:
+        given = token() if callable(token) else token
+        if not isinstance(given, str):
+            raise ConfigError(f"the API token must be text, or a function that returns it, not {type(given).__name__}.")
+        return _bearer(check_secret("the API token", given))
+
+    return ask
+
+
+def _bearer(token: str) -> Mapping[str, str]:
+    """The header that carries an API token."""
+    return {"Authorization": f"Bearer {token}"}
+
+
+def environment_credential() -> Mapping[str, str]:
+    """The headers that carry the credential of the environment.
+
+    Raises:
+        ConfigError: There is none, or it is malformed.
+    """
+    if "CLOUDFLARE_API_TOKEN" in os.environ:
+        return _bearer(check_secret("CLOUDFLARE_API_TOKEN", os.environ["CLOUDFLARE_API_TOKEN"]))
+    if "CLOUDFLARE_EMAIL" in os.environ and "CLOUDFLARE_API_KEY" in os.environ:
+        return {
+            "X-Auth-Email": check_secret("CLOUDFLARE_EMAIL", os.environ["CLOUDFLARE_EMAIL"]),
+            "X-Auth-Key": check_secret("CLOUDFLARE_API_KEY", os.environ["CLOUDFLARE_API_KEY"]),
+        }
+    raise ConfigError(
+        "no credential is given. Set CLOUDFLARE_API_TOKEN (or CLOUDFLARE_EMAIL and CLOUDFLARE_API_KEY), or name a "
+        "file that holds the token with --api-token-file."
+    )
+
+
+def file_credential(path: Path) -> TokenSource:
+    """The source of a token kept in a file, which is read each time it is asked."""
+
+    def read() -> Mapping[str, str]:
+        try:
+            text = path.read_text("ascii")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it holds a non-ASCII character"
+            raise ConfigError(f"--api-token-file {path}: the token can't be read: {reason}.") from None
+        return _bearer(check_secret(f"--api-token-file {path}", text))
+
+    return read
+
+
+def account_from_environment() -> str:
+    """The account id of the environment.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    account_id = os.environ.get("CLOUDFLARE_ACCOUNT_ID", "").strip()
+    if not account_id:
+        raise ConfigError("no account id is given. Pass it, or set CLOUDFLARE_ACCOUNT_ID.")
+    return account_id

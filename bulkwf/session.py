@@ -1,0 +1,190 @@
+"""One run of the command: signals, what is shown, what to do next, the exit code."""
+
+import asyncio
+import os
+import resource
+import shlex
+import shutil
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from bulkwf.api import open_run
+from bulkwf.console import say, show_progress, summary_lines
+from bulkwf.credentials import environment_credential, file_credential
+from bulkwf.emulator import Limits, Service
+from bulkwf.emulator import emulate as serve_here
+from bulkwf.errors import BulkwfError, CheckpointError, ConfigError, InputError
+from bulkwf.model import Summary
+from bulkwf.options import Options
+
+__all__ = ["Session", "emulated_service", "make_descriptors_last", "until_signalled"]
+
+EMULATED_ACCOUNT = "emulated"
+EMULATED_ENDPOINT = "emulator"
+DESCRIPTORS_BESIDE_SOCKETS = 48
+T = TypeVar("T")
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@dataclass(frozen=True)
+class Session:
+    """One run of the command: from the open checkpoint to the exit code."""
+
+    paths: list[str]
+    workflow: str
+    account: str | None
+    checkpoint: Path
+    options: Options
+    token_file: Path | None
+    emulate: bool
+
+    async def run(self, *, quiet: bool) -> Summary:
+        """Run, show, and say what to do next; the summary holds the exit code."""
+        error: BulkwfError | None = None
+        async with AsyncExitStack() as stack:
+            endpoint = await stack.enter_async_context(self._endpoint())
+            opened = await stack.enter_async_context(open_run(self.paths, checkpoint=self.checkpoint, **endpoint))
+            signals = stack.enter_context(Signals(opened.drain, opened.abort))
+            try:
+                async with show_progress(opened, quiet=quiet):
+                    summary = await opened.finish()
+            except BulkwfError as stopped:
+                error, summary = stopped, stopped.summary or Summary()
+            code = _exit_code(summary, error, signals.received)
+            if not quiet:
+                for line in summary_lines(opened, summary):
+                    say(line)
+        if error is not None:
+            say(f"bulkwf: {error}")
+        if not summary.complete:
+            say(f"bulkwf: {_what_next(error, signals.received)}:\n  {_resume_command()}")
+        return replace(summary, exit_code=code)
+
+    @asynccontextmanager
+    async def _endpoint(self) -> AsyncIterator[dict[str, Any]]:
+        """Where to: the service, or one emulated in this process."""
+        if not self.emulate:
+            yield {
+                "workflow": self.workflow,
+                "account_id": self.account,
+                "token": environment_credential if self.token_file is None else file_credential(self.token_file),
+                "options": self.options,
+            }
+            return
+        rate = self.options.rate
+        service = emulated_service(rate.instances_per_s, rate.requests_per_5m and max(1_200, rate.requests_per_5m))
+        async with serve_here(service) as emulator:
+            yield {
+                "workflow": self.workflow,
+                "account_id": self.account or EMULATED_ACCOUNT,
+                "token": lambda: {"Authorization": "Bearer emulated"},
+                "options": replace(self.options, base_url=emulator.base_url, proxy=None),
+                "known_as": EMULATED_ENDPOINT,
+            }
+
+
+class Signals:
+    """The first signal drains, the second aborts."""
+
+    def __init__(self, drain: Callable[[], None], abort: Callable[[], None]) -> None:
+        self._drain = drain
+        self._abort = abort
+        self.received: signal.Signals | None = None
+
+    def __enter__(self) -> Self:
+        for number in SIGNALS:
+            if signal.getsignal(number) != signal.SIG_IGN:  # nohup stays nohup
+                asyncio.get_running_loop().add_signal_handler(number, self._receive, number)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number in SIGNALS:
+            asyncio.get_running_loop().remove_signal_handler(number)
+
+    def _receive(self, number: signal.Signals) -> None:
+        if self.received is None:
+            self.received = number
+            say(f"bulkwf: {number.name}: the answers in flight are still read; a second signal stops at once")
+            self._drain()
+        else:
+            self._abort()
+
+
+def _exit_code(summary: Summary, error: BulkwfError | None, received: signal.Signals | None) -> int:
+    if error is not None:
+        return error.exit_code
+    if received is not None and not summary.complete:
+        return 128 + received
+    return summary.exit_code
+
+
+def _what_next(error: BulkwfError | None, received: signal.Signals | None) -> str:
+    if isinstance(error, InputError | CheckpointError):
+        return "Once that is mended, continue with"
+    return f"stopped by {received.name}. To continue, run" if error is None and received else "To continue, run"
+
+
+def _resume_command() -> str:
+    program = sys.argv[0]
+    if program.endswith("__main__.py"):
+        words = [sys.executable, "-m", "bulkwf"]
+    else:
+        found = shutil.which("bulkwf")
+        words = ["bulkwf" if found and os.path.realpath(found) == os.path.realpath(program) else program]
+    # --new would refuse the unfinished checkpoint that this run leaves.
+    return shlex.join([*words, *(word for word in sys.argv[1:] if word != "--new")])
+
+
+async def until_signalled(work: Coroutine[Any, Any, T]) -> T | signal.Signals:
+    """Do *work* until it ends or a signal comes; its result, or the signal."""
+    task = asyncio.ensure_future(work)
+    received: list[signal.Signals] = []
+
+    def stop(number: signal.Signals) -> None:
+        received.append(number)
+        task.cancel()
+
+    for number in SIGNALS:
+        asyncio.get_running_loop().add_signal_handler(number, stop, number)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        if not received:
+            raise
+        return received[0]
+
+
+def emulated_service(
+    rate: int | None, request_rate: int | None, max_queued: int | None = None, workflows: Iterable[str] = ()
+) -> Service:
+    """A service with the limits of a real one, at other rates."""
+    limits = Limits(
+        instances_per_s=rate,
+        account_instances_per_s=None if rate is None else max(300, rate),
+        requests_per_5m=request_rate,
+        max_queued=max_queued,
+    )
+    return Service(limits, time.monotonic, workflows=set(workflows) or None)
+
+
+def make_descriptors_last(concurrency: int, ends: int) -> None:
+    """Let the process open as many files as the run needs, if the system allows it; *ends*: sockets a request."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = concurrency * ends + DESCRIPTORS_BESIDE_SOCKETS
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed < needed:
+        fitting = (allowed - DESCRIPTORS_BESIDE_SOCKETS) // ends
+        lower = f"Lower --concurrency to {fitting} or less, or raise" if fitting > 0 else "Raise"
+        raise ConfigError(
+            f"the run may need {needed} open files, and this process may have {allowed}. {lower} the limit (ulimit -n)."
+        )

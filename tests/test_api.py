@@ -1,0 +1,488 @@
+"""The library's face: `submit_all`, `submit_stream`, `read_results`, against the emulator on a real socket."""
+
+import asyncio
+import contextlib
+import json
+import os
+import time
+import warnings
+from dataclasses import replace
+
+import pytest
+from fakes import TARGET, lines
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import bulkwf
+from bulkwf import (
+    BatchLimits,
+    BulkwfError,
+    CheckpointError,
+    ConfigError,
+    InputError,
+    Instance,
+    Options,
+    RateLimits,
+    RetryPolicy,
+    ServiceRefused,
+    TemporaryStop,
+    read_results,
+    submit_all,
+    submit_stream,
+)
+from bulkwf.emulator import Limits, Service, emulate
+
+TOKEN = "canary-51c0"
+FAST = RateLimits(instances_per_s=None, requests_per_5m=None)
+
+
+class Place:
+    """A running emulator, and the arguments that lead a run there."""
+
+    def __init__(self, emulator, folder):
+        self.service = emulator.service
+        self.base_url = emulator.base_url
+        self.file = folder / "run.bulkwf"
+
+    def options(self, **more):
+        return Options(**{"base_url": self.base_url, "rate": FAST, "retry": RetryPolicy(base_s=0.001), **more})
+
+    def known(self, *, checkpoint=True, **options):
+        arguments = {"workflow": "resize", "account_id": "acct", "api_token": TOKEN, "options": self.options(**options)}
+        return {**arguments, "checkpoint": self.file} if checkpoint else arguments
+
+    @property
+    def ids(self):
+        return self.service.ids(TARGET)
+
+
+@contextlib.asynccontextmanager
+async def emulated(folder, *faults, **service):
+    async with emulate(Service(Limits.none(), time.monotonic, **service), faults=faults) as emulator:
+        yield Place(emulator, folder)
+
+
+def mappings(n, first=0):
+    return [{"instance_id": f"id-{i}", "params": {"n": i}} for i in range(first, first + n)]
+
+
+def ids(n, first=0):
+    return [f"id-{i}" for i in range(first, first + n)]
+
+
+# --- what a list may be -------------------------------------------------------------------------------------------
+
+
+async def drawn(rows):
+    for row in rows:
+        await asyncio.sleep(0)
+        yield row
+
+
+async def read(results, seen):
+    async for result in results:
+        seen.append(result)
+
+
+KINDS = {
+    "list": mappings,
+    "tuple": lambda n: tuple(mappings(n)),
+    "generator": lambda n: (row for row in mappings(n)),
+    "async generator": lambda n: drawn(mappings(n)),
+    "instances": lambda n: [Instance(instance_id=f"id-{i}", params={"n": i}) for i in range(n)],
+    "path": lambda n: "rows.jsonl",
+    "path object": lambda n: bulkwf.checkpoint.file.Path("rows.jsonl"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("stored", [True, False])
+async def test_a_list_of_any_kind_is_submitted(folder, kind, stored):
+    (folder / "rows.jsonl").write_bytes(lines(250))
+    async with emulated(folder) as place:
+        summary = await submit_all(KINDS[kind](250), **place.known(checkpoint=stored))
+
+    assert (summary.created, summary.rows, summary.complete, summary.exit_code) == (250, 250, True, 0)
+    assert sorted(place.ids) == sorted(ids(250))
+    names = {one.name for one in folder.iterdir()}
+    assert names == ({"rows.jsonl", "run.bulkwf"} if stored else {"rows.jsonl"})
+    if stored:
+        assert [result.id for result in read_results(place.file)] == ids(250)
+
+
+async def test_progress_is_told_as_rows_become_durable(folder):
+    seen = []
+    async with emulated(folder) as place:
+        await submit_all(
+            mappings(500),
+            **place.known(),
+            on_progress=lambda progress: seen.append((progress.totals.settled, progress.settled_now)),
+        )
+
+    assert seen == sorted(seen)
+    assert seen[-1] == (500, 500)
+
+
+async def test_bad_rows_are_told_and_make_the_exit_code_one(folder):
+    rows = [{"nonsense": 1}, {"params": float("nan")}, {"instance_id": "batch"}, *mappings(1), {"instance_id": "id-0"}]
+    async with emulated(folder) as place:
+        summary = await submit_all(rows, **place.known())
+
+    assert (summary.created, summary.invalid, summary.exit_code, summary.complete) == (1, 4, 1, True)
+    told = {result.row: result.code for result in read_results(place.file, outcome="invalid")}
+    assert told == {0: "unknown_key", 1: "not_json", 2: "reserved_id", 4: "duplicate_id"}
+
+
+async def test_a_late_second_answer_never_settles_another_batch(folder):
+    async with emulated(folder, {"every": 3, "twice": True}, existing="skip") as place:
+        summary = await submit_all(mappings(600), **place.known(batch=BatchLimits(instances=50)))
+
+    assert summary.created + summary.existed == 600
+    assert sorted(place.ids) == sorted(ids(600))
+
+
+# --- the stream ---------------------------------------------------------------------------------------------------
+
+
+async def test_a_stream_gives_each_row_once_it_is_durable(folder):
+    async with emulated(folder, {"chance": 0.2, "status": 500, "when": "after"}) as place:
+        seen = []
+        async with submit_stream([{"x": 1}, *mappings(450)], **place.known(batch=BatchLimits(instances=30))) as results:
+            async for result in results:
+                seen.append(result)
+                if len(seen) % 50 == 0:
+                    durable = {one.row for one in read_results(place.file)}
+                    assert {one.row for one in seen} <= durable
+
+    assert sorted(result.row for result in seen) == list(range(451))
+    final = {one.row: one for one in read_results(place.file)}
+    assert [replace(one, attempts=final[one.row].attempts) for one in seen] == [final[one.row] for one in seen]
+    assert (results.summary.rows, results.summary.invalid, results.summary.complete) == (451, 1, True)
+
+
+@pytest.mark.parametrize("after", [0, 1, 120])
+async def test_leaving_a_stream_early_drains_the_run_and_the_rest_is_for_the_next_call(folder, after):
+    async with emulated(folder, existing="duplicate") as place:
+        known = place.known(rate=RateLimits(instances_per_s=None, requests_per_5m=None, concurrency=2))
+        seen = []
+        async with submit_stream(mappings(2_000), **known) as results:
+            while len(seen) < after:
+                seen.append(await anext(results))
+        settled = list(read_results(place.file))
+        assert not results.summary.complete
+        assert results.summary.created == len(settled) == len(place.ids) < 2_000
+        assert {one.row for one in seen} <= {one.row for one in settled}
+        later = []
+        async with submit_stream(mappings(2_000), **known) as results:
+            async for result in results:
+                later.append(result)  # noqa: PERF401
+
+    assert place.service.created == 2_000
+    assert {one.row for one in later}.isdisjoint({one.row for one in settled})
+    assert len(later) + len(settled) == 2_000
+
+
+async def test_an_error_comes_at_the_end_of_the_iteration_with_all_results_before_it(folder):
+    async with emulated(folder, {"from": 3, "status": 404, "code": 10200}) as place:
+        one_at_a_time = RateLimits(instances_per_s=None, requests_per_5m=None, concurrency=1)
+        seen = []
+        async with submit_stream(mappings(900), **place.known(rate=one_at_a_time)) as results:
+            with pytest.raises(ServiceRefused) as raised:
+                await read(results, seen)
+
+    assert sorted(one.row for one in seen) == list(range(200))
+    assert raised.value.summary == results.summary
+    assert (results.summary.created, results.summary.complete, raised.value.exit_code) == (200, False, 3)
+
+
+async def test_an_error_of_the_caller_leaves_the_stream_as_it_is(folder):
+    async with emulated(folder) as place:
+        with pytest.raises((KeyError, ExceptionGroup)) as raised:  # noqa: PT012
+            async with submit_stream(mappings(2_000), **place.known()) as results:
+                async for _ in results:
+                    raise KeyError("the caller's own")
+        assert raised.errisinstance(KeyError) or raised.group_contains(KeyError, match="the caller's own")
+        summary = await submit_all(mappings(2_000), **place.known())
+
+    assert summary.complete
+    assert len(place.ids) == 2_000
+
+
+async def test_a_stream_that_nobody_reads_holds_up_the_run_and_not_the_caller(folder):
+    async with emulated(folder) as place:
+        async with submit_stream(mappings(20_000), **place.known()) as results:
+            for _ in range(500):
+                await asyncio.sleep(0)
+            assert results.summary is None
+        assert results.summary.created < 20_000
+
+
+# --- cancelling ---------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(turns=st.lists(st.integers(0, 400), min_size=1, max_size=4))
+def test_cancelled_at_any_await_it_leaves_a_checkpoint_that_resumes(tmp_path_factory, turns):
+    async def run():
+        folder = tmp_path_factory.mktemp("run")
+        async with emulated(folder, {"chance": 0.1, "status": 500, "when": "after"}) as place:
+            known = place.known(batch=BatchLimits(instances=20))
+            for number in turns:
+                task = asyncio.ensure_future(submit_all(mappings(300), **known))
+                for _ in range(number):
+                    await asyncio.sleep(0)
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+                assert {one.name for one in folder.iterdir()} <= {"run.bulkwf"}
+            summary = await submit_all(mappings(300), **known)
+            assert summary.complete
+            assert summary.created + summary.existed == 300
+            assert sorted(place.ids) == sorted(ids(300))
+            assert [one.row for one in read_results(place.file)] == list(range(300))
+
+    asyncio.run(run())
+
+
+async def test_a_timeout_around_the_call_ends_it(folder):
+    async with emulated(folder, {"hang": True}) as place:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.3):
+                await submit_all(mappings(300), **place.known())
+        assert len(list(read_results(place.file, outcome="pending"))) == 300
+
+
+# --- errors -------------------------------------------------------------------------------------------------------
+
+
+async def test_each_error_carries_what_is_durable_and_its_exit_code(folder):
+    def breaking():
+        yield from mappings(600)
+        raise OSError("gone")
+
+    cases = [
+        (ServiceRefused, 3, mappings(300), {"status": 401}, {}),
+        (TemporaryStop, 75, mappings(300), {"status": 500}, {"retry": RetryPolicy(base_s=0.001, max_outage_s=0.0)}),
+        (InputError, 4, breaking(), {"latency_s": 0.0, "repeat": False, "status": 200, "request": 9_999}, {}),
+    ]
+    for kind, code, rows, fault, options in cases:
+        async with emulated(folder, fault) as place:
+            place.file.unlink(missing_ok=True)
+            with pytest.raises(kind) as raised:
+                await submit_all(rows, **place.known(**options))
+            summary = raised.value.summary
+        assert raised.value.exit_code == code
+        assert (summary.rows, summary.complete) == (summary.created + summary.pending, False)
+        assert summary.created == len(list(read_results(place.file)))
+
+
+async def test_no_error_shows_the_token(folder):
+    async with emulated(folder, {"status": 401}) as place:
+        with pytest.raises(ServiceRefused) as raised:
+            await submit_all(mappings(3), **place.known())
+    shown = pytest.ExceptionInfo.from_exception(raised.value).getrepr(showlocals=False, style="native")
+
+    assert TOKEN not in str(shown)
+    assert TOKEN.encode() not in place.file.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"workflow": "a/b"},
+        {"workflow": ""},
+        {"account_id": "../x"},
+        {"account_id": None},
+        {"api_token": None},
+        {"api_token": " "},
+        {"api_token": "two words"},
+        {"api_token": lambda: "a\nb"},
+        {"options": Options(base_url="http://api.example")},
+        {"options": Options(id_template="{")},
+    ],
+    ids=str,
+)
+async def test_a_mistake_in_an_argument_is_told_before_anything_is_read_or_written(folder, wrong):
+    def untouched():
+        raise AssertionError("the list was read")
+        yield
+
+    known = {"workflow": "resize", "account_id": "acct", "api_token": TOKEN, "checkpoint": folder / "run.bulkwf"}
+    with pytest.raises(ConfigError) as raised:
+        await submit_all(untouched(), **{**known, **wrong})
+    with pytest.raises(ConfigError):
+        async with submit_stream(untouched(), **{**known, **wrong}):
+            pass
+
+    assert (raised.value.exit_code, raised.value.summary) == (2, None)
+    assert list(folder.iterdir()) == []
+
+
+async def test_a_list_that_is_not_there_is_told_before_a_checkpoint_is_made(folder):
+    with pytest.raises(InputError, match=r"nowhere\.jsonl"):
+        await submit_all("nowhere.jsonl", workflow="w", account_id="a", api_token=TOKEN, checkpoint="run.bulkwf")
+
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: submit_all([], workflow="w", account_id="a", api_token="t"),
+        lambda: submit_stream([], workflow="w", account_id="a", api_token="t").__aenter__(),
+    ],
+    ids=["all", "stream"],
+)
+def test_without_asyncio_the_reason_is_told(call):
+    """Another event loop drives coroutines by `send`, with no loop of asyncio running."""
+    coroutine = call()
+    with pytest.raises(ConfigError, match="asyncio only"):
+        coroutine.send(None)
+    coroutine.close()
+
+
+async def test_two_runs_on_one_checkpoint_are_refused_the_second(folder):
+    async with emulated(folder, {"hang": True}) as place:
+        first = asyncio.ensure_future(submit_all(mappings(300), **place.known()))
+        while not place.service.requests:  # noqa: ASYNC110 (the emulator has no event for it)
+            await asyncio.sleep(0.001)
+        with pytest.raises(CheckpointError, match=f"pid {os.getpid()} "):
+            await submit_all(mappings(300), **place.known())
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+
+
+async def test_two_runs_on_two_checkpoints_go_together(folder):
+    async with emulated(folder) as place:
+        summaries = await asyncio.gather(
+            submit_all(mappings(500), **{**place.known(), "checkpoint": folder / "a.bulkwf"}),
+            submit_all(mappings(500, 500), **{**place.known(), "checkpoint": folder / "b.bulkwf"}),
+        )
+
+    assert [summary.created for summary in summaries] == [500, 500]
+    assert len(place.ids) == 1_000
+
+
+async def test_another_workflow_does_not_get_this_ones_checkpoint(folder):
+    async with emulated(folder) as place:
+        await submit_all(mappings(3), **place.known())
+        with pytest.raises(CheckpointError, match="its workflow is 'resize', this run's is 'other'"):
+            await submit_all(mappings(3), **{**place.known(), "workflow": "other"})
+
+
+# --- who we are ---------------------------------------------------------------------------------------------------
+
+
+async def test_the_account_and_the_token_come_from_the_environment(folder, monkeypatch):
+    monkeypatch.setenv("CLOUDFLARE_ACCOUNT_ID", " acct ")
+    monkeypatch.setenv("CLOUDFLARE_API_TOKEN", "the-token\n")
+    async with emulated(folder, tokens=["the-token"], account="acct") as place:
+        summary = await submit_all(mappings(3), workflow="resize", options=place.options())
+
+    assert summary.created == 3
+
+
+async def test_the_older_scheme_of_credentials_is_spoken_too(folder, monkeypatch):
+    monkeypatch.setenv("CLOUDFLARE_EMAIL", "me@example.com")
+    monkeypatch.setenv("CLOUDFLARE_API_KEY", "the-key")
+    async with emulated(folder, tokens=["the-key"]) as place:
+        summary = await submit_all(mappings(3), workflow="resize", account_id="acct", options=place.options())
+
+    assert summary.created == 3
+
+
+async def test_arguments_win_over_the_environment(folder, monkeypatch):
+    monkeypatch.setenv("CLOUDFLARE_ACCOUNT_ID", "other")
+    monkeypatch.setenv("CLOUDFLARE_API_TOKEN", "other")
+    async with emulated(folder, tokens=[TOKEN], account="acct") as place:
+        assert (await submit_all(mappings(3), **place.known())).created == 3
+
+
+async def test_a_function_that_gives_the_token_is_asked_again_when_it_is_refused(folder):
+    tokens = ["old", "new"]
+
+    def give():
+        return tokens.pop(0)
+
+    async with emulated(folder, {"request": 2, "revoke_token": True}, tokens=["old", "new"]) as place:
+        one_at_a_time = RateLimits(instances_per_s=None, requests_per_5m=None, concurrency=1)
+        summary = await submit_all(mappings(500), **{**place.known(rate=one_at_a_time), "api_token": give})
+
+    assert (summary.created, tokens) == (500, [])
+
+
+# --- resuming, and what the call leaves ---------------------------------------------------------------------------
+
+
+async def test_the_same_call_again_has_nothing_to_do(folder):
+    async with emulated(folder) as place:
+        first = await submit_all(mappings(300), **place.known())
+        requests = place.service.requests
+        second = await submit_all(mappings(300), **place.known())
+
+    assert place.service.requests == requests
+    assert (first.settled, second.settled, second.created, second.complete) == (300, 0, 300, True)
+
+
+async def test_generated_ids_outlive_a_session(folder):
+    """The run key that the first session drew is kept: the second one makes the same ids."""
+    rows = [{"params": {"n": i}} for i in range(300)]
+    async with emulated(folder, {"to": 1, "from": 1, "status": 500, "when": "after"}) as place:
+        options = {"retry": RetryPolicy(base_s=0.001, max_outage_s=0.0)}
+        with pytest.raises(TemporaryStop):
+            await submit_all(rows, **place.known(**options))
+        summary = await submit_all(rows, **place.known())
+
+    assert summary.complete
+    assert place.service.created == len(place.ids) == 300
+
+
+async def test_existing_rows_make_the_exit_code_one_where_that_is_asked(folder):
+    async with emulated(folder) as place:
+        await submit_all(mappings(30), **place.known(checkpoint=False))
+        plain = await submit_all(mappings(30), **place.known(checkpoint=False))
+        asked = await submit_all(mappings(30), **place.known(checkpoint=False, fail_on_existed=True))
+
+    assert (plain.existed, plain.exit_code) == (30, 0)
+    assert (asked.existed, asked.exit_code) == (30, 1)
+
+
+async def test_new_starts_over_and_keeps_the_old_file(folder):
+    async with emulated(folder) as place:
+        await submit_all(mappings(30), **place.known())
+        summary = await submit_all(mappings(60), **place.known(new=True))
+
+    assert (summary.existed, summary.created) == (30, 30)
+    assert len(list(folder.glob("run.bulkwf.*"))) == 1
+
+
+async def test_nothing_is_left_running_or_open(folder):
+    async with emulated(folder) as place:
+        before = asyncio.all_tasks()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            await submit_all(mappings(300), **place.known())
+            async with submit_stream(mappings(300, 300), **place.known(checkpoint=False)):
+                pass
+        server_tasks = {task for task in asyncio.all_tasks() - before if "RequestHandler" in repr(task)}
+
+    assert asyncio.all_tasks() - before - server_tasks == set()
+
+
+def test_the_public_names_are_these():
+    names = """BatchLimits BulkwfError CheckpointError ConfigError Fault FaultKind InputError Instance Options Progress
+        RateLimits Reply Result Results RetryPolicy ServiceRefused Summary TemporaryStop Transport read_results
+        submit_all submit_stream"""
+    assert sorted(bulkwf.__all__) == sorted(names.split())
+    assert all(hasattr(bulkwf, name) for name in bulkwf.__all__)
+    errors = [ConfigError, ServiceRefused, InputError, CheckpointError, TemporaryStop]
+    assert [error.exit_code for error in errors] == [2, 3, 4, 4, 75]
+    assert all(issubclass(error, BulkwfError) for error in errors)
+
+
+async def test_a_summary_can_be_written_as_json(folder):
+    async with emulated(folder) as place:
+        summary = await submit_all(mappings(3), **place.known())
+
+    assert json.loads(json.dumps({name: getattr(summary, name) for name in summary.__slots__}))["created"] == 3

@@ -1,0 +1,155 @@
+"""`bulkwf check`: what would be refused, which ids stand twice, and how long it would take; all without a network."""
+
+import gzip
+import re
+import resource
+from pathlib import Path
+
+import pytest
+from command import UNLIMITED, Forker, bulkwf, measured, row, write_rows
+
+from bulkwf.batching import IdScheme
+from bulkwf.checking import check_list
+from bulkwf.options import Options, RateLimits
+from bulkwf.sources import open_source
+
+NO_ONE = dict.fromkeys(("CLOUDFLARE_API_TOKEN", "CLOUDFLARE_ACCOUNT_ID"))
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    """Runs a command, quickly."""
+    with Forker(tmp_path_factory.mktemp("outputs")) as forker:
+        yield forker
+
+
+def write(path, text):
+    Path(path).write_text(text)
+
+
+async def report_of(*paths, options=None):
+    options = options or Options()
+    source = open_source(list(paths), first=options.first, rate=options.rate.instances_per_s)
+    try:
+        return await check_list(source, IdScheme("0", options.id_template), options)
+    finally:
+        await source.aclose()
+
+
+def test_a_good_list_exits_with_0_needs_no_credentials_and_leaves_no_file(folder, quick):
+    rows = write_rows("rows.jsonl", 1_000)
+    ended = quick("check", rows, env=NO_ONE)
+    assert ended.code == 0
+    assert "1,000 rows: 1,000 can be sent, 0 are invalid" in ended.err
+    assert "10 requests; at least 10.0 s, bound by 100 instances/s" in ended.err
+    assert [file.name for file in folder.iterdir()] == ["rows.jsonl"]
+
+
+def test_invalid_rows_are_counted_by_reason_and_named_by_their_place(folder, quick):
+    Path("a.jsonl").write_text(row(0) + "nonsense\n" + '{"instance_id":"a b"}\n')
+    Path("b.jsonl").write_text(row(1) + "\n" + '{"instance_ids":"a"}\n' + '{"instance_id":"c d"}')
+    ended = quick("check", "a.jsonl", "b.jsonl")
+    assert ended.code == 1
+    assert "6 rows: 2 can be sent, 4 are invalid" in ended.err
+    assert "  bad_id: 2\n" in ended.err
+    places = re.findall(r"^([ab]\.jsonl:\d+): ", ended.err, re.MULTILINE)
+    assert places == ["a.jsonl:2", "a.jsonl:3", "b.jsonl:3", "b.jsonl:4"]
+
+
+def test_ids_that_stand_twice_are_found_across_the_whole_list_with_both_places(folder, quick):
+    write_rows("a.jsonl", 3_000)
+    Path("b.jsonl").write_text(row(5_000) + row(7) + row(5_000) + row(2_999))
+    ended = quick("check", "a.jsonl", "b.jsonl")
+    assert ended.code == 1
+    assert "3 rows have the id of an earlier row" in ended.err
+    found = dict(re.findall(r"^(\S+): the id '\S+' is that of (\S+) already", ended.err, re.MULTILINE))
+    assert found == {"b.jsonl:2": "a.jsonl:8", "b.jsonl:3": "b.jsonl:1", "b.jsonl:4": "a.jsonl:3000"}
+
+
+async def test_an_id_that_stands_three_times_counts_twice(folder):
+    write("rows.jsonl", row(1) + row(2) + row(1) + row(1))
+    report = await report_of("rows.jsonl")
+    assert report.duplicates == 2
+    assert not report.good
+    assert not report.invalid
+
+
+async def test_ids_made_by_a_template_are_held_against_each_other_too(folder):
+    write("rows.jsonl", '{"params":{"n":1}}\n{"instance_id":"row-1"}\n{"params":{"n":"1"}}\n')
+    report = await report_of("rows.jsonl", options=Options(id_template="row-{n}"))
+    assert report.duplicates == 2
+    assert (await report_of("rows.jsonl")).good
+
+
+async def test_a_hundred_thousand_ids_with_one_duplicate_far_apart_give_that_one(folder):
+    write("rows.jsonl", "".join(map(row, range(120_000))) + row(3))
+    report = await report_of("rows.jsonl")
+    assert report.duplicates == 1
+    assert report.examples == [("rows.jsonl:120001", "the id 'row-3' is that of rows.jsonl:4 already")]
+
+
+async def test_only_the_first_examples_are_kept_and_the_rest_is_counted(folder):
+    write("rows.jsonl", "nonsense\n" * 5_000)
+    report = await report_of("rows.jsonl")
+    assert report.invalid.total() == 5_000
+    assert len(report.examples) == 20
+    assert report.examples[0][0] == "rows.jsonl:1"
+    assert "… and 4,980 more" in bulkwf("check", "rows.jsonl").err
+
+
+@pytest.mark.parametrize(
+    ("instances", "requests", "seconds", "limit"),
+    [
+        (100, 1_000, 10.0, "100 instances/s"),
+        (None, 1_000, 3.0, "1,000 requests/5 min"),
+        (100, 100, 30.0, "100 requests/5 min"),
+        (None, None, 0.0, "no limit"),
+    ],
+)
+async def test_the_shortest_time_is_that_of_the_limit_that_binds(folder, instances, requests, seconds, limit):
+    options = Options(rate=RateLimits(instances_per_s=instances, requests_per_5m=requests))
+    report = await report_of(write_rows("rows.jsonl", 1_000), options=options)
+    assert report.shortest_s(options) == (seconds, limit)
+
+
+async def test_batches_are_counted_as_a_run_would_cut_them(folder):
+    text = "x" * 15_000
+    write("rows.jsonl", "".join(f'{{"params":"{text}"}}\n' for _ in range(1_000)))
+    report = await report_of("rows.jsonl")
+    assert report.batches == 20  # 50 and 50 fill a second evenly, where 68 would fit a request
+
+
+def test_standard_input_gzip_first_and_flags_of_the_list_work_as_in_a_run(folder, quick):
+    write_rows("rows.jsonl", 300)
+    Path("rows.gz").write_bytes(gzip.compress(Path("rows.jsonl").read_bytes()))
+    assert "300 rows: 300 can be sent" in quick("check", "rows.gz").err
+    assert "250 rows: 250 can be sent" in quick("check", "rows.gz", "--first", "250").err
+    with Path("rows.jsonl").open() as stdin:
+        ended = bulkwf("check", "-", *UNLIMITED, "--batch-size", "10", stdin=stdin)
+    assert "30 requests; at least 0.0 s, bound by no limit" in ended.err
+    Path("bare.jsonl").write_text('{"n":1}\n[1]\n7\n')
+    assert quick("check", "bare.jsonl", "--row-shape", "params").code == 0
+    assert quick("check", "bare.jsonl").code == 1
+
+
+def test_an_empty_list_is_good(folder, quick):
+    Path("rows.jsonl").touch()
+    ended = quick("check", "rows.jsonl")
+    assert ended.code == 0
+    assert "0 rows" in ended.err
+
+
+def test_a_full_temporary_folder_exits_with_4_and_is_said(folder):
+    ended = bulkwf("check", write_rows("rows.jsonl", 10_000), limits={resource.RLIMIT_FSIZE: 100})
+    assert ended.code == 4
+    assert "a temporary file, can't be written: [Errno 27] File too large" in ended.err
+
+
+def test_memory_does_not_grow_with_the_length_of_the_list(folder):
+    peaks = []
+    for rows in (20_000, 400_000):
+        ended = measured("check", write_rows("rows.jsonl", rows))
+        assert ended.code == 0
+        peaks.append(ended.peak_mb)
+    assert max(peaks) < 120
+    assert peaks[1] < peaks[0] + 30  # the ids of one of many files, and those that wait to be written

@@ -1,0 +1,774 @@
+"""The file that knows what has become of every row: what it holds, who may have it, and how it fails."""
+
+import asyncio
+import contextlib
+import os
+import shutil
+import socket
+import sqlite3
+import stat
+import subprocess
+import sys
+import tempfile
+import textwrap
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import orjson
+import pytest
+from fakes import lines, make_batch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import bulkwf
+from bulkwf.checkpoint import Attempt, Checkpoint, RunHeader, file, inline, read_results, read_status
+from bulkwf.checkpoint.schema import FORMAT, IDENTITY
+from bulkwf.errors import CheckpointError
+from bulkwf.ledger import Ledger
+from bulkwf.model import Answer, Outcome, Result, Verdict
+
+HEADER = RunHeader(
+    base_url="https://api.example/client/v4",
+    account_id="acct",
+    workflow="resize",
+    run_key="key",
+    id_scheme="generated",
+    row_shape="instance",
+    input="rows.jsonl",
+    limits="{}",
+)
+NOW = 1_760_000_000.0
+ANSWER = Answer("queued", "v1", "w1")
+
+
+@pytest.fixture
+def path(folder):
+    return folder / "run.bulkwf"
+
+
+def start(path, executor=inline, header=HEADER, **more):
+    return Checkpoint.open(path, header, now=NOW, executor=executor, **more)
+
+
+@contextlib.asynccontextmanager
+async def opened(path, executor=inline, header=HEADER, **more):
+    checkpoint = start(path, executor, header, **more)
+    try:
+        yield checkpoint
+    finally:
+        await checkpoint.aclose()
+
+
+def created(ledger, positions=None, answer=ANSWER):
+    """Take in that these instances, or all that are pending, have been created."""
+    ledger.attempts += 1
+    ledger.add(
+        Outcome(
+            verdict=Verdict.DONE,
+            created=sorted(ledger.pending) if positions is None else positions,
+            answer=answer,
+        )
+    )
+
+
+def attempt(instances=100, at=NOW, elapsed_s=0.5, verdict="done"):
+    return Attempt(
+        first_row=0,
+        started_at=at,
+        elapsed_s=elapsed_s,
+        instances=instances,
+        http_status=200,
+        verdict=verdict,
+        detail=None,
+    )
+
+
+async def fill(path, batches=3, rows=10, **more):
+    """A checkpoint with so many settled batches."""
+    async with opened(path, **more) as checkpoint:
+        for number in range(batches):
+            ledger = Ledger(make_batch(rows, first_row=number * rows))
+            await checkpoint.begin(ledger, NOW)
+            created(ledger)
+            await checkpoint.settle(ledger, NOW + 1)
+        await checkpoint.finish(NOW + 2)
+
+
+def query(path, sql):
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        found = db.execute(sql).fetchall()
+        db.commit()
+        return found
+
+
+def every_result(path):
+    return sorted([*read_results(path), *read_results(path, outcome="pending")], key=lambda result: result.row)
+
+
+def child(code, *args, **more):
+    """Run Python code in another process."""
+    root = str(Path(bulkwf.__file__).parent.parent)
+    paths = os.pathsep.join([root, str(Path(__file__).parent)])
+    environment = {**os.environ, "PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-c", textwrap.dedent(code), *map(str, args)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False, **more)
+
+
+# --- what it holds ------------------------------------------------------------------------------------------------
+
+
+async def test_what_is_begun_is_pending_and_what_is_settled_is_told(path):
+    async with opened(path) as checkpoint:
+        ledger = Ledger(make_batch(4))
+        await checkpoint.begin(ledger, NOW)
+        assert [result.outcome for result in every_result(path)] == ["pending"] * 4
+        assert checkpoint.totals().pending == 4
+        created(ledger, [0, 2])
+        await checkpoint.settle(ledger, NOW + 1)
+        assert [result.outcome for result in every_result(path)] == ["created", "pending", "created", "pending"]
+        assert read_status(path).batches_in_doubt == 1
+        created(ledger)
+        await checkpoint.settle(ledger, NOW + 2)
+        assert read_status(path).batches_in_doubt == 0
+        await checkpoint.finish(NOW + 3)
+
+    results = list(read_results(path))
+    assert results == [
+        Result(row=i, id=f"id-{i}", outcome="created", status="queued", attempts=2, version_id="v1", workflow_id="w1")
+        for i in range(4)
+    ]
+    status = read_status(path)
+    assert (status.finished_at, status.totals.created, status.rows, status.header) == (NOW + 3, 4, 4, HEADER)
+
+
+async def test_what_is_begun_survives_a_kill_without_a_close(path):
+    checkpoint = start(path)
+    await checkpoint.begin(Ledger(make_batch(4)), NOW)
+    copy = path.with_name("copy.bulkwf")
+    for suffix in ("", "-wal"):
+        shutil.copy(f"{path}{suffix}", f"{copy}{suffix}")
+
+    assert len(list(read_results(copy, outcome="pending"))) == 4
+    await checkpoint.aclose()
+
+
+FATES = ["blank", "invalid", "created", "created otherwise", "existed", "existed in doubt", "rejected", "pending"]
+
+
+def told(fate, row, attempts):
+    known = {"row": row, "id": f"id-{row}", "attempts": attempts}
+    nasty = "no: é \u2028 '\"$.[0] \\u0041"
+    return {
+        "invalid": Result(**{**known, "id": None}, outcome="invalid", code="not_json", message=nasty),
+        "created": Result(**known, outcome="created", status="queued", version_id="v1", workflow_id="w1"),
+        "created otherwise": Result(**known, outcome="created", status="running", workflow_id="w2"),
+        "existed": Result(**known, outcome="existed", status="complete"),
+        "existed in doubt": Result(**known, outcome="existed", in_doubt=True),
+        "rejected": Result(**known, outcome="rejected", code=10002, message=nasty),
+        "pending": Result(**known, outcome="pending"),
+    }[fate]
+
+
+def settle_by(ledger, fates, steps):
+    """Settle the rows of a batch as *fates* has it, in so many outcomes."""
+    positions = {offset: position for position, offset in enumerate(ledger.batch.offsets)}
+    todo = [(positions[row], fate) for row, fate in enumerate(fates) if fate not in ("blank", "invalid", "pending")]
+    ledger.in_doubt = {positions[row] for row, fate in enumerate(fates) if fate == "existed in doubt"}
+    for step in range(steps):
+        part = todo[step::steps]
+        ledger.attempts += 1
+        alike = [position for position, fate in part if fate == "created"]
+        others = tuple(
+            (position, replace(told(fate, ledger.batch.first_row + ledger.batch.offsets[position], 0), in_doubt=False))
+            for position, fate in part
+            if fate != "created"
+        )
+        ledger.add(Outcome(verdict=Verdict.DONE, created=alike, answer=ANSWER if alike else None, others=others))
+
+
+def ledger_of(fates, first_row):
+    rows = {"blank": b"\n", "invalid": b"nonsense\n"}
+    data = b"".join(rows.get(fate) or lines(1, first_row + i) for i, fate in enumerate(fates))
+    ledger = Ledger(make_batch(len(fates), first_row=first_row, data=data))
+    flaw = told("invalid", 0, 0)
+    refused = tuple(replace(one, code=flaw.code, message=flaw.message) for one in ledger.batch.refused)
+    return Ledger(replace(ledger.batch, refused=refused))
+
+
+def parsed(ledger):
+    """A ledger's record; the order in which rows came to differ is of no meaning."""
+    record = ledger.record()
+    return replace(record, exceptions=orjson.loads(record.exceptions or b"null"))
+
+
+@settings(max_examples=50)
+@given(st.lists(st.lists(st.sampled_from(FATES), min_size=1, max_size=12), min_size=1, max_size=4), st.integers(1, 3))
+def test_the_view_for_sql_the_reader_and_a_resumed_ledger_all_tell_the_same(batches, steps):
+    async def run(path):
+        expected = []
+        async with opened(path) as checkpoint:
+            ledgers = []
+            for fates in batches:
+                ledger = ledger_of(fates, first_row=sum(map(len, batches[: len(ledgers)])))
+                ledgers.append(ledger)
+                await checkpoint.begin(ledger, NOW)
+                settle_by(ledger, fates, steps)
+                await checkpoint.settle(ledger, NOW)
+                expected += [
+                    told(fate, ledger.batch.first_row + i, steps) for i, fate in enumerate(fates) if fate != "blank"
+                ]
+            for begun, ledger in zip(checkpoint.begun(), ledgers, strict=True):
+                again = checkpoint.ledger(begun, ledger.batch.region, "instance")
+                assert parsed(again) == parsed(ledger)
+                assert again.in_doubt == again.pending == ledger.pending
+                assert begun.settled == (not ledger.pending)
+                assert (begun.size, begun.digest) == again.fingerprint()
+        assert every_result(path) == expected
+        columns = "row, id, outcome, status, version_id, workflow_id, code, message"
+        listed = query(path, f"SELECT {columns} FROM result ORDER BY row")
+        assert listed == [tuple(getattr(result, name) for name in columns.split(", ")) for result in expected]
+        totals = read_status(path).totals
+        for outcome in ("created", "existed", "rejected", "invalid", "pending"):
+            alike = [result for result in expected if result.outcome == outcome]
+            assert list(read_results(path, outcome=outcome)) == alike
+            assert getattr(totals, outcome) == len(alike)
+        assert totals.existed_in_doubt == sum(result.in_doubt for result in expected)
+
+    with tempfile.TemporaryDirectory() as folder:
+        asyncio.run(run(Path(folder) / "run.bulkwf"))
+
+
+async def test_more_batches_than_a_page_are_listed_in_order(path, monkeypatch):
+    monkeypatch.setattr("bulkwf.checkpoint.reading.PAGE_BATCHES", 3)
+    monkeypatch.setattr("bulkwf.checkpoint.writer.PAGE_BATCHES", 3)
+    await fill(path, batches=10, rows=5)
+    async with opened(path) as checkpoint:
+        assert [begun.first_row for begun in checkpoint.begun()] == list(range(0, 50, 5))
+
+    assert [result.row for result in read_results(path)] == list(range(50))
+    assert list(read_results(path, outcome="rejected")) == []
+
+
+def test_an_outcome_that_does_not_exist_is_refused_at_once(path):
+    with pytest.raises(ValueError, match="created, existed, rejected, invalid, pending"):
+        read_results(path, outcome="failed")
+
+
+async def test_neither_params_nor_credentials_are_in_the_file(path):
+    canary = "canary-7f3a"
+    data = orjson.dumps({"instance_id": "id-0", "params": {"secret": canary}}) + b"\n"
+    checkpoint = start(path)
+    ledger = Ledger(make_batch(2, data=data + canary.encode() + b"\n"))
+    await checkpoint.begin(ledger, NOW)
+    checkpoint.note(attempt())
+    created(ledger)
+    await checkpoint.settle(ledger, NOW)
+    files = [one.read_bytes() for one in path.parent.iterdir()]
+    await checkpoint.aclose()
+
+    assert any(b"id-0" in one for one in files)
+    assert not any(canary.encode() in one for one in [*files, path.read_bytes()])
+
+
+# --- commits ------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def thread():
+    """An executor with a thread of its own; `commits` counts."""
+    commits = []
+    with ThreadPoolExecutor(1) as pool:
+
+        async def execute(function):
+            commits.append(function)
+            await asyncio.get_running_loop().run_in_executor(pool, function)
+
+        yield execute, commits
+
+
+@pytest.mark.parametrize("threaded", [False, True])
+async def test_what_queues_up_during_a_commit_makes_the_next_one(path, threaded):
+    with thread() as (execute, commits):
+
+        async def at_once(function):
+            commits.append(function)
+            await asyncio.sleep(0)
+            function()
+
+        async with opened(path, execute if threaded else at_once) as checkpoint:
+            ledgers = [Ledger(make_batch(10, first_row=10 * i)) for i in range(100)]
+            await asyncio.gather(*(checkpoint.begin(ledger, NOW) for ledger in ledgers))
+            assert len(commits) == 1
+            commits.clear()
+
+            async def settle(ledger):
+                created(ledger)
+                await checkpoint.settle(ledger, NOW)
+
+            await asyncio.gather(*(settle(ledger) for ledger in ledgers))
+            assert len(commits) <= 2
+            assert checkpoint.totals().created == 1_000
+
+
+async def test_whoever_waits_alone_is_served_at_once(path):
+    async with opened(path) as checkpoint:
+        for number in range(5):
+            async with asyncio.timeout(5):
+                await checkpoint.begin(Ledger(make_batch(1, first_row=number)), NOW)
+
+
+async def test_notes_go_with_the_next_commit_and_a_flush_writes_those_that_are_left(path):
+    async with opened(path) as checkpoint:
+        checkpoint.note(attempt())
+        assert read_status(path).attempts == 0
+        await checkpoint.begin(Ledger(make_batch(1)), NOW)
+        assert read_status(path).attempts == 1
+        checkpoint.note(attempt())
+        await checkpoint.flush()
+        assert read_status(path).attempts == 2
+
+
+async def test_a_cancelled_wait_does_not_take_the_others_commit_away(path):
+    with thread() as (execute, _):
+        async with opened(path, execute) as checkpoint:
+            first = asyncio.ensure_future(checkpoint.begin(Ledger(make_batch(1)), NOW))
+            second = asyncio.ensure_future(checkpoint.begin(Ledger(make_batch(1, first_row=1)), NOW))
+            await asyncio.sleep(0)
+            first.cancel()
+            await second
+            assert len(list(checkpoint.begun())) == 2
+
+
+async def test_a_checkpoint_in_memory_holds_the_same(folder):
+    async with opened(None) as checkpoint:
+        ledger = Ledger(make_batch(3))
+        await checkpoint.begin(ledger, NOW)
+        created(ledger)
+        await checkpoint.settle(ledger, NOW)
+        assert (checkpoint.totals().created, checkpoint.run_key, checkpoint.path) == (3, "key", None)
+    assert list(folder.iterdir()) == []
+
+
+# --- the file -----------------------------------------------------------------------------------------------------
+
+
+async def test_a_clean_end_leaves_one_file_for_its_owner_alone(path):
+    old = os.umask(0)
+    try:
+        async with opened(path) as checkpoint:
+            await checkpoint.begin(Ledger(make_batch(5)), NOW)
+            modes = {one.name: stat.S_IMODE(one.stat().st_mode) for one in path.parent.iterdir()}
+    finally:
+        os.umask(old)
+
+    assert set(modes) == {path.name, f"{path.name}-wal", f"{path.name}-shm", f"{path.name}.lock"}
+    assert set(modes.values()) == {0o600}
+    assert [one.name for one in path.parent.iterdir()] == [path.name]
+    assert len(list(read_results(path, outcome="pending"))) == 5
+
+
+async def test_a_file_that_every_user_may_write_is_refused(path):
+    await fill(path)
+    path.chmod(0o666)
+
+    with pytest.raises(CheckpointError, match="chmod 600"):
+        start(path)
+    assert [one.name for one in path.parent.iterdir()] == [path.name]
+
+
+async def test_readers_read_while_the_writer_writes(path):
+    async with opened(path) as checkpoint:
+        await checkpoint.begin(Ledger(make_batch(5)), NOW)
+        pending = read_results(path, outcome="pending")
+        first = next(pending)
+        for number in range(1, 20):
+            ledger = Ledger(make_batch(5, first_row=5 * number))
+            await checkpoint.begin(ledger, NOW)
+            created(ledger)
+            await checkpoint.settle(ledger, NOW)
+        assert (first.row, [result.row for result in pending]) == (0, [1, 2, 3, 4])
+        assert len(list(read_results(path))) == 95
+    assert [one.name for one in path.parent.iterdir()] == [path.name]
+
+
+def test_a_checkpoint_that_is_not_there_can_not_be_read(path):
+    with pytest.raises(CheckpointError, match="there is no such checkpoint"):
+        list(read_results(path))
+    with pytest.raises(CheckpointError, match="there is no such checkpoint"):
+        read_status(path)
+    assert not path.exists()
+
+
+def test_a_folder_that_is_not_there_is_named(folder):
+    with pytest.raises(CheckpointError, match=r"there is no folder .*nowhere"):
+        start(folder / "nowhere" / "run.bulkwf")
+
+
+@pytest.mark.parametrize("kind", ["nfs4", "cifs", "fuse.sshfs", "9p"])
+def test_network_file_systems_are_refused_with_the_reason(path, monkeypatch, kind):
+    monkeypatch.setattr(file, "_filesystem", lambda folder: kind)
+
+    with pytest.raises(CheckpointError, match=f"network file system \\({kind}\\)"):
+        start(path)
+    assert list(path.parent.iterdir()) == []
+
+
+def test_the_file_system_of_a_folder_is_that_of_the_deepest_mount(monkeypatch, tmp_path):
+    mounts = (
+        "1 0 8:1 / / rw shared:1 - ext4 /dev/sda1 rw\n"
+        "2 1 0:5 / /mnt/my\\040share rw shared:2 master:1 - nfs4 host:/ rw\n"
+        "3 2 0:6 / /mnt/my\\040share/local rw - xfs /dev/sdb rw\n"
+    )
+    monkeypatch.setattr(file.Path, "read_text", lambda *_: mounts)
+
+    kinds = [file._filesystem(Path(name)) for name in ("/home", "/mnt/my share/a", "/mnt/my share/local/b")]
+    assert kinds == ["ext4", "nfs4", "xfs"]
+
+
+# --- whose it is --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", IDENTITY)
+async def test_a_checkpoint_of_another_run_is_refused_naming_what_differs(path, name):
+    await fill(path)
+    other = replace(HEADER, **{name: "another"})
+
+    with pytest.raises(CheckpointError) as raised:
+        start(path, header=other, any_run_key=False)
+    assert f"its {name.replace('_', ' ')} is {getattr(HEADER, name)!r}, this run's is 'another'" in str(raised.value)
+    assert [one.name for one in path.parent.iterdir()] == [path.name]
+
+
+async def test_an_old_checkpoint_keeps_its_run_key_where_none_is_demanded(path):
+    await fill(path)
+    async with opened(path, header=replace(HEADER, run_key="fresh", input="other.jsonl")) as checkpoint:
+        assert checkpoint.run_key == "key"
+    assert read_status(path).header.input == "other.jsonl"
+
+
+async def test_a_checkpoint_of_a_newer_format_is_refused(path):
+    await fill(path)
+    query(path, f"PRAGMA user_version = {FORMAT + 1}")
+
+    for use in (start, read_status, lambda path: list(read_results(path))):
+        with pytest.raises(CheckpointError, match=f"format {FORMAT + 1}, made by a newer bulkwf"):
+            use(path)
+
+
+async def test_another_database_is_no_checkpoint_and_stays_as_it_is(path):
+    query(path, "CREATE TABLE mine (x)")
+    before = path.read_bytes()
+
+    for use in (start, read_status, lambda path: list(read_results(path))):
+        with pytest.raises(CheckpointError, match="no checkpoint of bulkwf"):
+            use(path)
+    assert query(path, "SELECT count(*) FROM mine") == [(0,)]
+    assert len(path.read_bytes()) == len(before)
+
+
+@pytest.mark.parametrize("content", [b"not a database, but a letter to a friend" * 200, b"{}\n"])
+def test_a_file_of_another_kind_is_refused_and_stays_as_it_is(path, content):
+    path.write_bytes(content)
+
+    for use in (start, read_status, lambda path: list(read_results(path))):
+        with pytest.raises(CheckpointError, match=r"damaged|no checkpoint"):
+            use(path)
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("harm", ["header", "truncated"])
+def test_a_damaged_file_is_refused_and_says_so(path, harm):
+    asyncio.run(fill(path, batches=50, rows=100))
+    data = path.read_bytes()
+    path.write_bytes(b"\0" * 100 + data[100:] if harm == "header" else data[: len(data) // 2])
+
+    async def resume(path):
+        async with opened(path) as checkpoint:
+            list(checkpoint.begun())
+
+    for use in (lambda path: asyncio.run(resume(path)), lambda path: list(read_results(path))):
+        with pytest.raises(CheckpointError, match=r"damaged|no checkpoint"):
+            use(path)
+
+
+async def test_a_gap_between_the_batches_is_damage(path):
+    await fill(path)
+    query(path, "DELETE FROM batch WHERE first_row = 10")
+
+    async with opened(path) as checkpoint:
+        with pytest.raises(CheckpointError, match="rows 10 to 19 are missing"):
+            list(checkpoint.begun())
+
+
+HOLD = """
+    import asyncio, sys
+    from pathlib import Path
+    from test_checkpoint import start
+    checkpoint = start(Path(sys.argv[1]))
+    print("open", flush=True)
+    sys.stdin.read()
+    asyncio.run(checkpoint.aclose())
+"""
+
+
+def test_a_checkpoint_that_another_process_writes_is_refused_naming_it(path):
+    root = str(Path(bulkwf.__file__).parent.parent)
+    paths = os.pathsep.join([root, str(Path(__file__).parent)])
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(HOLD), str(path)],
+        env={**os.environ, "PYTHONPATH": paths},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as holder:
+        assert holder.stdout.readline() == b"open\n"
+        with pytest.raises(CheckpointError, match=f"pid {holder.pid} on {socket.gethostname()}"):
+            start(path)
+        assert read_status(path).rows == 0  # reading is free
+        holder.communicate()
+    asyncio.run(start(path).aclose())
+
+
+async def test_one_process_can_not_write_it_twice_by_whatever_name(path):
+    link = path.with_name("link")
+    async with opened(path):
+        link.symlink_to(path)
+        for name in (path, link):
+            with pytest.raises(CheckpointError, match=f"pid {os.getpid()} "):
+                start(name)
+    async with opened(link) as checkpoint:
+        assert checkpoint.path == path
+
+
+def test_a_killed_holder_leaves_no_lock(path):
+    killed = child(HOLD.replace("sys.stdin.read()", "import os; os.kill(os.getpid(), 9)"), path)
+    assert (killed.returncode, path.with_name(path.name + ".lock").exists()) == (-9, True)
+
+    asyncio.run(start(path).aclose())
+    assert [one.name for one in path.parent.iterdir()] == [path.name]
+
+
+# --- starting over ------------------------------------------------------------------------------------------------
+
+
+async def test_new_moves_a_finished_checkpoint_aside(path):
+    await fill(path)
+    async with opened(path, new=True) as checkpoint:
+        assert checkpoint.totals().rows == 0
+        await checkpoint.finish(NOW)
+    async with opened(path, new=True):
+        pass
+
+    aside = sorted(one.name for one in path.parent.iterdir())
+    assert aside == [path.name, f"{path.name}.{NOW:.0f}", f"{path.name}.{NOW:.0f}~"]
+    assert len(list(read_results(path.with_name(aside[1])))) == 30
+
+
+async def test_new_refuses_to_forget_an_unfinished_run(path):
+    async with opened(path) as checkpoint:
+        await checkpoint.begin(Ledger(make_batch(1)), NOW)
+
+    with pytest.raises(CheckpointError, match="not finished"):
+        start(path, new=True)
+    assert len(list(read_results(path, outcome="pending"))) == 1
+
+
+async def test_new_refuses_to_forget_rows_that_were_begun_after_the_run_had_finished_once(path):
+    await fill(path)
+    async with opened(path) as checkpoint:
+        await checkpoint.begin(Ledger(make_batch(1, first_row=30)), NOW)
+
+    with pytest.raises(CheckpointError, match="not finished"):
+        start(path, new=True)
+
+
+async def test_new_where_there_is_nothing_yet_just_starts(path):
+    async with opened(path, new=True) as checkpoint:
+        assert checkpoint.totals().rows == 0
+
+
+@pytest.mark.parametrize("content", [b"a letter" * 1_000, None])
+async def test_new_moves_nothing_but_checkpoints(path, content):
+    if content is None:
+        query(path, "CREATE TABLE mine (x)")
+    else:
+        path.write_bytes(content)
+
+    with pytest.raises(CheckpointError):
+        start(path, new=True)
+    assert [one.name for one in path.parent.iterdir()] == [path.name]
+
+
+# --- what can't be written ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("harm", ["deleted", "moved", "replaced"])
+async def test_a_file_that_is_no_longer_ours_is_not_written_any_more(path, harm):
+    checkpoint = start(path)
+    await checkpoint.begin(Ledger(make_batch(1)), NOW)
+    path.rename(path.with_name("moved")) if harm != "deleted" else path.unlink()
+    if harm == "replaced":
+        shutil.copy(path.with_name("moved"), path)
+
+    with pytest.raises(CheckpointError, match="moved, replaced or deleted"):
+        await checkpoint.begin(Ledger(make_batch(1, first_row=1)), NOW)
+    assert checkpoint.failed
+    with pytest.raises(CheckpointError, match="moved, replaced or deleted"):
+        await checkpoint.flush()
+    await checkpoint.aclose()
+
+
+async def test_after_a_failed_write_every_waiter_and_every_later_write_fails(path):
+    broken = []
+
+    async def execute(function):
+        await asyncio.sleep(0)
+        if broken:
+            raise sqlite3.OperationalError("database or disk is full")
+        function()
+
+    checkpoint = start(path, execute)
+    await checkpoint.begin(Ledger(make_batch(1)), NOW)
+    broken.append(True)
+    waiting = [checkpoint.begin(Ledger(make_batch(1, first_row=i)), NOW) for i in (1, 2)]
+    await asyncio.sleep(0)
+    waiting.append(checkpoint.begin(Ledger(make_batch(1, first_row=3)), NOW))
+    ended = await asyncio.gather(*waiting, return_exceptions=True)
+    broken.clear()
+
+    assert [type(one) for one in ended] == [CheckpointError] * 3
+    assert "Make room on the disk" in str(ended[0])
+    with pytest.raises(CheckpointError):
+        await checkpoint.begin(Ledger(make_batch(1, first_row=1)), NOW)
+    await checkpoint.aclose()
+    assert len(every_result(path)) == 1
+
+
+FILL_UP = """
+    import asyncio, resource, sys
+    from pathlib import Path
+    from fakes import make_batch
+    from test_checkpoint import Ledger, NOW, start, created
+
+    async def run(path):
+        checkpoint = start(path)
+        settled = 0
+        try:
+            for number in range(5_000):
+                ledger = Ledger(make_batch(100, first_row=100 * number))
+                await checkpoint.begin(ledger, NOW)
+                created(ledger)
+                await checkpoint.settle(ledger, NOW)
+                settled = number + 1
+        finally:
+            print(settled, flush=True)
+            await checkpoint.aclose()
+
+    if len(sys.argv) > 2:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
+    asyncio.run(run(Path(sys.argv[1])))
+"""
+
+
+def check_full(ended, path):
+    """Nothing that was settled is lost, and the file can be used again."""
+    assert ended.returncode == 1
+    assert "Make room on the disk" in ended.stderr.splitlines()[-1]
+    settled = int(ended.stdout)
+    assert settled > 3
+    assert [r.row for r in read_results(path)] == list(range(100 * settled))
+    assert [one.name for one in path.parent.iterdir() if one.name.endswith(".lock")] == []
+
+
+def test_a_full_quota_stops_the_writing_and_loses_nothing(path):
+    check_full(child(FILL_UP, path, 300_000), path)
+
+    async def go_on():
+        async with opened(path) as checkpoint:
+            rows = sum(begun.rows for begun in checkpoint.begun())
+            await checkpoint.begin(Ledger(make_batch(10, first_row=rows)), NOW)
+
+    asyncio.run(go_on())
+
+
+def test_a_full_disk_stops_the_writing_and_loses_nothing(folder):
+    disk = folder / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "none", str(disk)]
+    try:
+        mounted = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        pytest.skip(f"NOT TESTED: no disk can be mounted here: {error}")
+    if mounted.returncode:
+        pytest.skip(f"NOT TESTED: no disk can be mounted here: {mounted.stderr.strip()}")
+    try:
+        check_full(child(FILL_UP, disk / "run.bulkwf"), disk / "run.bulkwf")
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+NOBODY = """
+    import os, sys
+    from pathlib import Path
+    import encodings.idna
+    from test_checkpoint import start, read_results, CheckpointError
+    if os.getuid() == 0:
+        os.setgroups([]); os.setgid(65534); os.setuid(65534)
+    path = Path(sys.argv[1])
+    print(len(list(read_results(path))))
+    for name in (path, path.with_name("new.bulkwf")):
+        try:
+            start(name)
+        except CheckpointError as error:
+            print(error)
+"""
+
+
+def test_in_a_folder_that_can_not_be_written_it_is_read_but_not_opened():
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "run.bulkwf"
+        asyncio.run(fill(path))
+        path.chmod(0o644)
+        Path(name).chmod(0o555)
+        ended = child(NOBODY, path)
+        Path(name).chmod(0o755)
+
+    count, *errors = ended.stdout.splitlines() or [ended.stderr]
+    assert count == "30"
+    assert len(errors) == 2
+    assert all("can't be locked (Permission denied" in error and "-c" in error for error in errors)
+
+
+# --- what earlier sessions left -----------------------------------------------------------------------------------
+
+
+async def test_recent_attempts_are_told_from_their_end_the_oldest_first(path):
+    async with opened(path) as checkpoint:
+        checkpoint.note(attempt(instances=7, at=NOW - 10, elapsed_s=9.0))
+        checkpoint.note(attempt(instances=5, at=NOW - 9, elapsed_s=0.5))
+        checkpoint.note(attempt(instances=3, at=NOW - 400, elapsed_s=1.0))
+        await checkpoint.flush()
+        assert checkpoint.recent_attempts(NOW - 300) == [(NOW - 8.5, 5), (NOW - 1.0, 7)]
+
+
+async def test_each_batch_in_doubt_counts_as_an_attempt_of_now(path):
+    async with opened(path) as checkpoint:
+        done, partly, begun = (Ledger(make_batch(10, first_row=10 * i)) for i in range(3))
+        for ledger in (done, partly, begun):
+            await checkpoint.begin(ledger, NOW - 1_000)
+        created(done)
+        created(partly, [0, 1, 2])
+        for ledger in (done, partly):
+            await checkpoint.settle(ledger, NOW - 999)
+    async with opened(path) as checkpoint:
+        checkpoint.interrupted(NOW)
+        assert sorted(checkpoint.recent_attempts(NOW - 300)) == [(NOW, 7), (NOW, 10)]
+        assert query(path, "SELECT DISTINCT verdict FROM attempt") == [("interrupted",)]
+
+
+async def test_the_pause_that_the_service_ordered_is_remembered(path):
+    async with opened(path) as checkpoint:
+        assert checkpoint.pause_until is None
+        await checkpoint.pause(NOW + 300)
+    async with opened(path) as checkpoint:
+        assert checkpoint.pause_until == read_status(path).pause_until == NOW + 300

@@ -1,0 +1,219 @@
+"""What a person sees: the live bar on a terminal, lines elsewhere, the words of the summary."""
+
+import asyncio
+import errno
+import io
+import os
+import re
+import signal
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from command import (
+    COMMAND,
+    HERE,
+    Running,
+    bulkwf,
+    emulator,
+    environment,
+    on_terminal,
+    open_terminal,
+    outcomes,
+    write_rows,
+)
+
+from bulkwf import console
+from bulkwf.console import duration, say, show_progress, summary_lines
+from bulkwf.model import Summary
+from bulkwf.progress import Progress, Totals
+
+SLOWLY = ("-w", "resize", "--emulate", "--rate", "100/s")
+COLOUR = re.compile(r"\x1b\[[0-9;]*[1-9][0-9;]*m")
+
+
+# --- the command on a terminal ------------------------------------------------------------------------------------
+
+
+def test_a_terminal_shows_a_live_bar_that_names_the_binding_limit_and_goes_at_the_end(folder):
+    rows = write_rows("rows.jsonl", 300)
+    shown = on_terminal("run", rows, *SLOWLY, "--json")
+    assert shown.code == 0
+    assert "\x1b[?25l" in shown.screen  # the cursor is hidden ...
+    assert "\x1b[?25h" in shown.screen  # ... and comes back
+    assert "100 rows" in shown.screen
+    assert "limit: 100 instances/s" in shown.screen
+    assert "\x1b[2K" in shown.screen  # what was drawn is wiped out
+    last = shown.screen.rpartition("\x1b[2K")[2]
+    assert re.search(r"created +300", last)
+    assert "limit:" not in last
+    assert shown.out.count("\n") == 1  # the summary alone
+
+
+def test_no_color_takes_the_colours_away_but_not_the_bar(folder):
+    rows = write_rows("rows.jsonl", 200)
+    coloured = on_terminal("run", rows, *SLOWLY, "-c", "a")
+    plain = on_terminal("run", rows, *SLOWLY, "-c", "b", env={"NO_COLOR": "1"})
+    assert COLOUR.search(coloured.screen)
+    assert "limit: 100 instances/s" in plain.screen
+    assert not re.search(r"\x1b\[[0-9;]*3[0-9][0-9;]*m", plain.screen)
+
+
+def test_quiet_shows_nothing_on_a_terminal(folder):
+    rows = write_rows("rows.jsonl", 200)
+    shown = on_terminal("run", rows, *SLOWLY, "--quiet")
+    assert (shown.code, shown.screen) == (0, "")
+
+
+def test_a_stderr_that_is_no_terminal_gets_no_bar(folder):
+    rows = write_rows("rows.jsonl", 200)
+    ended = bulkwf("run", rows, *SLOWLY)
+    assert "\x1b" not in ended.err
+    assert "limit:" not in ended.err
+
+
+def test_a_narrow_terminal_is_no_trouble(folder):
+    rows = write_rows("rows.jsonl", 150)
+    assert on_terminal("run", rows, *SLOWLY, columns=20).code == 0
+
+
+def test_a_terminal_that_goes_away_does_not_end_the_run(folder):
+    rows = write_rows("rows.jsonl", 300)
+    ours, theirs = open_terminal()
+    with emulator() as service:
+        words = ("run", rows, "-w", "resize", "--base-url", service.base_url)
+        run = subprocess.Popen([*COMMAND, *words], env=environment(), stdin=subprocess.DEVNULL, stderr=theirs)
+        try:
+            os.close(theirs)
+            os.read(ours, 1)  # the bar has begun
+            service.has_created(100)
+            os.close(ours)
+            assert run.wait(60) == 0
+        finally:
+            run.kill()
+            run.wait()
+    assert outcomes("rows.jsonl.bulkwf") == {"created": 300}
+
+
+def test_a_signal_on_a_terminal_leaves_the_cursor_visible_and_says_what_happens(folder):
+    rows = write_rows("rows.jsonl", 20_000)
+    ours, theirs = open_terminal()
+    with emulator() as service:
+        words = ("run", rows, "-w", "resize", "--base-url", service.base_url)
+        run = subprocess.Popen([*COMMAND, *words], env=environment(), stdin=subprocess.DEVNULL, stderr=theirs)
+        try:
+            os.close(theirs)
+            service.has_created(100)
+            run.send_signal(signal.SIGTERM)
+            screen = b""
+            while b"To continue, run:" not in screen:
+                screen += os.read(ours, 65_536)
+            assert run.wait(60) == 143
+        finally:
+            run.kill()
+            run.wait()
+            os.close(ours)
+    assert b"a second signal stops at once" in screen
+    assert screen.rindex(b"\x1b[?25h") > screen.rindex(b"\x1b[?25l")
+
+
+# --- the words, alone ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0, "0.0 s"),
+        (4.21, "4.2 s"),
+        (59.94, "59.9 s"),
+        (59.99, "1 min 0 s"),
+        (60, "1 min 0 s"),
+        (200.4, "3 min 20 s"),
+        (3_599.7, "1 h 0 min"),
+        (100_000, "27 h 46 min"),
+        (360_000_000, "100,000 h 0 min"),
+    ],
+)
+def test_a_duration_reads_well(seconds, words):
+    assert duration(seconds) == words
+
+
+def test_say_never_raises_where_nobody_can_read():
+    class Full(io.StringIO):
+        def write(self, text):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    say("lost", file=Full())
+
+
+def a_run(**totals):
+    progress = Progress(0.0, Totals(**totals), attempts=7)
+    return SimpleNamespace(progress=progress, bound_by="100 instances/s", checkpoint=None, where=str)
+
+
+async def test_without_a_terminal_a_line_comes_now_and_then(monkeypatch, capsys):
+    monkeypatch.setattr(console, "LINE_EVERY_S", 0.001)
+    async with show_progress(a_run(created=1_200, rejected=3), quiet=False):
+        await asyncio.sleep(0.2)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) > 1
+    assert all(line.startswith("bulkwf: 1,203 rows; ") for line in lines)
+    assert all(line.endswith("; limit: 100 instances/s; 3 rejected") for line in lines)
+
+
+async def test_quiet_is_quiet(monkeypatch, capsys):
+    monkeypatch.setattr(console, "LINE_EVERY_S", 0.001)
+    async with show_progress(a_run(created=1_200), quiet=True):
+        await asyncio.sleep(0.05)
+    assert capsys.readouterr().err == ""
+
+
+def summary_of(**counts):
+    return "\n".join(summary_lines(a_run(), Summary(**counts)))
+
+
+def test_the_summary_names_what_there_is():
+    text = summary_of(created=12_000, existed=5, existed_in_doubt=4, settled=12_005, elapsed_s=120.05, attempts=121)
+    assert re.search(r"created +12,000\n", text)
+    assert re.search(r"existed +5  \(4 of them after an attempt of this run whose answer was lost\)", text)
+    assert "12,005 rows settled in 2 min 0 s: 100.0/s, 121 requests" in text
+    assert not re.search("rejected|invalid|pending|paused", text)
+
+
+def test_the_summary_says_how_long_the_service_ordered_silence():
+    assert "in 50.0 s, 30.0 s of it paused by the service" in summary_of(created=1, elapsed_s=50.0, paused_s=30.0)
+
+
+def test_an_interrupted_run_over_nothing_is_not_called_an_empty_list():
+    assert "empty" not in summary_of(complete=False)
+    assert "empty" in summary_of(complete=True)
+
+
+def test_the_summary_shows_why_rows_failed_with_the_first_places_of_each_reason(folder):
+    good, bad = '{"params":%d}\n', "nonsense\n"
+    Path("rows.jsonl").write_text("".join(good % n + bad for n in range(50)) + '{"instance_id":"a b"}\n')
+    ended = bulkwf("run", "rows.jsonl", *HERE)
+    assert ended.code == 1
+    assert re.search(r"invalid, \w+: 50\n    rows\.jsonl:2: .+\n    rows\.jsonl:4: .+\n    rows\.jsonl:6: ", ended.err)
+    assert "rows.jsonl:8:" not in ended.err
+    assert re.search(r"invalid, bad_id: 1\n    rows\.jsonl:101: the id 'a b' must be", ended.err)
+    assert "all of them: bulkwf results" in ended.err
+
+
+def test_a_message_of_the_service_can_not_move_the_cursor(folder):
+    rows = write_rows("rows.jsonl", 1)
+    message = "bad\x1b[2J\x07\r\nbulkwf: all is well"
+    with emulator(faults=[{"status": 400, "code": 10099, "message": message}]) as service:
+        ended = bulkwf("run", rows, *service.flags(), "--max-rejects", "5")
+    assert ended.code == 1
+    assert "\x1b" not in ended.err
+    assert "\x07" not in ended.err
+    assert "\nbulkwf: all is well" not in ended.err
+
+
+def test_a_run_without_a_terminal_that_is_over_soon_says_nothing_before_its_summary(folder):
+    rows = write_rows("rows.jsonl", 150)
+    with emulator() as service, Running("run", rows, *service.flags()) as run:
+        ended = run.wait()
+    assert ended.err.lstrip().startswith("created")
