@@ -5,7 +5,8 @@ Rules:
 1. `begin` makes a batch's ids durable before a byte of it goes to the network.
 2. `settle` makes results durable before they are counted, shown or returned; it may come several times for one batch.
 3. Batches begin in the order of the rows, so the file covers the list's rows from the first one without a gap.
-4. One process writes, others may read at any time. Neither params nor credentials are ever in the file.
+4. One process writes, others may read at any time.
+5. Neither params nor credentials are written. What the service says of a row is kept, less the credential.
 
 All writing goes through one connection in one thread. What queues up during one commit makes the next one, so the cost
 of a commit is shared by as many batches as happen to wait for it.
