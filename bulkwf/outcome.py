@@ -66,7 +66,7 @@ def judge_lookup(batch: Batch, position: int, reply: Reply | Fault) -> Outcome:
     if isinstance(reply, Reply) and 200 <= reply.status < 300:
         found = decode_lookup(reply.body)
         if found is None or found.id not in (None, batch.ids[position]):
-            return _unsettled(part, Verdict.CONTRADICTION, reply.status, _excerpt("no answer to a look-up", reply))
+            return _unsettled(part, Verdict.CONTRADICTION, reply.status, "no answer to a look-up: " + _excerpt(reply))
         if found.success:
             existed = _result(batch, position, "existed", status=found.status)
             return Outcome(verdict=Verdict.DONE, others=((position, existed),))
@@ -170,7 +170,7 @@ def _judge_failure(batch: Batch, part: Sequence[int], reply: Reply | Fault) -> O
     errors = decode_errors(reply.body)
     told = _main_error(errors or ())
     code = told.code if told.code is not None else reply.status
-    message = told.message or _excerpt(f"HTTP {reply.status}", reply)
+    message = told.message or _excerpt(reply)
     if len(part) == 1 and code == ALREADY_EXISTS:
         return Outcome(verdict=Verdict.DONE, others=((part[0], _refusal(batch, part[0], code, message)),))
     verdict = _failure_verdict(reply, errors)
@@ -206,10 +206,10 @@ def _main_error(errors: Sequence[ServiceError]) -> ServiceError:
     return next(blamed, errors[0] if errors else ServiceError())
 
 
-def _excerpt(what: str, reply: Reply) -> str:
+def _excerpt(reply: Reply) -> str:
     text = clean(reply.body[:400].decode("utf-8", "replace"), 120)
     ray = clean(reply.headers.get("cf-ray", ""), 60)
-    return clean(f"{what} (HTTP {reply.status}{', cf-ray ' + ray if ray else ''}): {text or 'an empty body'}")
+    return f"HTTP {reply.status}{', cf-ray ' + ray if ray else ''}: {text or 'an empty body'}"
 
 
 def _unsettled(

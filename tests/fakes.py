@@ -6,6 +6,7 @@ waited for. `ServiceTransport` plays the emulator's rules on that clock; `Script
 """
 
 import asyncio
+import json
 import random
 import selectors
 from collections.abc import Callable, Iterable, Sequence
@@ -124,7 +125,7 @@ def clock(seed: int = 0) -> Clock:
 def reply(status: int, body: Any = b"", credential: int = 0, **headers: str) -> Reply:
     """An answer with this status; a body that is not bytes is written as JSON."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    raw = body if isinstance(body, bytes) else orjson.dumps(body)
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
     return Reply(status=status, headers=named, body=raw, received_at=wall(), credential=credential)
 
 

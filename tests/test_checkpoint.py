@@ -772,3 +772,48 @@ async def test_the_pause_that_the_service_ordered_is_remembered(path):
         await checkpoint.pause(NOW + 300)
     async with opened(path) as checkpoint:
         assert checkpoint.pause_until == read_status(path).pause_until == NOW + 300
+
+
+async def test_whatever_ends_the_writing_thread_nobody_waits_for_ever_and_the_lock_is_free_again(path):
+    async def broken(function):
+        raise RuntimeError("can't start new thread")
+
+    async with opened(path, broken) as checkpoint:
+        with pytest.raises(CheckpointError, match="can't start new thread"):
+            await checkpoint.begin(Ledger(make_batch(3)), NOW)
+        with pytest.raises(CheckpointError):
+            await checkpoint.flush()
+    async with opened(path):
+        pass
+
+
+async def test_closed_twice_cancelled_the_lock_is_free_again(path):
+    held = asyncio.Event()
+
+    async def slow(function):
+        await held.wait()
+        function()
+
+    checkpoint = start(path, slow)
+    begun = asyncio.ensure_future(checkpoint.begin(Ledger(make_batch(3)), NOW))
+    closing = asyncio.ensure_future(checkpoint.aclose())
+    await asyncio.sleep(0)
+    closing.cancel()
+    await asyncio.gather(closing, return_exceptions=True)
+    async with opened(path):
+        pass
+    begun.cancel()
+    held.set()
+    await asyncio.gather(begun, return_exceptions=True)
+
+
+async def test_another_programs_database_stays_as_it_is(path):
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute("CREATE TABLE theirs (a)")
+        db.commit()
+    before = path.read_bytes()
+
+    with pytest.raises(CheckpointError, match="no checkpoint of bulkwf"):
+        start(path)
+
+    assert path.read_bytes() == before

@@ -349,6 +349,36 @@ def test_no_reject_at_all_may_be_allowed():
     assert count(outcomes(ledger).values()) == {"rejected": 1, "pending": 19}
 
 
+def test_rows_refused_in_a_newer_answer_count_against_the_same_limit():
+    def refuse(ids):
+        return reply(200, envelope({"created": [], "errors": [{"id": one, "code": 10002} for one in ids]}))
+
+    _, _, ledger, raised = stopped(ServiceRefused, then=refuse, rows=20, options=Options(max_rejects=3))
+
+    assert count(outcomes(ledger).values()) == {"rejected": 20}
+    assert "more than the 3 allowed" in str(raised)
+
+
+@pytest.mark.parametrize("code", [971, 10429])
+def test_rows_refused_for_their_rate_in_a_newer_answer_are_sent_again(code):
+    def refuse(ids):
+        return reply(200, envelope({"created": [{"id": ids[0]}], "errors": [{"index": 1, "code": code}]}))
+
+    desk, transport, ledger = deliver(refuse, then=created, rows=2)
+
+    assert set(outcomes(ledger).values()) == {"created"}
+    assert transport.posts == [["id-0", "id-1"], ["id-1"]]
+    assert desk.pauses == [10.0]
+
+
+@pytest.mark.parametrize("code", [2**63, 10**30, -(10**30)])
+def test_a_code_too_large_for_the_checkpoint_ends_no_run(code):
+    desk, _, ledger = deliver(error(400, code, "no"), rows=1)
+
+    assert outcomes(ledger) == {"id-0": "rejected"}
+    assert desk.ledger.others[0].code == 400
+
+
 def test_a_row_that_the_service_says_exists_is_existed_not_rejected():
     answer = lambda ids: error(409, 10405, "already exists")  # noqa: E731
     _, _, ledger = deliver(answer, created, answer, rows=3)

@@ -1162,3 +1162,27 @@ async def test_closing_an_async_list_that_waits_ends_its_wait():
 
     assert closing.done()
     assert ended.is_set()
+
+
+@pytest.mark.parametrize("kind", ["iterable", "async iterable"])
+async def test_large_rows_of_a_program_are_held_a_few_at_a_time(kind):
+    drawn = 0
+
+    def rows():
+        nonlocal drawn
+        for _ in range(200):
+            drawn += 1
+            yield {"params": "x" * 300_000}
+
+    async def later():
+        for row in rows():
+            yield row
+
+    source = open_source(rows() if kind == "iterable" else later())
+    try:
+        for _ in range(3):
+            await source.take(1, 400_000)
+        await asyncio.sleep(0)
+        assert drawn <= 20
+    finally:
+        await source.aclose()
