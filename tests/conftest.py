@@ -8,7 +8,18 @@ from hypothesis import settings
 settings.register_profile("bulkwf", deadline=None, print_blob=True)
 settings.load_profile("bulkwf")
 
+REQUIRED = os.environ.get("BULKWF_REQUIRE_ALL") == "1"
+"""Set where everything that a test may need is there, root and openssl too: then a skip is a failure."""
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+    """A test that is skipped where nothing may be skipped has failed."""
+    report = yield
+    if REQUIRED and report.skipped and not hasattr(report, "wasxfail"):
+        report.outcome, report.longrepr = "failed", f"skipped, and BULKWF_REQUIRE_ALL is set: {report.longrepr}"
+    return report
 
 
 @pytest.fixture(autouse=True)

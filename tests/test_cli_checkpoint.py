@@ -264,7 +264,7 @@ def small_disk(folder):
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", disk]
     if os.geteuid() != 0 or subprocess.run(mount, check=False, capture_output=True).returncode:
-        pytest.skip("only root may mount a file system; a file size limit is tested instead")
+        pytest.skip("NOT TESTED: only root may mount a file system; a file size limit is tested instead")
     yield disk
     subprocess.run(["umount", disk], check=True)
 
