@@ -157,14 +157,6 @@ class Courier:
 
 
 @dataclass(slots=True)
-class _Absence:
-    """How often a row was asked for and absent, and how many instances had been created by then."""
-
-    times: int
-    created: int
-
-
-@dataclass(slots=True)
 class _Delivery:
     """One batch on its way."""
 
@@ -172,8 +164,9 @@ class _Delivery:
     ledger: Ledger
     begun_at: float
     created_before: int
-    """Instances that the run had created when the delivery began."""
-    absences: dict[int, _Absence] = field(default_factory=dict)
+    """Instances that the run had created when the delivery began, or when ids were last found omitted."""
+    absences: dict[int, int] = field(default_factory=dict)
+    """How often each instance has been asked for and was absent."""
 
     async def settle(self, part: Sequence[int]) -> None:
         """Send *part* until all of it is settled."""
@@ -376,36 +369,39 @@ class _Delivery:
         if not self.courier.options.confirm_existing:
             await self._settled(existence(self.ledger.batch, omitted))
             return ()
+        idle = self.courier.health.created <= self.created_before
+        self.created_before = self.courier.health.created
         if len(omitted) <= LOOK_UP_AT_MOST:
-            return [position for position in omitted if await self._is_absent(position)]
+            return [position for position in omitted if await self._is_absent(position, idle=idle)]
         if not again:
             await self.courier.hooks.sleep(backoff_s(self.courier.options.retry, 2, self.courier.draw()))
             return omitted
         asked = omitted[int(self.courier.draw() * len(omitted)) % len(omitted)]
-        if not await self._is_absent(asked) and self.ledger.others[asked].outcome == "existed":
+        if not await self._is_absent(asked, idle=idle) and self.ledger.others[asked].outcome == "existed":
             await self._settled(existence(self.ledger.batch, [one for one in omitted if one != asked]))
         return [position for position in omitted if position in self.ledger.pending]
 
-    async def _is_absent(self, position: int) -> bool:
-        """Ask for one omitted instance; True if it has to be sent again."""
+    async def _is_absent(self, position: int, *, idle: bool) -> bool:
+        """Ask for one omitted instance; True if it has to be sent again. *idle*: nothing was created meanwhile."""
         outcome = await self._look_up(position)
         if outcome.verdict is not Verdict.ABSENT:
             return False
-        health, seen = self.courier.health, self.absences.get(position)
-        if idle := health.created <= (seen.created if seen else self.created_before):
-            # Nothing is being created at all: a full queue, say. It is not this row's fault …
+        if idle:  # a full queue, say: it is not this row's fault, unless it is one of the last of all
             await self._pause(replace(outcome, retry_after_s=None, message=_OMISSION))
-            if not health.created or health.pending > len(self.ledger.pending):
+            if not self._is_last():
                 return True
-            # … unless nothing else is left to be created: the last rows of a list must come to an end, too.
-        times = seen.times + 1 if seen else 1
-        self.absences[position] = _Absence(times, health.created)
+        times = self.absences[position] = self.absences.get(position, 0) + 1
         if times >= ABSENCES:
             await self._reject(position, replace(outcome, code=None, message=_OMISSION))
             return False
         if not idle:
             await self.courier.hooks.sleep(backoff_s(self.courier.options.retry, times, self.courier.draw()))
         return True
+
+    def _is_last(self) -> bool:
+        """Whether nothing else is left whose creation could tell: the last rows of a list must come to an end, too."""
+        health, pending = self.courier.health, len(self.ledger.pending)
+        return bool(health.created) and pending <= LOOK_UP_AT_MOST and health.pending <= pending
 
 
 def _period(seconds: float) -> str:
