@@ -23,6 +23,7 @@ class Window:
         limit: How much.
         period_s: In how long.
         margin_s: Kept free behind each use, against jitter on the way to the service.
+        lead_s: How much of the margin passes anyway between the leave to send and the end of writing.
         share: What part of the rate is used at present; below 1 after it has been refused.
     """
 
@@ -30,6 +31,7 @@ class Window:
         self.limit = limit
         self.period_s = period_s
         self.margin_s = margin_s
+        self.lead_s = 0.0
         self.share = 1.0
         self._used = 0
         self._reserved = 0
@@ -38,7 +40,7 @@ class Window:
     @property
     def span_s(self) -> float:
         """How long a use counts: a refused rate is lowered by stretching the period, so that a batch still fits."""
-        return self.period_s / self.share + self.margin_s
+        return self.period_s / self.share + max(0.0, self.margin_s - self.lead_s)
 
     def wait_s(self, now: float, cost: int) -> float:
         """Seconds until *cost* fits; infinite while that hangs on a reservation not yet written.

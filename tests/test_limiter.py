@@ -128,7 +128,19 @@ def test_a_place_counts_from_the_moment_of_writing_not_of_leave():
         await asyncio.gather(traffic.send(0, 100, write_s=5.0), traffic.send(1, 100))
         return traffic
 
-    assert granted_at(run_virtual(run())) == pytest.approx([0.0, 6.005], abs=1e-5)
+    assert granted_at(run_virtual(run())) == pytest.approx([0.0, 6.0], abs=1e-5)
+
+
+def test_the_time_from_leave_to_writing_comes_off_the_margin_and_never_off_the_period():
+    async def run(write_s):
+        traffic = Traffic(limiter(100, margin_s=0.005))
+        for number in range(3):
+            await traffic.send(number, 100, write_s=write_s)
+        return traffic
+
+    assert granted_at(run_virtual(run(0.0))) == pytest.approx([0.0, 1.005, 2.010], abs=1e-5)
+    assert granted_at(run_virtual(run(0.002))) == pytest.approx([0.0, 1.005, 2.010], abs=1e-5)
+    assert granted_at(run_virtual(run(0.020))) == pytest.approx([0.0, 1.020, 2.040], abs=1e-5)
 
 
 def test_what_was_answered_without_being_written_counts_from_its_end():
