@@ -110,7 +110,7 @@ async def submit_stream(
     The results are those of this call: rows that an earlier one settled are in the checkpoint (`read_results`). They
     come batch by batch, in no fixed order, and a slow reader slows the run down. Leaving the block early drains the
     run: answers in flight are read, and the rest stays for the next call. The errors of `submit_all` are raised at the
-    end of the iteration.
+    end of the iteration; who leaves before it finds what the run had come to in `summary` alone.
     """
     sender, receiver = anyio.create_memory_object_stream[Sequence[Result]](1)
 
@@ -233,6 +233,11 @@ class Run:
         self._engine.abort()
 
     @property
+    def trouble(self) -> str:
+        """Why nothing is being settled at present; empty if all is well."""
+        return self._engine.trouble
+
+    @property
     def bound_by(self) -> str:
         """What the next request waits for, in words."""
         return self._engine.bound_by
@@ -264,7 +269,11 @@ async def open_run(
         known_as: The checkpoint's name for the endpoint, where the base URL is another one each time.
     """
     _require_asyncio()
-    target = Target(base_url=options.base_url, account_id=account_id or account_from_environment(), workflow=workflow)
+    target = Target(
+        base_url=options.base_url,
+        account_id=account_from_environment() if account_id is None else account_id,
+        workflow=workflow,
+    )
     scheme = IdScheme(options.run_key or secrets.token_hex(4), options.id_template)
     loop = asyncio.get_running_loop()
     clock = Clock(now=loop.time, wall=time.time, sleep=anyio.sleep, draw=random.random)
@@ -359,7 +368,7 @@ def _restore(limiter: WindowLimiter, checkpoint: Checkpoint, options: Options, c
     if paused_s > options.retry.max_outage_s:
         raise TemporaryStop(
             f"the service has ordered silence for {paused_s:,.0f} s more, longer than the longest outage of "
-            f"{options.retry.max_outage_s:,.0f} s."
+            f"{options.retry.max_outage_s:,.0f} s (--max-outage)."
         )
     checkpoint.interrupted(wall)
     sent = [(max(0.0, wall - at), instances) for at, instances in checkpoint.recent_attempts(wall - REQUEST_PERIOD_S)]

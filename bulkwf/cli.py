@@ -190,9 +190,12 @@ def emulate(
     service = emulated_service(*rates, max_queued, workflow)
     try:
         script = faults.read_text("utf-8") if faults is not None else ()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--faults {faults}: the script can't be read: {error}.") from None
+    try:
         asyncio.run(until_signalled(serve(service, started=_print_line, faults=script, host=host, port=port, log=log)))
-    except (FaultScriptError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{faults}: {error}") from None
+    except FaultScriptError as error:
+        raise ConfigError(f"--faults {faults}: {error}") from None
     except (OSError, OverflowError) as error:
         raise ConfigError(f"can't serve: {error}") from None
     _say(

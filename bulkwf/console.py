@@ -97,10 +97,13 @@ async def _show_bar(run: Run) -> None:
 def _facts(run: Run) -> Iterator[str]:
     progress, totals = run.progress, run.progress.totals
     now = asyncio.get_running_loop().time()
-    share = "" if progress.read_share is None else f" ({progress.read_share:.0%})"
-    yield f"{totals.settled:,} rows{share}"
+    yield f"{totals.settled:,} rows settled"
+    if progress.read_share is not None:
+        yield f"{progress.read_share:.0%} read"
     yield f"{progress.rate(now):,.0f}/s"
-    if run.bound_by:
+    if run.trouble:
+        yield f"failing: {run.trouble}"
+    elif run.bound_by:
         yield f"limit: {run.bound_by}"
     for name in ("existed", "rejected", "invalid"):
         if count := getattr(totals, name):
@@ -120,6 +123,8 @@ def summary_lines(run: Run, summary: Summary) -> Iterator[str]:
         return
     if summary.complete and not summary.settled:
         yield "nothing new: every row of the list was settled by an earlier run"
+        if summary.rejected or summary.invalid:
+            yield "rows that were refused stay so, corrected or not: submit corrected ones as a list of their own"
     for name in ("created", "existed", "rejected", "invalid", "pending"):
         count = getattr(summary, name)
         if count or name == "created":
@@ -127,12 +132,14 @@ def summary_lines(run: Run, summary: Summary) -> Iterator[str]:
             if name == "existed" and summary.existed_in_doubt:
                 doubt = f"  ({summary.existed_in_doubt:,} of them after an attempt of this run whose answer was lost)"
             yield f"{name:>9}  {count:>12,}{doubt}"
-    paused = f", {duration(summary.paused_s)} of it paused by the service" if summary.paused_s else ""
+    paused = f", {duration(summary.paused_s)} of it paused" if summary.paused_s else ""
     rate = summary.settled / max(summary.elapsed_s, 1e-9)
     yield (
         f"{summary.settled:,} rows settled in {duration(summary.elapsed_s)}{paused}: {rate:,.1f}/s, "
         f"{summary.attempts:,} requests"
     )
+    if not summary.complete and run.progress.read_share is not None:
+        yield f"{run.progress.read_share:.0%} of the list has been begun"
     if run.checkpoint is not None:
         if summary.rejected or summary.invalid:
             yield from _failures(run, run.checkpoint)

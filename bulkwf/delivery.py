@@ -309,7 +309,7 @@ class _Delivery:
         if ill_s + wait_s > longest_s:
             raise TemporaryStop(
                 f"nothing could be settled for {ill_s:,.0f} s, and the next attempt would wait {wait_s:,.0f} s more, "
-                f"which is over the longest outage of {longest_s:,.0f} s: {outcome.message}."
+                f"which is over the longest outage of {longest_s:,.0f} s (--max-outage): {outcome.message}."
             )
 
     def _refuse_forgotten(self, part: Sequence[int]) -> None:

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 import anyio
 
 from bulkwf.batching import IdScheme, Packer, fingerprint
-from bulkwf.checkpoint import Attempt, Begun, Checkpoint
+from bulkwf.checkpoint import ANOTHER, Attempt, Begun, Checkpoint
 from bulkwf.delivery import Courier, Health, Hooks
 from bulkwf.errors import BulkwfError, Draining, InputError
 from bulkwf.ledger import Ledger
 from bulkwf.limiter import Limiter
-from bulkwf.model import Batch, Fault, Outcome, Reply, Result, Transport
+from bulkwf.model import Batch, Fault, Outcome, Reply, Result, Transport, Verdict
 from bulkwf.options import BatchLimits, Options
 from bulkwf.progress import Progress
 from bulkwf.sources import Source
@@ -83,6 +83,8 @@ class Engine:
         self.progress = progress
         self.error: Exception | None = None
         self.drained = False
+        self.trouble = ""
+        """What the last attempt failed for, while nothing has been settled since."""
         self._source = source
         self._checkpoint = checkpoint
         self._limiter = limiter
@@ -136,6 +138,8 @@ class Engine:
             async with anyio.create_task_group() as deliveries:
                 with self._feeding:
                     ended = await self._feed(deliveries)
+        # What of a pause was still to come has not been waited for.
+        self.progress.paused_s -= max(0.0, self._paused_until - self._clock.now())
         complete = ended and self.error is None and not self.progress.totals.pending
         if self.error is None or not self._checkpoint.failed:
             await self._close_account(complete=complete)
@@ -253,6 +257,7 @@ class Engine:
 
     async def _settled(self, ledger: Ledger, outcome: Outcome) -> None:
         await self._checkpoint.settle(ledger, self._clock.wall())
+        self.trouble = ""
         in_doubt = sum(ledger.others[position].in_doubt for position, _ in outcome.others)
         self.progress.settled(outcome, in_doubt, self._clock.now())
         if self._emit is not None:
@@ -261,6 +266,8 @@ class Engine:
 
     def _attempted(self, ledger: Ledger, instances: int, reply: Reply | Fault, outcome: Outcome) -> None:
         self.progress.attempts += 1
+        if outcome.verdict is not Verdict.DONE:
+            self.trouble = outcome.message
         self._checkpoint.note(
             Attempt(
                 first_row=ledger.batch.first_row,
@@ -333,10 +340,10 @@ class Engine:
         if ended:
             return InputError(
                 f"the list ends before row {begun.first_row + begun.rows}, which the checkpoint says was begun. Give "
-                "the whole list that the run began with, or name another checkpoint with -c."
+                "the whole list that the run began with. " + ANOTHER
             )
         first, last = self._source.where(begun.first_row), self._source.where(begun.first_row + begun.rows - 1)
         return InputError(
             f"the list is not the one that the run began with: something between {first} and {last} has changed since. "
-            "Give the list as it was (rows may be added at its end), or name another checkpoint with -c."
+            "Give the list as it was (rows may be added at its end). " + ANOTHER
         )

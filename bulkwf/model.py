@@ -80,7 +80,7 @@ class Result:
         status: The workflow instance's status, in the service's own word, when it answered.
         code: The service's error code, or bulkwf's word for why the row is `invalid`.
         message: The reason, for a person.
-        attempts: Requests that the row's batch has taken so far.
+        attempts: Requests that the row's batch has taken so far; 0 for `invalid`.
         in_doubt: For `existed`: an earlier attempt of this run may have created it.
         version_id: Of the workflow, as the service said it.
         workflow_id: Of the workflow, as the service said it.
@@ -110,9 +110,9 @@ class Summary:
         invalid: Rows that bulkwf refused before sending.
         pending: Rows begun and not settled. Rows that were never read are not counted.
         complete: The list was read to its end and no row is pending.
-        attempts: Requests of this session.
+        attempts: Requests of this session that came to an end.
         elapsed_s: Length of this session.
-        paused_s: How long of that the service had ordered silence.
+        paused_s: How long of that all sending was paused: as the service ordered, or because it created nothing.
         settled: Rows that this session settled.
         exit_code: What the command line exits with.
     """

@@ -171,6 +171,10 @@ def _judge_failure(batch: Batch, part: Sequence[int], reply: Reply | Fault) -> O
     told = _main_error(errors or ())
     code = told.code if told.code is not None else reply.status
     message = told.message or _excerpt(reply)
+    if 300 <= reply.status < 400:
+        message = (
+            f"HTTP {reply.status}, a redirect to {clean(reply.headers.get('location', '?'))}, which is not followed"
+        )
     if len(part) == 1 and code == ALREADY_EXISTS:
         return Outcome(verdict=Verdict.DONE, others=((part[0], _refusal(batch, part[0], code, message)),))
     verdict = _failure_verdict(reply, errors)

@@ -368,6 +368,15 @@ async def test_a_mistake_in_an_argument_is_told_before_anything_is_read_or_writt
     assert list(folder.iterdir()) == []
 
 
+@pytest.mark.parametrize("rows", [{"instance_id": "a"}, b"rows.jsonl", 5, None])
+async def test_what_is_no_list_is_told_so(folder, rows):
+    async with emulated(folder) as place:
+        with pytest.raises(ConfigError, match="rows must be a path, or an iterable of mappings"):
+            await submit_all(rows, **place.known())
+
+    assert not place.file.exists()
+
+
 async def test_a_list_that_is_not_there_is_told_before_a_checkpoint_is_made(folder):
     with pytest.raises(InputError, match=r"nowhere\.jsonl"):
         await submit_all("nowhere.jsonl", workflow="w", account_id="a", api_token=TOKEN, checkpoint="run.bulkwf")

@@ -160,7 +160,7 @@ def told(fate, row, attempts):
     known = {"row": row, "id": f"id-{row}", "attempts": attempts}
     nasty = "no: é \u2028 '\"$.[0] \\u0041"
     return {
-        "invalid": Result(**{**known, "id": None}, outcome="invalid", code="not_json", message=nasty),
+        "invalid": Result(**{**known, "id": None, "attempts": 0}, outcome="invalid", code="not_json", message=nasty),
         "created": Result(**known, outcome="created", status="queued", version_id="v1", workflow_id="w1"),
         "created otherwise": Result(**known, outcome="created", status="running", workflow_id="w2"),
         "existed": Result(**known, outcome="existed", status="complete"),

@@ -206,7 +206,8 @@ def test_a_summary_can_name_a_checkpoint_whose_name_is_not_utf_8(rows):
 def test_a_quiet_run_that_fails_still_says_why(rows, quick):
     ended = quick("run", "none.jsonl", *HERE, "--quiet")
     assert ended.code == 4
-    assert ended.err == "bulkwf: none.jsonl: the input can't be read: No such file or directory.\n"
+    why = "bulkwf: none.jsonl: the input can't be read: No such file or directory. Check the name and its rights.\n"
+    assert ended.err == why
 
 
 def test_check_prints_no_data_so_its_report_is_on_stderr(rows, quick):
@@ -306,3 +307,9 @@ def test_a_closed_stdin_is_no_empty_list(folder):
     ended = shell("bulkwf run - -w resize --emulate -c done <&-")
     assert ended.code == 4
     assert "the input can't be read" in ended.err
+
+
+def test_an_empty_account_is_malformed_and_not_taken_for_none(rows, quick):
+    ended = quick("run", rows, "-w", "resize", "-a", "", env={"CLOUDFLARE_ACCOUNT_ID": "acct"})
+    assert ended.code == 2
+    assert "account id must be" in ended.err

@@ -149,7 +149,7 @@ def test_say_never_raises_where_nobody_can_read():
 
 def a_run(**totals):
     progress = Progress(0.0, Totals(**totals), attempts=7)
-    return SimpleNamespace(progress=progress, bound_by="100 instances/s", checkpoint=None, where=str)
+    return SimpleNamespace(progress=progress, bound_by="100 instances/s", trouble="", checkpoint=None, where=str)
 
 
 async def test_without_a_terminal_a_line_comes_now_and_then(monkeypatch, capsys):
@@ -158,8 +158,19 @@ async def test_without_a_terminal_a_line_comes_now_and_then(monkeypatch, capsys)
         await asyncio.sleep(0.2)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) > 1
-    assert all(line.startswith("bulkwf: 1,203 rows; ") for line in lines)
+    assert all(line.startswith("bulkwf: 1,203 rows settled; ") for line in lines)
     assert all(line.endswith("; limit: 100 instances/s; 3 rejected") for line in lines)
+
+
+async def test_while_nothing_is_settled_the_reason_is_shown_instead_of_the_limit(monkeypatch, capsys):
+    monkeypatch.setattr(console, "LINE_EVERY_S", 0.001)
+    run = a_run()
+    run.trouble = "no connection to the service: ClientConnectorError ECONNREFUSED"
+    async with show_progress(run, quiet=False):
+        await asyncio.sleep(0.2)
+    line = capsys.readouterr().err.splitlines()[0]
+    assert "failing: no connection to the service: ClientConnectorError ECONNREFUSED" in line
+    assert "limit" not in line
 
 
 async def test_quiet_is_quiet(monkeypatch, capsys):
@@ -182,7 +193,7 @@ def test_the_summary_names_what_there_is():
 
 
 def test_the_summary_says_how_long_the_service_ordered_silence():
-    assert "in 50.0 s, 30.0 s of it paused by the service" in summary_of(created=1, elapsed_s=50.0, paused_s=30.0)
+    assert "in 50.0 s, 30.0 s of it paused" in summary_of(created=1, elapsed_s=50.0, paused_s=30.0)
 
 
 def test_an_interrupted_run_over_nothing_is_not_called_an_empty_list():

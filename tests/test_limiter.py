@@ -10,11 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bulkwf.errors import Draining
-from bulkwf.limiter import LOOPBACK_MARGIN_S, RECOVERY_S, WindowLimiter
+from bulkwf.limiter import RECOVERY_S, WindowLimiter
 from bulkwf.options import RateLimits
 
+MARGIN_S = 0.005
 
-def limiter(rate=100, requests=None, concurrency=16, margin_s=LOOPBACK_MARGIN_S):
+
+def limiter(rate=100, requests=None, concurrency=16, margin_s=MARGIN_S):
     limits = RateLimits(instances_per_s=rate, requests_per_5m=requests, concurrency=concurrency)
     return WindowLimiter(limits, clock=asyncio.get_running_loop().time, margin_s=margin_s)
 
@@ -107,7 +109,7 @@ def test_nearly_all_of_the_rate_is_used(cost, latency_s):
 
     assert 99.0 <= rate <= 100 * 61 / 60  # the first second's share comes at once
     assert windows(traffic.written, 1.0) <= 100
-    assert windows(traffic.written, 1.0 + LOOPBACK_MARGIN_S - 1e-6) <= 100
+    assert windows(traffic.written, 1.0 + MARGIN_S - 1e-6) <= 100
 
 
 def test_nearly_all_of_the_request_rate_is_used():
@@ -368,7 +370,7 @@ def test_the_refused_rate_is_halved_and_recovers_step_by_step():
     assert 45 <= rates[0] <= 56
     assert all(before < after + 1.5 for before, after in itertools.pairwise(rates))
     assert rates[-1] >= 98
-    assert traffic.limits._instances.margin_s == LOOPBACK_MARGIN_S  # which the refusal had widened
+    assert traffic.limits._instances.margin_s == MARGIN_S  # which the refusal had widened
     assert RECOVERY_S * 4 <= 10.0 * sum(rate < 95 for rate in rates) <= RECOVERY_S * 8
 
 
@@ -390,7 +392,7 @@ def test_refusals_of_requests_on_the_wire_together_count_once():
             limits.paused(10.0)
         return limits._instances.share, limits._instances.margin_s
 
-    assert run_virtual(run()) == (0.5, 2 * LOOPBACK_MARGIN_S)
+    assert run_virtual(run()) == (0.5, 2 * MARGIN_S)
 
 
 def test_where_the_quota_is_spent_the_request_rate_is_lowered_not_that_of_instances():

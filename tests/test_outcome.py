@@ -564,3 +564,11 @@ def test_a_look_up_settles_its_instance_as_existed_or_not_at_all(position, answe
         assert settled(outcome) == {position: "existed"}
         assert 200 <= answer.status < 300
         assert json.loads(answer.body)["success"] is True
+
+
+def test_a_redirect_is_named_with_where_it_leads():
+    reply = Reply(status=302, headers={"location": "https://elsewhere.example/\x1b[31m"}, body=b"")
+    outcome = judge(new_batch(), (0,), reply)
+
+    assert outcome.verdict is Verdict.FATAL
+    assert "a redirect to https://elsewhere.example/ [31m, which is not followed" in outcome.message

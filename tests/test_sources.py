@@ -560,7 +560,9 @@ def test_a_file_that_may_not_be_read_is_refused_before_the_run_begins():
         found = subprocess.run([sys.executable, "-c", program, *paths], capture_output=True, text=True, check=True)
         locked.chmod(0o700)
 
-    assert found.stdout.splitlines() == [f"{path}: the input can't be read: Permission denied." for path in paths[1:]]
+    assert found.stdout.splitlines() == [
+        f"{path}: the input can't be read: Permission denied. Check the name and its rights." for path in paths[1:]
+    ]
 
 
 def test_a_file_that_goes_away_after_the_run_began_is_an_error_of_the_list(tmp_path):

@@ -13,10 +13,11 @@ of a commit is shared by as many batches as happen to wait for it.
 """
 
 from bulkwf.checkpoint.reading import Status, read_results, read_status
-from bulkwf.checkpoint.schema import Attempt, Begun, RunHeader
+from bulkwf.checkpoint.schema import ANOTHER, Attempt, Begun, RunHeader
 from bulkwf.checkpoint.writer import Checkpoint, Executor, inline
 
 __all__ = [
+    "ANOTHER",
     "Attempt",
     "Begun",
     "Checkpoint",

@@ -10,7 +10,16 @@ from pathlib import Path
 
 import filelock
 
-from bulkwf.checkpoint.schema import APPLICATION_ID, FORMAT, HEADER_FIELDS, IDENTITY, SCHEMA, RunHeader, columns
+from bulkwf.checkpoint.schema import (
+    ANOTHER,
+    APPLICATION_ID,
+    FORMAT,
+    HEADER_FIELDS,
+    IDENTITY,
+    SCHEMA,
+    RunHeader,
+    columns,
+)
 from bulkwf.errors import CheckpointError
 
 __all__ = [
@@ -25,6 +34,7 @@ __all__ = [
     "move_aside",
     "prepare",
     "refuse_network_filesystem",
+    "refuse_orphan",
     "release",
 ]
 
@@ -101,7 +111,7 @@ def prepare(db: sqlite3.Connection, path: Path, header: RunHeader, now: float, *
 def _check_format(db: sqlite3.Connection, path: Path) -> None:
     application = db.execute("PRAGMA application_id").fetchone()[0]
     if application != APPLICATION_ID:
-        raise CheckpointError(f"{path}: this is no checkpoint of bulkwf. Name another file with -c.")
+        raise CheckpointError(f"{path}: this is no checkpoint of bulkwf. Name another file.")
     version = db.execute("PRAGMA user_version").fetchone()[0]
     if version > FORMAT:
         raise CheckpointError(
@@ -118,7 +128,7 @@ def _check_header(db: sqlite3.Connection, path: Path, header: RunHeader, *, any_
             what = name.replace("_", " ")
             raise CheckpointError(
                 f"{path}: the checkpoint belongs to another run: its {what} is {known!r}, this run's is {given!r}. "
-                "Name another checkpoint with -c, or run with what it was made for."
+                f"Run with what it was made for. {ANOTHER}"
             )
 
 
@@ -137,7 +147,7 @@ def move_aside(path: Path, now: float) -> None:
     if not finished:
         raise CheckpointError(
             f"{path}: the run in this checkpoint is not finished, and --new would forget which rows are started. "
-            "Finish it by running without --new, or delete the file yourself."
+            "Finish it by running without --new. Rows without ids of their own would start again."
         )
     if busy:
         raise CheckpointError(f"{path}: another program is reading the checkpoint. Run again when it is done.")
@@ -145,6 +155,16 @@ def move_aside(path: Path, now: float) -> None:
     while aside.exists():
         aside = aside.with_name(aside.name + "~")
     path.rename(aside)
+
+
+def refuse_orphan(path: Path) -> None:
+    """Refuse to begin anew where the log of a run that was cut off still lies, but its checkpoint does not."""
+    log = path.with_name(path.name + "-wal")
+    if log.exists() and not path.exists():
+        raise CheckpointError(
+            f"{path}: the checkpoint is gone, but its log is there: a run was cut off, and the file moved or deleted. "
+            f"Put it back; or delete {log} to start over. {ANOTHER}"
+        )
 
 
 def make_private(path: Path) -> None:
@@ -259,7 +279,7 @@ def explain(error: Exception, path: Path | None) -> CheckpointError:
     elif "full" in text or "disk I/O" in text:
         advice = "Nothing more was sent. Make room on the disk and run the same command again: nothing is lost."
     elif "malformed" in text or "not a database" in text:
-        advice = "The file is damaged, or no checkpoint. Restore it from a copy, or name another one with -c."
+        advice = f"The file is damaged, or no checkpoint. Restore it from a copy. {ANOTHER}"
     elif "readonly" in text or "unable to open" in text:
         advice = "The file and its folder must be writable; name another place with -c."
     else:

@@ -92,7 +92,8 @@ def results(
                 continue
             entry = shared
         if entry["outcome"] == outcome or (outcome is None and entry["outcome"] != "pending"):
-            yield Result(**{"id": instance_id, **entry}, row=first_row + offset, attempts=attempts)
+            sent = attempts if entry["outcome"] != "invalid" else 0
+            yield Result(**{"id": instance_id, **entry}, row=first_row + offset, attempts=sent)
 
 
 def read_status(path: str | os.PathLike[str]) -> Status:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from bulkwf.ledger import Record
 
 __all__ = [
+    "ANOTHER",
     "APPLICATION_ID",
     "BEGIN",
     "FORMAT",
@@ -24,6 +25,8 @@ __all__ = [
 ]
 
 FORMAT = 1
+ANOTHER = "In another checkpoint (-c) every row starts again, unless it brings its own id or --run-key is the same."
+"""What to bear in mind before naming another checkpoint."""
 APPLICATION_ID = 0x62776B66
 """`bwkf`, in the file's header: tells a checkpoint from any other SQLite database."""
 

@@ -24,6 +24,7 @@ from bulkwf.checkpoint.file import (
     move_aside,
     prepare,
     refuse_network_filesystem,
+    refuse_orphan,
     release,
 )
 from bulkwf.checkpoint.reading import PAGE_BATCHES, results
@@ -117,6 +118,7 @@ class Checkpoint:
             with explained(path):
                 if new:
                     move_aside(path, now)
+                refuse_orphan(path)
                 make_private(path)
                 db = connect(str(path))
                 prepare(db, path, header, now, any_run_key=any_run_key)

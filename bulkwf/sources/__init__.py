@@ -4,6 +4,7 @@ import os
 from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
 from typing import Any
 
+from bulkwf.errors import ConfigError
 from bulkwf.model import Instance
 from bulkwf.sources.files import FileFeed
 from bulkwf.sources.reader import Feed, Source
@@ -46,7 +47,9 @@ def _open_feed(rows: Rows | Paths) -> Feed:
         return FileFeed(paths)
     if isinstance(rows, AsyncIterable):
         return AsyncRowFeed(rows)
-    return RowFeed(rows)  # type: ignore[arg-type]
+    if isinstance(rows, Mapping | bytes) or not isinstance(rows, Iterable):
+        raise ConfigError(f"rows must be a path, or an iterable of mappings, not {type(rows).__name__}.")
+    return RowFeed(rows)
 
 
 def _paths(rows: Rows | Paths) -> list[str] | None:

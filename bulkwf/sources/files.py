@@ -84,7 +84,9 @@ class FileFeed:
         try:
             self._file = await _open(path)
         except OSError as error:
-            raise InputError(f"{path}: the input can't be read: {error.strerror}.") from None
+            raise InputError(
+                f"{path}: the input can't be read: {error.strerror}. Check the name and its rights."
+            ) from None
         return "stdin" if path == "-" else Path(path).name
 
     async def _close(self) -> None:
@@ -241,9 +243,9 @@ def _size(path: str) -> int | None:
         if stat.S_ISDIR(found.st_mode):
             raise InputError(f"{path}: the input is a folder; name files of JSON lines.")
         if not os.access(path, os.R_OK):
-            raise InputError(f"{path}: the input can't be read: Permission denied.")
+            raise InputError(f"{path}: the input can't be read: Permission denied. Check the name and its rights.")
     except OSError as error:
-        raise InputError(f"{path}: the input can't be read: {error.strerror}.") from None
+        raise InputError(f"{path}: the input can't be read: {error.strerror}. Check the name and its rights.") from None
     return found.st_size if stat.S_ISREG(found.st_mode) else None
 
 
