@@ -2,8 +2,10 @@
 
 Rules:
 
-1. Whoever posts next waits in one queue, in the order of asking: first attempts, retries and look-ups alike.
-2. The head of the queue waits for a place among the requests on the wire, then for every window and for any pause.
+1. Whoever posts next waits in one queue, in the order of asking: first attempts and retries alike. Look-ups, which take
+   nothing of the instances' window, have a queue of their own: behind a batch that waits for it they would be late, and
+   go out together with it, which blurs the moment of its arrival.
+2. The head of a queue waits for a place among the requests on the wire, then for every window and for any pause.
 3. Who holds a slot waits for nothing but its own answer. A backoff holds no slot.
 4. What was written counts, from the moment its body was written. What was never sent gives its places back.
 5. The time that always passes between leave and writing is taken off the margin: it would be rate lost. Never more than
@@ -24,7 +26,7 @@ __all__ = ["Limiter", "Slot", "WindowLimiter"]
 
 INSTANCE_PERIOD_S = 1.0
 REQUEST_PERIOD_S = 300.0
-LOOPBACK_MARGIN_S = 0.006
+LOOPBACK_MARGIN_S = 0.005
 NETWORK_MARGIN_S = 0.020
 WIDEST_MARGIN_S = 0.250
 EARLY_S = 0.005
@@ -124,8 +126,9 @@ class WindowLimiter:
             f"{limits.instances_per_s:,} instances/s" if limits.instances_per_s else "",
             f"{limits.requests_per_5m:,} requests/5 min" if limits.requests_per_5m else "",
         )
-        self._turn = asyncio.Lock()
-        self._head: asyncio.Future[None] | None = None
+        self._turn_to_post = asyncio.Lock()
+        self._turn_to_ask = asyncio.Lock()
+        self._heads: set[asyncio.Future[None]] = set()
         self._stopped = False
         self._paused_until = -inf
         self._probing = False
@@ -157,7 +160,7 @@ class WindowLimiter:
         """Wait for the turn, a place, the windows and the pause; then take them. Returns when."""
         self.waiting += 1
         try:
-            async with self._turn:
+            async with self._turn_to_post if cost else self._turn_to_ask:
                 while (wait_s := self._wait_s(cost)) > 0:
                     await self._sleep(wait_s)
                 if self._stopped:
@@ -233,22 +236,24 @@ class WindowLimiter:
         return uses
 
     async def _sleep(self, seconds: float) -> None:
-        """Sleep until something changes, at most so long. Only the head of the queue sleeps here."""
+        """Sleep until something changes, at most so long. Only the heads of the queues sleep here."""
         loop = asyncio.get_running_loop()
-        self._head = loop.create_future()
+        head = loop.create_future()
+        self._heads.add(head)
         # A long sleep ends late by some milliseconds, a short one hardly: so wake up early, and look again.
         shorter = seconds - EARLY_S if seconds > 2 * EARLY_S else seconds
         timer = None if seconds == inf else loop.call_later(shorter, self._wake)
         try:
-            await self._head
+            await head
         finally:
-            self._head = None
+            self._heads.discard(head)
             if timer is not None:
                 timer.cancel()
 
     def _wake(self) -> None:
-        if self._head is not None and not self._head.done():
-            self._head.set_result(None)
+        for head in self._heads:
+            if not head.done():
+                head.set_result(None)
 
     # --- what the answers teach -----------------------------------------------------------------------------------
 
