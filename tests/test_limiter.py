@@ -212,6 +212,13 @@ def test_whoever_is_told_twice_that_a_body_is_written_counts_it_once():
 # --- the queue and the places -------------------------------------------------------------------------------------
 
 
+def in_order(numbers, costs):
+    """Posts among themselves, and look-ups among themselves, which wait in a queue of their own."""
+    posts = [number for number in numbers if costs[number]]
+    lookups = [number for number in numbers if not costs[number]]
+    return posts == sorted(posts) and lookups == sorted(lookups)
+
+
 @settings(max_examples=40)
 @given(st.lists(st.integers(0, 100), min_size=2, max_size=40), st.integers(0, 1_000))
 def test_leave_is_given_in_the_order_of_asking(costs, seed):
@@ -226,8 +233,19 @@ def test_leave_is_given_in_the_order_of_asking(costs, seed):
 
     traffic = run_virtual(run())
 
-    assert [number for _, number in traffic.granted] == traffic.asked == list(range(len(costs)))
+    numbers = [number for _, number in traffic.granted]
+    assert sorted(numbers) == traffic.asked == list(range(len(costs)))
+    assert in_order(numbers, costs)
     assert traffic.most_on_wire <= 3
+
+
+def test_a_lookup_does_not_wait_behind_a_batch_that_waits_for_the_instances():
+    async def run():
+        traffic = Traffic(limiter(100))
+        await asyncio.gather(traffic.send(0, 100), traffic.send(1, 100), traffic.send(2, 0))
+        return traffic
+
+    assert run_virtual(run()).granted == [(0.0, 0), (0.0, 2), (pytest.approx(1.005, abs=1e-4), 1)]
 
 
 def test_so_many_requests_as_there_are_places_are_on_the_wire():
@@ -499,9 +517,10 @@ def test_cancelling_whoever_waits_or_sends_leaks_nothing(cancellations, seed):
     async def run():
         limits = limiter(10, 50, concurrency=2)
         traffic = Traffic(limits)
+        costs = [chance.randint(0, 10) for _ in range(12)]
         tasks = [
-            asyncio.ensure_future(traffic.send(i, chance.randint(0, 10), chance.uniform(0, 0.3), chance.uniform(0, 1)))
-            for i in range(12)
+            asyncio.ensure_future(traffic.send(i, cost, chance.uniform(0, 0.3), chance.uniform(0, 1)))
+            for i, cost in enumerate(costs)
         ]
 
         async def cancel(number, after_s):
@@ -512,7 +531,7 @@ def test_cancelling_whoever_waits_or_sends_leaks_nothing(cancellations, seed):
         await asyncio.wait(tasks)
         assert windows(traffic.written, 1.0) <= 10
         numbers = [number for _, number in traffic.granted]
-        assert numbers == sorted(numbers)
+        assert in_order(numbers, costs)
         assert {i for i, task in enumerate(tasks) if not task.cancelled()} <= set(numbers)
         assert all(task.cancelled() or task.exception() is None for task in tasks)
         assert (limits.waiting, limits._taken, limits._heads) == (0, 0, set())
