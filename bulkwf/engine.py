@@ -12,7 +12,7 @@ Rules:
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import anyio
 
@@ -141,8 +141,7 @@ class Engine:
         # What of a pause was still to come has not been waited for.
         self.progress.paused_s -= max(0.0, self._paused_until - self._clock.now())
         complete = ended and self.error is None and not self.progress.totals.pending
-        if self.error is None or not self._checkpoint.failed:
-            await self._close_account(complete=complete)
+        await self._close_account(complete=complete)
         return complete
 
     def drain(self, error: Exception | None = None) -> None:
@@ -193,9 +192,7 @@ class Engine:
         limits, learnt = self._options.batch, self._health.max_bytes
         if learnt is None or learnt >= limits.bytes:
             return limits
-        return BatchLimits(
-            instances=limits.instances, rows=limits.rows, bytes=max(learnt, 1_024), linger_s=limits.linger_s
-        )
+        return replace(limits, bytes=max(learnt, 1_024))
 
     async def _have_room(self, instances: int) -> None:
         """Wait until one more batch may be begun."""
@@ -213,45 +210,35 @@ class Engine:
         begun = self._checkpoint.begin(ledger, wall)
         self._open += 1
         self._beginning += 1
-        deliveries.start_soon(self._carry, ledger, begun, wall)
+        deliveries.start_soon(self._carry, ledger, wall, begun)
 
-    async def _carry(self, ledger: Ledger, begun: Awaitable[None], begun_at: float) -> None:
-        """See a new batch through."""
+    async def _carry(self, ledger: Ledger, begun_at: float, begun: Awaitable[None] | None = None) -> None:
+        """See a batch through; *begun* ends when a new one is durable."""
         try:
-            try:
-                await begun
-            finally:
-                self._beginning -= 1
-            batch = ledger.batch
-            self.progress.begun(len(batch.ids), len(batch.refused))
-            self._health.rows += len(batch.ids) + len(batch.refused)
-            self._health.pending += len(batch.ids)
-            if batch.refused and self._emit is not None:
-                await self._emit(batch.refused)
-            self._changed()
-            if batch.ids:
-                await self._deliver(ledger, begun_at)
-        except Exception as error:  # noqa: BLE001 - a bug, or the caller's own code: the run ends in order all the same
-            self.drain(error)
-        finally:
-            self._open -= 1
-            self._room.set()
-
-    async def _carry_on(self, ledger: Ledger, begun_at: float) -> None:
-        """See a batch through that an earlier session has begun."""
-        try:
-            await self._deliver(ledger, begun_at)
-        except Exception as error:  # noqa: BLE001 - a bug, or the caller's own code: the run ends in order all the same
-            self.drain(error)
-        finally:
-            self._open -= 1
-            self._room.set()
-
-    async def _deliver(self, ledger: Ledger, begun_at: float) -> None:
-        try:
-            await self._courier.deliver(ledger, begun_at)
+            if begun is not None:
+                await self._count(ledger.batch, begun)
+            if ledger.pending:
+                await self._courier.deliver(ledger, begun_at)
         except Draining:
-            return
+            pass
+        except Exception as error:  # noqa: BLE001 - a bug, or the caller's own code: the run ends in order all the same
+            self.drain(error)
+        finally:
+            self._open -= 1
+            self._room.set()
+
+    async def _count(self, batch: Batch, begun: Awaitable[None]) -> None:
+        """Count a new batch, once it is durable."""
+        try:
+            await begun
+        finally:
+            self._beginning -= 1
+        self.progress.begun(len(batch.ids), len(batch.refused))
+        self._health.rows += len(batch.ids) + len(batch.refused)
+        self._health.pending += len(batch.ids)
+        if batch.refused and self._emit is not None:
+            await self._emit(batch.refused)
+        self._changed()
 
     # --- what deliveries ask for ----------------------------------------------------------------------------------
 
@@ -334,7 +321,7 @@ class Engine:
             await self._have_room(len(ledger.pending))
             self._open += 1
             self._health.pending += len(ledger.pending)
-            deliveries.start_soon(self._carry_on, ledger, begun.begun_at)
+            deliveries.start_soon(self._carry, ledger, begun.begun_at)
 
     def _differs(self, begun: Begun, *, ended: bool) -> InputError:
         if ended:

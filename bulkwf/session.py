@@ -12,16 +12,17 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from bulkwf.api import open_run
 from bulkwf.console import say, show_progress, summary_lines
 from bulkwf.credentials import environment_credential, file_credential
-from bulkwf.emulator import Limits, Service
-from bulkwf.emulator import emulate as serve_here
 from bulkwf.errors import BulkwfError, CheckpointError, ConfigError, InputError
 from bulkwf.model import Summary
 from bulkwf.options import Options
+
+if TYPE_CHECKING:
+    from bulkwf.emulator import Service
 
 __all__ = ["Session", "emulated_service", "make_descriptors_last", "until_signalled"]
 
@@ -78,6 +79,8 @@ class Session:
                 "options": self.options,
             }
             return
+        from bulkwf.emulator import emulate as serve_here  # noqa: PLC0415 - a server, which a real run has no use for
+
         rate = self.options.rate
         service = emulated_service(rate.instances_per_s, rate.requests_per_5m and max(1_200, rate.requests_per_5m))
         async with serve_here(service) as emulator:
@@ -163,8 +166,10 @@ async def until_signalled(work: Coroutine[Any, Any, T]) -> T | signal.Signals:
 
 def emulated_service(
     rate: int | None, request_rate: int | None, max_queued: int | None = None, workflows: Iterable[str] = ()
-) -> Service:
+) -> "Service":
     """A service with the limits of a real one, at other rates."""
+    from bulkwf.emulator import Limits, Service  # noqa: PLC0415
+
     limits = Limits(
         instances_per_s=rate,
         account_instances_per_s=None if rate is None else max(300, rate),
