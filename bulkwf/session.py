@@ -176,7 +176,8 @@ def emulated_service(
         requests_per_5m=request_rate,
         max_queued=max_queued,
     )
-    return Service(limits, time.monotonic, workflows=set(workflows) or None)
+    epoch = time.time() - time.monotonic()
+    return Service(limits, time.monotonic, workflows=set(workflows) or None, epoch=epoch)
 
 
 def make_descriptors_last(concurrency: int, ends: int) -> None:

@@ -73,13 +73,29 @@ async def test_a_batch_is_created_and_can_be_asked_for():
         status, missing = await client.get("/instances/x")
         assert (status, missing["errors"][0]["code"]) == (404, 10400)
         _, page = await client.get("/instances", per_page=2)
-        assert [i["id"] for i in page["result"]] == ["a", "b"]
+        assert [i["id"] for i in page["result"]] == ["c", "b"]
         _, rest = await client.get("/instances", per_page=2, cursor=page["result_info"]["cursor"])
-        assert [i["id"] for i in rest["result"]] == ["c"]
+        assert [i["id"] for i in rest["result"]] == ["a"]
         _, counts = await client.get()
         assert counts["result"]["instances"]["queued"] == 3
         assert (await client.get("/instances", per_page="many"))[0] == 400
         assert client.service.gets == 6
+
+
+async def test_instances_are_deleted_one_by_one_and_together():
+    async with talk() as client:
+        await client.create("a", "b", "c")
+        async with client.session.delete(client.url + "/instances/a", headers=HEADERS) as response:
+            assert (response.status, (await response.json())["result"]) == (200, {"success": True})
+        async with client.session.post(
+            client.url + "/instances/batch/delete", json={"instances": ["c", "x"]}, headers=HEADERS
+        ) as response:
+            result = (await response.json())["result"]
+        assert (result["deleted"], [(e["id"], e["code"]) for e in result["errors"]]) == ([{"id": "c"}], [("x", 10400)])
+
+        assert client.held() == ["b"]
+        assert await client.create("a", "b") == ["a"]
+        assert client.service.gets == 0
 
 
 @pytest.mark.parametrize("path", ["", "/accounts/acct", "/accounts/acct/workflows/resize/steps"])
@@ -90,7 +106,7 @@ async def test_an_unknown_path_has_no_route(path):
 
 async def test_a_method_that_a_path_does_not_have_has_no_route():
     async with talk() as client:
-        for method, path in (("PUT", "/instances/batch"), ("POST", "/instances"), ("DELETE", "/instances/a")):
+        for method, path in (("PUT", "/instances/batch"), ("POST", "/instances"), ("DELETE", "/instances")):
             async with client.session.request(method, client.url + path, headers=HEADERS) as response:
                 assert response.status == 404
 

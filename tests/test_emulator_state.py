@@ -170,12 +170,28 @@ def test_a_full_queue_may_also_refuse_the_batch(clock):
 def test_tampering_withholds_hides_and_adds(clock):
     service = Service(Limits(), clock)
     items = service.read(batch("a", "b", "c")).items
-    tampering = Tampering(frozenset({"a"}), frozenset({"b"}), ("x", "c"))
+    tampering = Tampering(withheld=frozenset("a"), hidden=frozenset("b"), also_named=("x", "c"))
 
     creation = service.create(TARGET, items, tampering)
 
     assert [item.id for item in creation.created] == ["b", "c"] == service.ids(TARGET)
     assert names(creation.answer) == ["c", "x", "c"]
+
+
+def test_tampering_loses_and_fails(clock):
+    service = Service(Limits(), clock)
+    items = service.read(batch("a", "b", "c")).items
+
+    creation = service.create(TARGET, items, Tampering(lost=frozenset("a"), failing=frozenset("b")))
+
+    assert names(creation.answer) == ["a", "b", "c"]
+    assert [item.id for item in creation.created] == ["b", "c"] == service.ids(TARGET)
+    assert service.created == 2
+    assert service.get_instance(TARGET, "a").status == 404
+    failed = service.get_instance(TARGET, "b").json()["result"]
+    assert (failed["status"], failed["success"], failed["error"]["message"]) == ("errored", False, "asked to fail")
+    assert service.workflow_counts(TARGET).json()["result"]["instances"]["errored"] == 1
+    assert [i["id"] for i in service.list_instances(TARGET, {"status": "errored"}).json()["result"]] == ["b"]
 
 
 # ── What is no batch ──
@@ -416,15 +432,68 @@ def test_the_list_is_read_page_by_page(clock):
 
     found, cursor = [], None
     for _ in range(3):
-        answer = service.list_instances(TARGET, cursor=cursor, per_page=10).json()
+        answer = service.list_instances(TARGET, {"per_page": "10"} | ({"cursor": cursor} if cursor else {})).json()
         found += [instance["id"] for instance in answer["result"]]
         cursor = answer["result_info"].get("cursor")
 
-    assert (found, cursor) == (ids, None)
-    assert service.list_instances(TARGET, status="complete").json()["result"] == []
-    assert len(service.list_instances(TARGET, status="queued").json()["result"]) == 25
-    for wrong in ({"per_page": 0}, {"per_page": 101}, {"cursor": "x"}):
-        assert service.list_instances(TARGET, **wrong).status == 400
+    assert (found, cursor) == (ids[::-1], None)
+    assert service.list_instances(TARGET, {"status": "complete"}).json()["result"] == []
+    assert len(service.list_instances(TARGET, {"status": "queued"}).json()["result"]) == 25
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        {"per_page": "0"},
+        {"per_page": "101"},
+        {"cursor": "x"},
+        {"page": "0"},
+        {"page": "1", "cursor": "5"},
+        {"status": "well"},
+        {"date_start": "yesterday"},
+        {"date_end": "2026-01-01T00:00:00+01:00"},
+    ],
+)
+def test_a_list_that_can_not_be_asked_for_is_refused(clock, query):
+    assert Service(Limits(), clock).list_instances(TARGET, query).status == 400
+
+
+def test_the_list_goes_by_pages_and_by_dates_too(clock):
+    service = Service(Limits(), clock, epoch=1_760_000_000 - clock.now)
+    for number in range(7):
+        submit(service, f"id-{number}")
+        clock.now += 60
+
+    def listed(**query):
+        answer = service.list_instances(TARGET, query).json()
+        return [instance["id"][3:] for instance in answer["result"]], answer["result_info"]
+
+    assert listed(page="2", per_page="3") == (
+        ["3", "2", "1"],
+        {"count": 3, "per_page": 3, "page": 2, "total_count": 7, "cursor": "1"},
+    )
+    assert listed(page="3", per_page="3")[0] == ["0"]
+    assert listed(page="4", per_page="3")[0] == []
+    # 1,760,000,000 is 2025-10-09 08:53:20 UTC
+    assert listed(date_start="2025-10-09T08:55:20Z", date_end="2025-10-09T08:57:20.000Z")[0] == ["4", "3", "2"]
+    page, info = listed(date_end="2025-10-09T08:57:20Z", per_page="2")
+    assert (page, info["total_count"]) == (["4", "3"], 5)
+    assert listed(date_end="2025-10-09T08:57:20Z", per_page="2", cursor=info["cursor"])[0] == ["2", "1"]
+
+
+def test_a_cursor_survives_what_is_deleted_and_what_begins_anew(clock):
+    service = Service(Limits(), clock)
+    submit(service, *(f"id-{number}" for number in range(6)))
+    first = service.list_instances(TARGET, {"per_page": "2"}).json()
+    service.delete_instance(TARGET, "id-5")
+    service.delete_instance(TARGET, "id-3")
+    submit(service, "id-5", "late")
+
+    rest = service.list_instances(TARGET, {"per_page": "10", "cursor": first["result_info"]["cursor"]}).json()
+    assert [instance["id"] for instance in rest["result"]] == ["id-2", "id-1", "id-0"]
+    assert service.delete_instance(TARGET, "id-3").status == 404
+    for body in (b"{", b"[]", b'{"instances":[]}', b'{"instances":[1]}'):
+        assert service.delete_batch(TARGET, body).status == 400
 
 
 def test_the_workflow_counts_its_instances_by_status(clock):

@@ -43,6 +43,8 @@ What else may befall it, alone or with the above, and added up over the rules:
     omit: ids              these are neither created nor named in the answer; `ids` is true for all, a number for
                            the first so many, a text for those that match this regular expression
     omit_created: ids      these are created but not named
+    lose: ids              these are named as created, and are not
+    fail: ids              these are created, and end with an error
     foreign: n             the answer names n ids that were not sent, or those in a list
     repeat: ids            the answer names these twice
     refuse_ids: "regex"    a batch with an id that matches is refused, 400: only the service knows that it is bad
@@ -113,6 +115,8 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     latency_s: float | tuple[float, float] = 0.0
     omit: Which = False
     omit_created: Which = False
+    lose: Which = False
+    fail: Which = False
     foreign: int | list[str] = 0
     repeat: Which = False
     refuse_ids: str | None = None
@@ -205,8 +209,8 @@ def _problems(rule: Rule) -> list[str]:
             n is None or n >= 1 for n in (rule.request, rule.every, rule.from_, rule.to, rule.times)
         ),
         "chance is between 0 and 1": rule.chance is None or 0 <= rule.chance <= 1,
-        "omit, omit_created, repeat and foreign are not negative": all(
-            not isinstance(n, int) or n >= 0 for n in (rule.omit, rule.omit_created, rule.repeat, rule.foreign)
+        "omit, omit_created, lose, fail, repeat and foreign are not negative": all(
+            not isinstance(n, int) or n >= 0 for n in (*_choices(rule), rule.foreign)
         ),
         "status is between 200 and 599": rule.status is None or 200 <= rule.status <= 599,
         "truncate and partial are not negative": min(rule.truncate or 0, rule.partial or 0) >= 0,
@@ -219,17 +223,19 @@ def _problems(rule: Rule) -> list[str]:
         "truncate and twice give the service's own answer: `when` is after, or left out": rule.when != "before"
         or not {"truncate", "twice"}.intersection(manners),
     }
-    patterns = [p for p in (rule.omit, rule.omit_created, rule.repeat, rule.refuse_ids) if isinstance(p, str)]
+    patterns = [p for p in (*_choices(rule), rule.refuse_ids) if isinstance(p, str)]
     return [problem for problem, fine in checks.items() if not fine] + [
         f"{pattern!r} is not a regular expression" for pattern in patterns if not _compiles(pattern)
     ]
 
 
 def _befalls(rule: Rule) -> bool:
-    return bool(
-        rule.latency_s or rule.omit or rule.omit_created or rule.foreign or rule.repeat
-        or rule.refuse_ids or rule.revoke_token
-    )  # fmt: skip
+    return bool(rule.latency_s or any(_choices(rule)) or rule.foreign or rule.refuse_ids or rule.revoke_token)
+
+
+def _choices(rule: Rule) -> tuple[Which, ...]:
+    """What names some of the ids sent."""
+    return rule.omit, rule.omit_created, rule.lose, rule.fail, rule.repeat
 
 
 def _span(rule: Rule) -> tuple[float, float]:
@@ -303,12 +309,19 @@ def _pick(which: Which, ids: Sequence[str]) -> list[str]:
 
 
 def _tampering(rules: Sequence[Rule], ending: Ending | None, ids: Sequence[str]) -> Tampering:
-    withheld = {id_ for rule in rules for id_ in _pick(rule.omit, ids)}
+    def picked(*choices: Which) -> frozenset[str]:
+        return frozenset(id_ for which in choices for id_ in _pick(which, ids))
+
+    withheld = picked(*(rule.omit for rule in rules))
     if ending is not None and ending.creates is not None:
-        withheld.update(ids[ending.creates :])
-    hidden = {id_ for rule in rules for id_ in _pick(rule.omit_created, ids)}
-    also_named = [id_ for rule in rules for id_ in [*_pick(rule.repeat, ids), *_foreign(rule)]]
-    return Tampering(frozenset(withheld), frozenset(hidden), tuple(also_named))
+        withheld = withheld.union(ids[ending.creates :])
+    return Tampering(
+        withheld=withheld,
+        hidden=picked(*(rule.omit_created for rule in rules)),
+        lost=picked(*(rule.lose for rule in rules)),
+        failing=picked(*(rule.fail for rule in rules)),
+        also_named=tuple(id_ for rule in rules for id_ in [*_pick(rule.repeat, ids), *_foreign(rule)]),
+    )
 
 
 def _foreign(rule: Rule) -> list[str]:

@@ -31,8 +31,12 @@ FaultScript = str | bytes | Sequence[Rule | Mapping[str, object]]
 
 _PREFIX = "/client/v4"
 _PATH = re.compile(
-    _PREFIX + r"/accounts/(?P<account>[^/]+)/workflows/(?P<workflow>[^/]+)(?P<below>/instances(?:/(?P<id>[^/]+))?)?"
+    _PREFIX + r"/accounts/(?P<account>[^/]+)/workflows/(?P<workflow>[^/]+)"
+    r"(?P<below>/instances(?:/batch/delete|/(?P<id>[^/]+))?)?"
 )
+_Kind = Literal["create", "list", "get", "counts", "delete", "delete_batch"]
+_POSTS: Mapping[str, _Kind] = {"/instances/batch": "create", "/instances/batch/delete": "delete_batch"}
+_OF_AN_INSTANCE: Mapping[str, _Kind] = {"GET": "get", "DELETE": "delete"}
 _STOP_TIMEOUT_S = 1.0
 _SECOND_ANSWER_AFTER_S = 0.02
 _NO_BATCH = Reading((), 0)
@@ -42,7 +46,7 @@ _NO_BATCH = Reading((), 0)
 class _Place:
     """What a request is about."""
 
-    kind: Literal["create", "list", "get", "counts"]
+    kind: _Kind
     target: Target
     id: str = ""
 
@@ -55,6 +59,7 @@ class _Arrival:
     caller: Caller
     place: _Place | None
     query: Mapping[str, str]
+    body: bytes
     reading: Reading
     fault: Fault
     refusal: Answer | None
@@ -110,8 +115,8 @@ class Emulator:
         if place is None:
             refused: Answer | None = refusal(404, answers.NO_ROUTE, f"Could not route to {request.path}")
         else:
-            refused = self.service.admit(caller, place.target, reading.attempted, asks=not creates)
-        return _Arrival(number, caller, place, request.query, reading, fault, refused)
+            refused = self.service.admit(caller, place.target, reading.attempted, asks=request.method == "GET")
+        return _Arrival(number, caller, place, request.query, body, reading, fault, refused)
 
     def _count(self, method: str) -> int:
         self._numbers[method] = self._numbers.get(method, 0) + 1
@@ -140,13 +145,11 @@ class Emulator:
             return self.service.get_instance(place.target, place.id, simple=query.get("simple") == "true")
         if place.kind == "counts":
             return self.service.workflow_counts(place.target)
-        per_page = query.get("per_page", "50")
-        return self.service.list_instances(
-            place.target,
-            cursor=query.get("cursor"),
-            per_page=int(per_page) if re.fullmatch("[0-9]{1,9}", per_page) else 0,
-            status=query.get("status"),
-        )
+        if place.kind == "delete":
+            return self.service.delete_instance(place.target, place.id)
+        if place.kind == "delete_batch":
+            return self.service.delete_batch(place.target, arrival.body)
+        return self.service.list_instances(place.target, query)
 
     def _create(self, arrival: _Arrival, target: Target) -> Answer:
         if arrival.reading.refusal:
@@ -189,17 +192,19 @@ class Emulator:
 
 
 def _find_place(method: str, path: str) -> _Place | None:
-    """Documented: the four routes. Unknown; our choice: any other method or path is a 404 with code 7003."""
+    """Documented: the routes. Unknown; our choice: any other method or path is a 404 with code 7003."""
     match = _PATH.fullmatch(path)
     if match is None:
         return None
     target = Target(match["account"], match["workflow"])
     if method == "POST":
-        return _Place("create", target) if match["id"] == "batch" else None
-    if method != "GET":
-        return None
+        kind = _POSTS.get(match["below"])
+        return None if kind is None else _Place(kind, target)
     if match["id"]:
-        return _Place("get", target, match["id"])
+        kind = _OF_AN_INSTANCE.get(method)
+        return None if kind is None else _Place(kind, target, match["id"])
+    if method != "GET" or match["below"] not in (None, "/instances"):
+        return None
     return _Place("list" if match["below"] else "counts", target)
 
 

@@ -5,27 +5,27 @@ engine does so. *Believed*: public records agree on it. *Unknown; our choice*: n
 """
 
 import math
-import re
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from itertools import islice
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
+import msgspec
 import orjson
 
 from bulkwf.emulator import answers
 from bulkwf.emulator.admission import Admission, Caller, Target
 from bulkwf.emulator.answers import Answer, refusal, success
-from bulkwf.emulator.batch import BodyRefusedError, Item, read_batch
-from bulkwf.emulator.limits import Limits, SlidingWindow
+from bulkwf.emulator.batch import MAX_INSTANCES, BodyRefusedError, Item, read_batch
+from bulkwf.emulator.instances import Instances, QueryRefusedError, read_query
+from bulkwf.emulator.limits import Limits
 
-_STATUSES = (
-    "queued", "running", "paused", "errored", "terminated", "complete", "waiting", "waitingForPause",
-)  # fmt: skip
-MAX_PER_PAGE = 100
+_NOT_FOUND = "workflows.api.error.instance.not_found"
+
+
+class _Deletion(msgspec.Struct):
+    instances: Annotated[list[str], msgspec.Meta(min_length=1, max_length=MAX_INSTANCES)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Reading:
     refusal: Answer | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Tampering:
     """How a scripted fault bends one creation. All ids are of the request's, but for those in `also_named`."""
 
@@ -45,6 +45,10 @@ class Tampering:
     """Neither created nor named."""
     hidden: frozenset[str] = frozenset()
     """Created, but not named."""
+    lost: frozenset[str] = frozenset()
+    """Named, but not created."""
+    failing: frozenset[str] = frozenset()
+    """Created; they end with an error."""
     also_named: tuple[str, ...] = ()
     """Named, as if created, after the others."""
 
@@ -57,33 +61,6 @@ class Creation:
     created: Sequence[Item] = ()
 
 
-class _Record(NamedTuple):
-    created_at: float
-    expires_at: float
-
-
-@dataclass(slots=True)
-class _Workflow:
-    """One workflow's instances and rates."""
-
-    workflow_id: str
-    version_id: str
-    queue: SlidingWindow
-    held: dict[str, _Record] = field(default_factory=dict)
-
-    def taken(self, id_: str, now: float) -> bool:
-        """Documented: an id is free again once its instance has passed its retention."""
-        record = self.held.get(id_)
-        return record is not None and record.expires_at > now
-
-    def fragment(self, ids: Sequence[str], status: str) -> str:
-        """The JSON array that names `ids`. Ids need no escaping: their pattern permits nothing that does."""
-        if not ids:
-            return "[]"
-        tail = f'","status":"{status}","version_id":"{self.version_id}","workflow_id":"{self.workflow_id}"}}'
-        return '[{"id":"' + (tail + ',{"id":"').join(ids) + tail + "]"
-
-
 class Service:
     """One Cloudflare Workflows service.
 
@@ -93,6 +70,7 @@ class Service:
     service should do, and a test may want to see noticed.
     `result_shape`: "array", or the newer "object", `{created, errors}`, so far known from the binding only.
     `queued_s`: how long an instance is queued before it is complete; it only matters to the queue and the counts.
+    `epoch`: the Unix time at the clock's 0, for the times of day that the service names.
     """
 
     def __init__(
@@ -106,6 +84,7 @@ class Service:
         existing: Literal["skip", "refuse", "duplicate"] = "skip",
         result_shape: Literal["array", "object"] = "array",
         queued_s: float = math.inf,
+        epoch: float = 0.0,
     ) -> None:
         self.limits = limits
         self.clock = clock
@@ -113,19 +92,19 @@ class Service:
         self.existing = existing
         self.result_shape = result_shape
         self.queued_s = queued_s
+        self.epoch = epoch
 
         self.created = 0
         """Instances begun, each time an id began."""
 
         self._ids_given = 0
-        self._workflows: dict[Target, _Workflow] = {}
+        self._workflows: dict[Target, Instances] = {}
 
     # ── What a test asks ──
 
     def ids(self, target: Target) -> list[str]:
         """The ids that are taken now, in the order of their first creation."""
-        now = self.clock()
-        return [id_ for id_, record in self._workflow(target).held.items() if record.expires_at > now]
+        return self._workflow(target).ids(self.clock())
 
     def holds(self, target: Target, id_: str) -> bool:
         """Whether `id_` is taken now."""
@@ -196,10 +175,13 @@ class Service:
                 message = "workflows.api.error.queue_full"
                 return Creation(self.admission.throttled("queue", answers.CREATING_TOO_FAST, message, 1.0))
             del chosen[room:]
-        self._begin(workflow, chosen, now)
         named = [item.id for item in chosen if item.id not in bent.hidden]
         named.extend(bent.also_named)
-        return Creation(self._created_answer(workflow, named, errors), chosen)
+        begun = [item for item in chosen if item.id not in bent.lost]
+        if begun:
+            workflow.begin(begun, now, self.limits.retention_s, bent.failing)
+            self.created += len(begun)
+        return Creation(self._created_answer(workflow, named, errors), begun)
 
     def create_batch(self, caller: Caller, target: Target, body: bytes) -> Answer:
         """A whole batch-create request: read, admitted, created, answered."""
@@ -208,7 +190,7 @@ class Service:
         return refused or self.create(target, reading.items).answer
 
     def _choose(
-        self, workflow: _Workflow, items: Sequence[Item], withheld: frozenset[str], now: float
+        self, workflow: Instances, items: Sequence[Item], withheld: frozenset[str], now: float
     ) -> tuple[list[Item], list[tuple[int, str, int]]]:
         """The items to begin; and of the others (index, id, code), but for the withheld ones."""
         chosen: list[Item] = []
@@ -229,27 +211,15 @@ class Service:
                 chosen.append(item)
         return chosen, errors
 
-    def _begin(self, workflow: _Workflow, items: Sequence[Item], now: float) -> None:
-        """Unknown; our choice: an id's retention runs from its creation."""
-        if not items:
-            return
-        usual = _Record(now, now + self.limits.retention_s)  # shared, so that a million ids cost little memory
-        held = workflow.held
-        for item in items:
-            own = item.retention_s
-            held[item.id] = usual if own is None else _Record(now, now + own)
-        self.created += len(items)
-        workflow.queue.add(now, len(items))
-
-    def _room(self, workflow: _Workflow, now: float) -> int | None:
+    def _room(self, workflow: Instances, now: float) -> int | None:
         """How many more the queue holds; None for any number."""
         most = self.limits.max_queued
         return None if most is None else max(0, most - workflow.queue.count(now))
 
     def _created_answer(
-        self, workflow: _Workflow, named: Sequence[str], errors: Sequence[tuple[int, str, int]]
+        self, workflow: Instances, named: Sequence[str], errors: Sequence[tuple[int, str, int]]
     ) -> Answer:
-        created = workflow.fragment(named, "queued")
+        created = workflow.fragment(named)
         if self.result_shape == "array":
             return success(created)
         reasons = {answers.ALREADY_EXISTS: "already_exists", answers.DUPLICATE_IN_BATCH: "duplicate_in_batch"}
@@ -265,86 +235,64 @@ class Service:
         now = self.clock()
         workflow = self._workflow(target)
         if not workflow.taken(id_, now):
-            return refusal(404, answers.INSTANCE_NOT_FOUND, "workflows.api.error.instance.not_found")
-        record = workflow.held[id_]
-        ended = self._status(record, now) == "complete"
-        instance: dict[str, Any] = {
-            "status": self._status(record, now),
-            "queued": _iso(record.created_at),
-            "start": _iso(record.created_at + self.queued_s) if ended else None,
-            "end": _iso(record.created_at + self.queued_s) if ended else None,
-            "success": True if ended else None,
-            "error": None,
-            "output": None,
-            "step_count": 0,
-            "trigger": {"source": "api"},
-            "version_id": workflow.version_id,
-        }
+            return _no_instance()
+        instance = workflow.describe(id_, now)
         if not simple:
             instance["steps"] = []
         return success(orjson.dumps(instance).decode())
 
-    def list_instances(
-        self, target: Target, *, cursor: str | None = None, per_page: int = 50, status: str | None = None
-    ) -> Answer:
-        """A page of the instances, in the order of their first creation, and the cursor of the next one.
-
-        Documented: cursor, per_page, status. Measured: at most 100 a page. Our choice: the cursor is a position.
-        """
-        if not 1 <= per_page <= MAX_PER_PAGE or not (cursor is None or re.fullmatch("[0-9]{1,15}", cursor)):
-            return refusal(400, answers.BODY_REFUSED, f"per_page is 1 to {MAX_PER_PAGE}, cursor the last answer's")
-        now = self.clock()
-        workflow = self._workflow(target)
-        start = int(cursor or 0)
-        matching = (
-            (position, id_, record)
-            for position, (id_, record) in enumerate(islice(workflow.held.items(), start, None), start)
-            if record.expires_at > now and status in (None, self._status(record, now))
-        )
-        page = list(islice(matching, per_page))
-        listed = [
-            {
-                "id": id_,
-                "status": self._status(record, now),
-                "created_on": _iso(record.created_at),
-                "version_id": workflow.version_id,
-                "workflow_id": workflow.workflow_id,
-            }
-            for _, id_, record in page
-        ]
-        info: dict[str, int | str] = {"count": len(page), "per_page": per_page}
-        if len(page) == per_page:
-            info["cursor"] = str(page[-1][0] + 1)
+    def list_instances(self, target: Target, query: Mapping[str, str]) -> Answer:
+        """A page of the instances; see `instances.read_query` for the query."""
+        try:
+            listed, info = self._workflow(target).page(read_query(query), self.clock())
+        except QueryRefusedError as error:
+            return refusal(400, answers.BODY_REFUSED, str(error))
         return success(orjson.dumps(listed).decode(), orjson.dumps(info).decode())
 
     def workflow_counts(self, target: Target) -> Answer:
         """The workflow, with the number of its instances by status."""
-        now = self.clock()
         workflow = self._workflow(target)
-        counts = dict.fromkeys(_STATUSES, 0)
-        for record in workflow.held.values():
-            if record.expires_at > now:
-                counts[self._status(record, now)] += 1
+        counts = workflow.counts(self.clock())
         described = {"id": workflow.workflow_id, "name": target.workflow, "instances": counts}
         return success(orjson.dumps(described).decode())
 
-    # ── Parts ──
+    # ── Removal ──
 
-    def _status(self, record: _Record, now: float) -> str:
-        return "queued" if now < record.created_at + self.queued_s else "complete"
+    def delete_instance(self, target: Target, id_: str) -> Answer:
+        """Forget one instance. Measured: the answer."""
+        if not self._workflow(target).forget(id_, self.clock()):
+            return _no_instance()
+        return success('{"success":true}')
+
+    def delete_batch(self, target: Target, body: bytes) -> Answer:
+        """Forget some instances. Measured: the answer; it says of each id what became of it."""
+        try:
+            ids = msgspec.json.decode(body, type=_Deletion).instances
+        except (msgspec.DecodeError, RecursionError) as error:
+            return refusal(400, answers.BODY_REFUSED, f"workflows.api.error.body: {error}")
+        workflow, now = self._workflow(target), self.clock()
+        gone = {id_ for id_ in ids if workflow.forget(id_, now)}
+        missing = {"code": answers.INSTANCE_NOT_FOUND, "message": _NOT_FOUND}
+        result = {
+            "deleted": [{"id": id_} for id_ in ids if id_ in gone],
+            "errors": [{"id": id_, **missing} for id_ in ids if id_ not in gone],
+        }
+        return success(orjson.dumps(result).decode())
+
+    # ── Parts ──
 
     def _new_id(self) -> str:
         """Documented: an instance without an id gets one. Our choice: in the shape of a UUID, counting up."""
         self._ids_given += 1
         return f"00000000-0000-4000-8000-{self._ids_given:012x}"
 
-    def _workflow(self, target: Target) -> _Workflow:
+    def _workflow(self, target: Target) -> Instances:
         if target not in self._workflows:
             names = [f"{target.account}/{target.workflow}/{kind}" for kind in ("workflow", "version")]
             workflow_id, version_id = (str(uuid.uuid5(uuid.NAMESPACE_URL, name)) for name in names)
-            self._workflows[target] = _Workflow(workflow_id, version_id, SlidingWindow(self.queued_s))
+            self._workflows[target] = Instances(workflow_id, version_id, self.queued_s, self.epoch)
         return self._workflows[target]
 
 
-def _iso(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")
+def _no_instance() -> Answer:
+    return refusal(404, answers.INSTANCE_NOT_FOUND, _NOT_FOUND)

@@ -1,0 +1,235 @@
+"""One workflow's instances: what is kept of each, what is said of it, and the pages of their list. Pure.
+
+Docstrings name what a rule rests on, as in `state.py`.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Any, NamedTuple
+
+from bulkwf.emulator.batch import Item
+from bulkwf.emulator.limits import SlidingWindow
+
+MAX_PER_PAGE = 100
+USUAL_PER_PAGE = 25
+STATUSES = (
+    "queued", "running", "paused", "errored", "terminated", "complete", "waiting", "waitingForPause",
+)  # fmt: skip
+
+_NUMBER = re.compile("[0-9]{1,15}", re.ASCII)
+
+
+class QueryRefusedError(Exception):
+    """The list can't be asked for in this way; the message says why."""
+
+
+class Record(NamedTuple):
+    """What is kept of one instance. Params are not."""
+
+    created_at: float
+    expires_at: float
+    fails: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """Which instances to list, and which page of them.
+
+    `cursor`: only instances begun before the one at this position. `skip`: so many of the matching ones.
+    """
+
+    per_page: int
+    cursor: int | None
+    skip: int
+    status: str | None
+    since: float
+    until: float
+
+
+def read_query(query: Mapping[str, str]) -> Query:
+    """The query of a list.
+
+    Documented: `per_page`; `cursor`, or else `page`, which is deprecated; `status`; `date_start` and `date_end`, ISO
+    8601 in UTC. Measured: at most 100 a page, 25 if nothing is said; an unknown status is refused.
+    """
+    per_page = _number(query, "per_page", USUAL_PER_PAGE)
+    page = _number(query, "page", 1)
+    if not 1 <= per_page <= MAX_PER_PAGE:
+        raise QueryRefusedError(f"per_page is 1 to {MAX_PER_PAGE}")
+    if page < 1 or ("page" in query and "cursor" in query):
+        raise QueryRefusedError("page counts from 1, and excludes a cursor")
+    status = query.get("status")
+    if status is not None and status not in STATUSES:
+        raise QueryRefusedError(f"status is one of {', '.join(STATUSES)}")
+    return Query(
+        per_page=per_page,
+        cursor=_number(query, "cursor", 0) if "cursor" in query else None,
+        skip=(page - 1) * per_page,
+        status=status,
+        since=_unix(query, "date_start", -math.inf),
+        until=_unix(query, "date_end", math.inf),
+    )
+
+
+def _number(query: Mapping[str, str], name: str, usual: int) -> int:
+    text = query.get(name)
+    if text is None:
+        return usual
+    if not _NUMBER.fullmatch(text):
+        raise QueryRefusedError(f"{name} {text[:40]!r} is none that was given out")
+    return int(text)
+
+
+def _unix(query: Mapping[str, str], name: str, usual: float) -> float:
+    text = query.get(name)
+    if text is None:
+        return usual
+    try:
+        if not text.endswith("Z"):
+            raise ValueError  # noqa: TRY301 - the same refusal
+        return datetime.fromisoformat(text).timestamp()
+    except (ValueError, OverflowError):
+        raise QueryRefusedError(f"{name} {text[:40]!r} is no ISO 8601 time in UTC") from None
+
+
+@dataclass(slots=True)
+class Instances:
+    """The instances of one workflow.
+
+    `queued_s`: how long an instance is queued before it is complete. `epoch`: the Unix time at the clock's 0.
+    """
+
+    workflow_id: str
+    version_id: str
+    queued_s: float
+    epoch: float
+    queue: SlidingWindow = field(init=False)
+    held: dict[str, Record] = field(default_factory=dict)
+    _order: list[str] = field(default_factory=list)
+    """Every id that ever began, in the order in which it first did: a position in it stays good for ever."""
+
+    def __post_init__(self) -> None:
+        self.queue = SlidingWindow(self.queued_s)
+
+    def taken(self, id_: str, now: float) -> bool:
+        """Documented: an id is free again once its instance has passed its retention."""
+        record = self.held.get(id_)
+        return record is not None and record.expires_at > now
+
+    def ids(self, now: float) -> list[str]:
+        """The ids that are taken now, in the order of their first creation."""
+        return [id_ for id_, record in self.held.items() if record.expires_at > now]
+
+    def begin(self, items: Sequence[Item], now: float, retention_s: float, failing: AbstractSet[str]) -> None:
+        """Unknown; our choice: an id's retention runs from its creation."""
+        usual = Record(now, now + retention_s)  # shared, so that a million ids cost little memory
+        held = self.held
+        for item in items:
+            id_, own = item.id, item.retention_s
+            if id_ not in held:
+                self._order.append(id_)
+            if own is None and id_ not in failing:
+                held[id_] = usual
+            else:
+                held[id_] = Record(now, now + (retention_s if own is None else own), id_ in failing)
+        self.queue.add(now, len(items))
+
+    def forget(self, id_: str, now: float) -> bool:
+        """Delete an instance; False if there is none. Measured: its id is free again."""
+        if not self.taken(id_, now):
+            return False
+        self.held[id_] = Record(now, -math.inf)  # its place in the list stays, or cursors would skip others
+        return True
+
+    def status(self, record: Record, now: float) -> str:
+        """Our choice: one that fails does so at once; nothing else ever happens to the others."""
+        if record.fails:
+            return "errored"
+        return "complete" if now >= record.created_at + self.queued_s else "queued"
+
+    def counts(self, now: float) -> dict[str, int]:
+        """How many there are, by status."""
+        counts = dict.fromkeys(STATUSES, 0)
+        for record in self.held.values():
+            if record.expires_at > now:
+                counts[self.status(record, now)] += 1
+        return counts
+
+    def describe(self, id_: str, now: float) -> dict[str, Any]:
+        """What is said of one instance that is asked for by its id."""
+        record = self.held[id_]
+        status = self.status(record, now)
+        ended_at = {"complete": record.created_at + self.queued_s, "errored": record.created_at}.get(status)
+        end = None if ended_at is None else self._iso(ended_at)
+        return {
+            "status": status,
+            "queued": self._iso(record.created_at),
+            "start": end,
+            "end": end,
+            "success": None if end is None else not record.fails,
+            "error": {"name": "Error", "message": "asked to fail"} if record.fails else None,
+            "output": None,
+            "step_count": 0,
+            "trigger": {"source": "api"},
+            "version_id": self.version_id,
+        }
+
+    def page(self, query: Query, now: float) -> tuple[list[dict[str, Any]], dict[str, int | str]]:
+        """A page of the instances and what is said of it. Measured: those that began last come first.
+
+        Documented: the cursor of the next page. Our choice: a cursor is a position, good for ever; there is none
+        after the last page. A total is only counted for who pages by number.
+        """
+        matching = self._matching(query, now)
+        page = list(islice(matching, query.skip, query.skip + query.per_page))
+        info: dict[str, int | str] = {"count": len(page), "per_page": query.per_page}
+        if query.cursor is None:
+            info["page"] = query.skip // query.per_page + 1
+            info["total_count"] = sum(1 for _ in self._matching(query, now))
+        if len(page) == query.per_page and next(matching, None) is not None:
+            info["cursor"] = str(page[-1][0])
+        return [self._listed(id_, now) for _, id_ in page], info
+
+    def _matching(self, query: Query, now: float) -> Iterator[tuple[int, str]]:
+        end = len(self._order) if query.cursor is None else min(query.cursor, len(self._order))
+        matches = self._filter(query, now)
+        return ((position, self._order[position]) for position in range(end - 1, -1, -1) if matches(position))
+
+    def _filter(self, query: Query, now: float) -> Callable[[int], bool]:
+        since, until = query.since - self.epoch, query.until - self.epoch
+
+        def matches(position: int) -> bool:
+            record = self.held[self._order[position]]
+            return (
+                record.expires_at > now
+                and since <= record.created_at <= until
+                and query.status in (None, self.status(record, now))
+            )
+
+        return matches
+
+    def _listed(self, id_: str, now: float) -> dict[str, Any]:
+        record = self.held[id_]
+        return {
+            "id": id_,
+            "status": self.status(record, now),
+            "created_on": self._iso(record.created_at),
+            "version_id": self.version_id,
+            "workflow_id": self.workflow_id,
+        }
+
+    def _iso(self, at: float) -> str:
+        text = datetime.fromtimestamp(self.epoch + at, UTC).isoformat(timespec="milliseconds")
+        return text.replace("+00:00", "Z")
+
+    def fragment(self, ids: Sequence[str]) -> str:
+        """The JSON array that names new ones. Ids need no escaping: their pattern permits nothing that does."""
+        if not ids:
+            return "[]"
+        tail = f'","status":"queued","version_id":"{self.version_id}","workflow_id":"{self.workflow_id}"}}'
+        return '[{"id":"' + (tail + ',{"id":"').join(ids) + tail + "]"
