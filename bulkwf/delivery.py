@@ -1,7 +1,7 @@
 """One batch, until every instance in it is settled.
 
-Send, judge, and do with what is left what the verdict asks for: wait and send it again (tenacity keeps the loop,
-`retry` the table), send it in halves until the bad rows stand alone, or ask whether ids that were left out exist.
+Send, judge, and do with what is left what the verdict asks for: wait and send it again (`channel` has the patience),
+send it in halves until the bad rows stand alone, or ask whether ids that were left out exist.
 
 Rules:
 
@@ -14,19 +14,16 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from tenacity import AsyncRetrying, retry_if_result
-
-from bulkwf.errors import CheckpointError, ServiceRefused, TemporaryStop
+from bulkwf.channel import Channel
+from bulkwf.errors import CheckpointError, ServiceRefused
 from bulkwf.ledger import Ledger
-from bulkwf.limiter import Limiter
-from bulkwf.model import Fault, Outcome, Reply, Result, Transport, Verdict
+from bulkwf.model import Fault, Outcome, Reply, Result, Verdict
 from bulkwf.options import Options
 from bulkwf.outcome import existence, judge, judge_lookup, rejection
 from bulkwf.payload import compose
-from bulkwf.retry import PATIENCE, Stop, backoff_s, plan, reject_limit
-from bulkwf.windows import pause_s
+from bulkwf.retry import backoff_s, reject_limit
 
-__all__ = ["Courier", "Health", "Hooks"]
+__all__ = ["Courier", "Hooks", "Tally"]
 
 LOOK_UP_AT_MOST = 2
 """Up to so many omitted ids are asked for one by one; more are sent again together, then one speaks for all."""
@@ -36,24 +33,17 @@ PROBE_FROM = 10
 """A first batch of so many rows that is refused is probed before it is taken apart."""
 
 _DOUBTFUL = frozenset({Verdict.IN_DOUBT, Verdict.CONTRADICTION})
-_STRAINED = frozenset({Verdict.NOT_SENT, Verdict.IN_DOUBT, Verdict.ORIGIN_TLS})
-_AT_ONCE = frozenset({Verdict.THROTTLED, Verdict.UNAUTHORIZED})
-"""Sent again without a wait of their own: the limiter holds the pause, or there is a new credential."""
-_PATIENT = _AT_ONCE.union(PATIENCE)
 
 
 @dataclass(slots=True)
-class Health:
-    """What the deliveries of one run know together of the service.
+class Tally:
+    """What the deliveries of one run know together of its rows.
 
     Attributes:
         created: Instances created so far, by earlier sessions too.
         rejected: Rows rejected so far.
         pending: Instances begun and not settled.
         rows: Rows begun so far.
-        ill_since: When the failures began that nothing has been settled since; None if all is well.
-        refusals: Pauses in a row.
-        paused_until: When the last pause ends.
         max_bytes: The service has called a request of twice this size too large; None if it has not.
         probing: Held while a refused first batch is probed.
     """
@@ -62,36 +52,15 @@ class Health:
     rejected: int = 0
     pending: int = 0
     rows: int = 0
-    ill_since: float | None = None
-    refusals: int = 0
-    paused_until: float = 0.0
     max_bytes: int | None = None
     probing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    def well(self, outcome: Outcome) -> None:
+    def settled(self, outcome: Outcome) -> None:
         """The service has settled something."""
         ends = [result.outcome for _, result in outcome.others]
         self.created += len(outcome.created) + ends.count("created")
         self.rejected += ends.count("rejected")
         self.pending -= len(outcome.created) + len(ends)
-        self.ill_since = None
-        self.refusals = 0
-
-    def ill(self, now: float) -> float:
-        """The service has failed; for how long it has been doing so."""
-        if self.ill_since is None:
-            self.ill_since = now
-        return now - self.ill_since
-
-    def refused(self, now: float, ordered_s: float | None) -> float:
-        """The service has refused a request for its rate; how long to pause. Requests on the wire count once."""
-        if now >= self.paused_until:
-            self.refusals += 1
-        elif ordered_s is None:
-            return self.paused_until - now
-        seconds = pause_s(self.refusals, ordered_s)
-        self.paused_until = max(self.paused_until, now + seconds)
-        return seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,15 +71,11 @@ class Hooks:
         settled: Make what an outcome has added to a ledger durable, then count it.
         attempted: Note an attempt: the ledger, the number of instances (0 for a look-up), the reply, the outcome.
         noted: Make the attempts noted so far durable.
-        paused: Note that the service has ordered so many seconds of silence.
-        sleep: Sleep so many seconds; raises `Draining` as soon as the run drains.
     """
 
     settled: Callable[[Ledger, Outcome], Awaitable[None]]
     attempted: Callable[[Ledger, int, Reply | Fault, Outcome], None]
     noted: Callable[[], Awaitable[None]]
-    paused: Callable[[float], Awaitable[None]]
-    sleep: Callable[[float], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,24 +83,18 @@ class Courier:
     """Delivers batches to one target.
 
     Attributes:
-        transport: The way there.
-        limiter: Hands out the leave to send.
-        options: Patience, confirmation, limits of rejection.
+        channel: The way there.
+        options: Confirmation, limits of rejection.
         hooks: What the engine does for a delivery.
-        health: Shared by all deliveries of the run.
-        clock: Monotonic seconds.
+        tally: Shared by all deliveries of the run.
         wall: Unix time in seconds.
-        draw: A random number from 0 to 1.
     """
 
-    transport: Transport
-    limiter: Limiter
+    channel: Channel
     options: Options
     hooks: Hooks
-    health: Health
-    clock: Callable[[], float]
+    tally: Tally
     wall: Callable[[], float]
-    draw: Callable[[], float]
 
     async def deliver(self, ledger: Ledger, begun_at: float) -> None:
         """Send what is pending in *ledger* until nothing is.
@@ -150,7 +109,7 @@ class Courier:
             CheckpointError: Rows may have been sent so long ago that their ids may be forgotten.
             Draining: The run is to stop.
         """
-        delivery = _Delivery(self, ledger, begun_at, self.health.created)
+        delivery = _Delivery(self, ledger, begun_at, self.tally.created)
         pending, most = sorted(ledger.pending), self.options.batch_instances
         for start in range(0, len(pending), most):  # begun at a higher rate, a batch may be too large for this one
             await delivery.settle(pending[start : start + most])
@@ -185,132 +144,77 @@ class _Delivery:
 
     async def _persist(self, part: Sequence[int]) -> Outcome:
         """Send *part* until it is settled, or another act than patience is called for."""
-        outcome = await self._attempt(part)
-        if outcome.verdict in _PATIENT:
-            outcome = await self._patiently(_Attempts(self, self._attempt, outcome))
-        return outcome
 
-    async def _patiently(self, attempts: "_Attempts") -> Outcome:
-        # The call form: tenacity's `with attempt:` form swallows a cancellation in the second attempt.
-        retrying = AsyncRetrying(
-            sleep=self.courier.hooks.sleep,
-            wait=lambda _: attempts.wait_s,
-            retry=retry_if_result(lambda outcome: outcome.verdict in _PATIENT),
-        )
-        found: Outcome = await retrying(attempts.next)
-        return found
+        async def attempt() -> Outcome:
+            nonlocal part
+            outcome = await self._attempt(part)
+            part = outcome.unsettled
+            return outcome
+
+        return await self.courier.channel.persist(attempt)
 
     async def _attempt(self, part: Sequence[int]) -> Outcome:
         """One request, and all that it settles made durable."""
-        courier, ledger = self.courier, self.ledger
+        courier, ledger, channel = self.courier, self.ledger, self.courier.channel
         body = compose(ledger.batch, part)  # before the slot: time between the two is rate lost
-        async with courier.limiter.slot(len(part)) as slot:
+        async with channel.limiter.slot(len(part)) as slot:
             self._refuse_forgotten(part)  # not before: a pause may outlast the service's memory
-            reply = await courier.transport.post(body, slot.written)
+            reply = await channel.transport.post(body, slot.written)
             outcome = judge(ledger.batch, part, reply)
             if outcome.verdict is Verdict.NOT_SENT:
                 slot.unsent()
         if outcome.verdict is Verdict.TOO_LARGE:
-            courier.health.max_bytes = min(courier.health.max_bytes or len(body), len(body) // 2)
+            courier.tally.max_bytes = min(courier.tally.max_bytes or len(body), len(body) // 2)
         ledger.attempts += 1
         if outcome.verdict in _DOUBTFUL:
             ledger.in_doubt.update(outcome.unsettled)
-        return await self._take_in(outcome, reply, len(part))
+        courier.hooks.attempted(ledger, len(part), reply, outcome)
+        await channel.learn(outcome, reply, self._keep)
+        return outcome
 
     async def _look_up(self, position: int) -> Outcome:
         """Ask for one instance until the service says whether it exists."""
-        outcome = await self._ask((position,))
-        if outcome.verdict in _PATIENT:
-            outcome = await self._patiently(_Attempts(self, self._ask, outcome))
-        return outcome
+        return await self.courier.channel.persist(lambda: self._ask(position))
 
-    async def _ask(self, part: Sequence[int]) -> Outcome:
-        courier, ledger, position = self.courier, self.ledger, part[0]
-        async with courier.limiter.slot(0) as slot:
-            reply = await courier.transport.get(ledger.batch.ids[position], slot.written)
+    async def _ask(self, position: int) -> Outcome:
+        ledger, channel = self.ledger, self.courier.channel
+        async with channel.limiter.slot(0) as slot:
+            reply = await channel.transport.get(ledger.batch.ids[position], slot.written)
             outcome = judge_lookup(ledger.batch, position, reply)
             if outcome.verdict is Verdict.NOT_SENT:
                 slot.unsent()
-        return await self._take_in(outcome, reply, 0)
+        self.courier.hooks.attempted(ledger, 0, reply, outcome)
+        await channel.learn(outcome, reply, self._keep)
+        return outcome
 
-    async def _take_in(self, outcome: Outcome, reply: Reply | Fault, instances: int) -> Outcome:
-        """Tell everyone concerned what an attempt has come to."""
-        courier, ledger = self.courier, self.ledger
-        if isinstance(reply, Reply):
-            courier.limiter.observe(reply.headers)
-        courier.hooks.attempted(ledger, instances, reply, outcome)
-        if outcome.verdict in _STRAINED:
-            courier.limiter.overloaded()
-        elif outcome.verdict is not Verdict.THROTTLED:
-            courier.limiter.succeeded()
-        if outcome.verdict is Verdict.CONTRADICTION:
-            courier.transport.distrust()
-        # Before anything is waited for: nobody may slip out behind the answer.
-        held_s = self._hold(outcome) if outcome.verdict is Verdict.THROTTLED else None
+    async def _keep(self, outcome: Outcome) -> None:
+        """Make what an attempt has come to durable."""
         if outcome.created or outcome.others:
             await self._settled(outcome)
-        elif held_s is None:
-            await courier.hooks.noted()  # or a process that dies again and again would forget what it has sent
-        if held_s is not None:
-            await self._keep_pause(held_s, outcome)
-        elif outcome.verdict is Verdict.UNAUTHORIZED:
-            await self._renew(outcome, reply)
-        return outcome
+        elif outcome.verdict is not Verdict.THROTTLED:  # the pause that follows is durable, with all before it
+            await self.courier.hooks.noted()  # or a process that dies again and again would forget what it has sent
 
     async def _settled(self, outcome: Outcome) -> None:
         self.ledger.add(outcome)
         await self.courier.hooks.settled(self.ledger, outcome)
-        self.courier.health.well(outcome)
+        self.courier.tally.settled(outcome)
+        self.courier.channel.health.well()
         rejected = [result for _, result in outcome.others if result.outcome == "rejected"]
         if rejected:
             self._refuse_rejects(rejected[-1])
 
     def _refuse_rejects(self, last: Result) -> None:
         """End the run once more rows are rejected than it allows."""
-        health = self.courier.health
-        limit = reject_limit(self.courier.options.max_rejects, health.rows)
-        if health.rejected > limit:
+        tally = self.courier.tally
+        limit = reject_limit(self.courier.options.max_rejects, tally.rows)
+        if tally.rejected > limit:
             raise ServiceRefused(
-                f"{health.rejected:,} rows are rejected, more than the {limit:,} allowed; the last one for: "
+                f"{tally.rejected:,} rows are rejected, more than the {limit:,} allowed; the last one for: "
                 f"{last.message} (code {last.code}). Look at `bulkwf results --outcome rejected`; "
                 "--max-rejects allows more."
             )
 
     # --- what a verdict asks for ----------------------------------------------------------------------------------
-
-    async def _pause(self, outcome: Outcome) -> None:
-        """The service creates nothing: everything waits, as after a refusal for the rate."""
-        await self._keep_pause(self._hold(outcome), outcome)
-
-    def _hold(self, outcome: Outcome) -> float:
-        """Let nothing be sent for as long as the service has ordered; returns how long."""
-        seconds = self.courier.health.refused(self.courier.clock(), outcome.retry_after_s)
-        self.courier.limiter.paused(seconds)
-        return seconds
-
-    async def _keep_pause(self, seconds: float, outcome: Outcome) -> None:
-        """Make a pause durable, with the attempt that led to it."""
-        await self.courier.hooks.paused(seconds)
-        self.refuse_outage(seconds, outcome)
-
-    async def _renew(self, outcome: Outcome, reply: Reply | Fault) -> None:
-        """Go on with another credential than the refused one, if there is one."""
-        if not isinstance(reply, Reply) or not await self.courier.transport.renew(reply.credential):
-            raise ServiceRefused(
-                f"the service refuses the credential: {outcome.message} (code {outcome.code}). The token needs the "
-                "permission 'Workers Scripts Write' on this account; no row was rejected for this."
-            )
-        self.refuse_outage(0.0, outcome)  # a source of ever new tokens, all refused, is no way to go on for ever
-
-    def refuse_outage(self, wait_s: float, outcome: Outcome) -> None:
-        """End the run rather than wait longer than the policy allows."""
-        longest_s = self.courier.options.retry.max_outage_s
-        ill_s = self.courier.health.ill(self.courier.clock())
-        if ill_s + wait_s > longest_s:
-            raise TemporaryStop(
-                f"nothing could be settled for {ill_s:,.0f} s, and the next attempt would wait {wait_s:,.0f} s more, "
-                f"which is over the longest outage of {longest_s:,.0f} s (--max-outage): {outcome.message}."
-            )
 
     def _refuse_forgotten(self, part: Sequence[int]) -> None:
         """Never send an id again once the service may have forgotten it: the row could run twice."""
@@ -342,9 +246,9 @@ class _Delivery:
 
     async def _probe(self, part: Sequence[int], outcome: Outcome) -> Sequence[int]:
         """Send a few single rows of a refused first batch: if all are refused alike, it is not the rows' fault."""
-        health = self.courier.health
-        async with health.probing:  # one batch at a time, or each that is open would sacrifice its own rows
-            if len(part) < PROBE_FROM or health.created or self.courier.options.max_rejects is not None:
+        tally = self.courier.tally
+        async with tally.probing:  # one batch at a time, or each that is open would sacrifice its own rows
+            if len(part) < PROBE_FROM or tally.created or self.courier.options.max_rejects is not None:
                 return part
             return await self._probe_alone(part, outcome)
 
@@ -369,14 +273,14 @@ class _Delivery:
         if not self.courier.options.confirm_existing:
             await self._settled(existence(self.ledger.batch, omitted))
             return ()
-        idle = self.courier.health.created <= self.created_before
-        self.created_before = self.courier.health.created
+        idle = self.courier.tally.created <= self.created_before
+        self.created_before = self.courier.tally.created
         if len(omitted) <= LOOK_UP_AT_MOST:
             return [position for position in omitted if await self._is_absent(position, idle=idle)]
         if not again:
-            await self.courier.hooks.sleep(backoff_s(self.courier.options.retry, 2, self.courier.draw()))
+            await self._back_off(2)
             return omitted
-        asked = omitted[int(self.courier.draw() * len(omitted)) % len(omitted)]
+        asked = omitted[int(self.courier.channel.draw() * len(omitted)) % len(omitted)]
         if not await self._is_absent(asked, idle=idle) and self.ledger.others[asked].outcome == "existed":
             await self._settled(existence(self.ledger.batch, [one for one in omitted if one != asked]))
         return [position for position in omitted if position in self.ledger.pending]
@@ -387,7 +291,7 @@ class _Delivery:
         if outcome.verdict is not Verdict.ABSENT:
             return False
         if idle:  # a full queue, say: it is not this row's fault, unless it is one of the last of all
-            await self._pause(replace(outcome, retry_after_s=None, message=_OMISSION))
+            await self.courier.channel.pause(replace(outcome, retry_after_s=None, message=_OMISSION))
             if not self._is_last():
                 return True
         times = self.absences[position] = self.absences.get(position, 0) + 1
@@ -395,13 +299,17 @@ class _Delivery:
             await self._reject(position, replace(outcome, code=None, message=_OMISSION))
             return False
         if not idle:
-            await self.courier.hooks.sleep(backoff_s(self.courier.options.retry, times, self.courier.draw()))
+            await self._back_off(times)
         return True
+
+    async def _back_off(self, times: int) -> None:
+        channel = self.courier.channel
+        await channel.sleep(backoff_s(channel.policy, times, channel.draw()))
 
     def _is_last(self) -> bool:
         """Whether nothing else is left whose creation could tell: the last rows of a list must come to an end, too."""
-        health, pending = self.courier.health, len(self.ledger.pending)
-        return bool(health.created) and pending <= LOOK_UP_AT_MOST and health.pending <= pending
+        tally, pending = self.courier.tally, len(self.ledger.pending)
+        return bool(tally.created) and pending <= LOOK_UP_AT_MOST and tally.pending <= pending
 
 
 def _period(seconds: float) -> str:
@@ -409,37 +317,3 @@ def _period(seconds: float) -> str:
 
 
 _OMISSION = "the service leaves the id out of its answers and does not create it, without a reason"
-
-
-class _Attempts:
-    """The attempts at one part, as tenacity sees them: `next` makes one, `wait_s` is the wait that follows it."""
-
-    def __init__(
-        self, delivery: _Delivery, send: Callable[[Sequence[int]], Awaitable[Outcome]], first: Outcome
-    ) -> None:
-        self._delivery = delivery
-        self._send = send
-        self._made: Outcome | None = first
-        self._part = first.unsettled
-        self._streak = 0
-        self._verdict = Verdict.DONE
-        self.wait_s = 0.0
-
-    async def next(self) -> Outcome:
-        """The first attempt's outcome, which is there already; then one request a call."""
-        outcome, self._made = self._made or await self._send(self._part), None
-        self._part = outcome.unsettled
-        self.wait_s = 0.0
-        if outcome.verdict in PATIENCE:
-            self._plan(outcome)
-        return outcome
-
-    def _plan(self, outcome: Outcome) -> None:
-        self._streak = self._streak + 1 if outcome.verdict is self._verdict else 1
-        self._verdict = outcome.verdict
-        courier = self._delivery.courier
-        step = plan(courier.options.retry, outcome, self._streak, courier.draw())
-        if isinstance(step, Stop):
-            raise step.error
-        self.wait_s = step.seconds
-        self._delivery.refuse_outage(step.seconds, outcome)

@@ -17,8 +17,9 @@ from dataclasses import dataclass, replace
 import anyio
 
 from bulkwf.batching import IdScheme, Packer, fingerprint
+from bulkwf.channel import Channel, Health
 from bulkwf.checkpoint import ANOTHER, Attempt, Begun, Checkpoint
-from bulkwf.delivery import Courier, Health, Hooks
+from bulkwf.delivery import Courier, Hooks, Tally
 from bulkwf.errors import BulkwfError, Draining, InputError
 from bulkwf.ledger import Ledger
 from bulkwf.limiter import Limiter
@@ -94,22 +95,23 @@ class Engine:
         self._emit = emit
         self._changed = changed
         totals = progress.totals
-        self._health = Health(created=totals.created, rejected=totals.rejected, rows=totals.rows)
-        self._courier = Courier(
+        self._tally = Tally(created=totals.created, rejected=totals.rejected, rows=totals.rows)
+        channel = Channel(
             transport=transport,
             limiter=limiter,
-            options=options,
-            hooks=Hooks(
-                settled=self._settled,
-                attempted=self._attempted,
-                noted=checkpoint.flush,
-                paused=self._paused,
-                sleep=self._sleep,
-            ),
-            health=self._health,
+            policy=options.retry,
+            health=Health(),
+            paused=self._paused,
+            sleep=self._sleep,
             clock=clock.now,
-            wall=clock.wall,
             draw=clock.draw,
+        )
+        self._courier = Courier(
+            channel=channel,
+            options=options,
+            hooks=Hooks(settled=self._settled, attempted=self._attempted, noted=checkpoint.flush),
+            tally=self._tally,
+            wall=clock.wall,
         )
         self._open = 0
         self._beginning = 0
@@ -189,7 +191,7 @@ class Engine:
         return None if packer.empty else packer.pack()
 
     def _batch_limits(self) -> BatchLimits:
-        limits, learnt = self._options.batch, self._health.max_bytes
+        limits, learnt = self._options.batch, self._tally.max_bytes
         if learnt is None or learnt >= limits.bytes:
             return limits
         return replace(limits, bytes=max(learnt, 1_024))
@@ -234,8 +236,8 @@ class Engine:
         finally:
             self._beginning -= 1
         self.progress.begun(len(batch.ids), len(batch.refused))
-        self._health.rows += len(batch.ids) + len(batch.refused)
-        self._health.pending += len(batch.ids)
+        self._tally.rows += len(batch.ids) + len(batch.refused)
+        self._tally.pending += len(batch.ids)
         if batch.refused and self._emit is not None:
             await self._emit(batch.refused)
         self._changed()
@@ -320,7 +322,7 @@ class Engine:
         if not begun.settled:
             await self._have_room(len(ledger.pending))
             self._open += 1
-            self._health.pending += len(ledger.pending)
+            self._tally.pending += len(ledger.pending)
             deliveries.start_soon(self._carry, ledger, begun.begun_at)
 
     def _differs(self, begun: Begun, *, ended: bool) -> InputError:

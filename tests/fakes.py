@@ -16,7 +16,8 @@ from typing import Any
 import orjson
 
 from bulkwf.batching import IdScheme, Packer
-from bulkwf.delivery import Courier, Health, Hooks
+from bulkwf.channel import Channel, Health
+from bulkwf.delivery import Courier, Hooks, Tally
 from bulkwf.emulator import Caller, Limits, Service, Target, parse_script
 from bulkwf.emulator.answers import Answer, refusal
 from bulkwf.emulator.faults import NO_FAULT, Facts, decide
@@ -413,30 +414,31 @@ class Desk:
     def __post_init__(self) -> None:
         at = clock(self.seed)
         self.draw = at.draw
-        self.health = Health()
+        self.tally = Tally()
         self.limiter = WindowLimiter(self.limits, clock=at.now, margin_s=0.005)
-        self.courier = Courier(
+        self.channel = Channel(
             transport=self.transport,
             limiter=self.limiter,
-            options=self.options,
-            hooks=Hooks(
-                settled=self._settled,
-                attempted=self._attempted,
-                noted=self._noted,
-                paused=self._paused,
-                sleep=self.sleep,
-            ),
-            health=self.health,
+            policy=self.options.retry,
+            health=Health(),
+            paused=self._paused,
+            sleep=self.sleep,
             clock=at.now,
-            wall=wall,
             draw=lambda: self.draw(),  # noqa: PLW0108 (a test may put another draw in its place)
+        )
+        self.courier = Courier(
+            channel=self.channel,
+            options=self.options,
+            hooks=Hooks(settled=self._settled, attempted=self._attempted, noted=self._noted),
+            tally=self.tally,
+            wall=wall,
         )
 
     async def deliver(self, batch, *, begun_at: float | None = None, ledger: Ledger | None = None) -> Ledger:
         """Deliver a batch, and return its account."""
         ledger = ledger or Ledger(batch)
-        self.health.rows += len(ledger.batch.ids)
-        self.health.pending += len(ledger.pending)
+        self.tally.rows += len(ledger.batch.ids)
+        self.tally.pending += len(ledger.pending)
         self.ledger = ledger
         await self.courier.deliver(ledger, wall() if begun_at is None else begun_at)
         return ledger

@@ -232,7 +232,7 @@ def test_429s_of_requests_on_the_wire_together_are_one_pause():
 
     async def together(desk, other):
         """A second delivery of the same run, whose first answer comes 5 s later."""
-        courier = replace(desk.courier, transport=other.transport)
+        courier = replace(desk.courier, channel=replace(desk.channel, transport=other.transport))
         await courier.deliver(Ledger(make_batch(1, first_row=1)), wall())
 
     desk, slow = run_virtual(run())
@@ -402,7 +402,7 @@ def test_a_request_too_large_is_halved_and_the_size_remembered_for_the_run():
     assert count(outcomes(ledger).values()) == {"created": 100}
     assert [len(ids) for ids in transport.posts] == [100, 50, 25, 25, 50, 25, 25]
     whole = len(lines(100))
-    assert whole // 4 * 0.8 < desk.health.max_bytes < whole // 4 * 1.2
+    assert whole // 4 * 0.8 < desk.tally.max_bytes < whole // 4 * 1.2
 
 
 def test_a_single_row_that_is_too_large_is_rejected():

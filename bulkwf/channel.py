@@ -1,0 +1,194 @@
+"""The way to the service with patience: what all requests have in common, whatever they ask for.
+
+`persist` makes one attempt after another until an answer calls for another act than waiting: tenacity keeps the loop,
+`retry` the table. `learn` does with each answer what it asks for: it teaches the limiter, keeps pauses that the service
+orders, renews a credential that was refused, and ends the run rather than wait longer than the policy allows.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from tenacity import AsyncRetrying, retry_if_result
+
+from bulkwf.errors import ServiceRefused, TemporaryStop
+from bulkwf.limiter import Limiter
+from bulkwf.model import Fault, Outcome, Reply, Transport, Verdict
+from bulkwf.options import RetryPolicy
+from bulkwf.retry import PATIENCE, Stop, plan
+from bulkwf.windows import pause_s
+
+__all__ = ["Channel", "Health"]
+
+_STRAINED = frozenset({Verdict.NOT_SENT, Verdict.IN_DOUBT, Verdict.ORIGIN_TLS})
+_AT_ONCE = frozenset({Verdict.THROTTLED, Verdict.UNAUTHORIZED})
+"""Sent again without a wait of their own: the limiter holds the pause, or there is a new credential."""
+_PATIENT = _AT_ONCE.union(PATIENCE)
+
+
+@dataclass(slots=True)
+class Health:
+    """How the service fares.
+
+    Attributes:
+        ill_since: When the failures began that nothing has succeeded since; None if all is well.
+        refusals: Pauses in a row.
+        paused_until: When the last pause ends.
+    """
+
+    ill_since: float | None = None
+    refusals: int = 0
+    paused_until: float = 0.0
+
+    def well(self) -> None:
+        """The service has done something that it was asked for."""
+        self.ill_since = None
+        self.refusals = 0
+
+    def ill(self, now: float) -> float:
+        """The service has failed; for how long it has been doing so."""
+        if self.ill_since is None:
+            self.ill_since = now
+        return now - self.ill_since
+
+    def refused(self, now: float, ordered_s: float | None) -> float:
+        """The service has refused a request for its rate; how long to pause. Requests on the wire count once."""
+        if now >= self.paused_until:
+            self.refusals += 1
+        elif ordered_s is None:
+            return self.paused_until - now
+        seconds = pause_s(self.refusals, ordered_s)
+        self.paused_until = max(self.paused_until, now + seconds)
+        return seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Channel:
+    """One target's transport, under its limits and with patience.
+
+    Attributes:
+        transport: The way there.
+        limiter: Hands out the leave to send.
+        policy: How long to wait for a service that is ill.
+        health: How the service fares, as all requests of the run know it together.
+        paused: Note that the service has ordered so many seconds of silence.
+        sleep: Sleep so many seconds; raises `Draining` as soon as the run drains.
+        clock: Monotonic seconds.
+        draw: A random number from 0 to 1.
+    """
+
+    transport: Transport
+    limiter: Limiter
+    policy: RetryPolicy
+    health: Health
+    paused: Callable[[float], Awaitable[None]]
+    sleep: Callable[[float], Awaitable[None]]
+    clock: Callable[[], float]
+    draw: Callable[[], float]
+
+    async def persist(self, attempt: Callable[[], Awaitable[Outcome]]) -> Outcome:
+        """Make attempts until one calls for another act than patience; its outcome.
+
+        Raises:
+            ServiceRefused: The service refuses the run as a whole.
+            TemporaryStop: The service has been ill for too long.
+            Draining: The run is to stop.
+        """
+        outcome = await attempt()
+        if outcome.verdict not in _PATIENT:
+            return outcome
+        attempts = _Attempts(self, attempt, outcome)
+        # The call form: tenacity's `with attempt:` form swallows a cancellation in the second attempt.
+        retrying = AsyncRetrying(
+            sleep=self.sleep,
+            wait=lambda _: attempts.wait_s,
+            retry=retry_if_result(lambda outcome: outcome.verdict in _PATIENT),
+        )
+        found: Outcome = await retrying(attempts.next)
+        return found
+
+    async def learn(self, outcome: Outcome, reply: Reply | Fault, keep: Callable[[Outcome], Awaitable[None]]) -> None:
+        """Do what an attempt's answer asks for.
+
+        Args:
+            outcome: What the attempt came to.
+            reply: Its answer.
+            keep: Makes the outcome durable; done before anything is waited for.
+        """
+        if isinstance(reply, Reply):
+            self.limiter.observe(reply.headers)
+        if outcome.verdict in _STRAINED:
+            self.limiter.overloaded()
+        elif outcome.verdict is not Verdict.THROTTLED:
+            self.limiter.succeeded()
+        if outcome.verdict is Verdict.CONTRADICTION:
+            self.transport.distrust()
+        # Before anything is waited for: nobody may slip out behind the answer.
+        held_s = self._hold(outcome) if outcome.verdict is Verdict.THROTTLED else None
+        await keep(outcome)
+        if held_s is not None:
+            await self._keep_pause(held_s, outcome)
+        elif outcome.verdict is Verdict.UNAUTHORIZED:
+            await self._renew(outcome, reply)
+
+    async def pause(self, outcome: Outcome) -> None:
+        """Let everything wait, as after a refusal for the rate."""
+        await self._keep_pause(self._hold(outcome), outcome)
+
+    def refuse_outage(self, wait_s: float, outcome: Outcome) -> None:
+        """End the run rather than wait longer than the policy allows."""
+        longest_s = self.policy.max_outage_s
+        ill_s = self.health.ill(self.clock())
+        if ill_s + wait_s > longest_s:
+            raise TemporaryStop(
+                f"nothing could be settled for {ill_s:,.0f} s, and the next attempt would wait {wait_s:,.0f} s more, "
+                f"which is over the longest outage of {longest_s:,.0f} s (--max-outage): {outcome.message}."
+            )
+
+    def _hold(self, outcome: Outcome) -> float:
+        """Let nothing be sent for as long as the service has ordered; returns how long."""
+        seconds = self.health.refused(self.clock(), outcome.retry_after_s)
+        self.limiter.paused(seconds)
+        return seconds
+
+    async def _keep_pause(self, seconds: float, outcome: Outcome) -> None:
+        """Make a pause durable, with the attempt that led to it."""
+        await self.paused(seconds)
+        self.refuse_outage(seconds, outcome)
+
+    async def _renew(self, outcome: Outcome, reply: Reply | Fault) -> None:
+        """Go on with another credential than the refused one, if there is one."""
+        if not isinstance(reply, Reply) or not await self.transport.renew(reply.credential):
+            raise ServiceRefused(
+                f"the service refuses the credential: {outcome.message} (code {outcome.code}). The token needs the "
+                "permission 'Workers Scripts Write' on this account; no row was rejected for this."
+            )
+        self.refuse_outage(0.0, outcome)  # a source of ever new tokens, all refused, is no way to go on for ever
+
+
+class _Attempts:
+    """The attempts at one thing, as tenacity sees them: `next` makes one, `wait_s` is the wait that follows it."""
+
+    def __init__(self, channel: Channel, attempt: Callable[[], Awaitable[Outcome]], first: Outcome) -> None:
+        self._channel = channel
+        self._attempt = attempt
+        self._made: Outcome | None = first
+        self._streak = 0
+        self._verdict = Verdict.DONE
+        self.wait_s = 0.0
+
+    async def next(self) -> Outcome:
+        """The first attempt's outcome, which is there already; then one request a call."""
+        outcome, self._made = self._made or await self._attempt(), None
+        self.wait_s = 0.0
+        if outcome.verdict in PATIENCE:
+            self._plan(outcome)
+        return outcome
+
+    def _plan(self, outcome: Outcome) -> None:
+        self._streak = self._streak + 1 if outcome.verdict is self._verdict else 1
+        self._verdict = outcome.verdict
+        step = plan(self._channel.policy, outcome, self._streak, self._channel.draw())
+        if isinstance(step, Stop):
+            raise step.error
+        self.wait_s = step.seconds
+        self._channel.refuse_outage(step.seconds, outcome)
