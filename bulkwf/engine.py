@@ -12,7 +12,7 @@ Rules:
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import anyio
 
@@ -23,32 +23,15 @@ from bulkwf.delivery import Courier, Hooks, Tally
 from bulkwf.errors import BulkwfError, Draining, InputError
 from bulkwf.ledger import Ledger
 from bulkwf.limiter import Limiter
-from bulkwf.model import Batch, Fault, Outcome, Reply, Result, Transport, Verdict
+from bulkwf.model import Batch, Clock, Fault, Outcome, Reply, Result, Transport, Verdict
 from bulkwf.options import BatchLimits, Options
 from bulkwf.progress import Progress
 from bulkwf.sources import Source
 
-__all__ = ["Clock", "Engine"]
+__all__ = ["Engine"]
 
 AHEAD = 2
 """Batches that may be begun ahead of their slot: enough to hide the commit."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Clock:
-    """Time and chance, as arguments.
-
-    Attributes:
-        now: Monotonic seconds; the event loop's timers must follow it.
-        wall: Unix time in seconds.
-        sleep: Sleep so many seconds of `now`.
-        draw: A random number from 0 to 1.
-    """
-
-    now: Callable[[], float]
-    wall: Callable[[], float]
-    sleep: Callable[[float], Awaitable[None]]
-    draw: Callable[[], float]
 
 
 class Engine:
@@ -151,7 +134,7 @@ class Engine:
         if self.drained:
             return
         self.drained, self.error = True, error
-        self._whole.deadline = anyio.current_time() + self._options.drain_timeout_s
+        self._whole.deadline = self._clock.now() + self._options.drain_timeout_s
         self._feeding.cancel()
         self._limiter.stop()
         for scope in self._sleeping:
