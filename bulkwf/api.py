@@ -2,9 +2,7 @@
 
 import asyncio
 import json
-import logging
 import os
-import random
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -17,22 +15,23 @@ from typing import Self
 import anyio
 
 from bulkwf.batching import IdScheme
-from bulkwf.checkpoint import Checkpoint, Executor, RunHeader, inline
-from bulkwf.credentials import Credentials, Token, TokenSource, account_from_environment, token_credential
-from bulkwf.engine import Clock, Engine
-from bulkwf.errors import BulkwfError, ConfigError, TemporaryStop
-from bulkwf.limiter import LOOPBACK_MARGIN_S, NETWORK_MARGIN_S, REQUEST_PERIOD_S, WindowLimiter
-from bulkwf.model import Result, Summary, Transport
+from bulkwf.checkpoint import (
+    Checkpoint,
+    Executor,
+    RunHeader,
+    inline,
+)
+from bulkwf.credentials import Token, TokenSource, account_from_environment, token_credential
+from bulkwf.engine import Engine
+from bulkwf.errors import BulkwfError
+from bulkwf.limiter import REQUEST_PERIOD_S, WindowLimiter
+from bulkwf.model import Clock, Result, Summary, Transport
 from bulkwf.options import Options, Target
 from bulkwf.progress import Progress
 from bulkwf.sources import Paths, Rows, Source, name_source, open_source
+from bulkwf.wiring import open_limiter, open_transport, require_asyncio, restore, system_clock, uncancelled
 
 __all__ = ["Results", "Run", "open_run", "submit_all", "submit_stream"]
-
-log = logging.getLogger("bulkwf")
-
-LONGEST_STORED_PAUSE_S = 86_400.0
-"""A stored pause that is longer than this was written on a clock that was wrong."""
 
 Emit = Callable[[Sequence[Result]], Awaitable[None]]
 
@@ -268,28 +267,22 @@ async def open_run(
         emit: Given each batch of results once it is durable.
         known_as: The checkpoint's name for the endpoint, where the base URL is another one each time.
     """
-    _require_asyncio()
+    require_asyncio()
     target = Target(
         base_url=options.base_url,
         account_id=account_from_environment() if account_id is None else account_id,
         workflow=workflow,
     )
     scheme = IdScheme(options.run_key or secrets.token_hex(4), options.id_template)
-    loop = asyncio.get_running_loop()
-    clock = Clock(now=loop.time, wall=time.time, sleep=anyio.sleep, draw=random.random)
+    clock = system_clock()
     async with AsyncExitStack() as parts:
         source = open_source(rows, first=options.first, rate=options.rate.instances_per_s)
-        parts.push_async_callback(_uncancelled, source.aclose)
+        parts.push_async_callback(uncancelled, source.aclose)
         if transport is None:
-            from bulkwf.transport import AiohttpTransport  # noqa: PLC0415 - two thirds of what `import bulkwf` would cost
-
-            transport = AiohttpTransport(target, Credentials(token), options, clock=clock.now, wall=clock.wall)
-            parts.push_async_callback(_uncancelled, transport.aclose)
+            transport = open_transport(parts, target, token, options, clock)
         file = _open_checkpoint(parts, target, scheme, rows, checkpoint, options, known_as or target.base_url)
-        limiter = WindowLimiter(
-            options.rate, clock=clock.now, margin_s=LOOPBACK_MARGIN_S if target.loopback else NETWORK_MARGIN_S
-        )
-        _restore(limiter, file, options, clock)
+        limiter = open_limiter(target, options, clock)
+        _take_over(limiter, file, options, clock.wall())
         totals = file.totals()
         progress = Progress(clock.now(), totals, settled_before=totals.settled)
         engine = Engine(
@@ -305,13 +298,6 @@ async def open_run(
             changed=(lambda: on_progress(progress)) if on_progress is not None else (lambda: None),
         )
         yield Run(engine, source, options, clock, file.path)
-
-
-def _require_asyncio() -> None:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        raise ConfigError("bulkwf runs on asyncio only: call it from a coroutine that asyncio runs.") from None
 
 
 def _open_checkpoint(
@@ -343,7 +329,7 @@ def _open_checkpoint(
         any_run_key=options.run_key is None,
         new=options.new,
     )
-    parts.push_async_callback(_uncancelled, file.aclose)
+    parts.push_async_callback(uncancelled, file.aclose)
     return file
 
 
@@ -358,23 +344,8 @@ def _writer_thread(parts: AsyncExitStack) -> Executor:
     return execute
 
 
-def _restore(limiter: WindowLimiter, checkpoint: Checkpoint, options: Options, clock: Clock) -> None:
-    """Take over what earlier sessions have sent, and the pause that the service has ordered them."""
-    wall = clock.wall()
-    paused_s = (checkpoint.pause_until or wall) - wall
-    if paused_s > LONGEST_STORED_PAUSE_S:
-        log.warning("the checkpoint asks for a pause of %.0f h, which is not believed", paused_s / 3_600)
-        paused_s = 0.0
-    if paused_s > options.retry.max_outage_s:
-        raise TemporaryStop(
-            f"the service has ordered silence for {paused_s:,.0f} s more, longer than the longest outage of "
-            f"{options.retry.max_outage_s:,.0f} s (--max-outage)."
-        )
+def _take_over(limiter: WindowLimiter, checkpoint: Checkpoint, options: Options, wall: float) -> None:
+    """Let what earlier sessions have sent, and may have sent, count for this one."""
     checkpoint.interrupted(wall)
-    sent = [(max(0.0, wall - at), instances) for at, instances in checkpoint.recent_attempts(wall - REQUEST_PERIOD_S)]
-    limiter.restore(sent, paused_s)
-
-
-async def _uncancelled(close: Callable[[], Awaitable[None]]) -> None:
-    with anyio.CancelScope(shield=True):
-        await close()
+    attempts = checkpoint.recent_attempts(wall - REQUEST_PERIOD_S)
+    restore(limiter, attempts, checkpoint.pause_until or wall, options, wall)

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal, TextIO
@@ -12,7 +13,7 @@ from typing import Annotated, Any, Literal, TextIO
 from cyclopts import App, CycloptsError, Parameter
 
 from bulkwf.errors import BulkwfError, ConfigError
-from bulkwf.flags import Inputs, ListFlags, RunFlags, default_checkpoint, input_paths, parse_rate
+from bulkwf.flags import Inputs, ListFlags, RunFlags, ServiceFlags, default_checkpoint, input_paths, parse_rate
 from bulkwf.model import RowOutcome
 
 __all__ = ["app", "main"]
@@ -42,6 +43,7 @@ def run(
     json: bool = False,
     list_flags: ListFlags = ListFlags(),
     run_flags: RunFlags = RunFlags(),
+    service_flags: ServiceFlags = ServiceFlags(),
 ) -> int:
     """Submit a list. The same command again continues where the run was cut off.
 
@@ -67,10 +69,10 @@ def run(
     from bulkwf.session import Session, make_descriptors_last  # noqa: PLC0415
 
     paths = input_paths(inputs)
-    options = run_flags.options(list_flags)
+    options = run_flags.options(list_flags, service_flags)
     file = checkpoint or default_checkpoint(paths, emulate=emulate)
     make_descriptors_last(options.rate.concurrency, ends=2 if emulate else 1)
-    session = Session(paths, workflow, account, file, options, run_flags.api_token_file, emulate=emulate)
+    session = Session(paths, workflow, account, file, options, service_flags.api_token_file, emulate=emulate)
     summary = asyncio.run(session.run(quiet=quiet))
     if json:
         name = os.fsencode(file).decode("utf-8", "replace")
@@ -148,6 +150,65 @@ def results(
     write = write_csv if format == "csv" else write_jsonl
     write(read_results(checkpoint, outcome=outcome), sys.stdout.buffer)
     return 0
+
+
+@app.command
+def verify(
+    checkpoint: Path,
+    *,
+    sample: int | None = None,
+    account: Annotated[str | None, Parameter(name=["--account", "-a"])] = None,
+    request_rate: str = "1000/5m",
+    format: Literal["jsonl", "csv"] = "jsonl",  # noqa: A002
+    quiet: Annotated[bool, Parameter(name=["--quiet", "-q"])] = False,
+    json: bool = False,
+    service_flags: ServiceFlags = ServiceFlags(),
+) -> int:
+    """Ask the service whether the instances of a run are really there, and print those that are missing or errored.
+
+    Exits with 0 only if none is missing. What was found is kept beside the checkpoint until all has been asked for: the
+    same command again continues where it was cut off.
+
+    Parameters
+    ----------
+    checkpoint
+        The run's checkpoint.
+    sample
+        Ask only for so many instances, drawn at random.
+    account
+        Account id; the checkpoint's by default.
+    request_rate
+        Requests in five minutes, as N/5m, or unlimited. The service allows 1200 a token.
+    format
+        JSON lines, or CSV with a header.
+    quiet
+        Show no progress and no summary.
+    json
+        Print the counts as JSON instead of the instances.
+    """
+    from bulkwf.model import Finding  # noqa: PLC0415
+    from bulkwf.printing import write_csv, write_jsonl  # noqa: PLC0415
+    from bulkwf.session import VerifySession, make_descriptors_last  # noqa: PLC0415
+
+    if sample is not None and sample < 1:
+        raise ConfigError(f"--sample must be a whole number over 0, not {sample}.")
+    options = service_flags.options(request_rate)
+    make_descriptors_last(options.rate.concurrency, ends=1)
+
+    def tell(findings: Iterable[Finding]) -> None:
+        if json:
+            return
+        if format == "csv":
+            write_csv(findings, sys.stdout.buffer, Finding)
+        else:
+            write_jsonl(findings, sys.stdout.buffer)
+        sys.stdout.flush()
+
+    session = VerifySession(checkpoint, account, options, service_flags.api_token_file, sample)
+    verified = asyncio.run(session.run(tell, quiet=quiet))
+    if json:
+        return _print_last(_json_line(asdict(verified)), verified.exit_code)
+    return verified.exit_code
 
 
 @app.command

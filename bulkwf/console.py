@@ -6,17 +6,30 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TextIO
+from typing import Protocol, TextIO
 
 from bulkwf.api import Run
 from bulkwf.checking import CheckReport
 from bulkwf.checkpoint import Status, read_results
 from bulkwf.model import Summary
 from bulkwf.options import Options
+from bulkwf.verification import Verification, Verified
 
-__all__ = ["check_lines", "duration", "say", "show_progress", "status_lines", "summary_lines"]
+__all__ = [
+    "Shown",
+    "ShownRun",
+    "ShownVerification",
+    "check_lines",
+    "duration",
+    "say",
+    "show_progress",
+    "status_lines",
+    "summary_lines",
+    "verified_lines",
+]
 
 LINE_EVERY_S = 30.0
 BAR_EVERY_S = 0.25
@@ -47,13 +60,25 @@ def duration(seconds: float) -> str:
 # --- while it runs ------------------------------------------------------------------------------------------------
 
 
+class Shown(Protocol):
+    """Work under way, as it is shown."""
+
+    def share(self) -> float | None:
+        """How much of it is done, from 0 to 1; None if that is unknown."""
+        ...
+
+    def facts(self, now: float) -> Iterator[str]:
+        """What is worth knowing now, the most important first."""
+        ...
+
+
 @asynccontextmanager
-async def show_progress(run: Run, *, quiet: bool) -> AsyncIterator[None]:
-    """Show how the run goes while the block lasts: a live bar on a terminal, else a line every half minute."""
+async def show_progress(work: Shown, *, quiet: bool) -> AsyncIterator[None]:
+    """Show how *work* goes while the block lasts: a live bar on a terminal, else a line every half minute."""
     if quiet:
         yield
         return
-    shown = asyncio.ensure_future(_show_bar(run) if _is_terminal() else _say_lines(run))
+    shown = asyncio.ensure_future(_show_bar(work) if _is_terminal() else _say_lines(work))
     try:
         yield
     finally:
@@ -68,13 +93,13 @@ def _is_terminal() -> bool:
         return False
 
 
-async def _say_lines(run: Run) -> None:
+async def _say_lines(work: Shown) -> None:
     while True:
         await asyncio.sleep(LINE_EVERY_S)
-        say("bulkwf: " + "; ".join(_facts(run)))
+        say("bulkwf: " + "; ".join(work.facts(asyncio.get_running_loop().time())))
 
 
-async def _show_bar(run: Run) -> None:
+async def _show_bar(work: Shown) -> None:
     from rich.console import Console  # noqa: PLC0415 - 40 ms that only a terminal is worth
     from rich.progress import BarColumn, Progress, TextColumn  # noqa: PLC0415
 
@@ -83,34 +108,74 @@ async def _show_bar(run: Run) -> None:
     with Progress(*columns, console=console, transient=True, auto_refresh=False) as bar:
         task = bar.add_task("", total=None)
         while True:
-            share = run.progress.read_share
+            share = work.share()
             bar.update(
                 task,
                 total=None if share is None else 1.0,
                 completed=share or 0.0,
-                description=" · ".join(_facts(run)),
+                description=" · ".join(work.facts(asyncio.get_running_loop().time())),
                 refresh=True,
             )
             await asyncio.sleep(BAR_EVERY_S)
 
 
-def _facts(run: Run) -> Iterator[str]:
-    progress, totals = run.progress, run.progress.totals
-    now = asyncio.get_running_loop().time()
-    yield f"{totals.settled:,} rows settled"
-    if progress.read_share is not None:
-        yield f"{progress.read_share:.0%} read"
-    yield f"{progress.rate(now):,.0f}/s"
-    if run.trouble:
-        yield f"failing: {run.trouble}"
-    elif run.bound_by:
-        yield f"limit: {run.bound_by}"
-    for name in ("existed", "rejected", "invalid"):
-        if count := getattr(totals, name):
-            yield f"{count:,} {name}"
-    left = progress.left_s(now)
-    if left is not None:
-        yield f"{duration(left)} left"
+@dataclass(frozen=True)
+class ShownRun:
+    """A run as it is shown."""
+
+    run: Run
+
+    def share(self) -> float | None:
+        """See `Shown.share`."""
+        return self.run.progress.read_share
+
+    def facts(self, now: float) -> Iterator[str]:
+        """See `Shown.facts`."""
+        run, progress, totals = self.run, self.run.progress, self.run.progress.totals
+        yield f"{totals.settled:,} rows settled"
+        if progress.read_share is not None:
+            yield f"{progress.read_share:.0%} read"
+        yield f"{progress.rate(now):,.0f}/s"
+        yield from _obstacle(run.trouble, run.bound_by)
+        for name in ("existed", "rejected", "invalid"):
+            if count := getattr(totals, name):
+                yield f"{count:,} {name}"
+        left = progress.left_s(now)
+        if left is not None:
+            yield f"{duration(left)} left"
+
+
+@dataclass
+class ShownVerification:
+    """A verification as it is shown."""
+
+    verification: Verification
+
+    def __post_init__(self) -> None:
+        self._began_with = self.verification.answered
+        self._began_at = asyncio.get_running_loop().time()
+
+    def share(self) -> float | None:
+        """See `Shown.share`."""
+        return self.verification.answered / max(self.verification.findings.wanted, 1)
+
+    def facts(self, now: float) -> Iterator[str]:
+        """See `Shown.facts`."""
+        verification, findings = self.verification, self.verification.findings
+        yield f"{verification.answered:,} of {findings.wanted:,} instances asked for"
+        if findings.missing:
+            yield f"{findings.missing:,} missing"
+        yield from _obstacle(verification.trouble, verification.bound_by)
+        rate = (verification.answered - self._began_with) / max(now - self._began_at, 1e-9)
+        if rate:
+            yield f"{duration((findings.wanted - verification.answered) / rate)} left"
+
+
+def _obstacle(trouble: str, bound_by: str) -> Iterator[str]:
+    if trouble:
+        yield f"failing: {trouble}"
+    elif bound_by:
+        yield f"limit: {bound_by}"
 
 
 # --- at the end ---------------------------------------------------------------------------------------------------
@@ -165,6 +230,21 @@ def _failures(run: Run, checkpoint: Path) -> Iterator[str]:
         yield f"{outcome}, {code}: {count:,}{'' if read < FAILURES_READ else ' or more'}"
         yield from places[key]
     yield f"all of them: bulkwf results {checkpoint} --outcome rejected (or invalid)"
+
+
+def verified_lines(verified: Verified) -> Iterator[str]:
+    """What a verification has come to."""
+    drawn = "" if verified.instances == verified.total else f", drawn at random from {verified.total:,}"
+    yield f"{verified.instances:,} instances{drawn}"
+    for status, count in verified.statuses.items():
+        yield f"{count:>12,}  {status}"
+    yield f"{verified.missing:>12,}  missing"
+    unasked = verified.instances - verified.found - verified.missing
+    if unasked:
+        yield f"{unasked:>12,}  not asked for yet"
+    yield f"{verified.requests:,} requests in {duration(verified.elapsed_s)}"
+    if not verified.run_finished:
+        yield "the run is not finished: what it has not created yet was not looked for"
 
 
 def check_lines(report: CheckReport, options: Options) -> Iterator[str]:

@@ -12,7 +12,16 @@ from cyclopts import Parameter
 from bulkwf.errors import ConfigError
 from bulkwf.options import DEFAULT_BASE_URL, BatchLimits, Options, RateLimits, RetryPolicy
 
-__all__ = ["Inputs", "ListFlags", "RunFlags", "default_checkpoint", "input_paths", "parse_rate", "parse_time"]
+__all__ = [
+    "Inputs",
+    "ListFlags",
+    "RunFlags",
+    "ServiceFlags",
+    "default_checkpoint",
+    "input_paths",
+    "parse_rate",
+    "parse_time",
+]
 
 Inputs = Annotated[str, Parameter(name="INPUT", allow_leading_hyphen=True, negative=())]
 """Files of JSON lines, plain or gzip, one list in their order; - is standard input."""
@@ -60,19 +69,50 @@ class ListFlags:
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class RunFlags:
-    """Flags that say how a run behaves."""
+class ServiceFlags:
+    """Flags that say how the service is reached, and what is borne from it."""
 
     base_url: str | None = None
     "The API's address; also from CLOUDFLARE_API_BASE_URL or CLOUDFLARE_BASE_URL."
     concurrency: int = 16
     "Requests on the wire at a time."
-    max_rejects: int | None = None
-    "Stop when more rows are rejected; by default 100 and 1 % of the rows so far."
     max_outage: str = "30m"
     "End with exit code 75 after so long a failure of the service: 90s, 30m, 2h."
     timeout: str = "60s"
     "The longest a request may take."
+    api_token_file: Path | None = None
+    "File that holds the API token; read again when the token is refused."
+    proxy: str | None = None
+    "URL of an HTTP proxy, without a password; also from BULKWF_PROXY. No other variable is read for it."
+    ca_file: Path | None = None
+    "PEM file of the certificate authorities to trust instead of the system's."
+
+    def settings(self) -> dict[str, Any]:
+        """These flags as fields of `Options`."""
+        environment = os.environ.get("CLOUDFLARE_API_BASE_URL") or os.environ.get("CLOUDFLARE_BASE_URL")
+        return {
+            "base_url": environment or DEFAULT_BASE_URL if self.base_url is None else self.base_url,
+            "retry": RetryPolicy(max_outage_s=parse_time("--max-outage", self.max_outage)),
+            "timeout_s": parse_time("--timeout", self.timeout),
+            "proxy": _proxy(self.proxy),
+            "ca_file": None if self.ca_file is None else str(self.ca_file),
+        }
+
+    def options(self, request_rate: str) -> Options:
+        """The options of a command that only asks."""
+        rate = RateLimits(
+            requests_per_5m=parse_rate("--request-rate", request_rate, "5m"), concurrency=self.concurrency
+        )
+        return Options(rate=rate, **self.settings())
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class RunFlags:
+    """Flags that say how a run behaves."""
+
+    max_rejects: int | None = None
+    "Stop when more rows are rejected; by default 100 and 1 % of the rows so far."
     drain_timeout: str = "20s"
     "The longest to wait for answers after the first signal."
     in_doubt: Literal["stop", "resend"] = "stop"
@@ -83,29 +123,18 @@ class RunFlags:
     "Ask the service before an id that it left out of an answer is called existed."
     new: bool = False
     "Move a finished checkpoint aside and start over."
-    api_token_file: Path | None = None
-    "File that holds the API token; read again when the token is refused."
-    proxy: str | None = None
-    "URL of an HTTP proxy, without a password; also from BULKWF_PROXY. No other variable is read for it."
-    ca_file: Path | None = None
-    "PEM file of the certificate authorities to trust instead of the system's."
 
-    def options(self, flags: ListFlags) -> Options:
+    def options(self, flags: ListFlags, service: ServiceFlags) -> Options:
         """All flags of a run as one value."""
-        environment = os.environ.get("CLOUDFLARE_API_BASE_URL") or os.environ.get("CLOUDFLARE_BASE_URL")
         return flags.options(
-            concurrency=self.concurrency,
-            base_url=environment or DEFAULT_BASE_URL if self.base_url is None else self.base_url,
-            retry=RetryPolicy(max_outage_s=parse_time("--max-outage", self.max_outage)),
+            concurrency=service.concurrency,
             max_rejects=self.max_rejects,
-            timeout_s=parse_time("--timeout", self.timeout),
             drain_timeout_s=parse_time("--drain-timeout", self.drain_timeout),
             in_doubt=self.in_doubt,
             fail_on_existed=self.fail_on_existed,
             confirm_existing=self.confirm_existing,
             new=self.new,
-            proxy=_proxy(self.proxy),
-            ca_file=None if self.ca_file is None else str(self.ca_file),
+            **service.settings(),
         )
 
 

@@ -1,6 +1,6 @@
 """The values that flow through a run. All are immutable."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Literal, Protocol
@@ -8,8 +8,10 @@ from typing import Any, Literal, Protocol
 __all__ = [
     "Answer",
     "Batch",
+    "Clock",
     "Fault",
     "FaultKind",
+    "Finding",
     "Instance",
     "Outcome",
     "Reply",
@@ -96,6 +98,25 @@ class Result:
     in_doubt: bool = False
     version_id: str | None = None
     workflow_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """What a verification has found amiss with one row.
+
+    Attributes:
+        row: Number of the row, counted from 0 over the whole list.
+        id: The instance's id.
+        outcome: `missing`: the checkpoint calls it created or existed, and the service does not have it. `errored`.
+        status: The workflow instance's status, in the service's own word; None if it is missing.
+        message: The reason, for a person.
+    """
+
+    row: int
+    id: str
+    outcome: Literal["missing", "errored"]
+    status: str | None = None
+    message: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -271,6 +292,23 @@ class Outcome:
     retry_after_s: float | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clock:
+    """Time and chance, as arguments.
+
+    Attributes:
+        now: Monotonic seconds; the event loop's timers must follow it.
+        wall: Unix time in seconds.
+        sleep: Sleep so many seconds of `now`.
+        draw: A random number from 0 to 1.
+    """
+
+    now: Callable[[], float]
+    wall: Callable[[], float]
+    sleep: Callable[[float], Awaitable[None]]
+    draw: Callable[[], float]
+
+
 class Transport(Protocol):
     """The way to one target. It never raises for the network: what went wrong is a `Fault`."""
 
@@ -280,6 +318,10 @@ class Transport(Protocol):
 
     async def get(self, instance_id: str, written: Callable[[], None]) -> Reply | Fault:
         """Ask for one instance."""
+        ...
+
+    async def list(self, query: Mapping[str, str], written: Callable[[], None]) -> Reply | Fault:
+        """Ask for a page of the workflow's instances; *query* holds the page's parameters."""
         ...
 
     async def renew(self, credential: int) -> bool:

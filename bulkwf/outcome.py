@@ -1,4 +1,4 @@
-"""What a reply means for the instances that were sent: `judge` and `judge_lookup`. Pure.
+"""What a reply means for the instances that were sent or asked for: `judge`, `judge_lookup`, `judge_page`. Pure.
 
 Rules, in the order of the questions:
 
@@ -12,9 +12,20 @@ from collections.abc import Sequence
 from email.utils import parsedate_to_datetime
 
 from bulkwf.model import Answer, Batch, Fault, FaultKind, Outcome, Reply, Result, RowOutcome, Verdict
-from bulkwf.payload import Answered, Envelope, Refused, ServiceError, clean, decode_answer, decode_errors, decode_lookup
+from bulkwf.payload import (
+    Answered,
+    Envelope,
+    Page,
+    Refused,
+    ServiceError,
+    clean,
+    decode_answer,
+    decode_errors,
+    decode_lookup,
+    decode_page,
+)
 
-__all__ = ["existence", "judge", "judge_lookup", "rejection", "retry_after_s"]
+__all__ = ["existence", "judge", "judge_lookup", "judge_page", "rejection", "retry_after_s"]
 
 ALREADY_EXISTS = 10405
 WORKFLOW_NOT_FOUND = 10200
@@ -70,14 +81,25 @@ def judge_lookup(batch: Batch, position: int, reply: Reply | Fault) -> Outcome:
         if found.success:
             existed = _result(batch, position, "existed", status=found.status)
             return Outcome(verdict=Verdict.DONE, others=((position, existed),))
-    outcome = _judge_failure(batch, part, reply)
-    missing = outcome.verdict is Verdict.NO_SUCH_WORKFLOW and outcome.code not in ROUTE_ERRORS
+    outcome = _failure(part, reply)
+    missing = outcome.verdict is Verdict.NO_SUCH_WORKFLOW and outcome.code not in (*ROUTE_ERRORS, ALREADY_EXISTS)
     if isinstance(reply, Reply) and missing:
         verdict = Verdict.CONTRADICTION if decode_errors(reply.body) is None else Verdict.ABSENT
         return _unsettled(part, verdict, outcome.code, outcome.message)
-    if outcome.verdict in (Verdict.REFUSED, Verdict.TOO_LARGE) or outcome.others:
+    if outcome.verdict in (Verdict.REFUSED, Verdict.TOO_LARGE):
         return _unsettled(part, Verdict.CONTRADICTION, outcome.code, outcome.message)
     return outcome
+
+
+def judge_page(reply: Reply | Fault) -> tuple[Outcome, Page | None]:
+    """What the reply to a request for a page of the list says, and the page; `REFUSED` if there is none to be had."""
+    if isinstance(reply, Reply) and 200 <= reply.status < 300:
+        page = decode_page(reply.body)
+        if page is not None:
+            return Outcome(verdict=Verdict.DONE), page
+        if decode_errors(reply.body) == ():
+            return _unsettled((), Verdict.REFUSED, reply.status, "no list: " + _excerpt(reply)), None
+    return _failure((), reply), None
 
 
 def existence(batch: Batch, part: Sequence[int]) -> Outcome:
@@ -165,6 +187,15 @@ def _refused_position(batch: Batch, part: Sequence[int], refused: Refused) -> in
 
 
 def _judge_failure(batch: Batch, part: Sequence[int], reply: Reply | Fault) -> Outcome:
+    outcome = _failure(part, reply)
+    if len(part) == 1 and outcome.code == ALREADY_EXISTS:
+        return Outcome(
+            verdict=Verdict.DONE, others=((part[0], _refusal(batch, part[0], outcome.code, outcome.message)),)
+        )
+    return outcome
+
+
+def _failure(part: Sequence[int], reply: Reply | Fault) -> Outcome:
     if isinstance(reply, Fault):
         return _unsettled(part, _BY_FAULT[reply.kind], None, reply.message)
     errors = decode_errors(reply.body)
@@ -175,8 +206,6 @@ def _judge_failure(batch: Batch, part: Sequence[int], reply: Reply | Fault) -> O
         message = (
             f"HTTP {reply.status}, a redirect to {clean(reply.headers.get('location', '?'))}, which is not followed"
         )
-    if len(part) == 1 and code == ALREADY_EXISTS:
-        return Outcome(verdict=Verdict.DONE, others=((part[0], _refusal(batch, part[0], code, message)),))
     verdict = _failure_verdict(reply, errors)
     return _unsettled(part, verdict, code, message, retry_after_s(reply))
 

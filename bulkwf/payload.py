@@ -17,7 +17,9 @@ __all__ = [
     "Answered",
     "Envelope",
     "Flaw",
+    "Listed",
     "Lookup",
+    "Page",
     "Refused",
     "Row",
     "ServiceError",
@@ -26,6 +28,7 @@ __all__ = [
     "decode_answer",
     "decode_errors",
     "decode_lookup",
+    "decode_page",
     "decode_rows",
     "read_row",
 ]
@@ -234,6 +237,21 @@ class Envelope(msgspec.Struct):
         return self.result.errors if isinstance(self.result, _NewerResult) else []
 
 
+class Listed(msgspec.Struct, gc=False):
+    """One instance in a page of the list. Unknown keys are welcome."""
+
+    id: str
+    status: str | None = None
+
+
+class Page(msgspec.Struct, frozen=True):
+    """A page of the workflow's instances."""
+
+    listed: list[Listed]
+    cursor: str | None
+    """Leads to the next page; None if there is none."""
+
+
 class Lookup(msgspec.Struct):
     """What a look-up says of one instance. `id` is not in every service's answer."""
 
@@ -250,6 +268,16 @@ class _LookupResult(msgspec.Struct):
 class _LookupEnvelope(msgspec.Struct):
     success: bool
     result: _LookupResult | None = None
+
+
+class _PageInfo(msgspec.Struct):
+    cursor: str | int | None = None
+
+
+class _PageEnvelope(msgspec.Struct):
+    success: bool
+    result: list[Listed] | None = None
+    result_info: _PageInfo | None = None
 
 
 _ENVELOPE = msgspec.json.Decoder(Envelope)
@@ -272,6 +300,18 @@ def decode_lookup(body: bytes) -> Lookup | None:
     if envelope.result is None:
         return None if envelope.success else Lookup(success=False)
     return Lookup(envelope.success, envelope.result.id, envelope.result.status)
+
+
+def decode_page(body: bytes) -> Page | None:
+    """A page of the list; None if *body* is not one."""
+    try:
+        envelope = msgspec.json.decode(body, type=_PageEnvelope)
+    except (ValueError, RecursionError):
+        return None
+    if not envelope.success or envelope.result is None:
+        return None
+    cursor = None if envelope.result_info is None else envelope.result_info.cursor
+    return Page(envelope.result, None if cursor in (None, "") else str(cursor))
 
 
 def decode_errors(body: bytes) -> tuple[ServiceError, ...] | None:

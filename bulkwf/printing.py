@@ -9,29 +9,35 @@ from typing import Any, BinaryIO
 
 import orjson
 
-from bulkwf.model import Result
+from bulkwf.model import Finding, Result
 
 __all__ = ["write_csv", "write_jsonl"]
 
 PAGE_RESULTS = 1_000
-COLUMNS = tuple(field.name for field in fields(Result))
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """With one of these in front, a spreadsheet would run a cell's text as a formula."""
 
 
-def write_jsonl(results: Iterable[Result], file: BinaryIO) -> None:
-    """An object a line, with the fields of `Result` as keys."""
+def write_jsonl(results: Iterable[Result | Finding], file: BinaryIO) -> None:
+    """An object a line, with the result's fields as keys."""
     lines = (orjson.dumps(result, option=orjson.OPT_APPEND_NEWLINE) for result in results)
     while page := b"".join(islice(lines, PAGE_RESULTS)):
         file.write(page)
 
 
-def write_csv(results: Iterable[Result], file: BinaryIO) -> None:
-    """A header and a record a line. Text that a spreadsheet would take for a formula gets a `'` in front."""
+def write_csv(results: Iterable[Result | Finding], file: BinaryIO, kind: type[Result | Finding] = Result) -> None:
+    """A header and a record a line. Text that a spreadsheet would take for a formula gets a `'` in front.
+
+    Args:
+        results: What to write.
+        file: Where to.
+        kind: What the results are; its fields are the columns.
+    """
+    columns = [field.name for field in fields(kind)]
     text = io.StringIO(newline="")
     writer = csv.writer(text)
-    writer.writerow(COLUMNS)
-    rows = ([_cell(getattr(result, name)) for name in COLUMNS] for result in results)
+    writer.writerow(columns)
+    rows = ([_cell(getattr(result, name)) for name in columns] for result in results)
     while page := list(islice(rows, PAGE_RESULTS)):
         writer.writerows(page)
         file.write(text.getvalue().encode())

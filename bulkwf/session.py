@@ -1,4 +1,4 @@
-"""One run of the command: signals, what is shown, what to do next, the exit code."""
+"""One run of the command, or one verification: signals, what is shown, what to do next, the exit code."""
 
 import asyncio
 import os
@@ -14,17 +14,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+import anyio
+
 from bulkwf.api import open_run
-from bulkwf.console import say, show_progress, summary_lines
+from bulkwf.console import ShownRun, ShownVerification, say, show_progress, summary_lines, verified_lines
 from bulkwf.credentials import environment_credential, file_credential
 from bulkwf.errors import BulkwfError, CheckpointError, ConfigError, InputError
-from bulkwf.model import Summary
+from bulkwf.model import Finding, Summary
 from bulkwf.options import Options
+from bulkwf.verification import Verified, open_verification
 
 if TYPE_CHECKING:
     from bulkwf.emulator import Service
 
-__all__ = ["Session", "emulated_service", "make_descriptors_last", "until_signalled"]
+__all__ = ["Session", "VerifySession", "emulated_service", "make_descriptors_last", "until_signalled"]
 
 EMULATED_ACCOUNT = "emulated"
 EMULATED_ENDPOINT = "emulator"
@@ -52,9 +55,10 @@ class Session:
         async with AsyncExitStack() as stack:
             endpoint = await stack.enter_async_context(self._endpoint())
             opened = await stack.enter_async_context(open_run(self.paths, checkpoint=self.checkpoint, **endpoint))
-            signals = stack.enter_context(Signals(opened.drain, opened.abort))
+            then = "the answers in flight are still read; a second signal stops at once"
+            signals = stack.enter_context(Signals(opened.drain, opened.abort, then))
             try:
-                async with show_progress(opened, quiet=quiet):
+                async with show_progress(ShownRun(opened), quiet=quiet):
                     summary = await opened.finish()
             except BulkwfError as stopped:
                 error, summary = stopped, stopped.summary or Summary()
@@ -93,12 +97,59 @@ class Session:
             }
 
 
-class Signals:
-    """The first signal drains, the second aborts."""
+@dataclass(frozen=True)
+class VerifySession:
+    """One verification: from the checkpoint to the exit code."""
 
-    def __init__(self, drain: Callable[[], None], abort: Callable[[], None]) -> None:
+    checkpoint: Path
+    account: str | None
+    options: Options
+    token_file: Path | None
+    sample: int | None
+
+    async def run(self, tell: Callable[[Iterable[Finding]], None], *, quiet: bool) -> Verified:
+        """Verify, show, and say what to do next; *tell* is given what is amiss, once all has been asked for."""
+        error: BulkwfError | None = None
+        token = environment_credential if self.token_file is None else file_credential(self.token_file)
+        async with AsyncExitStack() as stack:
+            verification = await stack.enter_async_context(
+                open_verification(
+                    self.checkpoint, account_id=self.account, token=token, options=self.options, sample=self.sample
+                )
+            )
+            findings = verification.findings
+            if findings.resumed and not quiet:
+                say(f"bulkwf: goes on where it was cut off; to start over, delete {findings.path}")
+            working = anyio.CancelScope()
+            signals = stack.enter_context(Signals(working.cancel, working.cancel, "what was found so far is kept"))
+            try:
+                with working:
+                    async with show_progress(ShownVerification(verification), quiet=quiet):
+                        await verification.run()
+            except BulkwfError as stopped:
+                error = stopped
+            verified = verification.verified()
+            if not quiet:
+                for line in verified_lines(verified):
+                    say(line)
+            if verified.complete:
+                tell(findings.bad(time.time()))
+                findings.spent = True
+        if error is not None:
+            say(f"bulkwf: {error}")
+        if not verified.complete:
+            say(f"bulkwf: {_what_next(error, signals.received)}:\n  {_resume_command()}")
+        code = verified.exit_code if signals.received is None or verified.complete else 128 + signals.received
+        return replace(verified, exit_code=code if error is None else error.exit_code)
+
+
+class Signals:
+    """The first signal drains, the second aborts; *then* is what the user is told at the first."""
+
+    def __init__(self, drain: Callable[[], None], abort: Callable[[], None], then: str) -> None:
         self._drain = drain
         self._abort = abort
+        self._then = then
         self.received: signal.Signals | None = None
 
     def __enter__(self) -> Self:
@@ -114,7 +165,7 @@ class Signals:
     def _receive(self, number: signal.Signals) -> None:
         if self.received is None:
             self.received = number
-            say(f"bulkwf: {number.name}: the answers in flight are still read; a second signal stops at once")
+            say(f"bulkwf: {number.name}: {self._then}")
             self._drain()
         else:
             self._abort()

@@ -14,6 +14,7 @@ import contextlib
 import errno
 import ssl
 from collections.abc import Callable, Iterator, Mapping
+from urllib.parse import urlencode
 
 import aiohttp
 from aiohttp.abc import AbstractStreamWriter
@@ -82,6 +83,10 @@ class AiohttpTransport:
     async def get(self, instance_id: str, written: Callable[[], None]) -> Reply | Fault:
         """See `Transport.get`."""
         return await self._request("GET", f"{self._url}/{instance_id}?simple=true", {}, None, written)
+
+    async def list(self, query: Mapping[str, str], written: Callable[[], None]) -> Reply | Fault:
+        """See `Transport.list`."""
+        return await self._request("GET", f"{self._url}?{urlencode(query)}", {}, None, written)
 
     async def renew(self, credential: int) -> bool:
         """See `Transport.renew`."""

@@ -25,7 +25,7 @@ from command import (
 )
 
 from bulkwf import console
-from bulkwf.console import duration, say, show_progress, summary_lines
+from bulkwf.console import ShownRun, duration, say, show_progress, summary_lines
 from bulkwf.model import Summary
 from bulkwf.progress import Progress, Totals
 
@@ -154,7 +154,7 @@ def a_run(**totals):
 
 async def test_without_a_terminal_a_line_comes_now_and_then(monkeypatch, capsys):
     monkeypatch.setattr(console, "LINE_EVERY_S", 0.001)
-    async with show_progress(a_run(created=1_200, rejected=3), quiet=False):
+    async with show_progress(ShownRun(a_run(created=1_200, rejected=3)), quiet=False):
         await asyncio.sleep(0.2)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) > 1
@@ -166,7 +166,7 @@ async def test_while_nothing_is_settled_the_reason_is_shown_instead_of_the_limit
     monkeypatch.setattr(console, "LINE_EVERY_S", 0.001)
     run = a_run()
     run.trouble = "no connection to the service: ClientConnectorError ECONNREFUSED"
-    async with show_progress(run, quiet=False):
+    async with show_progress(ShownRun(run), quiet=False):
         await asyncio.sleep(0.2)
     line = capsys.readouterr().err.splitlines()[0]
     assert "failing: no connection to the service: ClientConnectorError ECONNREFUSED" in line
@@ -175,7 +175,7 @@ async def test_while_nothing_is_settled_the_reason_is_shown_instead_of_the_limit
 
 async def test_quiet_is_quiet(monkeypatch, capsys):
     monkeypatch.setattr(console, "LINE_EVERY_S", 0.001)
-    async with show_progress(a_run(created=1_200), quiet=True):
+    async with show_progress(ShownRun(a_run(created=1_200)), quiet=True):
         await asyncio.sleep(0.05)
     assert capsys.readouterr().err == ""
 

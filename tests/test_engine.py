@@ -12,7 +12,7 @@ from fakes import TARGET, ServiceTransport, clock, fault, lines, now, run_virtua
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bulkwf.api import _restore
+from bulkwf.api import _take_over
 from bulkwf.batching import IdScheme
 from bulkwf.checkpoint import Checkpoint, RunHeader, read_results, read_status
 from bulkwf.checkpoint.file import release
@@ -116,7 +116,7 @@ class World:
 
     def _engine(self, checkpoint, source, options, at):
         limiter = WindowLimiter(options.rate, clock=at.now)
-        _restore(limiter, checkpoint, options, at)
+        _take_over(limiter, checkpoint, options, at.wall())
         begin = checkpoint.begin
 
         def noted(ledger, when):

@@ -176,8 +176,14 @@ def make_private(path: Path) -> None:
             raise CheckpointError(f"{path}: every user may write this file. Run `chmod 600` on it first.") from None
 
 
-def acquire(path: Path) -> filelock.BaseFileLock:
-    """Hold the lock of the checkpoint at *path*; the error names who holds it."""
+def acquire(path: Path, *, held: str, advice: str) -> filelock.BaseFileLock:
+    """Hold the lock of the file at *path*.
+
+    Args:
+        path: The file.
+        held: What to say if another process holds it; who that is, is added.
+        advice: What to do where no lock can be laid.
+    """
     if not path.parent.is_dir():  # filelock would make it
         raise CheckpointError(f"{path}: there is no folder {path.parent}. Make it, or name another place with -c.")
     name = str(path) + ".lock"
@@ -186,14 +192,9 @@ def acquire(path: Path) -> filelock.BaseFileLock:
         lock.acquire(timeout=0)
     except filelock.Timeout:
         holder = _holder(name)
-        raise CheckpointError(
-            f"{path}: another run is writing this checkpoint{holder}. Wait for it to end, or stop it."
-        ) from None
+        raise CheckpointError(f"{path}: {held}{holder}. Wait for that to end, or stop it.") from None
     except OSError as error:
-        raise CheckpointError(
-            f"{path}: the checkpoint can't be locked ({error.strerror}: {name}). Its folder must exist and "
-            "be writable; name another place with -c."
-        ) from None
+        raise CheckpointError(f"{path}: the file can't be locked ({error.strerror}: {name}). {advice}") from None
     return lock
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +15,19 @@ from bulkwf.checkpoint.schema import HEADER_FIELDS, TOTALS, RunHeader
 from bulkwf.model import Result, RowOutcome
 from bulkwf.progress import Totals
 
-__all__ = ["PAGE_BATCHES", "Status", "read_results", "read_status", "results"]
+__all__ = [
+    "PAGE_BATCHES",
+    "Status",
+    "read_recent_attempts",
+    "read_results",
+    "read_status",
+    "recent_attempts",
+    "results",
+]
 
 PAGE_BATCHES = 1_000
+MOST_RECENT = 100_000
+"""Attempts that are looked at for the last five minutes': far more than any limit lets through."""
 RESULT_PAGE_BATCHES = 50
 """A batch of a thousand invalid rows holds a thousand reasons."""
 
@@ -34,6 +45,10 @@ class Status:
     batches_in_doubt: int
     totals: Totals
     attempts: int
+    first_begun_at: float | None
+    """When its first batch was begun; None if none was."""
+    last_settled_at: float | None
+    """When something was last settled; None if nothing was."""
 
 
 def read_results(
@@ -109,6 +124,7 @@ def read_status(path: str | os.PathLike[str]) -> Status:
         run = db.execute(f"SELECT {', '.join(columns)} FROM run").fetchone()  # noqa: S608 - names of ours
         totals = db.execute(TOTALS).fetchone()
         attempts = db.execute("SELECT count(*) FROM attempt WHERE verdict <> 'interrupted'").fetchone()[0]
+        times = db.execute("SELECT min(begun_at), max(settled_at) FROM batch").fetchone()
     known = dict(zip(columns, run, strict=True))
     return Status(
         header=RunHeader(**{name: known[name] for name in HEADER_FIELDS}),
@@ -120,4 +136,19 @@ def read_status(path: str | os.PathLike[str]) -> Status:
         batches_in_doubt=int(totals[8]),
         totals=Totals(*map(int, totals[:6])),
         attempts=attempts,
+        first_begun_at=times[0],
+        last_settled_at=times[1],
     )
+
+
+def recent_attempts(db: sqlite3.Connection, since: float) -> list[tuple[float, int]]:
+    """(Unix time, instances) of the attempts after *since*, the oldest first."""
+    query = "SELECT started_at + elapsed_s AS at, instances FROM attempt WHERE at > ? AND id > ? ORDER BY at"
+    newest = db.execute("SELECT coalesce(max(id), 0) FROM attempt").fetchone()[0]
+    return db.execute(query, (since, newest - MOST_RECENT)).fetchall()
+
+
+def read_recent_attempts(path: Path, since: float) -> list[tuple[float, int]]:
+    """What `recent_attempts` says of the checkpoint at *path*."""
+    with explained(path), contextlib.closing(connect_reader(path)) as db:
+        return recent_attempts(db, since)

@@ -27,7 +27,7 @@ from bulkwf.checkpoint.file import (
     refuse_orphan,
     release,
 )
-from bulkwf.checkpoint.reading import PAGE_BATCHES, results
+from bulkwf.checkpoint.reading import PAGE_BATCHES, recent_attempts, results
 from bulkwf.checkpoint.schema import (
     BEGIN,
     INTERRUPTED,
@@ -46,9 +46,6 @@ from bulkwf.model import Answer, Batch
 from bulkwf.progress import Totals
 
 __all__ = ["Checkpoint", "Executor", "inline"]
-
-MOST_RECENT = 100_000
-"""Attempts that are looked at for the last five minutes': far more than any limit lets through."""
 
 Executor = Callable[[Callable[[], None]], Awaitable[None]]
 """Runs a function to its end, somewhere: in a thread of its own, or at once."""
@@ -113,7 +110,11 @@ class Checkpoint:
             return cls(None, db, db, None, executor)
         path = Path(os.path.realpath(path))
         refuse_network_filesystem(path)
-        lock = acquire(path)
+        lock = acquire(
+            path,
+            held="another run is writing this checkpoint",
+            advice="Its folder must exist and be writable; name another place with -c.",
+        )
         try:
             with explained(path):
                 if new:
@@ -310,7 +311,6 @@ class Checkpoint:
             self._commit([(INTERRUPTED, {"now": now})])
 
     def recent_attempts(self, since: float) -> list[tuple[float, int]]:
-        """(Unix time, instances) of the attempts after *since*, the oldest first."""
-        query = "SELECT started_at + elapsed_s AS at, instances FROM attempt WHERE at > ? AND id > ? ORDER BY at"
-        newest = self._ask("SELECT coalesce(max(id), 0) FROM attempt")[0][0]
-        return self._ask(query, since, newest - MOST_RECENT)
+        """See `reading.recent_attempts`."""
+        with explained(self.path):
+            return recent_attempts(self._reader, since)

@@ -134,14 +134,14 @@ def _retention_s(retention: _Retention) -> float | None:
 
 
 def _seconds(duration: int | str | msgspec.UnsetType) -> float | None:
-    """Documented: a number of milliseconds, or a string such as '5 minutes'."""
+    """Documented: a number of milliseconds, or a string such as '5 minutes'. Measured on the object form: over 0."""
     if isinstance(duration, msgspec.UnsetType):
         return None
     if isinstance(duration, int):
-        if duration < 0:
-            raise BodyRefusedError(f"instance_retention: {duration} ms is negative")
+        if duration <= 0:
+            raise BodyRefusedError(f"instance_retention: {duration} ms is no time")
         return min(duration, _LONGEST_MS) / 1000
     match = _DURATION.fullmatch(duration)
-    if not match:
+    if not match or not int(match[1]):
         raise BodyRefusedError(f"instance_retention: {duration[:40]!r} is not a duration such as '5 minutes'")
     return min(int(match[1]), _LONGEST_MS) * _UNIT_S[match[2]]

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ STATUSES = (
 )  # fmt: skip
 
 _NUMBER = re.compile("[0-9]{1,15}", re.ASCII)
+_EPOCH = datetime.fromtimestamp(0, UTC)
 
 
 class QueryRefusedError(Exception):
@@ -40,22 +41,24 @@ class Record(NamedTuple):
 class Query:
     """Which instances to list, and which page of them.
 
-    `cursor`: only instances begun before the one at this position. `skip`: so many of the matching ones.
+    `cursor`: only instances begun before the one at this position. `skip`: so many of the matching ones. `since_ms`,
+    `until_ms`: Unix times, both included.
     """
 
     per_page: int
     cursor: int | None
     skip: int
     status: str | None
-    since: float
-    until: float
+    since_ms: float
+    until_ms: float
 
 
 def read_query(query: Mapping[str, str]) -> Query:
     """The query of a list.
 
     Documented: `per_page`; `cursor`, or else `page`, which is deprecated; `status`; `date_start` and `date_end`, ISO
-    8601 in UTC. Measured: at most 100 a page, 25 if nothing is said; an unknown status is refused.
+    8601 in UTC. Measured: at most 100 a page, 25 if nothing is said; an unknown status is refused, and a start that is
+    after the end.
     """
     per_page = _number(query, "per_page", USUAL_PER_PAGE)
     page = _number(query, "page", 1)
@@ -66,13 +69,16 @@ def read_query(query: Mapping[str, str]) -> Query:
     status = query.get("status")
     if status is not None and status not in STATUSES:
         raise QueryRefusedError(f"status is one of {', '.join(STATUSES)}")
+    since_ms, until_ms = _unix_ms(query, "date_start", -math.inf), _unix_ms(query, "date_end", math.inf)
+    if since_ms > until_ms:
+        raise QueryRefusedError("date_start is after date_end")
     return Query(
         per_page=per_page,
         cursor=_number(query, "cursor", 0) if "cursor" in query else None,
         skip=(page - 1) * per_page,
         status=status,
-        since=_unix(query, "date_start", -math.inf),
-        until=_unix(query, "date_end", math.inf),
+        since_ms=since_ms,
+        until_ms=until_ms,
     )
 
 
@@ -85,14 +91,14 @@ def _number(query: Mapping[str, str], name: str, usual: int) -> int:
     return int(text)
 
 
-def _unix(query: Mapping[str, str], name: str, usual: float) -> float:
+def _unix_ms(query: Mapping[str, str], name: str, usual: float) -> float:
     text = query.get(name)
     if text is None:
         return usual
     try:
         if not text.endswith("Z"):
             raise ValueError  # noqa: TRY301 - the same refusal
-        return datetime.fromisoformat(text).timestamp()
+        return (datetime.fromisoformat(text) - _EPOCH) / timedelta(milliseconds=1)
     except (ValueError, OverflowError):
         raise QueryRefusedError(f"{name} {text[:40]!r} is no ISO 8601 time in UTC") from None
 
@@ -201,13 +207,11 @@ class Instances:
         return ((position, self._order[position]) for position in range(end - 1, -1, -1) if matches(position))
 
     def _filter(self, query: Query, now: float) -> Callable[[int], bool]:
-        since, until = query.since - self.epoch, query.until - self.epoch
-
         def matches(position: int) -> bool:
             record = self.held[self._order[position]]
             return (
                 record.expires_at > now
-                and since <= record.created_at <= until
+                and query.since_ms <= self._ms(record.created_at) <= query.until_ms
                 and query.status in (None, self.status(record, now))
             )
 
@@ -223,8 +227,12 @@ class Instances:
             "workflow_id": self.workflow_id,
         }
 
+    def _ms(self, at: float) -> int:
+        """The Unix time in milliseconds, as it is said and asked for."""
+        return math.floor((self.epoch + at) * 1000)
+
     def _iso(self, at: float) -> str:
-        text = datetime.fromtimestamp(self.epoch + at, UTC).isoformat(timespec="milliseconds")
+        text = datetime.fromtimestamp(self._ms(at) / 1000, UTC).isoformat(timespec="milliseconds")
         return text.replace("+00:00", "Z")
 
     def fragment(self, ids: Sequence[str]) -> str:

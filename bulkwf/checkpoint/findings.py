@@ -1,0 +1,343 @@
+"""What a verification has found so far: a SQLite file beside the checkpoint, `<checkpoint>.verify`.
+
+It holds an id a line, because ten million of them do not fit into memory. Nothing in it is dear: it is written without
+waiting for the disk, and deleted when the verification has come to its end.
+"""
+
+import contextlib
+import os
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, Self
+
+import filelock
+
+from bulkwf.checkpoint.file import acquire, connect, connect_reader, explained, make_private, release
+from bulkwf.checkpoint.reading import Status, read_results
+from bulkwf.errors import CheckpointError
+from bulkwf.model import Finding, Result
+
+__all__ = ["Findings", "Scope"]
+
+STALE_AFTER_S = 86_400.0
+"""What was found longer ago than this says too little about today."""
+CONFIRMED = 2
+"""So often must an instance be asked for and be absent to be called missing."""
+PAGE_IDS = 1_000
+APPLICATION_ID = 0x62776B76
+"""`bwkv`, in the file's header."""
+CACHE_KIB = 16_384
+
+SCHEMA = """
+CREATE TABLE verification (
+  run TEXT NOT NULL,              -- of which run this is: when it was created, and its run key
+  sample INTEGER,                 -- so many instances drawn at random; NULL for all
+  begun_at REAL NOT NULL, used_at REAL NOT NULL,
+  pause_until REAL NOT NULL DEFAULT 0,
+  listing INTEGER NOT NULL DEFAULT TRUE, -- whether the list is still being read
+  pass INTEGER NOT NULL DEFAULT 1, -- for the how-manieth time
+  cursor TEXT,                    -- of the list's next page
+  pages INTEGER NOT NULL DEFAULT 0, found_by_list INTEGER NOT NULL DEFAULT 0
+);
+CREATE TABLE instance (
+  id TEXT NOT NULL, row INTEGER NOT NULL, outcome TEXT NOT NULL,
+  status TEXT,                    -- what the service says of it; NULL: nothing yet
+  absences INTEGER NOT NULL DEFAULT 0, -- how often it was asked for and was not there
+  pass INTEGER NOT NULL DEFAULT 0, -- the last reading of the list that showed it
+  PRIMARY KEY (id, row)
+) WITHOUT ROWID;
+CREATE TABLE sent (second INTEGER PRIMARY KEY, requests INTEGER NOT NULL);
+"""
+RETAINED_UNTIL = "SELECT begun_at + retention_s FROM batch WHERE first_row <= ? ORDER BY first_row DESC LIMIT 1"
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What is to be verified.
+
+    Attributes:
+        path: The checkpoint.
+        status: What it says of its run as a whole.
+        sample: So many instances drawn at random; None for all.
+    """
+
+    path: Path
+    status: Status
+    sample: int | None
+
+    @property
+    def total(self) -> int:
+        """Rows that the checkpoint calls created or existed."""
+        return self.status.totals.created + self.status.totals.existed
+
+    @property
+    def run(self) -> str:
+        """Which run it is."""
+        return f"{self.status.created_at!r} {self.status.header.run_key}"
+
+
+class Findings:
+    """The one writer of a verification's file. Made by `open`.
+
+    Attributes:
+        wanted: Rows whose instances are looked for.
+        found: How many of those rows the service holds.
+        missing: How many it does not.
+        listing: Whether the list is still worth reading.
+        cursor: Of the list's next page; None for the first.
+        pages: Pages of the list read so far.
+        found_by_list: How many rows were found on them.
+        resumed: An earlier session was cut off, and is continued.
+        spent: The verification has come to its end, and what it found has been told.
+    """
+
+    def __init__(self, path: Path, checkpoint: Path, db: sqlite3.Connection, lock: filelock.BaseFileLock) -> None:
+        self.path = path
+        self._checkpoint = checkpoint
+        self._db = db
+        self._lock = lock
+        self.wanted = self.found = self.missing = self.pages = self.found_by_list = 0
+        self.listing = True
+        self.cursor: str | None = None
+        self.resumed = False
+        self.spent = False
+        self._pass = 1
+
+    @classmethod
+    def open(cls, scope: Scope, now: float, draw: Callable[[], float]) -> Self:
+        """Open the file of a verification that was cut off, or make one.
+
+        Args:
+            scope: What is to be verified.
+            now: Unix time.
+            draw: A random number from 0 to 1; draws the sample.
+
+        Raises:
+            CheckpointError: Another verification holds it, or the folder can't be written.
+        """
+        path = Path(os.path.realpath(scope.path)).with_name(scope.path.name + ".verify")
+        lock = acquire(path, held="it is being verified already", advice="Verify a copy of the checkpoint elsewhere.")
+        try:
+            with explained(path):
+                if not _continues(path, scope, now):
+                    _remove(path)
+                make_private(path)
+                db = connect(str(path))
+                try:
+                    db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+                    db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+                    db.execute("PRAGMA journal_mode = WAL")
+                    db.execute("PRAGMA synchronous = NORMAL")
+                    findings = cls(path, scope.path, db, lock)
+                    findings._prepare(scope, now, draw)
+                except BaseException:
+                    db.close()
+                    raise
+                return findings
+        except BaseException:
+            release(lock)
+            raise
+
+    def close(self) -> None:
+        """Close the file; delete it once it is of no more use."""
+        with contextlib.suppress(sqlite3.Error):
+            self._db.close()
+        if self.spent:
+            _remove(self.path)
+        release(self._lock)
+
+    def _prepare(self, scope: Scope, now: float, draw: Callable[[], float]) -> None:
+        db = self._db
+        self.resumed = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] > 0
+        db.execute("BEGIN IMMEDIATE")
+        if not self.resumed:
+            for statement in SCHEMA.split(";\n"):
+                db.execute(statement)
+            db.execute(
+                "INSERT INTO verification (run, sample, begun_at, used_at) VALUES (?, ?, ?, ?)",
+                (scope.run, scope.sample, now, now),
+            )
+        known = db.execute("SELECT count(*) FROM instance").fetchone()[0]
+        if not self.resumed or (scope.sample is None and known != scope.total):  # the run has gone on since
+            rows = ((result.id, result.row, result.outcome) for result in _wanted(scope, draw))
+            db.executemany("INSERT OR IGNORE INTO instance (id, row, outcome) VALUES (?, ?, ?)", rows)
+        db.execute("COMMIT")
+        counts = "SELECT count(*), count(status), total(absences >= ? AND status IS NULL) FROM instance"
+        self.wanted, self.found, missing = db.execute(counts, (CONFIRMED,)).fetchone()
+        self.missing = int(missing)
+        told = db.execute("SELECT listing, pass, cursor, pages, found_by_list FROM verification").fetchone()
+        self.listing = bool(told[0])
+        self._pass, self.cursor, self.pages, self.found_by_list = told[1:]
+
+    # --- what the service says ------------------------------------------------------------------------------------
+
+    def listed(self, instances: Iterable[tuple[str, str]], cursor: str | None, now: float) -> tuple[int, int]:
+        """Take in a page of the list, (id, status) each, and where it goes on.
+
+        Returns:
+            How many rows this reading of the list has not shown before, and how many nothing has.
+        """
+        seen = "UPDATE instance SET pass = ? WHERE id = ? AND pass < ?"
+        fresh = new = 0
+        with self._writing(now):
+            for instance_id, status in instances:
+                fresh += self._db.execute(seen, (self._pass, instance_id, self._pass)).rowcount
+                new += self._find(instance_id, status)
+            self.cursor = cursor
+            self.pages += 1
+            self.found_by_list += new
+            self._db.execute(
+                "UPDATE verification SET cursor = ?, pages = ?, found_by_list = ?",
+                (cursor, self.pages, self.found_by_list),
+            )
+        return fresh, new
+
+    def list_again(self, now: float) -> None:
+        """The list is read from its start once more."""
+        self._pass += 1
+        self.cursor = None
+        with self._writing(now):
+            self._db.execute("UPDATE verification SET pass = ?, cursor = NULL", (self._pass,))
+
+    def end_listing(self, now: float) -> None:
+        """The list is read as far as it is worth it."""
+        self.listing = False
+        with self._writing(now):
+            self._db.execute("UPDATE verification SET listing = FALSE")
+
+    def present(self, instance_id: str, status: str, now: float) -> None:
+        """The service has the instance."""
+        with self._writing(now):
+            self._find(instance_id, status)
+
+    def absent(self, instance_id: str, now: float) -> None:
+        """The service was asked for the instance, and does not have it."""
+        query = "UPDATE instance SET absences = absences + 1 WHERE id = ? AND status IS NULL RETURNING absences"
+        with self._writing(now):
+            told = self._db.execute(query, (instance_id,)).fetchall()
+            self.missing += sum(absences == CONFIRMED for (absences,) in told)
+
+    def pause(self, until: float, now: float) -> None:
+        """Remember that the service has ordered silence until *until* (Unix time)."""
+        with self._writing(now):
+            self._db.execute("UPDATE verification SET pause_until = ?", (until,))
+
+    def _find(self, instance_id: str, status: str) -> int:
+        query = "UPDATE instance SET status = ? WHERE id = ? AND status IS NULL"
+        new = self._db.execute(query, (status, instance_id)).rowcount
+        self.found += new
+        return new
+
+    def sent(self, now: float) -> None:
+        """A request has been sent."""
+        query = "INSERT INTO sent VALUES (?, 1) ON CONFLICT DO UPDATE SET requests = requests + 1"
+        with self._writing(now):
+            self._db.execute(query, (int(now),))
+
+    @contextlib.contextmanager
+    def _writing(self, now: float) -> Iterator[None]:
+        """One transaction; half of it is never kept."""
+        with explained(self.path):
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("UPDATE verification SET used_at = ?", (now,))
+                self._db.execute("COMMIT")
+            except BaseException:
+                with contextlib.suppress(sqlite3.Error):
+                    self._db.execute("ROLLBACK")
+                raise
+
+    # --- questions ------------------------------------------------------------------------------------------------
+
+    @property
+    def paused_until(self) -> float:
+        """Until when the service has ordered silence (Unix time); 0 if it has not."""
+        return float(self._all("SELECT pause_until FROM verification")[0][0])
+
+    def attempts(self, since: float) -> list[tuple[float, int]]:
+        """(Unix time, 0 instances) of each request sent since then, the oldest first."""
+        seconds = self._all("SELECT second, requests FROM sent WHERE second >= ? ORDER BY second", since)
+        return [(at, 0) for at, requests in seconds for _ in range(requests)]
+
+    def unanswered(self, absences: int) -> Iterator[str]:
+        """The ids of which nothing is known yet, and that were absent so often."""
+        query = "SELECT DISTINCT id FROM instance WHERE status IS NULL AND absences = ? AND id > ? ORDER BY id LIMIT ?"
+        after = ""
+        while page := self._all(query, absences, after, PAGE_IDS):
+            yield from (instance_id for (instance_id,) in page)
+            after = page[-1][0]
+
+    def statuses(self) -> dict[str, int]:
+        """How many rows' instances have which status, the most frequent first."""
+        query = "SELECT status, count(*) FROM instance WHERE status IS NOT NULL GROUP BY status ORDER BY 2 DESC, 1"
+        return dict(self._all(query))
+
+    def bad(self, now: float) -> Iterator[Finding]:
+        """The rows whose instances are missing or errored, in the order of the rows."""
+        query = (
+            "SELECT row, id, outcome, status FROM instance "
+            "WHERE status = 'errored' OR (status IS NULL AND absences >= ?) ORDER BY row"
+        )
+        with explained(self.path), contextlib.closing(connect_reader(self._checkpoint)) as checkpoint:
+            for row, instance_id, outcome, status in self._db.execute(query, (CONFIRMED,)):
+                if status is not None:
+                    message = "the instance ended with an error"
+                    yield Finding(row=row, id=instance_id, outcome="errored", status=status, message=message)
+                    continue
+                retained_until = checkpoint.execute(RETAINED_UNTIL, (row,)).fetchone()[0]
+                message = f"the checkpoint calls it {outcome}, and the service has no such instance"
+                if now > retained_until:
+                    message += "; it may have passed its retention"
+                yield Finding(row=row, id=instance_id, outcome="missing", message=message)
+
+    def _all(self, query: str, *values: Any) -> list[Any]:
+        with explained(self.path):
+            return self._db.execute(query, values).fetchall()
+
+
+def _continues(path: Path, scope: Scope, now: float) -> bool:
+    """Whether the file at *path* is of a verification that is to be continued."""
+    if not path.exists():
+        return False
+    with contextlib.closing(connect(str(path))) as db:
+        tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        if tables and db.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
+            raise CheckpointError(f"{path}: what is found is kept there, but another file has that name. Move it.")
+        if not tables:  # cut off before it was anything
+            return False
+        run, sample, used_at = db.execute("SELECT run, sample, used_at FROM verification").fetchone()
+    return (run, sample) == (scope.run, scope.sample) and 0 <= now - used_at <= STALE_AFTER_S
+
+
+def _remove(path: Path) -> None:
+    for name in (path.name, path.name + "-wal", path.name + "-shm"):
+        path.with_name(name).unlink(missing_ok=True)
+
+
+def _wanted(scope: Scope, draw: Callable[[], float]) -> Iterator[Result]:
+    """The results whose instances are to be looked for."""
+    found = chain(read_results(scope.path, outcome="created"), read_results(scope.path, outcome="existed"))
+    if scope.sample is None:
+        yield from found
+        return
+    if scope.sample < 1:
+        raise CheckpointError("a sample has at least one instance.")
+    chosen = sorted(_draw(min(scope.sample, scope.total), scope.total, draw))
+    after = 0
+    for position in chosen:  # a run under way may have more by now, never fewer
+        yield from islice(found, position - after, position - after + 1)
+        after = position + 1
+
+
+def _draw(number: int, total: int, draw: Callable[[], float]) -> set[int]:
+    """So many different positions of *total* ones."""
+    # Floyd's way: each set of that size is as likely as any other, and nothing is drawn twice.
+    chosen: set[int] = set()
+    for top in range(total - number, total):
+        position = min(top, int(draw() * (top + 1)))
+        chosen.add(top if position in chosen else position)
+    return chosen
