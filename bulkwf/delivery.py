@@ -126,6 +126,8 @@ class _Delivery:
     """Instances that the run had created when the delivery began, or when ids were last found omitted."""
     absences: dict[int, int] = field(default_factory=dict)
     """How often each instance has been asked for and was absent."""
+    refused: set[int] = field(default_factory=set)
+    """The instances that have been refused alone."""
 
     async def settle(self, part: Sequence[int]) -> None:
         """Send *part* until all of it is settled."""
@@ -233,13 +235,25 @@ class _Delivery:
     async def _take_apart(self, part: Sequence[int], outcome: Outcome) -> None:
         """Halve a refused part until the bad rows stand alone; all others go through."""
         if len(part) == 1:
-            await self._reject(part[0], outcome)
+            await self._reject_if_again(part[0], outcome)
             return
         if outcome.verdict is Verdict.REFUSED:
             part = await self._probe(part, outcome)
         middle = (len(part) + 1) // 2
         await self.settle(part[:middle])
         await self.settle(part[middle:])
+
+    async def _reject_if_again(self, position: int, outcome: Outcome) -> None:
+        """Reject a row that is refused alone, and alone once more over a new connection.
+
+        A refusal names no id: the late copy of another row's, handed over by a connection that was idle, looks alike.
+        """
+        if position in self.refused:
+            await self._reject(position, outcome)
+            return
+        self.refused.add(position)
+        self.courier.channel.transport.distrust()
+        await self.settle((position,))
 
     async def _reject(self, position: int, outcome: Outcome) -> None:
         await self._settled(rejection(self.ledger.batch, position, outcome.code, outcome.message))

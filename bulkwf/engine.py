@@ -102,7 +102,7 @@ class Engine:
         self._room = asyncio.Event()
         self._whole = anyio.CancelScope()
         self._feeding = anyio.CancelScope()
-        self._sleeping: set[anyio.CancelScope] = set()
+        self._sleeping: dict[anyio.CancelScope, None] = {}  # in the order in which they began
         self._paused_until = clock.now()
         limiter.watch(self._room.set)
 
@@ -125,7 +125,8 @@ class Engine:
                     ended = await self._feed(deliveries)
         # What of a pause was still to come has not been waited for.
         self.progress.paused_s -= max(0.0, self._paused_until - self._clock.now())
-        complete = ended and self.error is None and not self.progress.totals.pending
+        cut = self._whole.cancelled_caught  # batches on their way to the disk may be known to nobody
+        complete = ended and not cut and self.error is None and not self.progress.totals.pending
         await self._close_account(complete=complete)
         return complete
 
@@ -263,11 +264,11 @@ class Engine:
         if self.drained:
             raise Draining
         with anyio.CancelScope() as scope:
-            self._sleeping.add(scope)
+            self._sleeping[scope] = None
             try:
                 await self._clock.sleep(seconds)
             finally:
-                self._sleeping.discard(scope)
+                del self._sleeping[scope]
         if scope.cancelled_caught:
             raise Draining
 

@@ -128,7 +128,7 @@ class WindowLimiter:
         )
         self._turn_to_post = asyncio.Lock()
         self._turn_to_ask = asyncio.Lock()
-        self._heads: set[asyncio.Future[None]] = set()
+        self._heads: dict[asyncio.Future[None], None] = {}  # in the order in which they came
         self._stopped = False
         self._paused_until = -inf
         self._probing = False
@@ -239,14 +239,14 @@ class WindowLimiter:
         """Sleep until something changes, at most so long. Only the heads of the queues sleep here."""
         loop = asyncio.get_running_loop()
         head = loop.create_future()
-        self._heads.add(head)
+        self._heads[head] = None
         # A long sleep ends late by some milliseconds, a short one hardly: so wake up early, and look again.
         shorter = seconds - EARLY_S if seconds > 2 * EARLY_S else seconds
         timer = None if seconds == inf else loop.call_later(shorter, self._wake)
         try:
             await head
         finally:
-            self._heads.discard(head)
+            del self._heads[head]
             if timer is not None:
                 timer.cancel()
 

@@ -288,7 +288,7 @@ def test_a_refused_connection_leaves_no_doubt():
 @settings(max_examples=60)
 @given(st.sets(st.integers(0, 99), max_size=12), st.integers(10, 100))
 def test_exactly_the_poisonous_rows_are_rejected_and_all_others_created(poison, rows):
-    """Halving takes about 2·log2(n) + 1 requests for each of them, and none twice at one time."""
+    """Halving takes about 2·log2(n) + 2 requests for each of them, and none twice at one time."""
     poison = {i for i in poison if i < rows}
 
     async def run():
@@ -302,7 +302,7 @@ def test_exactly_the_poisonous_rows_are_rejected_and_all_others_created(poison, 
 
     assert outcomes(ledger) == {f"id-{i}": "rejected" if i in poison else "created" for i in range(rows)}
     assert sorted(held.ids(TARGET)) == sorted(f"id-{i}" for i in range(rows) if i not in poison)
-    assert len(transport.requests) <= 1 + len(poison) * 2 * (log2(rows) + 1)
+    assert len(transport.requests) <= 1 + len(poison) * (2 * (log2(rows) + 1) + 1)
     assert all(ledger.others[i].code == 10002 and "refused" in ledger.others[i].message for i in poison)
 
 
@@ -317,7 +317,7 @@ def test_a_first_batch_with_one_bad_row_is_not_taken_for_a_refusal_of_the_run():
 def test_a_first_batch_that_is_refused_row_by_row_stops_the_run_after_a_few_probes():
     _desk, transport, ledger, raised = stopped(ServiceRefused, then=lambda ids: error(400, 10002, "no"), rows=100)
 
-    assert [len(ids) for ids in transport.posts] == [100, 1, 1, 1]
+    assert [len(ids) for ids in transport.posts] == [100, 1, 1, 1, 1, 1, 1]  # each of three is asked again
     assert {ids[0] for ids in transport.posts[1:]} == {"id-0", "id-50", "id-99"}
     assert count(outcomes(ledger).values()) == {"rejected": 3, "pending": 97}
     assert "--max-rejects" in str(raised)
@@ -373,10 +373,19 @@ def test_rows_refused_for_their_rate_in_a_newer_answer_are_sent_again(code):
 
 @pytest.mark.parametrize("code", [2**63, 10**30, -(10**30)])
 def test_a_code_too_large_for_the_checkpoint_ends_no_run(code):
-    desk, _, ledger = deliver(error(400, code, "no"), rows=1)
+    desk, _, ledger = deliver(error(400, code, "no"), error(400, code, "no"), rows=1)
 
     assert outcomes(ledger) == {"id-0": "rejected"}
     assert desk.ledger.others[0].code == 400
+
+
+def test_a_late_copy_of_another_rows_refusal_rejects_nobody():
+    """An answer that refuses names no id: a row is only bad if it is refused over a new connection too."""
+    desk, transport, ledger = deliver(error(400, 10002, "a copy"), created, rows=1)
+
+    assert outcomes(ledger) == {"id-0": "created"}
+    assert transport.distrusted == 1
+    assert ("settled", 0, 1) not in desk.events
 
 
 def test_a_row_that_the_service_says_exists_is_existed_not_rejected():

@@ -137,7 +137,7 @@ def test_ids_are_chosen_by_all_by_number_or_by_pattern(which, ids):
     assert fault(rule | {"omit_created": which}).tampering.hidden == set(ids)
     assert fault(rule | {"lose": which}).tampering.lost == set(ids)
     assert fault(rule | {"fail": which}).tampering.failing == set(ids)
-    assert fault(rule | {"repeat": which}).tampering.also_named == ids
+    assert fault(rule | {"repeat": which}).tampering.repeated == set(ids)
 
 
 def test_foreign_ids_are_given_or_made():

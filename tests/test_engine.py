@@ -664,6 +664,27 @@ def test_an_abort_stops_at_once_and_loses_nothing(folder):
     world.check(range(500))
 
 
+def test_an_abort_before_anything_is_on_the_disk_is_no_finished_run(folder):
+    """All of a short list is read by then, and nothing of it pending as far as the checkpoint knows."""
+
+    async def go():
+        world = World(folder, mappings(5), commit_s=1.0)
+
+        async def abort(engine):
+            await asyncio.sleep(0.5)
+            engine.abort()
+
+        first = await world.session(act=abort)
+        told = read_status(world.file)
+        assert (await world.session()).complete
+        return world, first, told
+
+    world, first, told = run_virtual(go())
+
+    assert (first.complete, first.exit_code, told.finished_at) == (False, 75, None)
+    world.check(range(5))
+
+
 def test_the_first_reason_to_stop_is_the_one_told(folder):
     async def go():
         world = World(folder, mappings(5_000), script=[{"from": 5, "status": 404, "code": 10200}])

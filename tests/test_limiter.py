@@ -534,7 +534,7 @@ def test_cancelling_whoever_waits_or_sends_leaks_nothing(cancellations, seed):
         assert in_order(numbers, costs)
         assert {i for i, task in enumerate(tasks) if not task.cancelled()} <= set(numbers)
         assert all(task.cancelled() or task.exception() is None for task in tasks)
-        assert (limits.waiting, limits._taken, limits._heads) == (0, 0, set())
+        assert (limits.waiting, limits._taken, limits._heads) == (0, 0, {})
         await asyncio.sleep(301.0)
         assert (limits._instances.room(limits._clock()), limits._requests.room(limits._clock())) == (10, 50)
         await traffic.send(99, 10)

@@ -46,7 +46,7 @@ What else may befall it, alone or with the above, and added up over the rules:
     lose: ids              these are named as created, and are not
     fail: ids              these are created, and end with an error
     foreign: n             the answer names n ids that were not sent, or those in a list
-    repeat: ids            the answer names these twice
+    repeat: ids            the answer names these twice, those that it names
     refuse_ids: "regex"    a batch with an id that matches is refused, 400: only the service knows that it is bad
     revoke_token: true     from this request on, the token that it carries is refused
 """
@@ -320,7 +320,8 @@ def _tampering(rules: Sequence[Rule], ending: Ending | None, ids: Sequence[str])
         hidden=picked(*(rule.omit_created for rule in rules)),
         lost=picked(*(rule.lose for rule in rules)),
         failing=picked(*(rule.fail for rule in rules)),
-        also_named=tuple(id_ for rule in rules for id_ in [*_pick(rule.repeat, ids), *_foreign(rule)]),
+        repeated=picked(*(rule.repeat for rule in rules)),
+        also_named=tuple(id_ for rule in rules for id_ in _foreign(rule)),
     )
 
 

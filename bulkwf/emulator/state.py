@@ -49,6 +49,8 @@ class Tampering:
     """Named, but not created."""
     failing: frozenset[str] = frozenset()
     """Created; they end with an error."""
+    repeated: frozenset[str] = frozenset()
+    """Named twice, if they are named."""
     also_named: tuple[str, ...] = ()
     """Named, as if created, after the others."""
 
@@ -176,6 +178,7 @@ class Service:
                 return Creation(self.admission.throttled("queue", answers.CREATING_TOO_FAST, message, 1.0))
             del chosen[room:]
         named = [item.id for item in chosen if item.id not in bent.hidden]
+        named.extend([id_ for id_ in named if id_ in bent.repeated])
         named.extend(bent.also_named)
         begun = [item for item in chosen if item.id not in bent.lost]
         if begun:
