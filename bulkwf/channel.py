@@ -160,7 +160,7 @@ class Channel:
         if not isinstance(reply, Reply) or not await self.transport.renew(reply.credential):
             raise ServiceRefused(
                 f"the service refuses the credential: {outcome.message} (code {outcome.code}). The token needs the "
-                "permission 'Workers Scripts Write' on this account; no row was rejected for this."
+                "permission 'Workers Scripts Write' on this account (to verify, 'Read'); no row was rejected for this."
             )
         self.refuse_outage(0.0, outcome)  # a source of ever new tokens, all refused, is no way to go on for ever
 

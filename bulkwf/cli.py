@@ -198,11 +198,14 @@ def verify(
     def tell(findings: Iterable[Finding]) -> None:
         if json:
             return
-        if format == "csv":
-            write_csv(findings, sys.stdout.buffer, Finding)
-        else:
-            write_jsonl(findings, sys.stdout.buffer)
-        sys.stdout.flush()
+        try:
+            if format == "csv":
+                write_csv(findings, sys.stdout.buffer, Finding)
+            else:
+                write_jsonl(findings, sys.stdout.buffer)
+            sys.stdout.flush()
+        except BrokenPipeError:  # whoever reads has enough of it; the exit code says all the same what was found
+            _drop(sys.stdout)
 
     session = VerifySession(checkpoint, account, options, service_flags.api_token_file, sample)
     verified = asyncio.run(session.run(tell, quiet=quiet))

@@ -16,6 +16,7 @@ from bulkwf.checking import CheckReport
 from bulkwf.checkpoint import Status, read_results
 from bulkwf.model import Summary
 from bulkwf.options import Options
+from bulkwf.payload import clean
 from bulkwf.verification import Verification, Verified
 
 __all__ = [
@@ -237,7 +238,7 @@ def verified_lines(verified: Verified) -> Iterator[str]:
     drawn = "" if verified.instances == verified.total else f", drawn at random from {verified.total:,}"
     yield f"{verified.instances:,} instances{drawn}"
     for status, count in verified.statuses.items():
-        yield f"{count:>12,}  {status}"
+        yield f"{count:>12,}  {clean(status)}"
     yield f"{verified.missing:>12,}  missing"
     unasked = verified.instances - verified.found - verified.missing
     if unasked:

@@ -84,7 +84,8 @@ def judge_lookup(batch: Batch, position: int, reply: Reply | Fault) -> Outcome:
     outcome = _failure(part, reply)
     missing = outcome.verdict is Verdict.NO_SUCH_WORKFLOW and outcome.code not in (*ROUTE_ERRORS, ALREADY_EXISTS)
     if isinstance(reply, Reply) and missing:
-        verdict = Verdict.CONTRADICTION if decode_errors(reply.body) is None else Verdict.ABSENT
+        told = decode_lookup(reply.body)  # a proxy's 404 has no such envelope
+        verdict = Verdict.CONTRADICTION if told is None or told.success else Verdict.ABSENT
         return _unsettled(part, verdict, outcome.code, outcome.message)
     if outcome.verdict in (Verdict.REFUSED, Verdict.TOO_LARGE):
         return _unsettled(part, Verdict.CONTRADICTION, outcome.code, outcome.message)

@@ -22,7 +22,7 @@ from bulkwf.credentials import environment_credential, file_credential
 from bulkwf.errors import BulkwfError, CheckpointError, ConfigError, InputError
 from bulkwf.model import Finding, Summary
 from bulkwf.options import Options
-from bulkwf.verification import Verified, open_verification
+from bulkwf.verification import REHEARSAL, Verified, open_verification
 
 if TYPE_CHECKING:
     from bulkwf.emulator import Service
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 __all__ = ["Session", "VerifySession", "emulated_service", "make_descriptors_last", "until_signalled"]
 
 EMULATED_ACCOUNT = "emulated"
-EMULATED_ENDPOINT = "emulator"
 DESCRIPTORS_BESIDE_SOCKETS = 48
 T = TypeVar("T")
 
@@ -93,7 +92,7 @@ class Session:
                 "account_id": self.account or EMULATED_ACCOUNT,
                 "token": lambda: {"Authorization": "Bearer emulated"},
                 "options": replace(self.options, base_url=emulator.base_url, proxy=None),
-                "known_as": EMULATED_ENDPOINT,
+                "known_as": REHEARSAL,
             }
 
 

@@ -34,7 +34,7 @@ from bulkwf.outcome import judge_lookup, judge_page
 from bulkwf.payload import Page
 from bulkwf.wiring import open_limiter, open_transport, require_asyncio, restore, system_clock
 
-__all__ = ["Verification", "Verified", "open_verification"]
+__all__ = ["REHEARSAL", "Verification", "Verified", "open_verification"]
 
 PER_PAGE = 100
 """The most instances a page that the service is known to give."""
@@ -46,6 +46,8 @@ FEW_EXISTED = 0.01
 """With more than this share of rows that existed before the run, the list is not limited to the run's own time."""
 CLOCK_SKEW_S = 3_600.0
 UNTOLD = "unknown"
+REHEARSAL = "emulator"
+"""What the checkpoint of a run with --emulate has for an endpoint."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +135,7 @@ class Verification:
         code = 1 if findings.missing else 0 if self._complete and finished else 75
         return Verified(
             instances=findings.wanted,
-            total=self._scope.total,
+            total=findings.wanted if self._scope.sample is None else self._scope.total,
             found=findings.found,
             missing=findings.missing,
             statuses=findings.statuses(),
@@ -156,24 +158,22 @@ class Verification:
         findings, query = self.findings, self._window()
         patience = min(max(findings.wanted // 10, LEAST_PATIENCE), MOST_PATIENCE)
         per_page = {"per_page": str(PER_PAGE)}
-        pages = found = in_vain = 0
+        in_vain = 0
         while findings.listing:
             cursor = findings.cursor
             page = await self._page(query | per_page | ({} if cursor is None else {"cursor": cursor}))
-            fresh = new = 0
-            if page is not None:
-                listed = [(one.id, one.status or UNTOLD) for one in page.listed]
-                fresh, new = findings.listed(listed, page.cursor, self._wall())
-            pages, found, in_vain = pages + 1, found + new, 0 if fresh else in_vain + 1
+            listed = [] if page is None else [(one.id, one.status or UNTOLD) for one in page.listed]
+            following = None if page is None else page.cursor
+            fresh, _ = findings.listed(listed, following, self._wall())
+            in_vain = 0 if fresh else in_vain + 1
             unanswered = findings.wanted - self.answered
             if not unanswered or in_vain > patience or findings.pages > findings.found_by_list + patience:
                 findings.end_listing(self._wall())
             elif page is None and cursor is None and per_page:
                 per_page = {}  # perhaps it is the size of the page that is refused
-            elif page is None or page.cursor in (None, cursor):  # the end, or a cursor that leads nowhere
-                if found and unanswered > pages:
+            elif following in (None, cursor):  # the end, or a cursor that leads nowhere
+                if findings.pass_found and unanswered > findings.pass_pages:
                     findings.list_again(self._wall())
-                    pages = found = 0
                 else:  # another reading would find nothing, or cost more than look-ups
                     findings.end_listing(self._wall())
 
@@ -184,6 +184,7 @@ class Verification:
         async def attempt() -> Outcome:
             nonlocal found
             async with self._channel.limiter.slot(0) as slot:
+                self._note_request()
                 reply = await self._channel.transport.list(query, slot.written)
                 outcome, found = judge_page(reply)
                 if outcome.verdict is Verdict.NOT_SENT:
@@ -230,6 +231,7 @@ class Verification:
 
         async def attempt() -> Outcome:
             async with self._channel.limiter.slot(0) as slot:
+                self._note_request()
                 reply = await self._channel.transport.get(instance_id, slot.written)
                 outcome = judge_lookup(asked, 0, reply)
                 if outcome.verdict is Verdict.NOT_SENT:
@@ -244,9 +246,12 @@ class Verification:
             (_, result), *_ = outcome.others
             self.findings.present(instance_id, result.status or UNTOLD, self._wall())
 
-    async def _learn(self, outcome: Outcome, reply: Reply | Fault) -> None:
+    def _note_request(self) -> None:
+        """Before it leaves: one that is on the wire when all is cut off has been sent, too."""
         self.requests += 1
         self.findings.sent(self._wall())
+
+    async def _learn(self, outcome: Outcome, reply: Reply | Fault) -> None:
         if outcome.verdict in (Verdict.DONE, Verdict.ABSENT):
             self._channel.health.well()
             self.trouble = ""
@@ -292,6 +297,11 @@ async def open_verification(
     require_asyncio()
     scope = Scope(checkpoint, read_status(checkpoint), sample)
     header = scope.status.header
+    if header.base_url == REHEARSAL:
+        raise ServiceRefused(
+            f"{checkpoint}: this is the checkpoint of a rehearsal (--emulate). Its service, an emulator, has ended "
+            "with the run: there is nothing left to ask."
+        )
     account_id = os.environ.get("CLOUDFLARE_ACCOUNT_ID", "").strip() or None if account_id is None else account_id
     target = Target(
         base_url=options.base_url,

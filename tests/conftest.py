@@ -4,6 +4,8 @@ import os
 
 import pytest
 from hypothesis import settings
+from node import NOT_TESTED
+from real_engine.engine import running
 
 settings.register_profile("bulkwf", deadline=None, print_blob=True)
 settings.load_profile("bulkwf")
@@ -17,6 +19,9 @@ _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 def pytest_runtest_makereport():
     """A test that is skipped where nothing may be skipped has failed."""
     report = yield
+    # Those that lack Node share one line of the summary.
+    if report.skipped and isinstance(report.longrepr, tuple) and NOT_TESTED in report.longrepr[2]:
+        report.longrepr = ("tests", None, report.longrepr[2])
     if REQUIRED and report.skipped and not hasattr(report, "wasxfail"):
         report.outcome, report.longrepr = "failed", f"skipped, and BULKWF_REQUIRE_ALL is set: {report.longrepr}"
     return report
@@ -28,6 +33,13 @@ def hermetic(monkeypatch):
     for name in list(os.environ):
         if name.startswith(("CLOUDFLARE_", "BULKWF_")) or name.upper() in _PROXIES:
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def real_engine():
+    """Cloudflare's own Workflows engine: one process for all tests, started when the first one asks for it."""
+    with running() as engine:
+        yield engine
 
 
 @pytest.fixture

@@ -7,26 +7,30 @@ waited for. `ServiceTransport` plays the emulator's rules on that clock; `Script
 
 import asyncio
 import json
+import os
 import random
 import selectors
-from collections.abc import Callable, Iterable, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import orjson
 
 from bulkwf.batching import IdScheme, Packer
 from bulkwf.channel import Channel, Health
+from bulkwf.checkpoint import Checkpoint, RunHeader, inline
 from bulkwf.delivery import Courier, Hooks, Tally
 from bulkwf.emulator import Caller, Limits, Service, Target, parse_script
 from bulkwf.emulator.answers import Answer, refusal
 from bulkwf.emulator.faults import NO_FAULT, Facts, decide
 from bulkwf.emulator.faults import Fault as Trouble
-from bulkwf.engine import Clock
 from bulkwf.errors import Draining
 from bulkwf.ledger import Ledger
 from bulkwf.limiter import WindowLimiter
-from bulkwf.model import Fault, FaultKind, Reply, Slice
+from bulkwf.model import Answer as Told
+from bulkwf.model import Batch, Clock, Fault, FaultKind, Outcome, Reply, Result, RowOutcome, Slice, Verdict
 from bulkwf.options import BatchLimits, Options, RateLimits
 
 EPOCH = 1_760_000_000.0
@@ -171,7 +175,10 @@ class Request:
 
     at: float
     method: str
+    """POST, GET of one instance, or LIST: a GET of a page of them."""
     ids: list[str]
+    query: Mapping[str, str] | None = None
+    """Of a LIST."""
     written_at: float | None = None
     ended_at: float | None = None
     reply: Reply | Fault | None = None
@@ -195,6 +202,10 @@ class _Recorder:
     @property
     def gets(self) -> list[str]:
         return [request.ids[0] for request in self.requests if request.method == "GET"]
+
+    @property
+    def queries(self) -> list[Mapping[str, str]]:
+        return [request.query for request in self.requests if request.query is not None]
 
     def distrust(self) -> None:
         self.distrusted += 1
@@ -235,9 +246,14 @@ class _Recorder:
     async def _answer(self, request: Request, body: bytes, written: Callable[[], None]) -> Reply | Fault:
         raise NotImplementedError
 
+    async def list(self, query: Mapping[str, str], written: Callable[[], None]) -> Reply | Fault:
+        return await self._record(Request(now(), "LIST", [], dict(query)), b"", written)
+
 
 class ScriptedTransport(_Recorder):
-    """Answers from a list: replies, faults, or functions of the ids that give one; the end of the list is an error.
+    """Answers from a list: replies, faults, or functions of the ids (of a LIST: of the query) that give one.
+
+    The end of the list is an error.
 
     `then`: answers whatever the list does not.
     """
@@ -252,7 +268,7 @@ class ScriptedTransport(_Recorder):
         assert self.answers or self.then is not None, f"a request too many: {request}"
         answer = self.answers.pop(0) if self.answers else self.then
         if callable(answer):
-            answer = answer(request.ids)
+            answer = answer(request.ids if request.query is None else request.query)
         if not (isinstance(answer, Fault) and answer.kind is FaultKind.NOT_SENT):
             written()
         await asyncio.sleep(self.latency_s)
@@ -322,7 +338,8 @@ class ServiceTransport(_Recorder):
         self._serving.add(serving)
         serving.add_done_callback(self._serving.discard)
         try:
-            return await asyncio.wait_for(asyncio.shield(serving), self.timeout_s)
+            async with asyncio.timeout(self.timeout_s):  # `wait_for` swallows a cancellation that comes with the answer
+                return await asyncio.shield(serving)
         except TimeoutError:
             return fault(message="no answer in time")
 
@@ -334,7 +351,7 @@ class ServiceTransport(_Recorder):
         if trouble.revokes_token:
             service.revoke(caller)
         attempted = reading.attempted if reading else 0
-        answer = service.admit(caller, TARGET, attempted, asks=request.method == "GET")
+        answer = service.admit(caller, TARGET, attempted, asks=request.method != "POST")
         await asyncio.sleep(trouble.latency_before_s)
         answer = answer or self._act(request, reading, trouble)
         headers = service.rate_headers(caller)
@@ -349,16 +366,24 @@ class ServiceTransport(_Recorder):
         return fault(message=f"a scripted {ending.manner}")
 
     def _act(self, request: Request, reading: Any, trouble: Trouble) -> Answer:
+        if request.query is not None:
+            return self._page(request.query)
         if reading is None:
-            return self.service.get_instance(TARGET, request.ids[0], simple=True)
+            return self._look_up(request.ids[0])
         if reading.refusal:
             return reading.refusal
         if trouble.refused_id:
             return refusal(400, 10002, f"instance {trouble.refused_id!r} is refused")
         return self.service.create(TARGET, reading.items, trouble.tampering).answer
 
+    def _look_up(self, instance_id: str) -> Answer:
+        return self.service.get_instance(TARGET, instance_id, simple=True)
+
+    def _page(self, query: Mapping[str, str]) -> Answer:
+        return self.service.list_instances(TARGET, query)
+
     def _trouble(self, request: Request) -> Trouble:
-        method = request.method
+        method = "GET" if request.method == "LIST" else request.method
         for name in ("", method):
             self._number[name] += 1
         if not self.rules:
@@ -374,6 +399,12 @@ class ServiceTransport(_Recorder):
     def _reply(self, answer: Answer, headers, credential: int) -> Reply:
         lowered = {name.lower(): value for name, value in {**headers, **answer.headers}.items()}
         return Reply(status=answer.status, headers=lowered, body=answer.body, received_at=wall(), credential=credential)
+
+
+def memory_folder() -> tempfile.TemporaryDirectory[str]:
+    """A folder in memory, where there is such a thing: for tests that are not about the disk."""
+    memory = Path("/dev/shm")
+    return tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None)
 
 
 def service(limits: Limits | None = None, **more: Any) -> Service:
@@ -471,6 +502,68 @@ class Desk:
 
     async def _paused(self, seconds: float) -> None:
         self.pauses.append(seconds)
+
+
+# --- runs that have been ------------------------------------------------------------------------------------------
+
+HEADER = RunHeader(
+    base_url="https://api.example/client/v4",
+    account_id=TARGET.account,
+    workflow=TARGET.workflow,
+    run_key="key",
+    id_scheme="generated",
+    row_shape="instance",
+    input="rows.jsonl",
+    limits="{}",
+)
+
+
+async def write_run(
+    path: Path,
+    rows: int,
+    *,
+    others: Mapping[int, RowOutcome] | None = None,
+    in_doubt: bool = False,
+    data: bytes | None = None,
+    finished: bool = True,
+    at: float | None = None,
+    header: RunHeader = HEADER,
+) -> None:
+    """So many more rows, in batches of 100, in the checkpoint of a run: created, but for the rows in `others`.
+
+    `in_doubt`: earlier attempts may have created them. `data`: the rows themselves, of one batch.
+    """
+    at = wall() if at is None else at
+    others = others or {}
+    checkpoint = Checkpoint.open(path, header, now=at, executor=inline)
+    try:
+        first = sum(begun.rows for begun in checkpoint.begun())
+        for start in range(first, first + rows, 100):
+            ledger = Ledger(make_batch(min(100, first + rows - start), first_row=start, data=data))
+            await checkpoint.begin(ledger, at)
+            ledger.attempts += 1
+            ledger.in_doubt = set(ledger.pending) if in_doubt else set()
+            ledger.add(_settling(ledger.batch, others))
+            await checkpoint.settle(ledger, at)
+        if finished:
+            await checkpoint.finish(at)
+    finally:
+        await checkpoint.aclose()
+
+
+def _settling(batch: Batch, others: Mapping[int, RowOutcome]) -> Outcome:
+    rows = {position: batch.first_row + offset for position, offset in enumerate(batch.offsets)}
+    told = [
+        (position, Result(row=row, id=batch.ids[position], outcome=others[row]))
+        for position, row in rows.items()
+        if others.get(row, "pending") != "pending"
+    ]
+    return Outcome(
+        verdict=Verdict.DONE,
+        created=[position for position, row in rows.items() if row not in others],
+        others=told,
+        answer=Told("queued", "v1", "w1"),
+    )
 
 
 def outcomes(ledger: Ledger) -> dict[str, str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 LEAST_NODE = 20
+NOT_TESTED = "NOT TESTED"
 REQUIRED = os.environ.get("BULKWF_REQUIRE_REAL_ENGINE") == "1"
 """Set where Node and npm must be there: then a test that lacks them fails instead of being skipped."""
 _CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bulkwf-tests"
@@ -24,7 +25,7 @@ def installed(manifest: Path) -> Path:
     trouble = _trouble()
     if trouble:
         text = f"Node {LEAST_NODE} and npm are needed to run Cloudflare's own code: {trouble}"
-        pytest.fail(text, pytrace=False) if REQUIRED else pytest.skip(f"NOT TESTED. {text}")
+        pytest.fail(text, pytrace=False) if REQUIRED else pytest.skip(f"{NOT_TESTED}. {text}")
     text = manifest.read_bytes()
     place = _CACHE / f"{manifest.parent.name}-{hashlib.sha256(text).hexdigest()[:16]}"
     if not place.is_dir():

@@ -284,7 +284,7 @@ async def test_a_token_function_that_gives_no_text_is_told_so(folder, token):
 
 async def test_a_service_that_repeats_the_token_in_an_error_does_not_get_it_stored(folder):
     token = "a-token-as-long-as-a-real-one-0123456789"
-    said = {"request": 1, "status": 400, "code": 10002, "message": f"what you sent: Bearer {token}"}
+    said = {"status": 400, "code": 10002, "message": f"what you sent: Bearer {token}"}
     async with emulated(folder, said) as place:
         summary = await submit_all(mappings(1), **(place.known() | {"api_token": token}))
 

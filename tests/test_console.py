@@ -25,9 +25,10 @@ from command import (
 )
 
 from bulkwf import console
-from bulkwf.console import ShownRun, duration, say, show_progress, summary_lines
+from bulkwf.console import ShownRun, ShownVerification, duration, say, show_progress, summary_lines, verified_lines
 from bulkwf.model import Summary
 from bulkwf.progress import Progress, Totals
+from bulkwf.verification import Verified
 
 SLOWLY = ("-w", "resize", "--emulate", "--rate", "100/s")
 COLOUR = re.compile(r"\x1b\[[0-9;]*[1-9][0-9;]*m")
@@ -199,6 +200,90 @@ def test_the_summary_says_how_long_the_service_ordered_silence():
 def test_an_interrupted_run_over_nothing_is_not_called_an_empty_list():
     assert "empty" not in summary_of(complete=False)
     assert "empty" in summary_of(complete=True)
+
+
+# --- a verification -----------------------------------------------------------------------------------------------
+
+
+class AVerification:
+    """A verification under way."""
+
+    def __init__(self, wanted, found, missing=0, trouble="", bound_by=""):
+        self.findings = SimpleNamespace(wanted=wanted, missing=missing)
+        self.found, self.trouble, self.bound_by = found, trouble, bound_by
+
+    @property
+    def answered(self):
+        return self.found + self.findings.missing
+
+
+async def test_a_verification_shows_how_far_it_is_and_what_it_waits_for():
+    work = AVerification(5_000, 1_200, bound_by="1,000 requests/5 min")
+    shown, began = ShownVerification(work), asyncio.get_running_loop().time()
+    assert shown.share() == 0.24
+    waiting = ["1,200 of 5,000 instances asked for", "limit: 1,000 requests/5 min"]
+    assert list(shown.facts(began + 10)) == waiting  # how long is left is not known before anything was found
+    work.found, work.findings.missing = 2_198, 2
+    assert list(shown.facts(began + 10)) == [
+        "2,200 of 5,000 instances asked for",
+        "2 missing",
+        "limit: 1,000 requests/5 min",
+        "28.0 s left",  # 1,000 in 10 s; what an earlier session found does not count
+    ]
+    assert shown.share() == 0.44
+
+
+async def test_a_verification_that_fails_shows_why_instead_of_the_limit():
+    shown = ShownVerification(AVerification(20, 3, trouble="it went wrong", bound_by="1,000 requests/5 min"))
+    assert list(shown.facts(0.0)) == ["3 of 20 instances asked for", "failing: it went wrong"]
+
+
+async def test_a_verification_of_nothing_is_shown_without_a_fault():
+    shown = ShownVerification(AVerification(0, 0))
+    assert shown.share() == 0
+    assert list(shown.facts(asyncio.get_running_loop().time())) == ["0 of 0 instances asked for"]
+
+
+def verified_of(**more):
+    usual = {"instances": 12_000, "total": 12_000, "found": 12_000, "missing": 0, "statuses": {"complete": 12_000}}
+    state = {"run_finished": True, "complete": True, "requests": 1_201, "elapsed_s": 200.4, "exit_code": 0}
+    return list(verified_lines(Verified(**usual | state | more)))
+
+
+def test_the_result_of_a_verification_counts_each_status_and_what_is_missing():
+    statuses = {"complete": 11_000, "errored": 990}
+    assert verified_of(found=11_990, missing=10, statuses=statuses) == [
+        "12,000 instances",
+        "      11,000  complete",
+        "         990  errored",
+        "          10  missing",
+        "1,201 requests in 3 min 20 s",
+    ]
+
+
+def test_a_sample_is_said_to_be_one():
+    lines = verified_of(instances=50, found=50, statuses={"queued": 50})
+    assert lines[0] == "50 instances, drawn at random from 12,000"
+
+
+def test_what_was_not_asked_for_and_a_run_that_is_not_finished_are_named():
+    lines = verified_of(found=7_000, missing=1, statuses={}, run_finished=False, complete=False)
+    assert lines[1:] == [
+        "           1  missing",
+        "       4,999  not asked for yet",
+        "1,201 requests in 3 min 20 s",
+        "the run is not finished: what it has not created yet was not looked for",
+    ]
+
+
+def test_a_status_of_the_service_can_not_move_the_cursor():
+    text = "\n".join(verified_of(statuses={"bad\x1b[2J\x07\r\nbulkwf: all is well": 12_000}))
+    assert "12,000  bad" in text
+    assert not re.search(r"[\x00-\x09\x0b-\x1f]", text)
+    assert "\nbulkwf: all is well" not in text
+
+
+# --- why rows failed ----------------------------------------------------------------------------------------------
 
 
 def test_the_summary_shows_why_rows_failed_with_the_first_places_of_each_reason(folder):

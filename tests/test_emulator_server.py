@@ -82,6 +82,25 @@ async def test_a_batch_is_created_and_can_be_asked_for():
         assert client.service.gets == 6
 
 
+async def test_a_single_instance_is_created_and_an_id_that_is_taken_refused(tmp_path):
+    async with talk(log=tmp_path / "log") as client:
+
+        async def create(body):
+            async with client.session.post(client.url + "/instances", data=body, headers=HEADERS) as response:
+                answer = await response.json()
+                return response.status, answer["result"] or answer["errors"][0]["code"]
+
+        status, created = await create('{"instance_id":"a","params":1}')
+        assert (status, created["id"], created["status"]) == (200, "a", "queued")
+        assert await create('{"instance_id":"a"}') == (400, 10405)
+        assert (await create("{}"))[0] == 200
+        for bad in ("", "[]", '{"instance_id":"b"},{"instance_id":"c"}', '{"instance_id":"a b"}'):
+            assert await create(bad) == (400, 10002)
+        assert len(client.held()) == 2
+        first, _ = read_log(tmp_path / "log")
+        assert first == ("a", params_crc(b"1"))
+
+
 async def test_instances_are_deleted_one_by_one_and_together():
     async with talk() as client:
         await client.create("a", "b", "c")
@@ -106,7 +125,7 @@ async def test_an_unknown_path_has_no_route(path):
 
 async def test_a_method_that_a_path_does_not_have_has_no_route():
     async with talk() as client:
-        for method, path in (("PUT", "/instances/batch"), ("POST", "/instances"), ("DELETE", "/instances")):
+        for method, path in (("PUT", "/instances/batch"), ("PATCH", "/instances"), ("DELETE", "/instances")):
             async with client.session.request(method, client.url + path, headers=HEADERS) as response:
                 assert response.status == 404
 

@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bulkwf.model import Answer, Batch, Fault, FaultKind, Reply, Verdict
-from bulkwf.outcome import existence, judge, judge_lookup, rejection, retry_after_s
+from bulkwf.outcome import existence, judge, judge_lookup, judge_page, rejection, retry_after_s
 
 IDS = ["a", "b", "c", "d"]
 ALL = range(4)
@@ -365,6 +365,7 @@ def test_a_look_up_that_finds_the_instance_settles_it_as_existed(result):
 LOOKUP_TABLE = [
     (failed(404, 10201), Verdict.ABSENT),
     (failed(404), Verdict.ABSENT),
+    (reply(404, b'{"message":"no such page","errors":[{"code":404}]}'), Verdict.CONTRADICTION),
     (failed(404, 10200), Verdict.NO_SUCH_WORKFLOW),
     (failed(404, 7000), Verdict.NO_SUCH_WORKFLOW),
     (failed(404, 7003), Verdict.NO_SUCH_WORKFLOW),
@@ -379,6 +380,9 @@ LOOKUP_TABLE = [
     (failed(400, 10010), Verdict.CONTRADICTION),
     (failed(413), Verdict.CONTRADICTION),
     (failed(409, 10405), Verdict.CONTRADICTION),
+    (failed(404, 10405), Verdict.NO_SUCH_WORKFLOW),
+    (failed(200, 10405), Verdict.CONTRADICTION),
+    (failed(500, 10405), Verdict.IN_DOUBT),
     (failed(400, 6003), Verdict.UNAUTHORIZED),
     (failed(401), Verdict.UNAUTHORIZED),
     (reply(403, HTML), Verdict.CHALLENGED),
@@ -394,6 +398,71 @@ def test_a_look_up_that_finds_nothing_proves_nothing_but_absence(answer, verdict
     outcome = judge_lookup(BATCH, 2, answer)
 
     assert (outcome.verdict, outcome.others, outcome.created, outcome.unsettled) == (verdict, (), (), (2,))
+
+
+# --- pages of the list --------------------------------------------------------------------------------------------
+
+
+def test_a_page_of_the_list_is_handed_on():
+    outcome, page = judge_page(good([{"id": "a", "status": "running"}, {"id": "x"}]))
+
+    assert (outcome.verdict, outcome.unsettled, outcome.others) == (Verdict.DONE, (), ())
+    assert [(one.id, one.status) for one in page.listed] == [("a", "running"), ("x", None)]
+
+
+def test_an_empty_page_is_a_page():
+    outcome, page = judge_page(good([]))
+
+    assert (outcome.verdict, page.listed, page.cursor) == (Verdict.DONE, [], None)
+
+
+@pytest.mark.parametrize(
+    ("answer", "verdict"),
+    [
+        (good(None), Verdict.REFUSED),
+        (good({"id": "a"}), Verdict.REFUSED),
+        (good([{"status": "running"}]), Verdict.REFUSED),
+        (good([{"id": 7}]), Verdict.REFUSED),
+        (failed(200), Verdict.REFUSED),
+        (reply(200, b"{}"), Verdict.REFUSED),
+        (failed(200, 10001), Verdict.IN_DOUBT),
+        (failed(200, 42), Verdict.CONTRADICTION),
+        (reply(200, HTML), Verdict.CONTRADICTION),
+        (reply(200, b""), Verdict.CONTRADICTION),
+        (reply(200, b"[]"), Verdict.CONTRADICTION),
+        (failed(400, 10002), Verdict.REFUSED),
+        (failed(400), Verdict.CONTRADICTION),
+        (reply(400, HTML), Verdict.CONTRADICTION),
+        (failed(413), Verdict.TOO_LARGE),
+        (failed(404, 10200), Verdict.NO_SUCH_WORKFLOW),
+        (failed(404, 10201), Verdict.NO_SUCH_WORKFLOW),
+        (failed(400, 6003), Verdict.UNAUTHORIZED),
+        (failed(401, 10000), Verdict.UNAUTHORIZED),
+        (reply(403, HTML), Verdict.CHALLENGED),
+        (failed(429), Verdict.THROTTLED),
+        (failed(500), Verdict.IN_DOUBT),
+        (failed(302), Verdict.FATAL),
+        (Fault(kind=FaultKind.NOT_SENT, message="no"), Verdict.NOT_SENT),
+        (Fault(kind=FaultKind.IN_DOUBT, message="no"), Verdict.IN_DOUBT),
+    ],
+)
+def test_what_is_no_page_is_judged_as_any_failure_and_an_answer_without_a_list_refuses_it(answer, verdict):
+    outcome, page = judge_page(answer)
+
+    assert (outcome.verdict, page) == (verdict, None)
+    assert outcome.message
+
+
+def test_a_refused_page_is_told_with_what_came_instead():
+    outcome, _ = judge_page(reply(200, {"success": True, "result": {"x": "y\x1b[2J"}}, cf_ray="8c1"))
+
+    assert outcome.message == 'no list: HTTP 200, cf-ray 8c1: {"success": true, "result": {"x": "y\\u001b[2J"}}'
+
+
+def test_a_throttled_page_hands_its_pause_on():
+    answer = reply(429, {"success": False, "errors": []}, retry_after="7")
+
+    assert judge_page(answer)[0].retry_after_s == 7.0
 
 
 # --- Retry-After --------------------------------------------------------------------------------------------------
@@ -564,6 +633,18 @@ def test_a_look_up_settles_its_instance_as_existed_or_not_at_all(position, answe
         assert settled(outcome) == {position: "existed"}
         assert 200 <= answer.status < 300
         assert json.loads(answer.body)["success"] is True
+
+
+@settings(max_examples=200)
+@given(answer=REPLIES)
+def test_only_a_success_is_a_page_and_nothing_is_said_of_any_instance(answer):
+    outcome, page = judge_page(answer)
+
+    assert (page is not None) is (outcome.verdict is Verdict.DONE)
+    assert (outcome.created, outcome.others, outcome.unsettled) == ((), (), ())
+    if page is not None:
+        assert 200 <= answer.status < 300
+        assert [one.id for one in page.listed] == [one["id"] for one in json.loads(answer.body)["result"]]
 
 
 def test_a_redirect_is_named_with_where_it_leads():

@@ -23,6 +23,7 @@ from bulkwf.payload import (
     decode_answer,
     decode_errors,
     decode_lookup,
+    decode_page,
     decode_rows,
     read_row,
 )
@@ -360,6 +361,52 @@ def test_what_is_no_answer_to_a_look_up_is_not_taken_for_one(body):
     assert decode_lookup(body) is None
 
 
+def a_page(info, result=b'[{"id":"a","status":"queued","created_on":"2026-01-01"},{"id":"b"}]'):
+    return b'{"success":true,"errors":[],"result":%s,"result_info":%s}' % (result, info)
+
+
+def test_a_page_of_the_list_names_instances_and_where_it_goes_on():
+    page = decode_page(a_page(b'{"per_page":100,"count":2,"cursor":"abc=="}'))
+    assert [(one.id, one.status) for one in page.listed] == [("a", "queued"), ("b", None)]
+    assert page.cursor == "abc=="
+
+
+@pytest.mark.parametrize(
+    ("info", "cursor"),
+    [
+        (b'{"cursor":7}', "7"),
+        (b'{"cursor":0}', "0"),
+        (b'{"cursor":""}', None),
+        (b'{"cursor":null}', None),
+        (b'{"page":1,"total_count":2}', None),
+        (b"null", None),
+    ],
+)
+def test_a_page_without_a_cursor_is_the_last(info, cursor):
+    assert decode_page(a_page(info)).cursor == cursor
+
+
+def test_a_page_needs_nothing_said_about_it():
+    page = decode_page(b'{"success":true,"result":[{"id":"a","status":null}]}')
+    assert ([(one.id, one.status) for one in page.listed], page.cursor) == ([("a", None)], None)
+    assert decode_page(b'{"success":true,"result":[]}').listed == []
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b"x", b"{}", b"[]", b'{"success":true}', b'{"result":[]}', b'{"success":true,"result":null}',
+        b'{"success":false,"result":[{"id":"a"}]}', b'{"success":1,"result":[]}', b'{"success":true,"result":{}}',
+        b'{"success":true,"result":[{"status":"queued"}]}', b'{"success":true,"result":[{"id":7}]}',
+        b'{"success":true,"result":[{"id":"a","status":1}]}', b'{"success":true,"result":["a"]}',
+        a_page(b'{"cursor":{}}'), a_page(b'{"cursor":1.5}'), a_page(b"[]"), a_page(b"{}")[:-1],
+        b'{"success":true,"x":' + b"[" * 5_000 + b"]" * 5_000 + b"}",
+    ],
+)  # fmt: skip
+def test_what_is_no_page_of_a_list_is_not_taken_for_one(body):
+    assert decode_page(body) is None
+
+
 def test_errors_are_read_with_those_of_their_chains():
     body = json.dumps(
         {
@@ -418,4 +465,5 @@ def test_a_body_without_a_list_of_errors_has_none_and_one_that_is_no_object_is_t
 def test_no_body_at_all_makes_the_decoders_fail(body):
     assert decode_answer(body) is None or body
     assert decode_lookup(body) is None or body
+    assert decode_page(body) is None or body
     assert decode_errors(body) is None or body.strip().startswith(b"{")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from command import HERE, Forker, bulkwf, emulator, row, write_rows
 
-from bulkwf.model import Result
+from bulkwf.model import Finding, Result
 from bulkwf.printing import write_csv, write_jsonl
 
 FIELDS = [
@@ -75,6 +75,25 @@ def test_no_text_reaches_a_spreadsheet_as_a_formula(text):
     (record,) = csv.DictReader(io.StringIO(file.getvalue().decode(), newline=""))
     assert record["id"] == record["code"] == record["message"] == "'" + text
     assert record["row"] == "-1"  # a number is no text
+
+
+FINDING_FIELDS = ["row", "id", "outcome", "status", "message"]
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2_500])
+def test_findings_are_written_with_their_own_columns(rows):
+    findings = [Finding(row=number, id=f"-{number}", outcome="missing", message="=gone") for number in range(rows)]
+    lines, table = io.BytesIO(), io.BytesIO()
+    write_jsonl(iter(findings), lines)
+    write_csv(iter(findings), table, Finding)
+    told = [json.loads(line) for line in lines.getvalue().splitlines()]
+    assert all(list(one) == FINDING_FIELDS for one in told)
+    assert [(one["row"], one["id"], one["status"]) for one in told] == [(n, f"-{n}", None) for n in range(rows)]
+    reader = csv.DictReader(io.StringIO(table.getvalue().decode(), newline=""))
+    assert reader.fieldnames == FINDING_FIELDS
+    assert list(reader) == [
+        {"row": str(n), "id": f"'-{n}", "outcome": "missing", "status": "", "message": "'=gone"} for n in range(rows)
+    ]
 
 
 def test_csv_holds_what_it_must_quote():

@@ -12,6 +12,7 @@ import subprocess
 import time
 import traceback
 import tracemalloc
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -169,12 +170,45 @@ async def test_a_look_up_asks_for_one_instance_in_brief():
     assert (reply.status, calls) == (200, [1])
 
 
+async def test_a_page_of_the_list_is_asked_for_with_its_parameters():
+    async with raw(http()) as server, way_to(server.url) as way:
+        calls = []
+        reply = await way.list({"per_page": "100", "date_start": "2026-01-01T00:00:00Z"}, lambda: calls.append(1))
+
+    start = b"GET /accounts/acct/workflows/resize/instances?per_page=100&date_start=2026-01-01T00"
+    assert server.heads[0].startswith(start)
+    assert f"Authorization: Bearer {TOKEN}\r\n".encode() in server.heads[0]
+    assert server.bodies == [b""]
+    assert (reply.status, calls) == (200, [1])
+
+
+async def test_whatever_a_cursor_holds_it_goes_back_as_it_came():
+    cursors = ["a+/b==", "a b", "x&per_page=1", "y#z", "%2B", "\u00e9\u20ac", "a;b", "?", "\r\nX: y"]
+    async with raw(http()) as server, way_to(server.url) as way:
+        for cursor in cursors:
+            await way.list({"cursor": cursor}, lambda: None)
+
+    queries = [urlsplit(head.split(b" ")[1].decode()).query for head in server.heads]
+    assert [parse_qs(query, strict_parsing=True) for query in queries] == [{"cursor": [cursor]} for cursor in cursors]
+
+
+async def test_a_list_without_an_answer_is_a_fault():
+    async with emulated({"method": "GET", "reset": True}) as way:
+        calls = []
+        assert (await way.list({}, lambda: calls.append(1))).kind is FaultKind.IN_DOUBT
+        assert calls == []
+
+
 async def test_the_emulators_service_is_spoken_to():
     async with emulated() as way:
         reply, written = await post(way)
         found = await way.get("a", lambda: None)
         missing = await way.get("b", lambda: None)
+        listed = await way.list({"per_page": "5"}, lambda: None)
+        lost = await way.list({"cursor": "b+c"}, lambda: None)
 
+    assert [one["id"] for one in json.loads(listed.body)["result"]] == ["a"]
+    assert (lost.status, json.loads(lost.body)["errors"][0]["message"][:12]) == (400, "cursor 'b+c'")
     assert (reply.status, written, json.loads(reply.body)["result"][0]["id"]) == (200, 1, "a")
     assert (found.status, missing.status) == (200, 404)
 

@@ -10,6 +10,7 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
+from math import ceil
 from pathlib import Path
 from typing import Any, Self
 
@@ -32,7 +33,7 @@ APPLICATION_ID = 0x62776B76
 CACHE_KIB = 16_384
 
 SCHEMA = """
-CREATE TABLE verification (
+CREATE TABLE IF NOT EXISTS verification (
   run TEXT NOT NULL,              -- of which run this is: when it was created, and its run key
   sample INTEGER,                 -- so many instances drawn at random; NULL for all
   begun_at REAL NOT NULL, used_at REAL NOT NULL,
@@ -40,16 +41,20 @@ CREATE TABLE verification (
   listing INTEGER NOT NULL DEFAULT TRUE, -- whether the list is still being read
   pass INTEGER NOT NULL DEFAULT 1, -- for the how-manieth time
   cursor TEXT,                    -- of the list's next page
-  pages INTEGER NOT NULL DEFAULT 0, found_by_list INTEGER NOT NULL DEFAULT 0
+  pages INTEGER NOT NULL DEFAULT 0, found_by_list INTEGER NOT NULL DEFAULT 0,
+  pass_pages INTEGER NOT NULL DEFAULT 0, pass_found INTEGER NOT NULL DEFAULT 0 -- the same of this reading
 );
-CREATE TABLE instance (
+CREATE TABLE IF NOT EXISTS instance (
   id TEXT NOT NULL, row INTEGER NOT NULL, outcome TEXT NOT NULL,
   status TEXT,                    -- what the service says of it; NULL: nothing yet
   absences INTEGER NOT NULL DEFAULT 0, -- how often it was asked for and was not there
   pass INTEGER NOT NULL DEFAULT 0, -- the last reading of the list that showed it
   PRIMARY KEY (id, row)
 ) WITHOUT ROWID;
-CREATE TABLE sent (second INTEGER PRIMARY KEY, requests INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS sent (
+  second INTEGER PRIMARY KEY,     -- rounded up: nothing may be taken for older than it is
+  requests INTEGER NOT NULL
+);
 """
 RETAINED_UNTIL = "SELECT begun_at + retention_s FROM batch WHERE first_row <= ? ORDER BY first_row DESC LIMIT 1"
 
@@ -88,8 +93,10 @@ class Findings:
         missing: How many it does not.
         listing: Whether the list is still worth reading.
         cursor: Of the list's next page; None for the first.
-        pages: Pages of the list read so far.
+        pages: Pages of the list asked for so far.
         found_by_list: How many rows were found on them.
+        pass_pages: The same of this reading of the list.
+        pass_found: The same of this reading of the list.
         resumed: An earlier session was cut off, and is continued.
         spent: The verification has come to its end, and what it found has been told.
     """
@@ -99,7 +106,8 @@ class Findings:
         self._checkpoint = checkpoint
         self._db = db
         self._lock = lock
-        self.wanted = self.found = self.missing = self.pages = self.found_by_list = 0
+        self.wanted = self.found = self.missing = 0
+        self.pages = self.found_by_list = self.pass_pages = self.pass_found = 0
         self.listing = True
         self.cursor: str | None = None
         self.resumed = False
@@ -118,12 +126,12 @@ class Findings:
         Raises:
             CheckpointError: Another verification holds it, or the folder can't be written.
         """
-        path = Path(os.path.realpath(scope.path)).with_name(scope.path.name + ".verify")
+        checkpoint = Path(os.path.realpath(scope.path))
+        path = checkpoint.with_name(checkpoint.name + ".verify")
         lock = acquire(path, held="it is being verified already", advice="Verify a copy of the checkpoint elsewhere.")
         try:
             with explained(path):
-                if not _continues(path, scope, now):
-                    _remove(path)
+                _refuse_foreign(path)
                 make_private(path)
                 db = connect(str(path))
                 try:
@@ -151,26 +159,40 @@ class Findings:
 
     def _prepare(self, scope: Scope, now: float, draw: Callable[[], float]) -> None:
         db = self._db
-        self.resumed = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] > 0
         db.execute("BEGIN IMMEDIATE")
-        if not self.resumed:
-            for statement in SCHEMA.split(";\n"):
+        for statement in SCHEMA.split(";\n"):
+            db.execute(statement)
+        told = db.execute("SELECT run, sample, used_at FROM verification").fetchone()
+        self.resumed = (
+            told is not None and told[:2] == (scope.run, scope.sample) and abs(now - told[2]) <= STALE_AFTER_S
+        )
+        if not self.resumed:  # what was sent still counts, and a silence that was ordered still binds
+            pause_until = db.execute("SELECT coalesce(max(pause_until), 0) FROM verification").fetchone()[0]
+            for statement in ("DELETE FROM verification", "DROP TABLE instance", *SCHEMA.split(";\n")):
                 db.execute(statement)
             db.execute(
-                "INSERT INTO verification (run, sample, begun_at, used_at) VALUES (?, ?, ?, ?)",
-                (scope.run, scope.sample, now, now),
+                "INSERT INTO verification (run, sample, begun_at, used_at, pause_until) VALUES (?, ?, ?, ?, ?)",
+                (scope.run, scope.sample, now, now, pause_until),
             )
-        known = db.execute("SELECT count(*) FROM instance").fetchone()[0]
-        if not self.resumed or (scope.sample is None and known != scope.total):  # the run has gone on since
-            rows = ((result.id, result.row, result.outcome) for result in _wanted(scope, draw))
-            db.executemany("INSERT OR IGNORE INTO instance (id, row, outcome) VALUES (?, ?, ?)", rows)
+        self._want(scope, draw)
         db.execute("COMMIT")
         counts = "SELECT count(*), count(status), total(absences >= ? AND status IS NULL) FROM instance"
         self.wanted, self.found, missing = db.execute(counts, (CONFIRMED,)).fetchone()
         self.missing = int(missing)
-        told = db.execute("SELECT listing, pass, cursor, pages, found_by_list FROM verification").fetchone()
-        self.listing = bool(told[0])
-        self._pass, self.cursor, self.pages, self.found_by_list = told[1:]
+        listing, self._pass, self.cursor, *counters = db.execute(
+            "SELECT listing, pass, cursor, pages, found_by_list, pass_pages, pass_found FROM verification"
+        ).fetchone()
+        self.listing = bool(listing)
+        self.pages, self.found_by_list, self.pass_pages, self.pass_found = counters
+
+    def _want(self, scope: Scope, draw: Callable[[], float]) -> None:
+        """Write down what is to be looked for; of a run that has gone on since, what is new."""
+        known = self._db.execute("SELECT count(*) FROM instance").fetchone()[0]
+        if self.resumed and (scope.sample is not None or known == scope.total):
+            return
+        rows = ((result.id, result.row, result.outcome) for result in _wanted(scope, draw))
+        self._db.executemany("INSERT OR IGNORE INTO instance (id, row, outcome) VALUES (?, ?, ?)", rows)
+        self._db.execute("UPDATE verification SET listing = TRUE, cursor = NULL, pass = pass + 1")
 
     # --- what the service says ------------------------------------------------------------------------------------
 
@@ -188,10 +210,12 @@ class Findings:
                 new += self._find(instance_id, status)
             self.cursor = cursor
             self.pages += 1
+            self.pass_pages += 1
             self.found_by_list += new
+            self.pass_found += new
             self._db.execute(
-                "UPDATE verification SET cursor = ?, pages = ?, found_by_list = ?",
-                (cursor, self.pages, self.found_by_list),
+                "UPDATE verification SET cursor = ?, pages = ?, found_by_list = ?, pass_pages = ?, pass_found = ?",
+                (cursor, self.pages, self.found_by_list, self.pass_pages, self.pass_found),
             )
         return fresh, new
 
@@ -199,8 +223,11 @@ class Findings:
         """The list is read from its start once more."""
         self._pass += 1
         self.cursor = None
+        self.pass_pages = self.pass_found = 0
         with self._writing(now):
-            self._db.execute("UPDATE verification SET pass = ?, cursor = NULL", (self._pass,))
+            self._db.execute(
+                "UPDATE verification SET pass = ?, cursor = NULL, pass_pages = 0, pass_found = 0", (self._pass,)
+            )
 
     def end_listing(self, now: float) -> None:
         """The list is read as far as it is worth it."""
@@ -232,10 +259,10 @@ class Findings:
         return new
 
     def sent(self, now: float) -> None:
-        """A request has been sent."""
+        """A request is about to be sent."""
         query = "INSERT INTO sent VALUES (?, 1) ON CONFLICT DO UPDATE SET requests = requests + 1"
         with self._writing(now):
-            self._db.execute(query, (int(now),))
+            self._db.execute(query, (ceil(now),))
 
     @contextlib.contextmanager
     def _writing(self, now: float) -> Iterator[None]:
@@ -299,18 +326,17 @@ class Findings:
             return self._db.execute(query, values).fetchall()
 
 
-def _continues(path: Path, scope: Scope, now: float) -> bool:
-    """Whether the file at *path* is of a verification that is to be continued."""
-    if not path.exists():
-        return False
-    with contextlib.closing(connect(str(path))) as db:
-        tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        if tables and db.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
-            raise CheckpointError(f"{path}: what is found is kept there, but another file has that name. Move it.")
-        if not tables:  # cut off before it was anything
-            return False
-        run, sample, used_at = db.execute("SELECT run, sample, used_at FROM verification").fetchone()
-    return (run, sample) == (scope.run, scope.sample) and 0 <= now - used_at <= STALE_AFTER_S
+def _refuse_foreign(path: Path) -> None:
+    """Refuse to write over a file of that name that is no verification's."""
+    if not path.exists() or not path.stat().st_size:
+        return
+    try:
+        with contextlib.closing(connect(str(path))) as db:
+            if db.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID:
+                return
+    except sqlite3.DatabaseError:
+        pass
+    raise CheckpointError(f"{path}: what is found would be kept there, but another file has that name. Move it.")
 
 
 def _remove(path: Path) -> None:

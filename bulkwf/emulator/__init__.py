@@ -35,9 +35,9 @@ the words of the last column are those of `state.py`:
     ... for its dates              | 400 10002                  | 400 10502                 | believed
     a path that leads nowhere      | 404 7003                   | 404, no JSON              | believed
     an Authorization of no scheme  | 400 6003                   | 401 10000 *               | believed
-    more keys of an instance       | success trigger version_id | params                    | documented; keeps none
-    more keys of a listed instance | version_id workflow_id     | none                      | documented
-    more keys of a workflow        | id                         | class_name script_name    | documented
+    an instance lacks              | params                     | 4 of 13 keys              | documented; keeps none
+    a listed instance lacks        | nothing                    | 5 of 8 keys               | documented
+    a workflow lacks               | nothing                    | 4 of 8 keys               | documented
     more keys of result_info       | count                      | status_counts total_pages | documented
     simple=true                    | without steps              | as ever                   | documented
     a cursor when one more began   | names none twice           | names one twice *         | documented; none is local

@@ -18,7 +18,7 @@ from bulkwf.emulator.limits import SlidingWindow
 MAX_PER_PAGE = 100
 USUAL_PER_PAGE = 25
 STATUSES = (
-    "queued", "running", "paused", "errored", "terminated", "complete", "waiting", "waitingForPause",
+    "queued", "running", "paused", "errored", "terminated", "complete", "waiting", "waitingForPause", "rollingBack",
 )  # fmt: skip
 
 _NUMBER = re.compile("[0-9]{1,15}", re.ASCII)
@@ -169,21 +169,26 @@ class Instances:
     def describe(self, id_: str, now: float) -> dict[str, Any]:
         """What is said of one instance that is asked for by its id."""
         record = self.held[id_]
-        status = self.status(record, now)
-        ended_at = {"complete": record.created_at + self.queued_s, "errored": record.created_at}.get(status)
-        end = None if ended_at is None else self._iso(ended_at)
+        end = self._end(record, now)
         return {
-            "status": status,
+            "status": self.status(record, now),
             "queued": self._iso(record.created_at),
             "start": end,
             "end": end,
             "success": None if end is None else not record.fails,
             "error": {"name": "Error", "message": "asked to fail"} if record.fails else None,
             "output": None,
+            "rollback": None,
             "step_count": 0,
             "trigger": {"source": "api"},
-            "version_id": self.version_id,
+            "versionId": self.version_id,
         }
+
+    def _end(self, record: Record, now: float) -> str | None:
+        """When an instance that has ended did so; it took no time."""
+        ended_at = {"complete": record.created_at + self.queued_s, "errored": record.created_at}
+        at = ended_at.get(self.status(record, now))
+        return None if at is None else self._iso(at)
 
     def page(self, query: Query, now: float) -> tuple[list[dict[str, Any]], dict[str, int | str]]:
         """A page of the instances and what is said of it. Measured: those that began last come first.
@@ -200,6 +205,20 @@ class Instances:
         if len(page) == query.per_page and next(matching, None) is not None:
             info["cursor"] = str(page[-1][0])
         return [self._listed(id_, now) for _, id_ in page], info
+
+    def description(self, name: str, now: float) -> dict[str, Any]:
+        """What is said of the workflow. Documented: the keys. Our choice: it is as old as the clock, and its class."""
+        born = self._iso(0.0)
+        return {
+            "id": self.workflow_id,
+            "name": name,
+            "class_name": "Emulated",
+            "script_name": "emulated",
+            "created_on": born,
+            "modified_on": born,
+            "triggered_on": self._iso(self.held[self._order[-1]].created_at) if self._order else None,
+            "instances": self.counts(now),
+        }
 
     def _matching(self, query: Query, now: float) -> Iterator[tuple[int, str]]:
         end = len(self._order) if query.cursor is None else min(query.cursor, len(self._order))
@@ -219,10 +238,15 @@ class Instances:
 
     def _listed(self, id_: str, now: float) -> dict[str, Any]:
         record = self.held[id_]
+        created, end = self._iso(record.created_at), self._end(record, now)
         return {
             "id": id_,
             "status": self.status(record, now),
-            "created_on": self._iso(record.created_at),
+            "created_on": created,
+            "modified_on": end or created,
+            "started_on": end,
+            "ended_on": end,
+            "trigger_source": "api",
             "version_id": self.version_id,
             "workflow_id": self.workflow_id,
         }

@@ -34,8 +34,12 @@ _PATH = re.compile(
     _PREFIX + r"/accounts/(?P<account>[^/]+)/workflows/(?P<workflow>[^/]+)"
     r"(?P<below>/instances(?:/batch/delete|/(?P<id>[^/]+))?)?"
 )
-_Kind = Literal["create", "list", "get", "counts", "delete", "delete_batch"]
-_POSTS: Mapping[str, _Kind] = {"/instances/batch": "create", "/instances/batch/delete": "delete_batch"}
+_Kind = Literal["create", "create_one", "list", "get", "counts", "delete", "delete_batch"]
+_POSTS: Mapping[str, _Kind] = {
+    "/instances": "create_one",
+    "/instances/batch": "create",
+    "/instances/batch/delete": "delete_batch",
+}
 _OF_AN_INSTANCE: Mapping[str, _Kind] = {"GET": "get", "DELETE": "delete"}
 _STOP_TIMEOUT_S = 1.0
 _SECOND_ANSWER_AFTER_S = 0.02
@@ -106,8 +110,11 @@ class Emulator:
     def _arrive(self, request: web.BaseRequest, body: bytes) -> _Arrival:
         place = _find_place(request.method, request.path)
         caller = Caller(request.headers.get("Authorization"), request.headers.get("X-Auth-Key"))
-        creates = place is not None and place.kind == "create"
-        reading = self.service.read(body) if creates else _NO_BATCH
+        reading = _NO_BATCH
+        if place is not None and place.kind == "create":
+            reading = self.service.read(body)
+        elif place is not None and place.kind == "create_one":
+            reading = self.service.read_one(body)
         number = self._count("")
         fault = self._decide(request.method, number, reading)
         if fault.revokes_token:
@@ -139,8 +146,8 @@ class Emulator:
         if arrival.refusal or arrival.place is None:
             return arrival.refusal or refusal(404, answers.NO_ROUTE, "Could not route")
         place, query = arrival.place, arrival.query
-        if place.kind == "create":
-            return self._create(arrival, place.target)
+        if place.kind in ("create", "create_one"):
+            return self._create(arrival, place)
         if place.kind == "get":
             return self.service.get_instance(place.target, place.id, simple=query.get("simple") == "true")
         if place.kind == "counts":
@@ -151,15 +158,16 @@ class Emulator:
             return self.service.delete_batch(place.target, arrival.body)
         return self.service.list_instances(place.target, query)
 
-    def _create(self, arrival: _Arrival, target: Target) -> Answer:
+    def _create(self, arrival: _Arrival, place: _Place) -> Answer:
         if arrival.reading.refusal:
             return arrival.reading.refusal
         if arrival.fault.refused_id:
             message = f"workflows.api.error.body: instance {arrival.fault.refused_id!r} is refused"
             return refusal(400, answers.BODY_REFUSED, message)
-        creation = self.service.create(target, arrival.reading.items, arrival.fault.tampering)
+        create = self.service.create if place.kind == "create" else self.service.create_one
+        creation = create(place.target, arrival.reading.items, arrival.fault.tampering)
         if self._log and creation.created:
-            self._log.append(arrival.number, self.service.clock(), target, creation.created)
+            self._log.append(arrival.number, self.service.clock(), place.target, creation.created)
         return creation.answer
 
     async def _pause(self, seconds: float) -> None:

@@ -1,0 +1,203 @@
+"""What happened in a world, held against the promises."""
+
+import contextlib
+import sqlite3
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+
+from fakes import EPOCH
+
+from bulkwf.checkpoint import read_results, read_status
+from bulkwf.errors import TemporaryStop
+from bulkwf.model import Reply, Result
+from bulkwf.outcome import retry_after_s
+from simulation.world import Crash, Sent, World, params_crc
+
+ALLOWED = {
+    "own": {"created", "existed", "rejected"},
+    "plain": {"created", "existed", "rejected"},
+    "bad": {"invalid"},
+    "poison": {"rejected"},
+    "taken": {"existed"},
+    "twin": {"created", "existed", "invalid"},  # requests overtake each other: the later row may come first
+}
+"""What a row of each kind may come to. One that would be fine is rejected only where the service keeps omitting it."""
+TOLERANCE_S = 1e-6
+
+
+@dataclass
+class Oracle:
+    """Watches a world between its sessions and at its end."""
+
+    settled: dict[int, tuple[str, str | None]] = field(default_factory=dict)
+    """What each row has come to, as told by a checkpoint: it may never change."""
+    settled_in: dict[str, int] = field(default_factory=dict)
+    """After which session an id was settled on the disk."""
+
+    def look(self, world: World) -> None:
+        """Between two sessions."""
+        if not world.file.exists() or not _has_tables(world):
+            return
+        status = read_status(world.file)
+        totals = status.totals
+        assert totals.settled + totals.pending == totals.rows
+        results = list(read_results(world.file))
+        pending = list(read_results(world.file, outcome="pending"))
+        assert Counter(result.outcome for result in results) == Counter(
+            {name: getattr(totals, name) for name in ("created", "existed", "rejected", "invalid")}
+        )
+        assert len(pending) == totals.pending
+        rows = [result.row for result in results] + [result.row for result in pending]
+        assert len(set(rows)) == len(rows)
+        begun = [number for number, row in enumerate(world.plan.rows) if row.kind != "blank" and number < status.rows]
+        assert sorted(rows) == begun, "the checkpoint covers another part of the list than it says"
+        for result in results:
+            told = (result.outcome, result.id)
+            assert self.settled.setdefault(result.row, told) == told, f"row {result.row} has changed: {told}"
+            if result.id is not None and result.outcome != "invalid":
+                self.settled_in.setdefault(result.id, world.sessions[-1].number)
+        assert self.settled.keys() == {result.row for result in results}, "a settled row was lost"
+        self._check_truth(world, results)
+
+    def judge(self, world: World) -> None:
+        """At the end."""
+        assert world.begun_twice == []
+        last = world.sessions[-1]
+        assert last.summary is not None
+        assert last.summary.complete, f"the run did not come to its end: {last.error!r}"
+        assert last.summary.pending == 0
+        excused = _excused(world)
+        for number, row in enumerate(world.plan.rows):
+            told = self.settled.get(number)
+            assert (told is None) == (row.kind == "blank"), f"row {number} ({row.kind}) has come to {told}"
+            if told is not None and told[1] not in excused:
+                assert told[0] in ALLOWED[row.kind], f"row {number} ({row.kind}) has come to {told}"
+        self._check_instances(world)
+        self._check_windows(world)
+        self._check_requests(world)
+        self._check_pauses(world)
+
+    def _check_truth(self, world: World, results: list[Result]) -> None:
+        """What is called created or existed is there; what is created has the row's own params."""
+        excused = _excused(world)
+        for result in results:
+            row = world.plan.rows[result.row]
+            if result.outcome == "created":
+                assert world.created[result.id or ""][0] == params_crc(row.params), f"row {result.row} has other params"
+            elif result.outcome == "existed" and result.id not in excused:
+                assert result.id in world.created, f"row {result.row} is called existed, and is not there"
+            elif result.outcome == "rejected" and row.kind in ("own", "plain"):
+                withheld = sum(result.id in sent.withheld for sent in world.sent)
+                copies = sum(sent.stale and sent.ids == (result.id,) for sent in world.sent)
+                # Copies of refusals on two connections in a row are more than can be told apart.
+                assert withheld >= 3 or copies >= 2, f"row {result.row} is rejected without a reason"
+
+    def _check_instances(self, world: World) -> None:
+        """One instance for each valid row, and none besides."""
+        excused = _excused(world)
+        expected = {row.id for row in world.plan.rows if row.kind == "taken"}
+        for number, (outcome, id_) in self.settled.items():
+            row = world.plan.rows[number]
+            if outcome in ("created", "existed") and id_ not in excused:
+                expected.add(id_)
+                if row.kind in ("own", "plain") and id_ not in world.shared:
+                    assert world.created[id_ or ""][0] == params_crc(row.params), f"row {number} has other params"
+        assert set(world.created) - excused == expected - excused
+
+    def _check_windows(self, world: World) -> None:
+        """No window was over, counted when each body had been written."""
+        rate = world.plan.options.rate
+        posts = [(sent.written_at, len(sent.ids)) for sent in world.sent if sent.method == "POST"]
+        _check_window(posts, 1.0, rate.instances_per_s, "instances")
+        _check_window([(sent.written_at, 1) for sent in world.sent], 300.0, rate.requests_per_5m, "requests")
+
+    def _check_requests(self, world: World) -> None:
+        """What was told to be created is never sent again, and only what was left out is asked for."""
+        acknowledged: dict[tuple[int, str], float] = {}
+        left_out: set[tuple[int, str]] = set()
+        for sent in sorted(world.sent, key=lambda sent: sent.at):
+            for id_ in sent.ids:
+                if sent.method == "GET":
+                    assert (sent.session, id_) in left_out, f"{id_} is asked for without a reason"
+                    continue
+                if id_ in world.shared:
+                    continue
+                told_at = acknowledged.get((sent.session, id_))
+                assert told_at is None or told_at > sent.at, f"{id_} is sent again, and was acknowledged"
+                settled_in = self.settled_in.get(id_)
+                assert settled_in is None or sent.session <= settled_in, f"{id_} is sent again, and was settled"
+            if sent.method == "POST" and sent.clean and sent.told_at is not None:
+                named = _named(sent)
+                for id_ in sent.ids:
+                    if id_ in named:
+                        acknowledged.setdefault((sent.session, id_), sent.told_at)
+                    else:
+                        left_out.add((sent.session, id_))
+            elif sent.method == "POST":
+                left_out.update((sent.session, id_) for id_ in sent.ids)
+
+    def _check_pauses(self, world: World) -> None:
+        """Nothing leaves before a pause that the service has ordered is over."""
+        for session in world.sessions:
+            own = [sent for sent in world.sent if sent.session == session.number]
+            for sent in own:
+                assert sent.at >= session.paused_until - TOLERANCE_S, "sent in a stored pause"
+            for told in own:
+                if not isinstance(told.told, Reply) or told.told.status != 429 or told.told_at is None:
+                    continue
+                until = told.told_at + (retry_after_s(told.told) or 0.0)
+                for sent in own:
+                    assert not told.told_at + TOLERANCE_S < sent.at < until - TOLERANCE_S, "sent in a pause"
+
+
+def trace(world: World) -> str:
+    """All that happened, as text: the same seed gives the same."""
+    lines = [f"{one.at:.9f} {one.session} {one.method} {','.join(one.ids)} {one.told}" for one in world.sent]
+    lines += [f"{one.number} {one.began_at:.9f} {one.end} {one.summary} {one.error!r}" for one in world.sessions]
+    return "\n".join(lines)
+
+
+def _named(sent: Sent) -> set[str]:
+    assert isinstance(sent.told, Reply)
+    return {id_ for id_ in sent.ids if b'"%b"' % id_.encode() in sent.told.body}
+
+
+def _excused(world: World) -> set[str]:
+    """The one lie that the README owns up to.
+
+    Ids that were left out of two answers in a row without having begun, together with others of the same batch that
+    had: one of those, asked for, speaks for all.
+    """
+    excused: set[str] = set()
+    omitted_before: dict[str, bool] = defaultdict(bool)
+    for sent in world.sent:
+        if sent.method != "POST":
+            continue
+        mixed = bool(sent.withheld) and len(set(sent.ids)) > len(sent.withheld) + len(sent.created)
+        for id_ in sent.withheld:
+            if omitted_before[id_] and mixed:
+                excused.add(id_)
+            omitted_before[id_] = True
+        for id_ in sent.created:
+            omitted_before[id_] = False
+    return excused
+
+
+def _check_window(uses: list[tuple[float | None, int]], period_s: float, limit: int | None, what: str) -> None:
+    """No half-open window of *period_s* holds more than *limit*."""
+    if limit is None:
+        return
+    held: list[tuple[float, int]] = []
+    for at, amount in sorted((at, amount) for at, amount in uses if at is not None):
+        held = [(then, n) for then, n in held if then > at - period_s + TOLERANCE_S]
+        held.append((at, amount))
+        total = sum(n for _, n in held)
+        assert total <= limit, f"{total} {what} in {period_s} s, at {at}"
+
+
+def _has_tables(world: World) -> bool:
+    with contextlib.closing(sqlite3.connect(world.file)) as db:
+        return db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] > 0
+
+
+__all__ = ["EPOCH", "Crash", "Oracle", "TemporaryStop", "trace"]

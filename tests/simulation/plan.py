@@ -1,0 +1,169 @@
+"""What a seed stands for: the list, the limits, the faults and the ways in which sessions end."""
+
+import json
+import random
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from bulkwf.emulator import Limits
+from bulkwf.options import BatchLimits, Options, RateLimits, RetryPolicy
+
+RowKind = Literal["own", "plain", "blank", "bad", "poison", "taken", "twin"]
+End = Literal["crash", "cancel", "drain", "abort"]
+
+POISON = "poison"
+TAKEN = "taken"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the list.
+
+    `id` is None where the row brings none; `twin_of` is the row whose id it repeats.
+    """
+
+    kind: RowKind
+    line: bytes
+    id: str | None = None
+    params: bytes = b""
+    twin_of: int | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that happens in one seed's world.
+
+    `healthy_from`: when the faults end, in virtual seconds. `ends`: how session after session ends, each as what
+    happens and at which turn of the loop; the session after the last one runs on by itself.
+    """
+
+    seed: int
+    rows: tuple[Row, ...]
+    options: Options
+    limits: Limits
+    queued_s: float
+    script: tuple[dict[str, Any], ...]
+    stale: float
+    refused_connections: float
+    healthy_from: float
+    travel_s: tuple[float, float]
+    commit_s: float
+    ends: tuple[tuple[End, int], ...]
+    downtimes_s: tuple[float, ...]
+    tokens: int = 1
+
+
+def draw_plan(seed: int) -> Plan:
+    """The plan of a seed."""
+    chance = random.Random(seed)
+    healthy_from = chance.choice((5.0, 60.0, 600.0, 4_000.0))
+    options, limits = _limits(chance)
+    script, stale, refused = _faults(chance, healthy_from)
+    tokens = 1
+    if chance.random() < 0.1:
+        tokens = 3
+        script += tuple({"request": chance.randint(1, 40), "revoke_token": True} for _ in range(2))
+    return Plan(
+        seed=seed,
+        rows=_rows(chance, 2_000 if chance.random() < 0.02 else 400 if chance.random() < 0.3 else 60),
+        options=options,
+        limits=limits,
+        queued_s=chance.choice((5.0, 300.0, 3_600.0)),
+        script=script,
+        stale=stale,
+        refused_connections=refused,
+        healthy_from=healthy_from,
+        travel_s=chance.choice(((0.001, 0.002), (0.001, 0.015), (0.05, 0.4))),
+        commit_s=chance.choice((0.0, 0.0005, 0.004, 0.3)),
+        ends=_ends(chance),
+        downtimes_s=tuple(chance.choice((0.0, 0.2, 3.0, 400.0)) for _ in range(12)),
+        tokens=tokens,
+    )
+
+
+def _rows(chance: random.Random, most: int) -> tuple[Row, ...]:
+    usual = chance.choice(("own", "plain"))
+    odd = chance.choice((0.0, 0.02, 0.2))
+    rows: list[Row] = []
+    for number in range(chance.randint(1, most)):
+        kind: RowKind = usual
+        if chance.random() < odd:
+            kind = chance.choice(("own", "plain", "blank", "bad", "poison", "taken", "twin"))
+        rows.append(_row(chance, kind, number, rows))
+    return tuple(rows)
+
+
+def _row(chance: random.Random, kind: RowKind, number: int, before: list[Row]) -> Row:
+    if kind == "blank":
+        return Row(kind, b"")
+    if kind == "bad":
+        return Row(kind, chance.choice((b"nonsense", b"[1]", b'{"instance_id":"a b"}', b'{"other":1}', b'{"params":}')))
+    params = json.dumps({"row": number, "big": 10**30 + number}).encode()
+    if kind == "plain":
+        return Row(kind, b'{"params":%b}' % params, params=params)
+    twin_of, id_ = None, f"{kind if kind in (POISON, TAKEN) else 'id'}-{number}"
+    if kind == "twin":
+        others = [n for n, row in enumerate(before) if row.kind == "own"]
+        if not others:
+            return _row(chance, "own", number, before)
+        twin_of = chance.choice(others)
+        id_ = before[twin_of].id or ""
+    return Row(kind, b'{"instance_id":"%b","params":%b}' % (id_.encode(), params), id_, params, twin_of)
+
+
+def _limits(chance: random.Random) -> tuple[Options, Limits]:
+    rate = chance.choice((None, 7, 20, 100))
+    requests = chance.choice((None, None, 20, 100, 1_000))
+    queue = chance.choice((None, None, None, 0, 30))
+    options = Options(
+        batch=BatchLimits(instances=chance.choice((1, 3, 10, 100)), bytes=chance.choice((1_024, 4_096, 1_048_576))),
+        rate=RateLimits(instances_per_s=rate, requests_per_5m=requests, concurrency=chance.choice((1, 2, 5, 16))),
+        retry=RetryPolicy(max_outage_s=chance.choice((20.0, 1_800.0, 7_200.0))),
+        max_rejects=10_000,
+    )
+    limits = Limits(
+        instances_per_s=rate,
+        account_instances_per_s=None,
+        requests_per_5m=requests,
+        max_queued=queue,
+        when_full=chance.choice(("omit", "refuse")),
+    )
+    return options, limits
+
+
+def _faults(chance: random.Random, until_s: float) -> tuple[tuple[dict[str, Any], ...], float, float]:
+    """Each world has faults of its own, now and then or nearly always."""
+    script: list[dict[str, Any]] = [{"refuse_ids": f"^{POISON}-"}]  # a bad row stays bad
+    possible: tuple[dict[str, Any], ...] = (
+        {"status": 500, "when": "before"},
+        {"status": 503, "when": "after"},
+        {"status": 200, "code": 10001, "when": "after"},
+        {"status": 502, "html": True, "partial": chance.randint(0, 5)},
+        {"reset": True, "when": "before"},
+        {"reset": True, "when": "after"},
+        {"close": True, "partial": chance.randint(1, 9)},
+        {"hang": True, "when": chance.choice(("before", "after"))},
+        {"truncate": chance.randint(0, 200)},
+        {"foreign": 1},
+        {"repeat": 1},
+        {"status": 429, "retry_after": chance.choice((0, 2, 30, 400))},
+        {"status": 429, "retry_after": "date+20", "when": "after"},
+        {"status": 429, "html": True},
+        {"omit": chance.choice((True, 1, 2, 5))},
+        {"omit_created": chance.choice((True, 1, 2, 5))},
+        {"latency_s": [0.0, chance.choice((0.5, 5.0, 90.0))]},
+        {"latency_s": [0.0, 30.0], "when": "after"},
+    )
+    script += (
+        {**rule, "chance": chance.choice((0.01, 0.05, 0.2, 0.6)), "until_s": until_s}
+        for rule in possible
+        if chance.random() < 0.25
+    )
+    stale = chance.choice((0.0, 0.0, 0.05, 0.3))
+    return tuple(script), stale, chance.choice((0.0, 0.0, 0.05, 0.5))
+
+
+def _ends(chance: random.Random) -> tuple[tuple[End, int], ...]:
+    kinds: tuple[End, ...] = ("crash", "crash", "crash", "cancel", "drain", "abort")
+    number = chance.choice((0, 1, 1, 2, 3, 8))
+    return tuple((chance.choice(kinds), int(10 ** chance.uniform(0.0, 3.6)) + 1) for _ in range(number))

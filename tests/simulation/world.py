@@ -1,0 +1,470 @@
+"""Plays a plan: sessions of the real engine, checkpoint and limiter over a service that outlives them all."""
+
+import asyncio
+import gc
+import heapq
+import shutil
+import warnings
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from itertools import count
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from fakes import EPOCH, TARGET, VirtualLoop
+
+from bulkwf.api import _take_over
+from bulkwf.batching import IdScheme
+from bulkwf.checkpoint import Checkpoint, RunHeader
+from bulkwf.checkpoint.file import release
+from bulkwf.emulator import Caller, Limits, Service, parse_script
+from bulkwf.emulator.answers import Answer, refusal
+from bulkwf.emulator.faults import Facts, decide
+from bulkwf.emulator.faults import Fault as Trouble
+from bulkwf.engine import Engine
+from bulkwf.errors import BulkwfError, ServiceRefused, TemporaryStop
+from bulkwf.limiter import WindowLimiter
+from bulkwf.model import Clock, Fault, FaultKind, Reply, Summary
+from bulkwf.progress import Progress
+from bulkwf.sources import open_source
+from simulation.plan import TAKEN, Plan
+
+HEADER = RunHeader(
+    base_url="https://api.example/client/v4",
+    account_id="acct",
+    workflow="resize",
+    run_key="key",
+    id_scheme="generated",
+    row_shape="instance",
+    input="rows.jsonl",
+    limits="{}",
+)
+TIMEOUT_S = 60.0
+MOST_SESSIONS = 400
+
+
+class Crash(BaseException):
+    """The process is gone."""
+
+
+class SimulatedLoop(VirtualLoop):
+    """Virtual time that begins where the last session's ended, and a turn at which something happens."""
+
+    def __init__(self, begin_s: float) -> None:
+        super().__init__(limit_s=1e9)
+        self._now += begin_s
+        self._limit += begin_s
+        VirtualLoop.latest = self._now
+        self.turn = 0
+        self.at_turn: dict[int, Callable[[], None]] = {}
+
+    def _run_once(self):
+        self.turn += 1
+        act = self.at_turn.pop(self.turn, None)
+        if act is not None:
+            act()
+        super()._run_once()
+
+
+@dataclass
+class Sent:
+    """One request as the world saw it."""
+
+    number: int
+    session: int
+    method: str
+    ids: tuple[str, ...]
+    at: float
+    written_at: float | None = None
+    created: tuple[str, ...] = ()
+    """What really began because of it."""
+    withheld: tuple[str, ...] = ()
+    """What a fault kept from beginning, without a word."""
+    told: Reply | Fault | None = None
+    """What the session has heard; None if it heard nothing any more."""
+    told_at: float | None = None
+    clean: bool = False
+    """It was the service's own, whole answer to this request."""
+    stale: bool = False
+    """It was a late copy of another answer."""
+
+
+@dataclass
+class Session:
+    """How one session went."""
+
+    number: int
+    began_at: float
+    end: str
+    turn: int = 0
+    summary: Summary | None = None
+    error: BaseException | None = None
+    paused_until: float = 0.0
+    """What the checkpoint asked for when it began, in virtual seconds."""
+
+
+@dataclass
+class World:
+    """One seed's world."""
+
+    plan: Plan
+    folder: Path
+    now: float = 0.0
+    sent: list[Sent] = field(default_factory=list)
+    sessions: list[Session] = field(default_factory=list)
+    created: dict[str, tuple[str | None, float]] = field(default_factory=dict)
+    """Each instance that began: the checksum of its params, and when."""
+    begun_twice: list[str] = field(default_factory=list)
+    watch: Callable[["World"], None] = lambda world: None
+    """Called between sessions, when the checkpoint is nobody's."""
+
+    def __post_init__(self) -> None:
+        plan = self.plan
+        self.chance = Random(plan.seed + 1)
+        self.service = Service(Limits.none(), lambda: self.now, queued_s=plan.queued_s)
+        self.list = self.folder / "rows.jsonl"
+        self.list.write_bytes(b"".join(row.line + b"\n" for row in plan.rows))
+        self.file = self.folder / "run-0.bulkwf"
+        self._rules = parse_script(plan.script)
+        self._fired = [0] * len(self._rules)
+        self._numbers = {"": 0, "GET": 0, "POST": 0}
+        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = count()
+        self._stale: Reply | None = None
+        self.shared = frozenset(row.id for row in plan.rows if row.kind == "twin")
+        """Ids that stand in several rows."""
+        self._loop: SimulatedLoop | None = None
+        self.schedule(plan.healthy_from, self._heal)
+        items = [row for row in plan.rows if row.kind == TAKEN]
+        for row in items:
+            body = b'[{"instance_id":"%b","params":{"other":1}}]' % (row.id or "").encode()
+            self._note_created(self.service.create(TARGET, self.service.read(body).items).created)
+        self.service.limits = self.service.admission.limits = plan.limits
+
+    # --- time ---
+
+    def schedule(self, delay_s: float, act: Callable[[], None]) -> None:
+        """Let something happen in the world; a session that dies does not stop it."""
+        event = (self.now + delay_s, next(self._order), act)
+        heapq.heappush(self._events, event)
+        if self._loop is not None:
+            self._arm(event)
+
+    def _arm(self, event: tuple[float, int, Callable[[], None]]) -> None:
+        at, _, _ = event
+        assert self._loop is not None
+        self._loop.call_at(1_000.0 + at, self._happen)
+
+    def _happen(self) -> None:
+        self._tick()
+        while self._events and self._events[0][0] <= self.now + 1e-9:
+            heapq.heappop(self._events)[2]()
+
+    def _tick(self) -> None:
+        if self._loop is not None:
+            self.now = self._loop.time() - 1_000.0
+
+    def let_pass(self, seconds: float) -> None:
+        """Time in which no session runs."""
+        end = self.now + seconds
+        while self._events and self._events[0][0] <= end:
+            at, _, act = heapq.heappop(self._events)
+            self.now = max(self.now, at)
+            act()
+        self.now = end
+
+    def monotonic(self) -> float:
+        """The sessions' clock."""
+        self._tick()
+        return self.now
+
+    def wall(self) -> float:
+        """Unix time."""
+        return EPOCH + self.monotonic()
+
+    # --- the service ---
+
+    def _heal(self) -> None:
+        self.service.limits = replace(self.service.limits, max_queued=None)
+
+    def arrive(self, sent: Sent, body: bytes, token: int, heard: "asyncio.Future[Reply | Fault]") -> None:
+        """A request has reached the service, whatever has become of who sent it."""
+        service, caller = self.service, Caller(f"Bearer token-{token}")
+        reading = service.read(body) if sent.method == "POST" else None
+        trouble = self._trouble(sent)
+        if trouble.revokes_token:
+            service.revoke(caller)
+        refused = service.admit(caller, TARGET, reading.attempted if reading else 0, asks=reading is None)
+
+        def act() -> None:
+            answer = refused or self._act(sent, reading, trouble)
+            headers = service.rate_headers(caller)
+            clean = trouble.ending is None and not (trouble.tampering.also_named or trouble.tampering.repeated)
+            told = self._tell(answer, headers, token, trouble)
+            if told is not None:
+                self.schedule(trouble.latency_after_s + self._travel(), lambda: self._deliver(sent, heard, told, clean))
+
+        if trouble.latency_before_s:
+            self.schedule(trouble.latency_before_s, act)
+        else:
+            act()
+
+    def _act(self, sent: Sent, reading: Any, trouble: Trouble) -> Answer:
+        if reading is None:
+            return self.service.get_instance(TARGET, sent.ids[0], simple=True)
+        if reading.refusal:
+            return reading.refusal
+        if trouble.refused_id:
+            return refusal(400, 10002, f"instance {trouble.refused_id!r} is refused")
+        free = {id_ for id_ in sent.ids if not self.service.holds(TARGET, id_)}
+        creation = self.service.create(TARGET, reading.items, trouble.tampering)
+        sent.created = tuple(item.id for item in creation.created)
+        if creation.answer.status == 200:
+            sent.withheld = tuple(id_ for id_ in sent.ids if id_ in free and id_ not in sent.created)
+        self._note_created(creation.created)
+        return creation.answer
+
+    def _note_created(self, items: Any) -> None:
+        for item in items:
+            if item.id in self.created:
+                self.begun_twice.append(item.id)
+            self.created[item.id] = (item.crc, self.now)
+
+    def _trouble(self, sent: Sent) -> Trouble:
+        method = sent.method
+        for name in ("", method):
+            self._numbers[name] += 1
+        ids = sent.ids if method == "POST" else ()
+        facts = Facts(method, self._numbers[""], self._numbers[method], self.now, EPOCH + self.now, ids)
+        trouble = decide(self._rules, facts, self._fired, self.chance.random)
+        for rule in trouble.rules:
+            self._fired[rule] += 1
+        return trouble
+
+    def _tell(self, answer: Answer, headers: dict[str, str], token: int, trouble: Trouble) -> Reply | Fault | None:
+        """What goes back; None if nothing ever does."""
+        ending = trouble.ending
+        if ending is not None and ending.reply is not None:
+            answer, headers = ending.reply, {}
+        elif ending is not None:
+            text = f"a scripted {ending.manner}"
+            return None if ending.manner == "hang" else Fault(kind=FaultKind.IN_DOUBT, message=text)
+        lowered = {name.lower(): value for name, value in {**headers, **answer.headers}.items()}
+        return Reply(
+            status=answer.status, headers=lowered, body=answer.body, received_at=EPOCH + self.now, credential=token
+        )
+
+    def _deliver(self, sent: Sent, heard: "asyncio.Future[Reply | Fault]", told: Reply | Fault, clean: bool) -> None:
+        if heard.done() or heard.get_loop() is not self._loop:
+            return
+        sent.clean = clean and isinstance(told, Reply) and told.status == 200
+        heard.set_result(told)
+
+    def _travel(self) -> float:
+        return self.chance.uniform(*self.plan.travel_s)
+
+    # --- sessions ---
+
+    def play(self) -> None:
+        """Session after session, until the run has come to its end."""
+        ends = list(self.plan.ends)
+        downtimes = list(self.plan.downtimes_s)
+        while True:
+            end = ends.pop(0) if ends else ("", 0)
+            session = self._play_session(*end)
+            self.watch(self)
+            if session.summary is not None and session.summary.complete:
+                return
+            if isinstance(session.error, ServiceRefused):  # answers that contradict themselves: somebody looks after it
+                assert session.began_at < self.plan.healthy_from, f"a healthy service was given up: {session.error}"
+            elif session.error is not None and not isinstance(session.error, TemporaryStop | Crash):
+                return
+            assert len(self.sessions) < MOST_SESSIONS, "the run comes to no end"
+            ill = session.error is not None and self.now < self.plan.healthy_from
+            self.let_pass(60.0 if ill else downtimes.pop(0) if downtimes else 5.0)
+
+    def _play_session(self, end: str, turn: int) -> Session:
+        session = Session(len(self.sessions), self.now, end)
+        self.sessions.append(session)
+        loop = self._loop = SimulatedLoop(self.now)
+        for event in self._events:
+            self._arm(event)
+        try:
+            session.summary = loop.run_until_complete(self._run(loop, session, end, turn))
+        except BulkwfError as error:
+            session.error, session.summary = error, error.summary
+        except asyncio.CancelledError:
+            pass
+        except Crash as crash:
+            session.error = crash
+            self._leave_behind()
+        finally:
+            session.turn = loop.turn
+            self._tick()
+            self._loop = None
+            _unwind(loop)
+        return session
+
+    def _leave_behind(self) -> None:
+        """What is on the disk at this moment is all that the next session finds."""
+        crashed, self.file = self.file, self.folder / f"run-{len(self.sessions)}.bulkwf"
+        for suffix in ("", "-wal"):
+            if crashed.with_name(crashed.name + suffix).exists():
+                shutil.copy(crashed.with_name(crashed.name + suffix), self.file.with_name(self.file.name + suffix))
+
+    async def _run(self, loop: SimulatedLoop, session: Session, end: str, turn: int) -> Summary:
+        plan = self.plan
+        clock = Clock(
+            now=loop.time, wall=self.wall, sleep=asyncio.sleep, draw=Random(plan.seed + session.number + 2).random
+        )
+        checkpoint = Checkpoint.open(self.file, HEADER, now=self.wall(), executor=self._execute)
+        source = open_source(str(self.list), first=None, rate=plan.options.rate.instances_per_s)
+        try:
+            limiter = WindowLimiter(plan.options.rate, clock=clock.now)
+            session.paused_until = (checkpoint.pause_until or EPOCH) - EPOCH
+            _take_over(limiter, checkpoint, plan.options, clock.wall())
+            totals = checkpoint.totals()
+            engine = Engine(
+                source,
+                checkpoint,
+                Network(self, session),
+                limiter,
+                scheme=IdScheme(checkpoint.run_key),
+                options=plan.options,
+                progress=Progress(clock.now(), totals, settled_before=totals.settled),
+                clock=clock,
+            )
+            running = asyncio.ensure_future(engine.run())
+            if end:
+                acts = {"cancel": running.cancel, "drain": engine.drain, "abort": engine.abort, "crash": _crash}
+                loop.at_turn[loop.turn + turn] = acts[end]
+            complete = await running
+            summary = engine.progress.summary(clock.now(), complete=complete, fail_on_existed=False)
+            if isinstance(engine.error, BulkwfError):
+                engine.error.summary = summary
+            if engine.error is not None:
+                raise engine.error
+            return summary
+        finally:
+            loop.at_turn.clear()
+            await source.aclose()
+            if self._loop is loop:
+                await checkpoint.aclose()
+            else:  # the process is gone: nothing more is written
+                checkpoint._reader.close()
+                checkpoint._db.close()
+                release(checkpoint._lock)
+
+    async def _execute(self, function: Callable[[], None]) -> None:
+        if self.plan.commit_s:
+            await asyncio.sleep(self.plan.commit_s / 2)
+        if self._loop is not asyncio.get_running_loop():
+            return
+        function()
+        if self.plan.commit_s:
+            await asyncio.sleep(self.plan.commit_s / 2)
+
+
+class Network:
+    """One session's way to the service."""
+
+    def __init__(self, world: World, session: Session) -> None:
+        self._world = world
+        self._session = session
+        self._token = sum(1 for sent in world.sent if sent.session < 0)
+        self._on_wire: set[str] = set()
+
+    async def post(self, body: bytes, written: Callable[[], None]) -> Reply | Fault:
+        """See `Transport.post`."""
+        ids = tuple(item.id for item in self._world.service.read(body).items)
+        return await self._request("POST", ids, body, written)
+
+    async def get(self, instance_id: str, written: Callable[[], None]) -> Reply | Fault:
+        """See `Transport.get`."""
+        return await self._request("GET", (instance_id,), b"", written)
+
+    async def list(self, query: Any, written: Callable[[], None]) -> Reply | Fault:
+        """A run never lists."""
+        raise AssertionError(query)
+
+    async def _request(self, method: str, ids: tuple[str, ...], body: bytes, written: Callable[[], None]) -> Any:
+        world = self._world
+        if world._loop is None:
+            raise asyncio.CancelledError
+        sent = Sent(len(world.sent), self._session.number, method, ids, world.monotonic())
+        world.sent.append(sent)
+        twice = self._on_wire.intersection(ids) - world.shared
+        assert not twice, f"on the wire twice at one time: {sorted(twice)}"
+        self._on_wire.update(ids)
+        try:
+            sent.told = await self._exchange(sent, body, written)
+            sent.told_at = world.monotonic()
+            return sent.told
+        finally:
+            self._on_wire.difference_update(ids)
+
+    async def _exchange(self, sent: Sent, body: bytes, written: Callable[[], None]) -> Reply | Fault:
+        world, chance = self._world, self._world.chance
+        ill = world.now < world.plan.healthy_from
+        await asyncio.sleep(world._travel() / 4)
+        if ill and chance.random() < world.plan.refused_connections:
+            return Fault(kind=FaultKind.NOT_SENT, message="no connection to the service")
+        written()
+        sent.written_at = world.monotonic()
+        stale = world._stale
+        if ill and stale is not None and chance.random() < world.plan.stale:
+            await asyncio.sleep(world._travel())  # an idle connection hands over a late copy; nobody reads the request
+            sent.stale = True
+            if stale.status == 200:
+                sent.withheld = tuple(id_ for id_ in sent.ids if id_ not in world.created)
+            return stale
+        heard: asyncio.Future[Reply | Fault] = asyncio.get_running_loop().create_future()
+        token = self._token
+        world.schedule(world._travel(), lambda: world.arrive(sent, body, token, heard))
+        try:
+            told = await asyncio.wait_for(heard, TIMEOUT_S)
+        except TimeoutError:
+            return Fault(kind=FaultKind.IN_DOUBT, message="no answer in time")
+        if sent.method == "POST" and isinstance(told, Reply):
+            world._stale = told
+        return told
+
+    async def renew(self, credential: int) -> bool:
+        """See `Transport.renew`."""
+        if credential == self._token and self._token + 1 < self._world.plan.tokens:
+            self._token += 1
+            return True
+        return credential != self._token
+
+    def distrust(self) -> None:
+        """See `Transport.distrust`."""
+        self._world._stale = None
+
+    async def aclose(self) -> None:
+        """See `Transport.aclose`."""
+
+
+def params_crc(params: bytes) -> str | None:
+    """The checksum by which the service names params."""
+    return f"{zlib.crc32(params):08x}" if params else None
+
+
+def _crash() -> None:
+    raise Crash
+
+
+def _unwind(loop: asyncio.AbstractEventLoop) -> None:
+    """Let what is left of a session's tasks end; the world no longer listens."""
+    with warnings.catch_warnings():
+        # A task that is cancelled before it began complains of the coroutine that anyio has wrapped for it.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        while tasks := asyncio.all_tasks(loop):
+            for task in tasks:
+                task.cancel()
+            loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        del tasks
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
+        gc.collect(1)

@@ -1,0 +1,432 @@
+"""`bulkwf verify`, the command itself against an emulator in a process of its own: exit codes, outputs, cuts."""
+
+import contextlib
+import csv
+import io
+import json
+import os
+import resource
+import select
+import signal
+import socket
+import sqlite3
+import urllib.request
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from command import (
+    ACCOUNT,
+    HERE,
+    TOKEN,
+    Forker,
+    Running,
+    bulkwf,
+    emulator,
+    on_terminal,
+    row,
+    shell,
+    until,
+    write_rows,
+)
+
+KEYS = ["row", "id", "outcome", "status", "message"]
+COUNTS = {
+    "instances", "total", "found", "missing", "statuses", "run_finished", "complete", "requests", "elapsed_s",
+    "exit_code",
+}  # fmt: skip
+BENT = [{"method": "POST", "lose": "^lost-", "fail": "^bad-"}]
+"""Rows lost-… are called created and are not; rows bad-… end with an error."""
+NO_LIST = {"method": "GET", "to": 2, "from": 1, "status": 400, "code": 10002}
+SLOWLY = {"method": "GET", "latency_s": 0.01}
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    """Runs a command, quickly."""
+    with Forker(tmp_path_factory.mktemp("outputs")) as forker:
+        yield forker
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory):
+    """One service for all tests that ask nothing special of it; each run has a workflow of its own."""
+    with contextlib.chdir(tmp_path_factory.mktemp("service")), emulator(faults=BENT) as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory, service, quick):
+    """The checkpoint of a finished run with rows that are lost and rows that fail."""
+    with contextlib.chdir(tmp_path_factory.mktemp("template")):
+        first = row(0) + row(0, "lost") + row(0, "bad") + "no row\n"
+        Path("rows.jsonl").write_text(first + "".join(row(n) for n in range(1, 300)) + row(1, "lost"))
+        submitted(service, quick, "mixed", code=1)
+        return Path("done").read_bytes()
+
+
+@pytest.fixture
+def mixed(folder, service, template):
+    """Words that verify that run."""
+    Path("done").write_bytes(template)
+    return ("verify", "done", "--base-url", service.base_url)
+
+
+def submitted(service, quick, workflow, code=0, checkpoint="done"):
+    """Submit `rows.jsonl`; words that verify that run."""
+    ended = quick("run", "rows.jsonl", *service.flags(workflow), "-c", checkpoint, "--concurrency", "1")
+    assert ended.code == code
+    return ("verify", checkpoint, "--base-url", service.base_url)
+
+
+def delete(service, workflow, *ids):
+    """Let the service forget these instances."""
+    for one in ids:
+        url = f"{service.base_url}/accounts/{ACCOUNT}/workflows/{workflow}/instances/{one}"
+        request = urllib.request.Request(url, method="DELETE", headers={"Authorization": f"Bearer {TOKEN}"})
+        with urllib.request.urlopen(request) as answer:
+            assert answer.status == 200
+
+
+def found_so_far(checkpoint="done"):
+    """How many instances a verification under way has found."""
+    path = Path(f"{checkpoint}.verify")
+    if not path.exists():
+        return 0
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
+            return db.execute("SELECT count(status) FROM instance").fetchone()[0]
+    except sqlite3.OperationalError:  # it is just being made
+        return 0
+
+
+def requests_seen(service):
+    """How many requests the service has seen; it is stopped for that."""
+    return int(service.stop().err.split(" requests")[0].split()[-1].replace(",", ""))
+
+
+def nothing_left():
+    return not list(Path().glob("done?*"))
+
+
+# --- the whole way ------------------------------------------------------------------------------------------------
+
+
+def test_a_run_whose_instances_are_all_there_is_verified_with_0(folder, service, quick):
+    write_rows("rows.jsonl", 350)
+    ended = quick(*submitted(service, quick, folder.name))
+    assert (ended.code, ended.out) == (0, "")
+    assert "350 instances\n         350  queued\n           0  missing\n4 requests in " in ended.err
+    assert nothing_left()
+
+
+def test_what_is_missing_or_errored_is_printed_as_data_and_exits_with_1(mixed, quick):
+    ended = quick(*mixed)
+    assert ended.code == 1
+    assert all(list(line) == KEYS for line in ended.lines)
+    assert [(line["row"], line["id"], line["outcome"], line["status"]) for line in ended.lines] == [
+        (1, "lost-0", "missing", None),
+        (2, "bad-0", "errored", "errored"),
+        (303, "lost-1", "missing", None),
+    ]
+    assert "303 instances\n         300  queued\n           1  errored\n           2  missing\n" in ended.err
+    assert nothing_left()
+
+
+def test_as_csv_the_same_is_printed(mixed, quick):
+    ended = quick(*mixed, "--format", "csv")
+    assert ended.code == 1
+    lines = quick(*mixed).lines
+    records = list(csv.DictReader(io.StringIO(ended.out, newline="")))
+    assert records == [{name: "" if value is None else str(value) for name, value in line.items()} for line in lines]
+
+
+def test_as_json_the_counts_are_printed_and_nothing_else(mixed, quick):
+    ended = quick(*mixed, "--json")
+    assert ended.code == 1
+    assert ended.out.count("\n") == 1
+    assert set(ended.summary) == COUNTS
+    told = {"instances": 303, "total": 303, "found": 301, "missing": 2, "statuses": {"queued": 300, "errored": 1}}
+    state = {"run_finished": True, "complete": True, "exit_code": 1, "requests": 4 + 4}
+    assert ended.summary.items() >= (told | state).items()
+
+
+def test_an_instance_that_ended_with_an_error_is_there(folder, service, quick):
+    write_rows("rows.jsonl", 3, "bad")
+    ended = quick(*submitted(service, quick, folder.name))
+    assert ended.code == 0
+    assert [line["outcome"] for line in ended.lines] == ["errored"] * 3
+
+
+def test_an_instance_that_was_deleted_since_is_missing_and_put_back_it_is_not(folder, service, quick):
+    write_rows("rows.jsonl", 50)
+    words = submitted(service, quick, folder.name)
+    delete(service, folder.name, "row-7", "row-11")
+    ended = quick(*words)
+    assert ended.code == 1
+    assert [line["id"] for line in ended.lines] == ["row-7", "row-11"]
+    assert all("calls it created" in line["message"] for line in ended.lines)
+    Path("rows.jsonl").write_text(row(7) + row(11))
+    submitted(service, quick, folder.name, checkpoint="again")
+    assert quick(*words).code == 0
+
+
+def test_a_sample_asks_for_so_many_and_no_more(folder, service, quick):
+    write_rows("rows.jsonl", 400)
+    words = submitted(service, quick, folder.name)
+    ended = quick(*words, "--sample", "7", "--json")
+    told = ended.summary
+    assert (told["instances"], told["total"], told["found"], told["requests"]) == (7, 400, 7, 7)
+    assert "7 instances, drawn at random from 400" in ended.err
+    assert quick(*words, "--sample", "99999", "--json").summary["instances"] == 400
+
+
+def test_quiet_says_nothing_but_the_data(mixed, quick):
+    ended = quick(*mixed, "-q")
+    assert (ended.code, ended.err) == (1, "")
+    assert len(ended.lines) == 3
+
+
+def test_an_empty_run_has_nothing_to_verify(folder, service, quick):
+    Path("rows.jsonl").touch()
+    ended = quick(*submitted(service, quick, folder.name), "--format", "csv")
+    assert (ended.code, ended.out.splitlines()) == (0, [",".join(KEYS)])
+    assert "0 instances" in ended.err
+
+
+def test_on_a_terminal_a_bar_is_shown_which_goes_at_the_end(mixed):
+    shown = on_terminal(*mixed)
+    assert shown.code == 1
+    assert "\x1b[?25l" in shown.screen  # the cursor is hidden ...
+    assert "\x1b[?25h" in shown.screen  # ... and comes back
+    assert "of 303 instances asked for" in shown.screen
+    last = shown.screen.rpartition("\x1b[2K")[2]
+    assert "asked for" not in last
+    assert "2  missing" in last
+    assert [json.loads(line)["row"] for line in shown.out.splitlines()] == [1, 2, 303]
+
+
+# --- an output that can't be written ------------------------------------------------------------------------------
+
+
+def test_who_does_not_listen_is_not_told_that_all_is_well(mixed):
+    """`| head` is no reason to exit with 0 where instances are missing."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as nobody:
+        assert bulkwf(*mixed, stdout=nobody).code == 1
+
+
+def test_findings_that_could_not_be_written_are_kept_and_printed_by_the_next_command(mixed, quick):
+    with Path("/dev/full").open("wb") as full:
+        ended = bulkwf(*mixed, stdout=full)
+    assert ended.code not in (0, 1)
+    again = quick(*mixed, "--json", "-q")
+    assert (again.code, again.summary["missing"], again.summary["requests"]) == (1, 2, 0)
+    assert again.err == ""
+
+
+# --- the wrong place ----------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def listening():
+    """A base URL where somebody listens, who must hear nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as ear:
+        yield f"http://127.0.0.1:{ear.getsockname()[1]}/client/v4"
+        assert not select.select([ear], [], [], 0)[0], "somebody has called"
+
+
+def test_another_endpoint_than_the_runs_is_not_asked(mixed, quick):
+    with listening() as elsewhere:
+        for words, env in ((("--base-url", elsewhere), {}), ((), {"CLOUDFLARE_API_BASE_URL": elsewhere})):
+            ended = quick("verify", "done", *words, env=env)
+            assert (ended.code, ended.out) == (3, "")
+            assert f"endpoint is '{mixed[-1]}', and the one to be asked is '{elsewhere}'" in ended.err
+            assert "Nothing was sent" in ended.err
+    assert nothing_left()
+
+
+def test_a_checkpoint_can_not_send_the_token_elsewhere(mixed, quick):
+    with listening() as elsewhere:
+        with contextlib.closing(sqlite3.connect("done")) as db:
+            db.execute("UPDATE run SET base_url = ?", (elsewhere,))
+            db.commit()
+        ended = quick(*mixed)
+        assert ended.code == 3
+        assert elsewhere in ended.err
+
+
+def test_another_account_than_the_runs_is_not_asked(mixed, quick):
+    for words, env in ((("-a", "other"), {}), ((), {"CLOUDFLARE_ACCOUNT_ID": "other"})):
+        ended = quick(*mixed, *words, env=env)
+        assert (ended.code, ended.out) == (3, "")
+        assert "account is 'acct', and the one to be asked is 'other'" in ended.err
+    assert quick(*mixed, env={"CLOUDFLARE_ACCOUNT_ID": None}).code == 1
+    assert quick(*mixed, "-a", ACCOUNT, env={"CLOUDFLARE_ACCOUNT_ID": "other"}).code == 1
+
+
+def test_a_rehearsal_can_not_be_verified_and_is_told_to_be_one(folder, quick):
+    rows = write_rows("rows.jsonl", 20)
+    assert quick("run", rows, *HERE).code == 0
+    with listening() as elsewhere:
+        ended = quick("verify", "rows.jsonl.emulated.bulkwf", "--base-url", elsewhere)
+    assert (ended.code, ended.out) == (3, "")
+    assert "emulator" in ended.err
+    assert "say so with --base-url" not in ended.err  # there is no address to say
+
+
+# --- a service that refuses, or is ill ----------------------------------------------------------------------------
+
+
+def test_a_token_that_is_refused_exits_with_3_and_is_not_shown(folder, quick):
+    echo = {"method": "GET", "status": 401, "code": 10000, "message": f"Bearer {TOKEN} is no token"}
+    with emulator(faults=[echo]) as service:
+        for rows in (5, 50):  # that are looked up, or listed
+            write_rows("rows.jsonl", rows)
+            ended = quick(*submitted(service, quick, f"all-{rows}", checkpoint=f"done-{rows}"))
+            assert (ended.code, ended.out) == (3, "")
+            assert "refuses the credential: Bearer *** is no token" in ended.err
+            assert "To continue, run:" in ended.err
+            assert TOKEN.encode() not in Path(f"done-{rows}.verify").read_bytes()
+
+
+def test_a_service_that_is_ill_for_too_long_exits_with_75_and_the_printed_command_finishes(folder, quick):
+    write_rows("rows.jsonl", 150)
+    with emulator(faults=[{"method": "GET", "status": 503, "times": 2}]) as service:
+        words = submitted(service, quick, "resize")
+        ended = quick(*words, "--max-outage", "0s", "--json")
+        assert (ended.code, ended.summary["exit_code"], ended.summary["complete"]) == (75, 75, False)
+        assert "--max-outage" in ended.err
+        assert "not asked for yet" in ended.err
+        assert shell(ended.resume_command).code == 75
+        assert quick(*words).code == 0
+    assert nothing_left()
+
+
+def test_a_run_that_is_not_finished_is_verified_as_far_as_it_went(folder, quick):
+    write_rows("rows.jsonl", 250)
+    with emulator(faults=[{"method": "POST", "from": 2, "status": 403}]) as service:
+        words = submitted(service, quick, "resize", code=3)
+        ended = quick(*words)
+        assert (ended.code, ended.out) == (75, "")
+        assert "100 instances" in ended.err
+        assert "the run is not finished" in ended.err
+        delete(service, "resize", "row-3")
+        ended = quick(*words)
+        assert (ended.code, [line["id"] for line in ended.lines]) == (1, ["row-3"])
+
+
+def test_a_run_can_be_verified_while_it_is_still_going_on(folder, quick):
+    rows = write_rows("rows.jsonl", 1_000)
+    with (
+        emulator(faults=[{"method": "POST", "latency_s": 0.05, "when": "after"}]) as service,
+        Running("run", rows, *service.flags(), "--concurrency", "1", "-c", "done") as run,
+    ):
+        service.has_created(300)
+        words = ("verify", "done", "--base-url", service.base_url)
+        early = quick(*words, "--json")
+        assert early.code == 75
+        assert early.out.count("\n") == 1
+        told = early.summary
+        assert (told["complete"], told["run_finished"], told["missing"]) == (True, False, 0)
+        assert 200 <= told["found"] == told["instances"] <= 1_000
+        assert run.wait().code == 0
+        assert quick(*words, "--json").summary.items() >= {"found": 1_000, "exit_code": 0}.items()
+
+
+# --- cut off ------------------------------------------------------------------------------------------------------
+
+
+def test_a_signal_ends_it_and_the_printed_command_goes_on_where_it_was(folder, quick):
+    rows = write_rows("the rows' list.jsonl", 240)
+    with emulator(faults=[NO_LIST, SLOWLY]) as service:
+        assert quick("run", rows, *service.flags()).code == 0
+        words = ("verify", f"{rows}.bulkwf", "--base-url", service.base_url, "--concurrency", "4", "--json")
+        with Running(*words) as verifying:
+            until(lambda: found_so_far(f"{rows}.bulkwf") > 40, "some instances found")
+            verifying.signal(signal.SIGTERM)
+            ended = verifying.wait(30)
+        assert (ended.code, ended.summary["exit_code"]) == (143, 143)
+        assert (ended.summary["complete"], ended.summary["missing"]) == (False, 0)
+        assert 40 < ended.summary["found"] == found_so_far(f"{rows}.bulkwf") < 240
+        assert "bulkwf: SIGTERM: what was found so far is kept" in ended.err
+        assert "not asked for yet" in ended.err
+        again = shell(ended.resume_command)
+        assert (again.code, again.summary["found"]) == (0, 240)
+        assert "goes on where it was cut off; to start over, delete" in again.err
+        # Nothing was asked for twice but what was on the wire.
+        assert ended.summary["found"] + again.summary["requests"] == 240
+        assert requests_seen(service) <= 3 + 2 + 240 + 4
+    assert not list(Path().glob("*.verify*"))
+
+
+def test_killed_again_and_again_it_finishes(folder, quick):
+    write_rows("rows.jsonl", 240)
+    with emulator(faults=[NO_LIST, SLOWLY]) as service:
+        words = (*submitted(service, quick, "resize"), "--concurrency", "4")
+        for some in (30, 90):
+            with Running(*words) as verifying:
+                until(lambda some=some: found_so_far() > some, "some instances found")
+                verifying.signal(signal.SIGKILL)
+                verifying.process.wait()
+        ended = quick(*words, "--json")
+        assert (ended.code, ended.summary["found"], ended.summary["missing"]) == (0, 240, 0)
+        assert requests_seen(service) <= 3 + 2 + 240 + 2 * 4
+    assert nothing_left()
+
+
+# --- mistakes -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "env", "what"),
+    [
+        (("--sample", "0"), {}, "--sample"),
+        (("--sample", "-3"), {}, "--sample"),
+        (("--sample", "some"), {}, "--sample"),
+        (("--format", "xml"), {}, "--format"),
+        (("--request-rate", "0/5m"), {}, "--request-rate"),
+        (("--concurrency", "0"), {}, "concurrency"),
+        (("--emulate",), {}, "--emulate"),
+        (("--base-url", "http://api.example"), {}, "unencrypted"),
+        (("-a", "no/account"), {}, "account id"),
+        ((), {"CLOUDFLARE_API_TOKEN": None}, "CLOUDFLARE_API_TOKEN"),
+    ],
+)
+def test_a_mistake_in_the_command_exits_with_2_before_anything_is_sent(mixed, quick, words, env, what):
+    ended = quick(*mixed, *words, env=env) if "--base-url" not in words else quick(*mixed[:2], *words, env=env)
+    assert (ended.code, ended.out) == (2, "")
+    assert what in ended.err
+    assert nothing_left()
+
+
+def test_a_command_without_a_checkpoint_exits_with_2(folder, quick):
+    assert quick("verify").code == 2
+
+
+def test_what_is_no_checkpoint_exits_with_4(folder, quick):
+    write_rows("rows.jsonl", 3)
+    Path("empty").touch()
+    for name in ("none", "rows.jsonl", "empty", "."):
+        ended = quick("verify", name)
+        assert (ended.code, ended.out) == (4, "")
+        assert name in ended.err
+    assert not list(Path().glob("*.verify*"))
+
+
+def test_a_disk_without_room_exits_with_4_and_with_more_room_it_finishes(mixed, quick):
+    ended = bulkwf(*mixed, limits={resource.RLIMIT_FSIZE: 20_000})
+    assert (ended.code, ended.out) == (4, "")
+    assert "Make room on the disk" in ended.err
+    assert quick(*mixed).code == 1
+
+
+def test_an_id_that_stands_in_two_rows_is_missing_in_both(folder, service, quick):
+    lists = "".join(row(n) for n in range(100)) + row(5)
+    Path("rows.jsonl").write_text(lists)
+    words = submitted(service, quick, folder.name)
+    delete(service, folder.name, "row-5")
+    ended = quick(*words)
+    assert [(line["row"], line["id"]) for line in ended.lines] == [(5, "row-5"), (100, "row-5")]
+    assert Counter("calls it existed" in line["message"] for line in ended.lines) == {True: 1, False: 1}

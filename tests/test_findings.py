@@ -1,0 +1,593 @@
+"""The file of a verification: what it takes in, what it says, when it is continued, and how it fails."""
+
+import contextlib
+import itertools
+import os
+import random
+import re
+import socket
+import sqlite3
+import stat
+from pathlib import Path
+
+import pytest
+from command import UNPRIVILEGED, bulkwf
+from fakes import EPOCH, HEADER, lines, run_virtual, write_run
+
+from bulkwf.checkpoint import Findings, Scope, findings, read_status
+from bulkwf.checkpoint.findings import _draw
+from bulkwf.errors import CheckpointError
+from bulkwf.model import Finding
+
+HOUR_S = 3_600.0
+DAY_S = 86_400.0
+
+
+@pytest.fixture
+def path(folder):
+    return folder / "run.bulkwf"
+
+
+_written = {}
+
+
+def a_run(path, rows=5, **more):
+    """So many more rows in a checkpoint; the same one is written only once."""
+    known = None if path.exists() else f"{rows} {more}"
+    if known in _written:
+        path.write_bytes(_written[known])
+        path.chmod(0o600)
+        return
+    run_virtual(write_run(path, rows, at=EPOCH, **more))
+    if known:
+        _written[known] = path.read_bytes()
+
+
+def scope(path, sample=None):
+    return Scope(path, read_status(path), sample)
+
+
+def start(path, sample=None, now=EPOCH, draw=None):
+    return Findings.open(scope(path, sample), now, draw or random.Random(1).random)
+
+
+@contextlib.contextmanager
+def opened(path, sample=None, now=EPOCH, **more):
+    found = start(path, sample, now, **more)
+    try:
+        yield found
+    finally:
+        found.close()
+
+
+def file_of(path):
+    return path.with_name(path.name + ".verify")
+
+
+def rows_of(path):
+    """The rows whose instances are looked for."""
+    with contextlib.closing(sqlite3.connect(file_of(path))) as db:
+        return [row for (row,) in db.execute("SELECT row FROM instance ORDER BY row")]
+
+
+def unanswered(found, absences=0):
+    return list(found.unanswered(absences))
+
+
+def beside(path):
+    return sorted(file.name for file in path.parent.iterdir())
+
+
+# --- what is looked for -------------------------------------------------------------------------------------------
+
+
+def test_the_rows_that_the_checkpoint_calls_created_or_existed_are_looked_for_and_no_others(path):
+    a_run(path, 8, others={1: "existed", 2: "rejected", 4: "pending", 6: "existed"}, finished=False)
+    with opened(path) as found:
+        assert (found.wanted, found.found, found.missing, found.resumed) == (6, 0, 0, False)
+        assert unanswered(found) == ["id-0", "id-1", "id-3", "id-5", "id-6", "id-7"]
+    assert rows_of(path) == [0, 1, 3, 5, 6, 7]
+
+
+def test_a_run_that_started_nothing_has_nothing_to_look_for(path):
+    a_run(path, 3, others=dict.fromkeys(range(3), "rejected"))
+    with opened(path) as found:
+        assert (found.wanted, unanswered(found), found.statuses()) == (0, [], {})
+
+
+def test_more_ids_than_a_page_come_each_once_and_in_order(path):
+    a_run(path, 2_345)
+    with opened(path) as found:
+        assert unanswered(found) == sorted(f"id-{n}" for n in range(2_345))
+
+
+def test_what_is_answered_while_the_ids_are_read_is_not_given_out_any_more(path, monkeypatch):
+    monkeypatch.setattr(findings, "PAGE_IDS", 2)
+    a_run(path, 5)
+    with opened(path) as found:
+        ids = found.unanswered(0)
+        assert next(ids) == "id-0"
+        for one in ("id-2", "id-4"):
+            found.present(one, "running", EPOCH)
+        assert list(ids) == ["id-1", "id-3"]
+
+
+# --- a sample -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sample", [1, 2, 7, 99, 100])
+def test_a_sample_draws_exactly_so_many_different_rows(path, sample):
+    a_run(path, 110, others=dict.fromkeys(range(0, 110, 11), "rejected") | {1: "existed"})
+    with opened(path, sample) as found:
+        assert found.wanted == len(unanswered(found)) == sample
+    assert set(rows_of(path)) <= set(range(110)) - set(range(0, 110, 11))
+
+
+def test_a_sample_larger_than_the_run_is_the_whole_run(path):
+    a_run(path, 8, others={3: "existed", 5: "rejected"})
+    with opened(path, 1_000_000) as found:
+        assert found.wanted == 7
+    assert rows_of(path) == [0, 1, 2, 3, 4, 6, 7]
+
+
+def test_a_sample_holds_the_very_instances_at_the_drawn_positions(path):
+    """Created rows first, then those that existed; the drawn positions need not be next to each other."""
+    a_run(path, 10, others={0: "existed", 4: "existed"})
+    in_order = [1, 2, 3, 5, 6, 7, 8, 9, 0, 4]
+    for seed in range(8):
+        with opened(path, 3, draw=random.Random(seed).random) as found:
+            found.spent = True
+            drawn = sorted(_draw(3, 10, random.Random(seed).random))
+            assert sorted(rows_of(path)) == sorted(in_order[position] for position in drawn)
+
+
+def test_every_set_of_rows_is_as_likely_as_any_other():
+    chance, drawn = random.Random(7), 12_000
+    counts = dict.fromkeys(itertools.combinations(range(6), 3), 0)
+    for _ in range(drawn):
+        counts[tuple(sorted(_draw(3, 6, chance.random)))] += 1
+    expected = drawn / len(counts)
+    chi_squared = sum((count - expected) ** 2 / expected for count in counts.values())
+    assert chi_squared < 43.8  # 19 degrees of freedom: one time in a thousand
+
+
+@pytest.mark.parametrize("draw", [lambda: 0.0, lambda: 0.999_999_999_999_999_9, lambda: 1.0])
+def test_the_ends_of_chance_draw_as_many_as_the_middle(draw):
+    for total in range(1, 12):
+        for number in range(1, total + 1):
+            drawn = _draw(number, total, draw)
+            assert len(drawn) == number
+            assert drawn <= set(range(total))
+
+
+def test_a_sample_of_nothing_is_refused(path):
+    a_run(path)
+    with pytest.raises(CheckpointError, match="at least one"):
+        start(path, 0)
+
+
+# --- what the service says ----------------------------------------------------------------------------------------
+
+
+def test_an_instance_that_is_there_counts_once_however_often_it_is_seen(path):
+    a_run(path)
+    with opened(path) as found:
+        found.present("id-1", "running", EPOCH)
+        found.present("id-1", "complete", EPOCH)
+        assert found.listed([("id-1", "complete"), ("id-2", "queued"), ("stranger", "queued")], None, EPOCH) == (2, 1)
+        assert (found.found, found.found_by_list, found.statuses()) == (2, 1, {"queued": 1, "running": 1})
+
+
+def test_statuses_are_counted_the_most_frequent_first(path):
+    a_run(path, 6)
+    with opened(path) as found:
+        told = ["waiting", "complete", "complete", "errored", "complete", "errored"]
+        found.listed([(f"id-{n}", status) for n, status in enumerate(told)], None, EPOCH)
+        assert list(found.statuses().items()) == [("complete", 3), ("errored", 2), ("waiting", 1)]
+
+
+def test_only_the_second_absence_makes_an_instance_missing(path):
+    a_run(path)
+    with opened(path) as found:
+        found.absent("id-3", EPOCH)
+        assert (found.missing, unanswered(found, 1), list(found.bad(EPOCH))) == (0, ["id-3"], [])
+        assert "id-3" not in unanswered(found)
+        found.absent("id-3", EPOCH)
+        assert (found.missing, unanswered(found, 1)) == (1, [])
+        found.absent("id-3", EPOCH)
+        assert found.missing == 1
+        assert [one.id for one in found.bad(EPOCH)] == ["id-3"]
+
+
+def test_an_instance_that_was_absent_and_then_there_is_not_missing(path):
+    a_run(path)
+    with opened(path) as found:
+        found.absent("id-3", EPOCH)
+        found.present("id-3", "queued", EPOCH)
+        found.absent("id-3", EPOCH)
+        assert (found.found, found.missing, list(found.bad(EPOCH))) == (1, 0, [])
+
+
+def test_a_page_says_how_many_rows_this_reading_had_not_shown_and_how_many_nothing_had(path):
+    a_run(path, 6)
+    with opened(path) as found:
+        page = [("id-0", "queued"), ("id-1", "queued"), ("other", "queued")]
+        assert found.listed(page, "a", EPOCH) == (2, 2)
+        assert found.listed(page, "b", EPOCH) == (0, 0)
+        found.list_again(EPOCH)
+        assert found.cursor is None
+        assert found.listed([*page, ("id-2", "queued")], "c", EPOCH) == (3, 1)
+        assert (found.pages, found.found_by_list, found.cursor) == (3, 3, "c")
+
+
+def test_an_id_in_two_rows_is_asked_for_once_and_answers_for_both(path):
+    a_run(path, 3)
+    a_run(path, 2, data=lines(2, 1), others={3: "existed", 4: "existed"})  # id-1 and id-2 once more
+    with opened(path) as found:
+        assert (found.wanted, unanswered(found)) == (5, ["id-0", "id-1", "id-2"])
+        found.present("id-1", "running", EPOCH)
+        assert (found.found, found.statuses()) == (2, {"running": 2})
+        found.absent("id-2", EPOCH)
+        found.absent("id-2", EPOCH)
+        assert found.missing == 2
+        assert [(one.row, one.id) for one in found.bad(EPOCH)] == [(2, "id-2"), (4, "id-2")]
+
+
+def test_what_is_amiss_is_told_in_the_order_of_the_rows(path):
+    a_run(path, 13, others={11: "existed"})
+    with opened(path) as found:
+        for one in ("id-11", "id-2", "id-10"):
+            found.absent(one, EPOCH)
+            found.absent(one, EPOCH)
+        found.present("id-9", "errored", EPOCH)
+        found.present("id-1", "terminated", EPOCH)
+        assert list(found.bad(EPOCH + HOUR_S)) == [
+            Finding(row=2, id="id-2", outcome="missing", message=missing("created")),
+            Finding(row=9, id="id-9", outcome="errored", status="errored", message="the instance ended with an error"),
+            Finding(row=10, id="id-10", outcome="missing", message=missing("created")),
+            Finding(row=11, id="id-11", outcome="missing", message=missing("existed")),
+        ]
+
+
+def missing(outcome):
+    return f"the checkpoint calls it {outcome}, and the service has no such instance"
+
+
+def test_an_instance_that_may_have_passed_its_retention_is_missing_with_a_word_of_that(path):
+    a_run(path, 100)
+    row = {"instance_retention": {"success_retention": "1 hour", "error_retention": "1 hour"}}
+    a_run(path, 2, data=lines(2, 100, **row))
+    with opened(path) as found:
+        for one in ("id-0", "id-99", "id-101"):
+            found.absent(one, EPOCH)
+            found.absent(one, EPOCH)
+        hour_later = {one.id: "retention" in one.message for one in found.bad(EPOCH + HOUR_S + 1)}
+        assert hour_later == {"id-0": False, "id-99": False, "id-101": True}
+        assert all("retention" in one.message for one in found.bad(EPOCH + 3 * DAY_S + 1))
+
+
+# --- requests and pauses ------------------------------------------------------------------------------------------
+
+
+def test_every_request_is_remembered_and_never_as_older_than_it_was(path):
+    """What is taken for older leaves the window too early, and lets one request too many through."""
+    sent = [EPOCH + at for at in (0.0, 0.2, 0.99, 1.0, 7.5, 7.5)]
+    a_run(path)
+    with opened(path) as found:
+        for at in sent:
+            found.sent(at)
+    with opened(path, now=EPOCH + 60) as found:
+        told = found.attempts(EPOCH - 1)
+        assert [instances for _, instances in told] == [0] * 6
+        assert [at for at, _ in told] == sorted(at for at, _ in told)
+        assert all(remembered >= at for (remembered, _), at in zip(told, sent, strict=True))
+        assert all(remembered <= at + 1 for (remembered, _), at in zip(told, sent, strict=True))
+
+
+def test_requests_of_before_the_last_five_minutes_are_left_out_and_no_later_ones(path):
+    a_run(path)
+    with opened(path) as found:
+        for at in (0.9, 100.2, 100.9, 300.0):
+            found.sent(EPOCH + at)
+        assert len(found.attempts(EPOCH + 100.5)) >= 2  # both that were sent after
+        assert len(found.attempts(EPOCH + 102.0)) == 1
+
+
+def test_another_sample_does_not_forget_the_requests_and_the_silence_that_still_bind(path):
+    """The service counts by token: it does not care what was looked for."""
+    a_run(path, 50)
+    with opened(path) as found:
+        for _ in range(40):
+            found.sent(EPOCH)
+        found.pause(EPOCH + 600, EPOCH)
+    with opened(path, 5, EPOCH + 1) as found:
+        assert (found.wanted, found.resumed) == (5, False)
+        assert len(found.attempts(EPOCH - 1)) == 40
+        assert found.paused_until == EPOCH + 600
+
+
+def test_an_ordered_silence_is_remembered(path):
+    a_run(path)
+    with opened(path) as found:
+        assert found.paused_until == 0
+        found.pause(EPOCH + 60, EPOCH)
+        found.pause(EPOCH + 90.5, EPOCH)
+    with opened(path) as found:
+        assert found.paused_until == EPOCH + 90.5
+
+
+# --- cut off and continued ----------------------------------------------------------------------------------------
+
+
+def test_a_verification_that_was_cut_off_goes_on_where_it_was(path):
+    a_run(path, 8, others={3: "existed"})
+    with opened(path) as found:
+        found.listed([("id-0", "queued"), ("id-1", "errored")], "first", EPOCH)
+        found.list_again(EPOCH)
+        found.listed([("id-0", "queued"), ("id-2", "queued")], "second", EPOCH)
+        found.absent("id-3", EPOCH)
+        found.absent("id-4", EPOCH)
+        found.absent("id-4", EPOCH)
+    with opened(path, now=EPOCH + HOUR_S) as found:
+        assert found.resumed
+        assert (found.wanted, found.found, found.missing) == (8, 3, 1)
+        assert (found.listing, found.cursor, found.pages, found.found_by_list) == (True, "second", 2, 3)
+        assert (unanswered(found), unanswered(found, 1)) == (["id-5", "id-6", "id-7"], ["id-3"])
+        assert [(one.id, one.outcome) for one in found.bad(EPOCH)] == [("id-1", "errored"), ("id-4", "missing")]
+        # The second reading still goes on: what it has shown is not fresh, and what only the first has shown is.
+        assert found.listed([("id-0", "queued"), ("id-1", "queued"), ("id-2", "queued")], None, EPOCH) == (1, 0)
+        found.end_listing(EPOCH)
+    with opened(path) as found:
+        assert not found.listing
+
+
+def test_a_list_that_was_to_be_read_again_is_read_from_its_start(path):
+    a_run(path)
+    with opened(path) as found:
+        found.listed([("id-0", "queued")], "lost", EPOCH)
+        found.list_again(EPOCH)
+    with opened(path) as found:
+        assert (found.listing, found.cursor) == (True, None)
+
+
+def test_half_a_page_is_never_kept(path):
+    a_run(path)
+
+    def page():
+        yield "id-0", "queued"
+        raise KeyboardInterrupt
+
+    with opened(path) as found, pytest.raises(KeyboardInterrupt):
+        found.listed(page(), "next", EPOCH)
+    with opened(path) as found:
+        assert (found.found, found.statuses(), found.pages, found.cursor) == (0, {}, 0, None)
+
+
+def test_the_same_sample_goes_on_with_the_rows_that_were_drawn(path):
+    a_run(path, 200)
+    with opened(path, 10):
+        drawn = rows_of(path)
+    with opened(path, 10, draw=random.Random(99).random) as found:
+        assert found.resumed
+        assert rows_of(path) == drawn
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, 5), (5, None), (5, 6)])
+def test_another_sample_is_another_verification(path, before, after):
+    a_run(path, 20)
+    with opened(path, before) as found:
+        found.present(f"id-{rows_of(path)[0]}", "queued", EPOCH)
+    with opened(path, after) as found:
+        assert (found.resumed, found.found, found.wanted) == (False, 0, after or 20)
+
+
+def test_another_run_under_the_same_name_is_another_verification(path):
+    a_run(path, 20)
+    with opened(path) as found:
+        found.present("id-0", "queued", EPOCH)
+    path.unlink()
+    run_virtual(write_run(path, 20, at=EPOCH + 1))
+    with opened(path) as found:
+        assert (found.resumed, found.found) == (False, 0)
+
+
+@pytest.mark.parametrize(
+    ("later_s", "resumed"),
+    [(DAY_S - 1, True), (DAY_S + 1, False), (-1, True), (-DAY_S - 1, False)],
+    ids=["fresh", "stale", "a clock set back", "from the future"],
+)
+def test_what_was_found_more_than_a_day_ago_is_not_believed(path, later_s, resumed):
+    a_run(path)
+    with opened(path, now=EPOCH - 2 * DAY_S) as found:
+        found.present("id-0", "queued", EPOCH)  # its last use counts, not its beginning
+    with opened(path, now=EPOCH + later_s) as found:
+        assert (found.resumed, found.found) == (resumed, int(resumed))
+
+
+def test_rows_that_the_run_has_added_meanwhile_are_looked_for_too(path):
+    a_run(path, 100, finished=False)
+    with opened(path) as found:
+        found.present("id-7", "running", EPOCH)
+        found.absent("id-8", EPOCH)
+    a_run(path, 50)
+    with opened(path) as found:
+        assert (found.resumed, found.wanted, found.found) == (True, 150, 1)
+        assert len(unanswered(found)) == 148
+        assert unanswered(found, 1) == ["id-8"]
+
+
+def test_a_sample_stays_as_it_was_drawn_when_the_run_has_gone_on(path):
+    a_run(path, 100, finished=False)
+    with opened(path, 10):
+        drawn = rows_of(path)
+    a_run(path, 50)
+    with opened(path, 10) as found:
+        assert found.wanted == 10
+        assert rows_of(path) == drawn
+
+
+def test_for_rows_that_were_added_the_list_is_worth_reading_again(path):
+    a_run(path, 5, finished=False)
+    with opened(path) as found:
+        found.end_listing(EPOCH)  # five are looked up at once
+    a_run(path, 1_000)
+    with opened(path) as found:
+        assert found.wanted == 1_005
+        assert found.listing
+
+
+def test_a_file_that_was_cut_off_before_it_was_anything_is_begun_anew(path):
+    a_run(path)
+    file_of(path).touch()
+    file_of(path).with_name(file_of(path).name + "-wal").write_bytes(b"left over")
+    with opened(path) as found:
+        assert (found.resumed, found.wanted) == (False, 5)
+
+
+def test_a_start_that_fails_leaves_neither_lock_nor_half_a_file_in_the_way(path, monkeypatch):
+    a_run(path)
+
+    def full(*_):
+        raise sqlite3.OperationalError("database or disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(findings, "_wanted", full)
+        with pytest.raises(CheckpointError, match="Make room"):
+            start(path)
+    assert not Path(f"{file_of(path)}.lock").exists()
+    with opened(path) as found:
+        assert (found.resumed, found.wanted) == (False, 5)
+
+
+# --- the end ------------------------------------------------------------------------------------------------------
+
+
+def test_the_file_goes_when_it_is_spent_and_stays_otherwise(path):
+    a_run(path)
+    with opened(path) as found:
+        found.sent(EPOCH)
+    assert beside(path) == ["run.bulkwf", "run.bulkwf.verify"]  # one portable file: no log, no lock
+    with opened(path) as found:
+        found.sent(EPOCH)
+        found.spent = True
+    assert beside(path) == ["run.bulkwf"]
+
+
+def test_the_checkpoint_is_left_as_it_was(path):
+    a_run(path, 50)
+    before = path.read_bytes()
+    with opened(path) as found:
+        for number in range(50):
+            found.absent(f"id-{number}", EPOCH)
+            found.absent(f"id-{number}", EPOCH)
+        assert len(list(found.bad(EPOCH))) == 50
+    assert path.read_bytes() == before
+
+
+def test_it_is_for_its_owners_eyes_alone(path):
+    a_run(path)
+    with opened(path):
+        for name in ("", "-wal", "-shm", ".lock"):
+            assert stat.S_IMODE(Path(f"{file_of(path)}{name}").stat().st_mode) == 0o600
+
+
+# --- whose file it is ---------------------------------------------------------------------------------------------
+
+
+def test_another_programs_database_of_that_name_is_left_alone(path):
+    a_run(path)
+    with contextlib.closing(sqlite3.connect(file_of(path))) as db:
+        db.execute("CREATE TABLE verification (run)")
+    before = file_of(path).read_bytes()
+    with pytest.raises(CheckpointError, match="another file has that name"):
+        start(path)
+    assert file_of(path).read_bytes() == before
+    assert beside(path) == ["run.bulkwf", "run.bulkwf.verify"]
+
+
+@pytest.mark.parametrize("what", ["text", "torn"])
+def test_what_is_no_database_is_left_alone_and_the_advice_can_be_followed(path, what):
+    a_run(path, 100)
+    with opened(path):
+        pass
+    data = b"my own notes\n" * 400 if what == "text" else file_of(path).read_bytes()[:5_000]
+    file_of(path).write_bytes(data)
+    with pytest.raises(CheckpointError) as raised:
+        start(path)
+    assert str(file_of(path)) in str(raised.value)
+    assert "Restore" not in str(raised.value)  # there is nothing to restore,
+    assert "-c" not in re.findall(r"[\w-]+", str(raised.value))  # and `verify` has no such flag
+    assert file_of(path).read_bytes() == data
+
+
+def test_a_folder_of_that_name_is_refused(path):
+    a_run(path)
+    file_of(path).mkdir()
+    with pytest.raises(CheckpointError):
+        start(path)
+    assert not Path(f"{file_of(path)}.lock").exists()
+
+
+def test_a_file_that_everybody_may_write_is_refused(path):
+    a_run(path)
+    with opened(path):
+        pass
+    file_of(path).chmod(0o666)
+    with pytest.raises(CheckpointError, match="chmod 600"):
+        start(path)
+
+
+def verify(path, **more):
+    """The command, as far as it comes before it would send anything."""
+    return bulkwf("verify", path, "--base-url", HEADER.base_url, **more)
+
+
+def test_a_second_verification_of_the_same_checkpoint_is_refused_naming_the_first(path):
+    a_run(path)
+    with opened(path) as found:
+        found.present("id-0", "queued", EPOCH)
+        ended = verify(path)
+        assert ended.code == 4
+        assert f"verified already (pid {os.getpid()} on {socket.gethostname()})" in ended.err
+        found.present("id-1", "queued", EPOCH)
+    with opened(path) as found:
+        assert found.found == 2
+
+
+def test_a_checkpoint_has_one_file_whatever_link_names_it(path, folder):
+    """Or two verifications of one run would each believe to be alone."""
+    a_run(path)
+    Path("elsewhere").mkdir()
+    link = folder / "elsewhere" / "link"
+    link.symlink_to(path)
+    with opened(link):
+        assert file_of(path).exists()
+        with pytest.raises(CheckpointError, match="verified already"):
+            start(path)
+
+
+def test_a_folder_that_may_not_be_written_is_refused_with_a_way_out(path):
+    a_run(path)
+    path.parent.chmod(0o555)
+    try:
+        ended = verify(path, prefix=UNPRIVILEGED)
+    finally:
+        path.parent.chmod(0o755)
+    assert ended.code == 4
+    assert "Permission denied" in ended.err
+    assert "Verify a copy of the checkpoint elsewhere" in ended.err
+    assert beside(path) == ["run.bulkwf"]
+
+
+def test_on_a_full_disk_half_a_page_is_never_kept_and_with_more_room_it_goes_on(path):
+    a_run(path, 1_000)
+    page = [(f"id-{n}", "a status of many words " * 20) for n in range(1_000)]
+    with opened(path) as found:
+        size = found._db.execute("PRAGMA page_count").fetchone()[0]
+        found._db.execute(f"PRAGMA max_page_count = {size + 10}")
+        found.present("id-5", "queued", EPOCH)
+        with pytest.raises(CheckpointError, match="Make room on the disk and run the same command again"):
+            found.listed(page, "next", EPOCH)
+    with opened(path) as found:
+        assert (found.resumed, found.found, found.pages, found.cursor) == (True, 1, 0, None)
+        assert found.listed(page, "next", EPOCH) == (1_000, 999)
