@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test torture lint clean
 
 # The stamps make each set-up step run once, and again when pyproject.toml changes.
 $(VENV)/pyvenv.cfg:
@@ -23,6 +23,10 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -q
+
+# Hours, on two cores.
+torture: $(VENV)/.installed-dev
+	cd tests && ../$(BIN)/python -m simulation 0 100000
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
