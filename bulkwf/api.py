@@ -15,12 +15,7 @@ from typing import Self
 import anyio
 
 from bulkwf.batching import IdScheme
-from bulkwf.checkpoint import (
-    Checkpoint,
-    Executor,
-    RunHeader,
-    inline,
-)
+from bulkwf.checkpoint import Checkpoint, Executor, RunHeader, inline, read_past
 from bulkwf.credentials import Token, TokenSource, account_from_environment, token_credential
 from bulkwf.engine import Engine
 from bulkwf.errors import BulkwfError
@@ -345,7 +340,9 @@ def _writer_thread(parts: AsyncExitStack) -> Executor:
 
 
 def _take_over(limiter: WindowLimiter, checkpoint: Checkpoint, options: Options, wall: float) -> None:
-    """Let what earlier sessions have sent, and may have sent, count for this one."""
+    """Let what earlier sessions have sent, and may have sent, count for this one; verifications' requests, too."""
     checkpoint.interrupted(wall)
-    attempts = checkpoint.recent_attempts(wall - REQUEST_PERIOD_S)
-    restore(limiter, attempts, checkpoint.pause_until or wall, options, wall)
+    since = wall - REQUEST_PERIOD_S
+    asked, silent_until = ([], 0.0) if checkpoint.path is None else read_past(checkpoint.path, since)
+    attempts = sorted([*checkpoint.recent_attempts(since), *asked])
+    restore(limiter, attempts, max(checkpoint.pause_until or wall, silent_until), options, wall)

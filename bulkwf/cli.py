@@ -176,7 +176,7 @@ def verify(
     sample
         Ask only for so many instances, drawn at random.
     account
-        Account id; the checkpoint's by default.
+        Account id; also from CLOUDFLARE_ACCOUNT_ID; by default the checkpoint's.
     request_rate
         Requests in five minutes, as N/5m, or unlimited. The service allows 1200 a token.
     format
@@ -184,22 +184,23 @@ def verify(
     quiet
         Show no progress and no summary.
     json
-        Print the counts as JSON instead of the instances.
+        Print one JSON object: the counts, and the instances as `amiss`.
     """
     from bulkwf.model import Finding  # noqa: PLC0415
-    from bulkwf.printing import write_csv, write_jsonl  # noqa: PLC0415
+    from bulkwf.printing import write_csv, write_jsonl, write_report  # noqa: PLC0415
     from bulkwf.session import VerifySession, make_descriptors_last  # noqa: PLC0415
+    from bulkwf.verification import Verified  # noqa: PLC0415
 
     if sample is not None and sample < 1:
         raise ConfigError(f"--sample must be a whole number over 0, not {sample}.")
     options = service_flags.options(request_rate)
     make_descriptors_last(options.rate.concurrency, ends=1)
 
-    def tell(findings: Iterable[Finding]) -> None:
-        if json:
-            return
+    def tell(verified: Verified, findings: Iterable[Finding]) -> None:
         try:
-            if format == "csv":
+            if json:
+                write_report(verified, findings, sys.stdout.buffer)
+            elif format == "csv":
                 write_csv(findings, sys.stdout.buffer, Finding)
             else:
                 write_jsonl(findings, sys.stdout.buffer)
@@ -207,11 +208,9 @@ def verify(
         except BrokenPipeError:  # whoever reads has enough of it; the exit code says all the same what was found
             _drop(sys.stdout)
 
+    account = account or os.environ.get("CLOUDFLARE_ACCOUNT_ID", "").strip() or None
     session = VerifySession(checkpoint, account, options, service_flags.api_token_file, sample)
-    verified = asyncio.run(session.run(tell, quiet=quiet))
-    if json:
-        return _print_last(_json_line(asdict(verified)), verified.exit_code)
-    return verified.exit_code
+    return asyncio.run(session.run(tell, quiet=quiet))
 
 
 @app.command

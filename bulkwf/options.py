@@ -10,6 +10,7 @@ from bulkwf.errors import ConfigError
 __all__ = [
     "DEFAULT_BASE_URL",
     "ID_PATTERN",
+    "REHEARSAL",
     "BatchLimits",
     "Options",
     "RateLimits",
@@ -18,6 +19,8 @@ __all__ = [
 ]
 
 DEFAULT_BASE_URL = "https://api.cloudflare.com/client/v4"
+REHEARSAL = "emulator"
+"""What the checkpoint of a run with --emulate has for a base URL: its real one is another each time."""
 ID_PATTERN = "[A-Za-z0-9_][A-Za-z0-9_-]"
 """The first two characters that names and ids may have; bound the second one by `{0,99}` or the like."""
 

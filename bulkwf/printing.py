@@ -11,7 +11,7 @@ import orjson
 
 from bulkwf.model import Finding, Result
 
-__all__ = ["write_csv", "write_jsonl"]
+__all__ = ["write_csv", "write_jsonl", "write_report"]
 
 PAGE_RESULTS = 1_000
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -23,6 +23,16 @@ def write_jsonl(results: Iterable[Result | Finding], file: BinaryIO) -> None:
     lines = (orjson.dumps(result, option=orjson.OPT_APPEND_NEWLINE) for result in results)
     while page := b"".join(islice(lines, PAGE_RESULTS)):
         file.write(page)
+
+
+def write_report(summary: Any, results: Iterable[Result | Finding], file: BinaryIO) -> None:
+    """One object: the fields of the dataclass *summary*, and the results as `amiss`."""
+    file.write(orjson.dumps(summary)[:-1] + b',"amiss":[')
+    comma = b""
+    for result in results:
+        file.write(comma + orjson.dumps(result))
+        comma = b","
+    file.write(b"]}\n")
 
 
 def write_csv(results: Iterable[Result | Finding], file: BinaryIO, kind: type[Result | Finding] = Result) -> None:

@@ -21,8 +21,8 @@ from bulkwf.console import ShownRun, ShownVerification, say, show_progress, summ
 from bulkwf.credentials import environment_credential, file_credential
 from bulkwf.errors import BulkwfError, CheckpointError, ConfigError, InputError
 from bulkwf.model import Finding, Summary
-from bulkwf.options import Options
-from bulkwf.verification import REHEARSAL, Verified, open_verification
+from bulkwf.options import REHEARSAL, Options
+from bulkwf.verification import Verified, open_verification
 
 if TYPE_CHECKING:
     from bulkwf.emulator import Service
@@ -31,6 +31,8 @@ __all__ = ["Session", "VerifySession", "emulated_service", "make_descriptors_las
 
 EMULATED_ACCOUNT = "emulated"
 DESCRIPTORS_BESIDE_SOCKETS = 48
+LARGE_BYTES = 20_000_000
+"""A checkpoint of this size takes more than a second to be read."""
 T = TypeVar("T")
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -106,9 +108,11 @@ class VerifySession:
     token_file: Path | None
     sample: int | None
 
-    async def run(self, tell: Callable[[Iterable[Finding]], None], *, quiet: bool) -> Verified:
-        """Verify, show, and say what to do next; *tell* is given what is amiss, once all has been asked for."""
+    async def run(self, tell: Callable[[Verified, Iterable[Finding]], None], *, quiet: bool) -> int:
+        """Verify, tell what it has come to and what is amiss, and say what to do next; returns the exit code."""
         error: BulkwfError | None = None
+        if not quiet and self.checkpoint.is_file() and self.checkpoint.stat().st_size > LARGE_BYTES:
+            say("bulkwf: reading the checkpoint …")
         token = environment_credential if self.token_file is None else file_credential(self.token_file)
         async with AsyncExitStack() as stack:
             verification = await stack.enter_async_context(
@@ -128,18 +132,20 @@ class VerifySession:
             except BulkwfError as stopped:
                 error = stopped
             verified = verification.verified()
+            if error is not None:
+                verified = replace(verified, exit_code=error.exit_code)
+            elif signals.received is not None and not verified.complete:
+                verified = replace(verified, exit_code=128 + signals.received)
+            tell(verified, findings.bad(time.time()))
+            findings.spent = verified.complete
             if not quiet:
                 for line in verified_lines(verified):
                     say(line)
-            if verified.complete:
-                tell(findings.bad(time.time()))
-                findings.spent = True
         if error is not None:
             say(f"bulkwf: {error}")
         if not verified.complete:
             say(f"bulkwf: {_what_next(error, signals.received)}:\n  {_resume_command()}")
-        code = verified.exit_code if signals.received is None or verified.complete else 128 + signals.received
-        return replace(verified, exit_code=code if error is None else error.exit_code)
+        return verified.exit_code
 
 
 class Signals:

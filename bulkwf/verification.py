@@ -13,28 +13,28 @@ Rules:
 3. What was found is kept in a file (`Findings`): a verification that is cut off goes on where it was.
 """
 
-import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import islice
 from math import inf
 from pathlib import Path
 
 import anyio
 
 from bulkwf.channel import Channel, Health
-from bulkwf.checkpoint import Findings, Scope, read_recent_attempts, read_status
+from bulkwf.checkpoint import Findings, Scope, read_past, read_recent_attempts, read_status
 from bulkwf.credentials import TokenSource
 from bulkwf.errors import BulkwfError, ServiceRefused
 from bulkwf.limiter import REQUEST_PERIOD_S
 from bulkwf.model import Batch, Fault, Outcome, Reply, Verdict
-from bulkwf.options import Options, Target
+from bulkwf.options import REHEARSAL, Options, Target
 from bulkwf.outcome import judge_lookup, judge_page
 from bulkwf.payload import Page
 from bulkwf.wiring import open_limiter, open_transport, require_asyncio, restore, system_clock
 
-__all__ = ["REHEARSAL", "Verification", "Verified", "open_verification"]
+__all__ = ["Verification", "Verified", "open_verification"]
 
 PER_PAGE = 100
 """The most instances a page that the service is known to give."""
@@ -45,9 +45,12 @@ LEAST_PATIENCE, MOST_PATIENCE = 10, 1_000
 FEW_EXISTED = 0.01
 """With more than this share of rows that existed before the run, the list is not limited to the run's own time."""
 CLOCK_SKEW_S = 3_600.0
+CONFIRM_AFTER_S = 1.0
+"""Before an instance that is absent is asked for again: a copy of the service's data may lag behind."""
+LIST_TRIES = 3
+"""So often in a row may a page of the list fail; then look-ups, as many as the patience with it, go first."""
 UNTOLD = "unknown"
-REHEARSAL = "emulator"
-"""What the checkpoint of a run with --emulate has for an endpoint."""
+_ILL = frozenset({Verdict.IN_DOUBT, Verdict.CONTRADICTION})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +106,7 @@ class Verification:
         self._wall = wall
         self._started_at = channel.clock()
         self._complete = False
+        self._list_is_ill = False
 
     @property
     def bound_by(self) -> str:
@@ -122,11 +126,22 @@ class Verification:
             TemporaryStop: The service has been ill for too long.
             CheckpointError: What is found can't be kept.
         """
+        findings = self.findings
         if not self._is_worth_listing():
-            self.findings.end_listing(self._wall())
-        await self._read_list()
-        for absences in range(2):
-            await self._look_up_all(self.findings.unanswered(absences))
+            findings.end_listing(self._wall())
+        while findings.listing:
+            await self._read_list()
+            if findings.listing:  # the list is ill: go on without it for a while
+                detour = list(islice(findings.unanswered(0), self._patience))
+                await self._look_up_all(iter(detour))
+                if not detour:
+                    findings.end_listing(self._wall())
+        await self._look_up_all(findings.unanswered(0))
+        if self.answered < findings.wanted:  # absent so far
+            if not findings.found:
+                await self._page({"per_page": "1"})  # is there such a workflow at all?
+            await self._channel.sleep(CONFIRM_AFTER_S)
+            await self._look_up_all(findings.unanswered(1))
         self._complete = True
 
     def verified(self) -> Verified:
@@ -153,10 +168,13 @@ class Verification:
         wanted = self.findings.wanted
         return wanted > LIST_FROM and wanted * PER_PAGE > self._scope.total
 
+    @property
+    def _patience(self) -> int:
+        return min(max(self.findings.wanted // 10, LEAST_PATIENCE), MOST_PATIENCE)
+
     async def _read_list(self) -> None:
         """Read the list, again from its start if it breaks off, while that finds more than look-ups would."""
         findings, query = self.findings, self._window()
-        patience = min(max(findings.wanted // 10, LEAST_PATIENCE), MOST_PATIENCE)
         per_page = {"per_page": str(PER_PAGE)}
         in_vain = 0
         while findings.listing:
@@ -164,10 +182,12 @@ class Verification:
             page = await self._page(query | per_page | ({} if cursor is None else {"cursor": cursor}))
             listed = [] if page is None else [(one.id, one.status or UNTOLD) for one in page.listed]
             following = None if page is None else page.cursor
+            if self._list_is_ill:
+                return
             fresh, _ = findings.listed(listed, following, self._wall())
             in_vain = 0 if fresh else in_vain + 1
             unanswered = findings.wanted - self.answered
-            if not unanswered or in_vain > patience or findings.pages > findings.found_by_list + patience:
+            if not unanswered or in_vain > self._patience or findings.pages > findings.found_by_list + self._patience:
                 findings.end_listing(self._wall())
             elif page is None and cursor is None and per_page:
                 per_page = {}  # perhaps it is the size of the page that is refused
@@ -178,11 +198,12 @@ class Verification:
                     findings.end_listing(self._wall())
 
     async def _page(self, query: dict[str, str]) -> Page | None:
-        """One page of the list; None if the service refuses to give it."""
+        """One page of the list; None if the service refuses to give it, or if the list alone may be ill."""
         found: Page | None = None
+        failures = 0
 
         async def attempt() -> Outcome:
-            nonlocal found
+            nonlocal found, failures
             async with self._channel.limiter.slot(0) as slot:
                 self._note_request()
                 reply = await self._channel.transport.list(query, slot.written)
@@ -190,6 +211,10 @@ class Verification:
                 if outcome.verdict is Verdict.NOT_SENT:
                     slot.unsent()
             await self._learn(outcome, reply)
+            failures += outcome.verdict in _ILL
+            self._list_is_ill = failures >= LIST_TRIES
+            if self._list_is_ill or outcome.verdict is Verdict.FATAL:
+                return replace(outcome, verdict=Verdict.REFUSED)
             return outcome
 
         await self._channel.persist(attempt)
@@ -296,27 +321,7 @@ async def open_verification(
     """
     require_asyncio()
     scope = Scope(checkpoint, read_status(checkpoint), sample)
-    header = scope.status.header
-    if header.base_url == REHEARSAL:
-        raise ServiceRefused(
-            f"{checkpoint}: this is the checkpoint of a rehearsal (--emulate). Its service, an emulator, has ended "
-            "with the run: there is nothing left to ask."
-        )
-    account_id = os.environ.get("CLOUDFLARE_ACCOUNT_ID", "").strip() or None if account_id is None else account_id
-    target = Target(
-        base_url=options.base_url,
-        account_id=header.account_id if account_id is None else account_id,
-        workflow=header.workflow,
-    )
-    for what, known, asked, flag in (
-        ("endpoint", header.base_url, target.base_url, "--base-url"),
-        ("account", header.account_id, target.account_id, "-a"),
-    ):
-        if known != asked:
-            raise ServiceRefused(
-                f"{checkpoint}: the checkpoint's {what} is {known!r}, and the one to be asked is {asked!r}. If the "
-                f"token is for {known!r}, say so with {flag}. Nothing was sent."
-            )
+    target = _target(scope, account_id, options)
     clock = system_clock()
     async with AsyncExitStack() as parts:
         transport = open_transport(parts, target, token, options, clock)
@@ -324,9 +329,10 @@ async def open_verification(
         parts.callback(findings.close)
         limiter = open_limiter(target, options, clock)
         wall = clock.wall()
-        sent = [*read_recent_attempts(checkpoint, wall - REQUEST_PERIOD_S), *findings.attempts(wall - REQUEST_PERIOD_S)]
-        paused_until = max(findings.paused_until, scope.status.pause_until or wall)
-        restore(limiter, sorted(sent), paused_until, options, wall)
+        since = wall - REQUEST_PERIOD_S
+        asked, silent_until = read_past(checkpoint, since)
+        attempts = sorted([*read_recent_attempts(checkpoint, since), *asked])
+        restore(limiter, attempts, max(scope.status.pause_until or wall, silent_until), options, wall)
 
         async def paused(seconds: float) -> None:
             findings.pause(clock.wall() + seconds, clock.wall())
@@ -342,3 +348,28 @@ async def open_verification(
             draw=clock.draw,
         )
         yield Verification(scope, findings, channel, concurrency=options.rate.concurrency, wall=clock.wall)
+
+
+def _target(scope: Scope, account_id: str | None, options: Options) -> Target:
+    """Where the checkpoint's instances are, if that is where the caller means to ask."""
+    header = scope.status.header
+    if header.base_url == REHEARSAL:
+        raise ServiceRefused(
+            f"{scope.path}: this is the checkpoint of a rehearsal (--emulate). Its service, an emulator, has ended "
+            "with the run: there is nothing left to ask."
+        )
+    target = Target(
+        base_url=options.base_url,
+        account_id=header.account_id if account_id is None else account_id,
+        workflow=header.workflow,
+    )
+    for what, known, asked, flag in (
+        ("endpoint", header.base_url, target.base_url, "--base-url"),
+        ("account", header.account_id, target.account_id, "-a"),
+    ):
+        if known != asked:
+            raise ServiceRefused(
+                f"{scope.path}: the checkpoint's {what} is {known!r}, and the one to be asked is {asked!r}. If the "
+                f"token is for {known!r}, say so with {flag}. Nothing was sent."
+            )
+    return target

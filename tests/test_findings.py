@@ -14,7 +14,7 @@ import pytest
 from command import UNPRIVILEGED, bulkwf
 from fakes import EPOCH, HEADER, lines, run_virtual, write_run
 
-from bulkwf.checkpoint import Findings, Scope, findings, read_status
+from bulkwf.checkpoint import Findings, Scope, findings, read_past, read_status
 from bulkwf.checkpoint.findings import _draw
 from bulkwf.errors import CheckpointError
 from bulkwf.model import Finding
@@ -64,9 +64,10 @@ def file_of(path):
     return path.with_name(path.name + ".verify")
 
 
-def rows_of(path):
+def rows_of(path, sample=None):
     """The rows whose instances are looked for."""
-    with contextlib.closing(sqlite3.connect(file_of(path))) as db:
+    file = file_of(path) if sample is None else path.with_name(path.name + ".verify-sample")
+    with contextlib.closing(sqlite3.connect(file)) as db:
         return [row for (row,) in db.execute("SELECT row FROM instance ORDER BY row")]
 
 
@@ -120,14 +121,14 @@ def test_a_sample_draws_exactly_so_many_different_rows(path, sample):
     a_run(path, 110, others=dict.fromkeys(range(0, 110, 11), "rejected") | {1: "existed"})
     with opened(path, sample) as found:
         assert found.wanted == len(unanswered(found)) == sample
-    assert set(rows_of(path)) <= set(range(110)) - set(range(0, 110, 11))
+    assert set(rows_of(path, 1)) <= set(range(110)) - set(range(0, 110, 11))
 
 
 def test_a_sample_larger_than_the_run_is_the_whole_run(path):
     a_run(path, 8, others={3: "existed", 5: "rejected"})
     with opened(path, 1_000_000) as found:
         assert found.wanted == 7
-    assert rows_of(path) == [0, 1, 2, 3, 4, 6, 7]
+    assert rows_of(path, 1) == [0, 1, 2, 3, 4, 6, 7]
 
 
 def test_a_sample_holds_the_very_instances_at_the_drawn_positions(path):
@@ -138,7 +139,7 @@ def test_a_sample_holds_the_very_instances_at_the_drawn_positions(path):
         with opened(path, 3, draw=random.Random(seed).random) as found:
             found.spent = True
             drawn = sorted(_draw(3, 10, random.Random(seed).random))
-            assert sorted(rows_of(path)) == sorted(in_order[position] for position in drawn)
+            assert sorted(rows_of(path, 1)) == sorted(in_order[position] for position in drawn)
 
 
 def test_every_set_of_rows_is_as_likely_as_any_other():
@@ -277,7 +278,7 @@ def test_every_request_is_remembered_and_never_as_older_than_it_was(path):
         for at in sent:
             found.sent(at)
     with opened(path, now=EPOCH + 60) as found:
-        told = found.attempts(EPOCH - 1)
+        told = read_past(path, EPOCH - 1)[0]
         assert [instances for _, instances in told] == [0] * 6
         assert [at for at, _ in told] == sorted(at for at, _ in told)
         assert all(remembered >= at for (remembered, _), at in zip(told, sent, strict=True))
@@ -289,8 +290,8 @@ def test_requests_of_before_the_last_five_minutes_are_left_out_and_no_later_ones
     with opened(path) as found:
         for at in (0.9, 100.2, 100.9, 300.0):
             found.sent(EPOCH + at)
-        assert len(found.attempts(EPOCH + 100.5)) >= 2  # both that were sent after
-        assert len(found.attempts(EPOCH + 102.0)) == 1
+        assert len(read_past(path, EPOCH + 100.5)[0]) >= 2  # both that were sent after
+        assert len(read_past(path, EPOCH + 102.0)[0]) == 1
 
 
 def test_another_sample_does_not_forget_the_requests_and_the_silence_that_still_bind(path):
@@ -302,18 +303,36 @@ def test_another_sample_does_not_forget_the_requests_and_the_silence_that_still_
         found.pause(EPOCH + 600, EPOCH)
     with opened(path, 5, EPOCH + 1) as found:
         assert (found.wanted, found.resumed) == (5, False)
-        assert len(found.attempts(EPOCH - 1)) == 40
-        assert found.paused_until == EPOCH + 600
+        assert len(read_past(path, EPOCH - 1)[0]) == 40
+        assert read_past(path, 0)[1] == EPOCH + 600
+
+
+def test_a_later_shorter_order_does_not_shorten_a_silence(path):
+    a_run(path)
+    with opened(path) as found:
+        found.pause(EPOCH + 600, EPOCH)
+        found.pause(EPOCH + 5, EPOCH)
+    assert read_past(path, 0)[1] == EPOCH + 600
+
+
+def test_a_file_of_another_format_is_begun_anew(path):
+    a_run(path, 20)
+    with opened(path) as found:
+        found.present("id-0", "queued", EPOCH)
+    with contextlib.closing(sqlite3.connect(file_of(path))) as db:
+        db.execute("PRAGMA user_version = 99")
+    with opened(path) as found:
+        assert (found.resumed, found.found, found.wanted) == (False, 0, 20)
 
 
 def test_an_ordered_silence_is_remembered(path):
     a_run(path)
     with opened(path) as found:
-        assert found.paused_until == 0
+        assert read_past(path, 0)[1] == 0
         found.pause(EPOCH + 60, EPOCH)
         found.pause(EPOCH + 90.5, EPOCH)
     with opened(path) as found:
-        assert found.paused_until == EPOCH + 90.5
+        assert read_past(path, 0)[1] == EPOCH + 90.5
 
 
 # --- cut off and continued ----------------------------------------------------------------------------------------
@@ -366,19 +385,30 @@ def test_half_a_page_is_never_kept(path):
 def test_the_same_sample_goes_on_with_the_rows_that_were_drawn(path):
     a_run(path, 200)
     with opened(path, 10):
-        drawn = rows_of(path)
+        drawn = rows_of(path, 1)
     with opened(path, 10, draw=random.Random(99).random) as found:
         assert found.resumed
-        assert rows_of(path) == drawn
+        assert rows_of(path, 1) == drawn
 
 
-@pytest.mark.parametrize(("before", "after"), [(None, 5), (5, None), (5, 6)])
-def test_another_sample_is_another_verification(path, before, after):
+def test_another_sample_is_another_verification(path):
     a_run(path, 20)
-    with opened(path, before) as found:
-        found.present(f"id-{rows_of(path)[0]}", "queued", EPOCH)
-    with opened(path, after) as found:
-        assert (found.resumed, found.found, found.wanted) == (False, 0, after or 20)
+    with opened(path, 5) as found:
+        found.present(f"id-{rows_of(path, 5)[0]}", "queued", EPOCH)
+    with opened(path, 6) as found:
+        assert (found.resumed, found.found, found.wanted) == (False, 0, 6)
+
+
+def test_a_sample_does_not_put_an_end_to_a_whole_verification_that_was_cut_off(path):
+    """Hours of asking are in its file."""
+    a_run(path, 20)
+    with opened(path) as found:
+        found.present("id-3", "queued", EPOCH)
+    with opened(path, 5) as found:
+        assert (found.resumed, found.found) == (False, 0)
+        found.spent = True
+    with opened(path) as found:
+        assert (found.resumed, found.found, found.wanted) == (True, 1, 20)
 
 
 def test_another_run_under_the_same_name_is_another_verification(path):
@@ -419,11 +449,11 @@ def test_rows_that_the_run_has_added_meanwhile_are_looked_for_too(path):
 def test_a_sample_stays_as_it_was_drawn_when_the_run_has_gone_on(path):
     a_run(path, 100, finished=False)
     with opened(path, 10):
-        drawn = rows_of(path)
+        drawn = rows_of(path, 1)
     a_run(path, 50)
     with opened(path, 10) as found:
         assert found.wanted == 10
-        assert rows_of(path) == drawn
+        assert rows_of(path, 1) == drawn
 
 
 def test_for_rows_that_were_added_the_list_is_worth_reading_again(path):
@@ -468,7 +498,12 @@ def test_the_file_goes_when_it_is_spent_and_stays_otherwise(path):
         found.sent(EPOCH)
     assert beside(path) == ["run.bulkwf", "run.bulkwf.verify"]  # one portable file: no log, no lock
     with opened(path) as found:
-        found.sent(EPOCH)
+        found.spent = True
+    assert beside(path) == ["run.bulkwf", "run.bulkwf.verify"]
+    assert len(read_past(path, 0)[0]) == 1  # what was sent in the last five minutes still counts
+    with opened(path, now=EPOCH + 400) as found:
+        assert not found.resumed
+        found.present("id-0", "queued", EPOCH + 400)
         found.spent = True
     assert beside(path) == ["run.bulkwf"]
 

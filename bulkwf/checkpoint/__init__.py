@@ -12,7 +12,7 @@ All writing goes through one connection in one thread. What queues up during one
 of a commit is shared by as many batches as happen to wait for it.
 """
 
-from bulkwf.checkpoint.findings import Findings, Scope
+from bulkwf.checkpoint.findings import Findings, Scope, read_past
 from bulkwf.checkpoint.reading import Status, read_recent_attempts, read_results, read_status
 from bulkwf.checkpoint.schema import ANOTHER, Attempt, Begun, RunHeader
 from bulkwf.checkpoint.writer import Checkpoint, Executor, inline
@@ -28,6 +28,7 @@ __all__ = [
     "Scope",
     "Status",
     "inline",
+    "read_past",
     "read_recent_attempts",
     "read_results",
     "read_status",

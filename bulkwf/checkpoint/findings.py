@@ -1,7 +1,8 @@
 """What a verification has found so far: a SQLite file beside the checkpoint, `<checkpoint>.verify`.
 
-It holds an id a line, because ten million of them do not fit into memory. Nothing in it is dear: it is written without
-waiting for the disk, and deleted when the verification has come to its end.
+It holds an id a line, because ten million of them do not fit into memory. It is written without waiting for the disk:
+what a power cut takes is asked for again. At the end only the requests of the last five minutes stay in it, because
+they count against the token's limit whoever sends the next one. A sample has a file of its own, `….verify-sample`.
 """
 
 import contextlib
@@ -16,20 +17,24 @@ from typing import Any, Self
 
 import filelock
 
-from bulkwf.checkpoint.file import acquire, connect, connect_reader, explained, make_private, release
+from bulkwf.checkpoint.file import acquire, connect, connect_reader, make_private, release
 from bulkwf.checkpoint.reading import Status, read_results
 from bulkwf.errors import CheckpointError
 from bulkwf.model import Finding, Result
 
-__all__ = ["Findings", "Scope"]
+__all__ = ["Findings", "Scope", "read_past"]
 
 STALE_AFTER_S = 86_400.0
-"""What was found longer ago than this says too little about today."""
+"""A verification that was cut off longer ago than this begins anew: what it found says too little about today."""
+FORMAT = 1
 CONFIRMED = 2
 """So often must an instance be asked for and be absent to be called missing."""
 PAGE_IDS = 1_000
 APPLICATION_ID = 0x62776B76
 """`bwkv`, in the file's header."""
+SUFFIXES = (".verify", ".verify-sample")
+KEPT_S = 300.0
+"""Requests count for so long."""
 CACHE_KIB = 16_384
 
 SCHEMA = """
@@ -126,16 +131,16 @@ class Findings:
         Raises:
             CheckpointError: Another verification holds it, or the folder can't be written.
         """
-        checkpoint = Path(os.path.realpath(scope.path))
-        path = checkpoint.with_name(checkpoint.name + ".verify")
+        path = _beside(scope.path, SUFFIXES[scope.sample is not None])
         lock = acquire(path, held="it is being verified already", advice="Verify a copy of the checkpoint elsewhere.")
         try:
-            with explained(path):
+            with _explained(path):
                 _refuse_foreign(path)
                 make_private(path)
                 db = connect(str(path))
                 try:
                     db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+                    db.execute(f"PRAGMA user_version = {FORMAT}")
                     db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
                     db.execute("PRAGMA journal_mode = WAL")
                     db.execute("PRAGMA synchronous = NORMAL")
@@ -150,12 +155,25 @@ class Findings:
             raise
 
     def close(self) -> None:
-        """Close the file; delete it once it is of no more use."""
+        """Close the file; once it is of no more use, only what was sent lately stays in it."""
         with contextlib.suppress(sqlite3.Error):
+            if self.spent:
+                self._forget_all()
             self._db.close()
-        if self.spent:
-            _remove(self.path)
         release(self._lock)
+
+    def _forget_all(self) -> None:
+        db = self._db
+        now, pause_until = db.execute("SELECT used_at, pause_until FROM verification").fetchone()
+        db.execute("DELETE FROM sent WHERE second <= ?", (now - KEPT_S,))
+        if pause_until <= now and not db.execute("SELECT count(*) FROM sent").fetchone()[0]:
+            db.close()
+            _remove(self.path)
+            return
+        db.execute("DROP TABLE instance")
+        db.execute("UPDATE verification SET run = ''")  # nothing goes on from here
+        db.execute("VACUUM")
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def _prepare(self, scope: Scope, now: float, draw: Callable[[], float]) -> None:
         db = self._db
@@ -192,7 +210,9 @@ class Findings:
             return
         rows = ((result.id, result.row, result.outcome) for result in _wanted(scope, draw))
         self._db.executemany("INSERT OR IGNORE INTO instance (id, row, outcome) VALUES (?, ?, ?)", rows)
-        self._db.execute("UPDATE verification SET listing = TRUE, cursor = NULL, pass = pass + 1")
+        self._db.execute(
+            "UPDATE verification SET listing = TRUE, cursor = NULL, pass = pass + 1, pass_pages = 0, pass_found = 0"
+        )
 
     # --- what the service says ------------------------------------------------------------------------------------
 
@@ -250,7 +270,7 @@ class Findings:
     def pause(self, until: float, now: float) -> None:
         """Remember that the service has ordered silence until *until* (Unix time)."""
         with self._writing(now):
-            self._db.execute("UPDATE verification SET pause_until = ?", (until,))
+            self._db.execute("UPDATE verification SET pause_until = max(pause_until, ?)", (until,))
 
     def _find(self, instance_id: str, status: str) -> int:
         query = "UPDATE instance SET status = ? WHERE id = ? AND status IS NULL"
@@ -267,7 +287,7 @@ class Findings:
     @contextlib.contextmanager
     def _writing(self, now: float) -> Iterator[None]:
         """One transaction; half of it is never kept."""
-        with explained(self.path):
+        with _explained(self.path):
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -279,16 +299,6 @@ class Findings:
                 raise
 
     # --- questions ------------------------------------------------------------------------------------------------
-
-    @property
-    def paused_until(self) -> float:
-        """Until when the service has ordered silence (Unix time); 0 if it has not."""
-        return float(self._all("SELECT pause_until FROM verification")[0][0])
-
-    def attempts(self, since: float) -> list[tuple[float, int]]:
-        """(Unix time, 0 instances) of each request sent since then, the oldest first."""
-        seconds = self._all("SELECT second, requests FROM sent WHERE second >= ? ORDER BY second", since)
-        return [(at, 0) for at, requests in seconds for _ in range(requests)]
 
     def unanswered(self, absences: int) -> Iterator[str]:
         """The ids of which nothing is known yet, and that were absent so often."""
@@ -309,7 +319,7 @@ class Findings:
             "SELECT row, id, outcome, status FROM instance "
             "WHERE status = 'errored' OR (status IS NULL AND absences >= ?) ORDER BY row"
         )
-        with explained(self.path), contextlib.closing(connect_reader(self._checkpoint)) as checkpoint:
+        with _explained(self.path), contextlib.closing(connect_reader(self._checkpoint)) as checkpoint:
             for row, instance_id, outcome, status in self._db.execute(query, (CONFIRMED,)):
                 if status is not None:
                     message = "the instance ended with an error"
@@ -322,21 +332,63 @@ class Findings:
                 yield Finding(row=row, id=instance_id, outcome="missing", message=message)
 
     def _all(self, query: str, *values: Any) -> list[Any]:
-        with explained(self.path):
+        with _explained(self.path):
             return self._db.execute(query, values).fetchall()
 
 
+def read_past(checkpoint: Path, since: float) -> tuple[list[tuple[float, int]], float]:
+    """What verifications of *checkpoint* have sent, and the silence that they were ordered.
+
+    Returns:
+        (Unix time, 0 instances) of each request since then; until when nothing may be sent (0 if it may).
+    """
+    sent: list[tuple[float, int]] = []
+    silent_until = 0.0
+    for suffix in SUFFIXES:
+        path = _beside(checkpoint, suffix)
+        if not path.is_file():
+            continue
+        with contextlib.suppress(sqlite3.Error), contextlib.closing(connect(str(path))) as db:
+            seconds = db.execute("SELECT second, requests FROM sent WHERE second >= ?", (since,)).fetchall()
+            sent += [(at, 0) for at, requests in seconds for _ in range(requests)]
+            pause_until = db.execute("SELECT max(pause_until) FROM verification").fetchone()[0]
+            silent_until = max(silent_until, pause_until or 0.0)
+    return sent, silent_until
+
+
+def _beside(checkpoint: Path, suffix: str) -> Path:
+    real = Path(os.path.realpath(checkpoint))
+    return real.with_name(real.name + suffix)
+
+
 def _refuse_foreign(path: Path) -> None:
-    """Refuse to write over a file of that name that is no verification's."""
+    """Refuse to write over a file of that name that is no verification's; clear one of another format away."""
     if not path.exists() or not path.stat().st_size:
         return
     try:
         with contextlib.closing(connect(str(path))) as db:
-            if db.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID:
-                return
+            application, version = (
+                db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")
+            )
     except sqlite3.DatabaseError:
-        pass
-    raise CheckpointError(f"{path}: what is found would be kept there, but another file has that name. Move it.")
+        application = version = 0
+    if application != APPLICATION_ID:
+        raise CheckpointError(f"{path}: what is found would be kept there, but another file has that name. Move it.")
+    if version != FORMAT:
+        _remove(path)
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn what SQLite and the system say into a `CheckpointError`."""
+    try:
+        yield
+    except (sqlite3.Error, OSError) as error:
+        if "full" in str(error):
+            advice = "Make room on the disk and run the same command again: it goes on where it was."
+        else:
+            advice = "Its folder must be writable. If the file is damaged, delete it: only what was found is lost."
+        raise CheckpointError(f"{path}: what is found can't be kept: {error}. {advice}") from None
 
 
 def _remove(path: Path) -> None:

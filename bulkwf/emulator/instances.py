@@ -149,7 +149,9 @@ class Instances:
         """Delete an instance; False if there is none. Measured: its id is free again."""
         if not self.taken(id_, now):
             return False
-        self.held[id_] = Record(now, -math.inf)  # its place in the list stays, or cursors would skip others
+        self.held[id_] = self.held[id_]._replace(
+            expires_at=-math.inf
+        )  # its place in the list stays, or cursors would skip others
         return True
 
     def status(self, record: Record, now: float) -> str:
