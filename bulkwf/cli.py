@@ -193,6 +193,7 @@ def verify(
 
     if sample is not None and sample < 1:
         raise ConfigError(f"--sample must be a whole number over 0, not {sample}.")
+    sample = None if sample is None else min(sample, sys.maxsize)
     options = service_flags.options(request_rate)
     make_descriptors_last(options.rate.concurrency, ends=1)
 

@@ -122,7 +122,8 @@ class VerifySession:
             )
             findings = verification.findings
             if findings.resumed and not quiet:
-                say(f"bulkwf: goes on where it was cut off; to start over, delete {findings.path}")
+                begun = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(findings.begun_at))
+                say(f"bulkwf: goes on with what was found since {begun}; to start over, delete {findings.path}")
             working = anyio.CancelScope()
             signals = stack.enter_context(Signals(working.cancel, working.cancel, "what was found so far is kept"))
             try:

@@ -158,6 +158,10 @@ def test_as_json_one_object_holds_the_counts_and_what_is_amiss(mixed, quick):
     assert ended.summary.items() >= (told | state).items()
 
 
+def test_a_sample_larger_than_any_run_is_the_whole_run(mixed, quick):
+    assert quick(*mixed, "--sample", "9" * 30, "--json").summary["instances"] == 303
+
+
 def test_an_instance_that_ended_with_an_error_is_there(folder, service, quick):
     write_rows("rows.jsonl", 3, "bad")
     ended = quick(*submitted(service, quick, folder.name))
@@ -361,7 +365,7 @@ def test_a_signal_ends_it_and_the_printed_command_goes_on_where_it_was(folder, q
         assert "not asked for yet" in ended.err
         again = shell(ended.resume_command)
         assert (again.code, again.summary["found"]) == (0, 240)
-        assert "goes on where it was cut off; to start over, delete" in again.err
+        assert "goes on with what was found since 20" in again.err
         # Nothing was asked for twice but what was on the wire.
         assert ended.summary["found"] + again.summary["requests"] == 240
         assert requests_seen(service) <= 3 + 2 + 240 + 4

@@ -246,7 +246,9 @@ def test_what_is_amiss_is_told_in_the_order_of_the_rows(path):
             Finding(row=2, id="id-2", outcome="missing", message=missing("created")),
             Finding(row=9, id="id-9", outcome="errored", status="errored", message="the instance ended with an error"),
             Finding(row=10, id="id-10", outcome="missing", message=missing("created")),
-            Finding(row=11, id="id-11", outcome="missing", message=missing("existed")),
+            Finding(
+                row=11, id="id-11", outcome="missing", message=missing("existed") + "; it may have passed its retention"
+            ),
         ]
 
 
@@ -313,6 +315,20 @@ def test_a_later_shorter_order_does_not_shorten_a_silence(path):
         found.pause(EPOCH + 600, EPOCH)
         found.pause(EPOCH + 5, EPOCH)
     assert read_past(path, 0)[1] == EPOCH + 600
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_damaged_file_is_refused_with_what_to_do(path, seed):
+    a_run(path, 300)
+    with opened(path) as found:
+        for number in range(0, 300, 3):
+            found.present(f"id-{number}", "queued", EPOCH)
+    chance, data = random.Random(seed), bytearray(file_of(path).read_bytes())
+    for _ in range(300):
+        data[chance.randrange(100, len(data))] ^= 0xFF
+    file_of(path).write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"[Dd]elete it"), opened(path):
+        pass
 
 
 def test_a_file_of_another_format_is_begun_anew(path):

@@ -103,6 +103,7 @@ class Findings:
         pass_pages: The same of this reading of the list.
         pass_found: The same of this reading of the list.
         resumed: An earlier session was cut off, and is continued.
+        begun_at: When the first session began, in Unix time.
         spent: The verification has come to its end, and what it found has been told.
     """
 
@@ -116,6 +117,7 @@ class Findings:
         self.listing = True
         self.cursor: str | None = None
         self.resumed = False
+        self.begun_at = 0.0
         self.spent = False
         self._pass = 1
 
@@ -197,8 +199,8 @@ class Findings:
         counts = "SELECT count(*), count(status), total(absences >= ? AND status IS NULL) FROM instance"
         self.wanted, self.found, missing = db.execute(counts, (CONFIRMED,)).fetchone()
         self.missing = int(missing)
-        listing, self._pass, self.cursor, *counters = db.execute(
-            "SELECT listing, pass, cursor, pages, found_by_list, pass_pages, pass_found FROM verification"
+        self.begun_at, listing, self._pass, self.cursor, *counters = db.execute(
+            "SELECT begun_at, listing, pass, cursor, pages, found_by_list, pass_pages, pass_found FROM verification"
         ).fetchone()
         self.listing = bool(listing)
         self.pages, self.found_by_list, self.pass_pages, self.pass_found = counters
@@ -327,7 +329,9 @@ class Findings:
                     continue
                 retained_until = checkpoint.execute(RETAINED_UNTIL, (row,)).fetchone()[0]
                 message = f"the checkpoint calls it {outcome}, and the service has no such instance"
-                if now > retained_until:
+                if (
+                    now > retained_until or outcome == "existed"
+                ):  # that one is older than the run, by who knows how much
                     message += "; it may have passed its retention"
                 yield Finding(row=row, id=instance_id, outcome="missing", message=message)
 
@@ -383,7 +387,7 @@ def _explained(path: Path) -> Iterator[None]:
     """Turn what SQLite and the system say into a `CheckpointError`."""
     try:
         yield
-    except (sqlite3.Error, OSError) as error:
+    except (sqlite3.Error, OSError, TypeError, ValueError) as error:  # the latter for what no column of ours can hold
         if "full" in str(error):
             advice = "Make room on the disk and run the same command again: it goes on where it was."
         else:
