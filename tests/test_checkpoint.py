@@ -17,27 +17,17 @@ from pathlib import Path
 
 import orjson
 import pytest
-from fakes import lines, make_batch
+from fakes import HEADER, lines, make_batch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bulkwf
-from bulkwf.checkpoint import Attempt, Checkpoint, RunHeader, file, inline, read_results, read_status
+from bulkwf.checkpoint import Attempt, Checkpoint, file, inline, read_results, read_status
 from bulkwf.checkpoint.schema import FORMAT, IDENTITY
 from bulkwf.errors import CheckpointError
 from bulkwf.ledger import Ledger
 from bulkwf.model import Answer, Outcome, Result, Verdict
 
-HEADER = RunHeader(
-    base_url="https://api.example/client/v4",
-    account_id="acct",
-    workflow="resize",
-    run_key="key",
-    id_scheme="generated",
-    row_shape="instance",
-    input="rows.jsonl",
-    limits="{}",
-)
 NOW = 1_760_000_000.0
 ANSWER = Answer("queued", "v1", "w1")
 

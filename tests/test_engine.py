@@ -8,13 +8,13 @@ from collections import Counter
 
 import orjson
 import pytest
-from fakes import TARGET, ServiceTransport, clock, fault, lines, now, run_virtual, service, wall
+from fakes import HEADER, TARGET, ServiceTransport, clock, fault, lines, now, run_virtual, service, wall
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bulkwf.api import _take_over
 from bulkwf.batching import IdScheme
-from bulkwf.checkpoint import Checkpoint, RunHeader, read_results, read_status
+from bulkwf.checkpoint import Checkpoint, read_results, read_status
 from bulkwf.checkpoint.file import release
 from bulkwf.emulator import Limits
 from bulkwf.engine import AHEAD, Engine
@@ -25,16 +25,6 @@ from bulkwf.options import BatchLimits, Options, RateLimits, RetryPolicy
 from bulkwf.progress import Progress
 from bulkwf.sources import open_source
 
-HEADER = RunHeader(
-    base_url="https://api.example/client/v4",
-    account_id="acct",
-    workflow="resize",
-    run_key="key",
-    id_scheme="generated",
-    row_shape="instance",
-    input="rows.jsonl",
-    limits="{}",
-)
 FAST = RateLimits(instances_per_s=None, requests_per_5m=None)
 TROUBLE = [
     {"method": "POST", "chance": 0.06, "status": 500, "when": "before"},

@@ -13,11 +13,11 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from fakes import EPOCH, TARGET, VirtualLoop
+from fakes import EPOCH, HEADER, TARGET, VirtualLoop
 
 from bulkwf.api import _take_over
 from bulkwf.batching import IdScheme
-from bulkwf.checkpoint import Checkpoint, RunHeader
+from bulkwf.checkpoint import Checkpoint
 from bulkwf.checkpoint.file import release
 from bulkwf.emulator import Caller, Limits, Service, parse_script
 from bulkwf.emulator.answers import Answer, refusal
@@ -31,16 +31,6 @@ from bulkwf.progress import Progress
 from bulkwf.sources import open_source
 from simulation.plan import TAKEN, Plan
 
-HEADER = RunHeader(
-    base_url="https://api.example/client/v4",
-    account_id="acct",
-    workflow="resize",
-    run_key="key",
-    id_scheme="generated",
-    row_shape="instance",
-    input="rows.jsonl",
-    limits="{}",
-)
 TIMEOUT_S = 60.0
 MOST_SESSIONS = 400
 
