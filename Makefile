@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test torture lint clean
+.PHONY: demo test torture mutants lint clean
 
 # The stamps make each set-up step run once, and again when pyproject.toml changes.
 $(VENV)/pyvenv.cfg:
@@ -27,6 +27,9 @@ test: $(VENV)/.installed-dev
 # Hours, on two cores.
 torture: $(VENV)/.installed-dev
 	cd tests && ../$(BIN)/python -m simulation 0 100000
+
+mutants: $(VENV)/.installed-dev
+	cd tests && ../$(BIN)/python -m mutants
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -173,7 +173,8 @@ def _excused(world: World) -> set[str]:
     for sent in world.sent:
         if sent.method != "POST":
             continue
-        mixed = bool(sent.withheld) and len(set(sent.ids)) > len(sent.withheld) + len(sent.created)
+        # An id that stands in another row too may begin with that one, between the answer and the look-up.
+        mixed = len(set(sent.ids)) > len(sent.withheld) + len(sent.created) or world.shared.intersection(sent.ids)
         for id_ in sent.withheld:
             if omitted_before[id_] and mixed:
                 excused.add(id_)

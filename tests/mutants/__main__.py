@@ -1,0 +1,63 @@
+"""`python -m mutants`: plants each bug into a copy of the project, and says which harness has caught it."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from mutants.planted import PLANTED, Mutant
+
+ROOT = Path(__file__).parents[2]
+SEEDS = "200"
+HARNESSES = (
+    ("simulation", ("tests/simulation/test_simulation.py",)),
+    ("every await", ("tests/simulation/test_every_await.py",)),
+    ("engine", ("tests/test_engine.py",)),
+    ("modules", ("tests/test_outcome.py", "tests/test_delivery.py", "tests/test_limiter.py", "tests/test_payload.py")),
+)
+LONGEST_S = 600.0
+
+
+def main() -> int:
+    """Returns the exit code: 1 if a bug was not caught."""
+    missed = 0
+    for mutant in PLANTED:
+        began = time.monotonic()
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder) / "copy"
+            shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "__pycache__"))
+            plant(mutant, copy)
+            catchers = [name for name, tests in HARNESSES if not passes(copy, tests)]
+        missed += not catchers
+        told = ", ".join(catchers) if catchers else "NOT CAUGHT"
+        sys.stdout.write(f"{mutant.name:<32} {told} ({time.monotonic() - began:.0f} s)\n")
+        sys.stdout.flush()
+    sys.stdout.write(f"{len(PLANTED) - missed} of {len(PLANTED)} caught\n")
+    return 1 if missed else 0
+
+
+def plant(mutant: Mutant, copy: Path) -> None:
+    """Put the bug in its place."""
+    file = copy / "bulkwf" / mutant.file
+    text = file.read_text("utf-8")
+    assert text.count(mutant.was) == 1, f"{mutant.name}: {mutant.file} is no longer what it was written for"
+    file.write_text(text.replace(mutant.was, mutant.becomes), "utf-8")
+
+
+def passes(copy: Path, tests: tuple[str, ...]) -> bool:
+    """Whether these tests find nothing."""
+    words = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
+    environment = {**os.environ, "PYTHONPATH": str(copy), "BULKWF_SEEDS": SEEDS}
+    try:
+        done = subprocess.run(words, cwd=copy, env=environment, capture_output=True, timeout=LONGEST_S, check=False)
+    except subprocess.TimeoutExpired:
+        return False
+    assert done.returncode in (0, 1, 2), done.stdout.decode()
+    return done.returncode == 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""The bugs: the classical ways in which a bulk submitter breaks its promise."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One bug: in `file`, `was` stands in place of `becomes` once, and exactly once."""
+
+    name: str
+    file: str
+    was: str
+    becomes: str
+
+
+PLANTED = (
+    Mutant(
+        "count before commit",
+        "engine.py",
+        "        await self._checkpoint.settle(ledger, self._clock.wall())\n",
+        "        self.progress.settled(outcome, 0, self._clock.now())\n"
+        "        self.progress.totals.pending += len(outcome.created) + len(outcome.others)\n"
+        "        await self._checkpoint.settle(ledger, self._clock.wall())\n",
+    ),
+    Mutant(
+        "send before begin",
+        "engine.py",
+        "            if begun is not None:\n                await self._count(ledger.batch, begun)\n"
+        "            if ledger.pending:\n                await self._courier.deliver(ledger, begun_at)\n",
+        "            if ledger.pending:\n                await self._courier.deliver(ledger, begun_at)\n"
+        "            if begun is not None:\n                await self._count(ledger.batch, begun)\n",
+    ),
+    Mutant(
+        "trust a 200 with foreign ids",
+        "outcome.py",
+        "        position = position_of.pop(one.id, None)\n        if position is None:\n",
+        "        position = position_of.pop(one.id, None)\n        if position is None:\n            continue\n"
+        "        if position is None:\n",
+    ),
+    Mutant("reject on 403", "outcome.py", "    403: Verdict.UNAUTHORIZED,\n", "    403: Verdict.REFUSED,\n"),
+    Mutant(
+        "ignore Retry-After",
+        "windows.py",
+        "        return max(ordered_s, doubled)  #",
+        "        return doubled  #",
+    ),
+    Mutant(
+        "hold the slot in backoff",
+        "delivery.py",
+        "            if outcome.verdict is Verdict.NOT_SENT:\n                slot.unsent()\n"
+        "        if outcome.verdict is Verdict.TOO_LARGE:\n",
+        "            if outcome.verdict is Verdict.NOT_SENT:\n                slot.unsent()\n"
+        "            if outcome.unsettled:\n                await self._back_off(3)\n"
+        "        if outcome.verdict is Verdict.TOO_LARGE:\n",
+    ),
+    Mutant(
+        "match by position",
+        "outcome.py",
+        "    if not envelope.refused and [one.id for one in answered] == sent and _alike(answered):\n",
+        "    if not envelope.refused and answered and len(answered) <= len(sent) and _alike(answered):\n"
+        "        part = part[: len(answered)]\n",
+    ),
+    Mutant(
+        "re-serialise params",
+        "payload.py",
+        '        return b"[" + batch.region[:-1].replace(b"\\n", b",") + b"]"\n',
+        '        whole = b"[" + batch.region[:-1].replace(b"\\n", b",") + b"]"\n'
+        "        return msgspec.json.encode(msgspec.json.decode(whole))\n",
+    ),
+    Mutant(
+        "drop the omitted id",
+        "outcome.py",
+        "    unsettled = tuple(sorted(position_of.values()))\n",
+        "    unsettled = ()\n",
+    ),
+    Mutant(
+        "count a place twice",
+        "limiter.py",
+        "            window.written(now, amount)\n        self._wake()\n",
+        "            window.written(now, amount)\n            window.used(now, amount)\n        self._wake()\n",
+    ),
+    Mutant(
+        "forget what was written",
+        "limiter.py",
+        "            window.lead_s = min(self._leads, default=0.0)\n            window.written(now, amount)\n",
+        "            window.lead_s = min(self._leads, default=0.0)\n            window.give_back(amount)\n",
+    ),
+    Mutant(
+        "swallow cancellation",
+        "engine.py",
+        "        except Draining:\n            pass\n        except Exception as error:",
+        "        except (Draining, asyncio.CancelledError):\n            pass\n        except Exception as error:",
+    ),
+    Mutant(
+        "skip the digest",
+        "engine.py",
+        "                if fingerprint(data) != (begun.size, begun.digest):\n",
+        "                if len(data) != begun.size:\n",
+    ),
+    Mutant(
+        "call an aborted run finished",
+        "engine.py",
+        "        complete = ended and not cut and self.error",
+        "        complete = ended and self.error",
+    ),
+    Mutant(
+        "reject after one refusal",
+        "delivery.py",
+        "        if position in self.refused:\n",
+        "        if position not in self.refused:\n",
+    ),
+)
