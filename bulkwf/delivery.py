@@ -247,9 +247,12 @@ class _Delivery:
         """Reject a row that is refused alone, and alone once more over a new connection.
 
         A refusal names no id: the late copy of another row's, handed over by a connection that was idle, looks alike.
+        One that an earlier attempt may have created is asked for first: what runs is not rejected.
         """
         if position in self.refused:
-            await self._reject(position, outcome)
+            in_doubt = position in self.ledger.in_doubt
+            if not in_doubt or (await self._look_up(position)).verdict is Verdict.ABSENT:
+                await self._reject(position, outcome)
             return
         self.refused.add(position)
         self.courier.channel.transport.distrust()

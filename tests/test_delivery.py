@@ -388,6 +388,14 @@ def test_a_late_copy_of_another_rows_refusal_rejects_nobody():
     assert ("settled", 0, 1) not in desk.events
 
 
+@pytest.mark.parametrize(("answer", "outcome"), [(found(), "existed"), (absent(), "rejected")])
+def test_a_row_that_may_have_begun_is_asked_for_before_it_is_rejected(answer, outcome):
+    _, transport, ledger = deliver(fault(), error(400, 10002, "no"), error(400, 10002, "no"), answer, rows=1)
+
+    assert outcomes(ledger) == {"id-0": outcome}
+    assert (len(transport.posts), transport.gets) == (3, ["id-0"])
+
+
 def test_a_row_that_the_service_says_exists_is_existed_not_rejected():
     answer = lambda ids: error(409, 10405, "already exists")  # noqa: E731
     _, _, ledger = deliver(answer, created, answer, rows=3)

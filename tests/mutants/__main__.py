@@ -18,7 +18,8 @@ HARNESSES = (
     ("engine", ("tests/test_engine.py",)),
     ("modules", ("tests/test_outcome.py", "tests/test_delivery.py", "tests/test_limiter.py", "tests/test_payload.py")),
 )
-LONGEST_S = 600.0
+LONGEST_S = 300.0
+"""What comes to no end has been caught."""
 
 
 def main() -> int:
@@ -30,10 +31,9 @@ def main() -> int:
             copy = Path(folder) / "copy"
             shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "__pycache__"))
             plant(mutant, copy)
-            catchers = [name for name, tests in HARNESSES if not passes(copy, tests)]
-        missed += not catchers
-        told = ", ".join(catchers) if catchers else "NOT CAUGHT"
-        sys.stdout.write(f"{mutant.name:<32} {told} ({time.monotonic() - began:.0f} s)\n")
+            catcher = next((name for name, tests in HARNESSES if not passes(copy, tests)), None)
+        missed += catcher is None
+        sys.stdout.write(f"{mutant.name:<32} {catcher or 'NOT CAUGHT'} ({time.monotonic() - began:.0f} s)\n")
         sys.stdout.flush()
     sys.stdout.write(f"{len(PLANTED) - missed} of {len(PLANTED)} caught\n")
     return 1 if missed else 0
