@@ -87,9 +87,12 @@ PLANTED = (
     ),
     Mutant(
         "swallow cancellation",
-        "engine.py",
-        "        except Draining:\n            pass\n        except Exception as error:",
-        "        except (Draining, asyncio.CancelledError):\n            pass\n        except Exception as error:",
+        "channel.py",
+        "        found: Outcome = await retrying(attempts.next)\n",
+        "        try:\n            found: Outcome = await retrying(attempts.next)\n"
+        "        except BaseException as error:\n"
+        "            if type(error).__name__ != 'CancelledError':\n                raise\n"
+        "            found = await retrying(attempts.next)\n",
     ),
     Mutant(
         "skip the digest",
