@@ -106,6 +106,22 @@ class Channel:
         found: Outcome = await retrying(attempts.next)
         return found
 
+    async def ask(
+        self, send: Callable[[Callable[[], None]], Awaitable[Reply | Fault]], judge: Callable[[Reply | Fault], Outcome]
+    ) -> tuple[Outcome, Reply | Fault]:
+        """Send one request that creates nothing, when the limits give leave; what it came to, and its answer.
+
+        Args:
+            send: Sends it; given what to call once it is written.
+            judge: What its answer means.
+        """
+        async with self.limiter.slot(0) as slot:
+            reply = await send(slot.written)
+            outcome = judge(reply)
+            if outcome.verdict is Verdict.NOT_SENT:
+                slot.unsent()
+        return outcome, reply
+
     async def learn(self, outcome: Outcome, reply: Reply | Fault, keep: Callable[[Outcome], Awaitable[None]]) -> None:
         """Do what an attempt's answer asks for.
 

@@ -180,11 +180,10 @@ class _Delivery:
 
     async def _ask(self, position: int) -> Outcome:
         ledger, channel = self.ledger, self.courier.channel
-        async with channel.limiter.slot(0) as slot:
-            reply = await channel.transport.get(ledger.batch.ids[position], slot.written)
-            outcome = judge_lookup(ledger.batch, position, reply)
-            if outcome.verdict is Verdict.NOT_SENT:
-                slot.unsent()
+        outcome, reply = await channel.ask(
+            lambda written: channel.transport.get(ledger.batch.ids[position], written),
+            lambda reply: judge_lookup(ledger.batch, position, reply),
+        )
         self.courier.hooks.attempted(ledger, 0, reply, outcome)
         await channel.learn(outcome, reply, self._keep)
         return outcome

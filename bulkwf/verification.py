@@ -13,7 +13,7 @@ Rules:
 3. What was found is kept in a file (`Findings`): a verification that is cut off goes on where it was.
 """
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -202,15 +202,14 @@ class Verification:
         found: Page | None = None
         failures = 0
 
+        def judge(reply: Reply | Fault) -> Outcome:
+            nonlocal found
+            outcome, found = judge_page(reply)
+            return outcome
+
         async def attempt() -> Outcome:
-            nonlocal found, failures
-            async with self._channel.limiter.slot(0) as slot:
-                self._note_request()
-                reply = await self._channel.transport.list(query, slot.written)
-                outcome, found = judge_page(reply)
-                if outcome.verdict is Verdict.NOT_SENT:
-                    slot.unsent()
-            await self._learn(outcome, reply)
+            nonlocal failures
+            outcome = await self._ask(lambda written: self._channel.transport.list(query, written), judge)
             failures += outcome.verdict in _ILL
             self._list_is_ill = failures >= LIST_TRIES
             if self._list_is_ill or outcome.verdict is Verdict.FATAL:
@@ -255,14 +254,10 @@ class Verification:
         asked = _alone(instance_id)
 
         async def attempt() -> Outcome:
-            async with self._channel.limiter.slot(0) as slot:
-                self._note_request()
-                reply = await self._channel.transport.get(instance_id, slot.written)
-                outcome = judge_lookup(asked, 0, reply)
-                if outcome.verdict is Verdict.NOT_SENT:
-                    slot.unsent()
-            await self._learn(outcome, reply)
-            return outcome
+            return await self._ask(
+                lambda written: self._channel.transport.get(instance_id, written),
+                lambda reply: judge_lookup(asked, 0, reply),
+            )
 
         outcome = await self._channel.persist(attempt)
         if outcome.verdict is Verdict.ABSENT:
@@ -271,18 +266,24 @@ class Verification:
             (_, result), *_ = outcome.others
             self.findings.present(instance_id, result.status or UNTOLD, self._wall())
 
-    def _note_request(self) -> None:
-        """Before it leaves: one that is on the wire when all is cut off has been sent, too."""
-        self.requests += 1
-        self.findings.sent(self._wall())
+    async def _ask(
+        self, send: Callable[[Callable[[], None]], Awaitable[Reply | Fault]], judge: Callable[[Reply | Fault], Outcome]
+    ) -> Outcome:
+        """One request, counted before it leaves: one that is on the wire when all is cut off has been sent, too."""
 
-    async def _learn(self, outcome: Outcome, reply: Reply | Fault) -> None:
+        async def count_and_send(written: Callable[[], None]) -> Reply | Fault:
+            self.requests += 1
+            self.findings.sent(self._wall())
+            return await send(written)
+
+        outcome, reply = await self._channel.ask(count_and_send, judge)
         if outcome.verdict in (Verdict.DONE, Verdict.ABSENT):
             self._channel.health.well()
             self.trouble = ""
         else:
             self.trouble = outcome.message
         await self._channel.learn(outcome, reply, _keep)
+        return outcome
 
 
 async def _keep(_: Outcome) -> None:
