@@ -30,6 +30,7 @@ __all__ = [
     "status_lines",
     "summary_lines",
     "verified_lines",
+    "when",
 ]
 
 LINE_EVERY_S = 30.0
@@ -268,17 +269,18 @@ def check_lines(report: CheckReport, options: Options) -> Iterator[str]:
 def status_lines(status: Status) -> Iterator[str]:
     """What a checkpoint says of its run."""
     header, totals = status.header, status.totals
-    state = "not finished" if status.finished_at is None else f"finished {_when(status.finished_at)}"
+    state = "not finished" if status.finished_at is None else f"finished {when(status.finished_at)}"
     yield f"run of {header.input} to workflow {header.workflow}, account {header.account_id}, {header.base_url}"
-    yield f"begun {_when(status.created_at)}, {state}"
+    yield f"begun {when(status.created_at)}, {state}"
     for name in ("created", "existed", "rejected", "invalid", "pending"):
         yield f"{name:>9}  {getattr(totals, name):>12,}"
     yield f"{status.rows:,} lines of the list begun in {status.batches:,} batches, {status.attempts:,} requests"
     if status.batches_in_doubt:
         yield f"{status.batches_in_doubt:,} batches in doubt: the same `bulkwf run` as before settles them"
     if status.pause_until is not None and status.pause_until > time.time():
-        yield f"the service has ordered silence until {_when(status.pause_until)}"
+        yield f"the service has ordered silence until {when(status.pause_until)}"
 
 
-def _when(unix_s: float) -> str:
+def when(unix_s: float) -> str:
+    """A time of day for people, in the local zone."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(unix_s))

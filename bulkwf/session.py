@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import anyio
 
 from bulkwf.api import open_run
-from bulkwf.console import ShownRun, ShownVerification, say, show_progress, summary_lines, verified_lines
-from bulkwf.credentials import environment_credential, file_credential
+from bulkwf.console import ShownRun, ShownVerification, say, show_progress, summary_lines, verified_lines, when
+from bulkwf.credentials import TokenSource, environment_credential, file_credential
 from bulkwf.errors import BulkwfError, CheckpointError, ConfigError, InputError
 from bulkwf.model import Finding, Summary
 from bulkwf.options import REHEARSAL, Options
@@ -80,7 +80,7 @@ class Session:
             yield {
                 "workflow": self.workflow,
                 "account_id": self.account,
-                "token": environment_credential if self.token_file is None else file_credential(self.token_file),
+                "token": _token(self.token_file),
                 "options": self.options,
             }
             return
@@ -113,7 +113,7 @@ class VerifySession:
         error: BulkwfError | None = None
         if not quiet and self.checkpoint.is_file() and self.checkpoint.stat().st_size > LARGE_BYTES:
             say("bulkwf: reading the checkpoint …")
-        token = environment_credential if self.token_file is None else file_credential(self.token_file)
+        token = _token(self.token_file)
         async with AsyncExitStack() as stack:
             verification = await stack.enter_async_context(
                 open_verification(
@@ -122,8 +122,8 @@ class VerifySession:
             )
             findings = verification.findings
             if findings.resumed and not quiet:
-                begun = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(findings.begun_at))
-                say(f"bulkwf: goes on with what was found since {begun}; to start over, delete {findings.path}")
+                since = when(findings.begun_at)
+                say(f"bulkwf: goes on with what was found since {since}; to start over, delete {findings.path}")
             working = anyio.CancelScope()
             signals = stack.enter_context(Signals(working.cancel, working.cancel, "what was found so far is kept"))
             try:
@@ -175,6 +175,10 @@ class Signals:
             self._drain()
         else:
             self._abort()
+
+
+def _token(file: Path | None) -> TokenSource:
+    return environment_credential if file is None else file_credential(file)
 
 
 def _exit_code(summary: Summary, error: BulkwfError | None, received: signal.Signals | None) -> int:
