@@ -26,6 +26,7 @@ test: $(VENV)/.installed-dev
 
 # Hours, on two cores.
 torture: $(VENV)/.installed-dev
+	BULKWF_TORTURE=1 $(BIN)/python -m pytest -q tests/crash tests/test_network.py tests/test_fuzz.py
 	cd tests && ../$(BIN)/python -m simulation 0 100000
 
 mutants: $(VENV)/.installed-dev

@@ -1,7 +1,7 @@
 """The real command and the real emulator as processes: what the black-box tests run on.
 
-Whatever a test starts ends with it, and every command that ends is held to two rules: no traceback on stderr, and the
-token on neither output.
+Whatever a test starts ends with it, and every command that ends is held to two rules: no traceback on stderr, and
+neither the token nor a row's params on an output or in a checkpoint.
 """
 
 import contextlib
@@ -26,11 +26,12 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Self
 
+from canary import PARAMS, TOKEN, assert_silent, assert_silent_files
+
 from bulkwf import read_results
 from bulkwf.emulator import read_log
 
 COMMAND = [sys.executable, "-m", "bulkwf"]
-TOKEN = "t0psecret-Zm9vYmFy"
 ACCOUNT = "acct"
 UNLIMITED = ("--rate", "unlimited", "--request-rate", "unlimited")
 HERE = ("-w", "resize", "--emulate", *UNLIMITED)
@@ -86,7 +87,7 @@ _counter = count(1)
 
 def row(number: int, prefix: str = "row") -> str:
     """One row, with an id of its own."""
-    return json.dumps({"instance_id": f"{prefix}-{number}", "params": {"n": number}}) + "\n"
+    return json.dumps({"instance_id": f"{prefix}-{number}", "params": {"n": number, "secret": PARAMS}}) + "\n"
 
 
 def write_rows(path: str | Path, rows: int, prefix: str = "row", start: int = 0) -> str:
@@ -219,7 +220,9 @@ def _launched(limits: Mapping[int, int] | None = None, ignored: Sequence[int] = 
 def _checked(ended: Ended) -> Ended:
     assert "Traceback" not in ended.err, ended.err
     assert "never retrieved" not in ended.err, ended.err
-    assert TOKEN not in ended.err + ended.out
+    assert_silent(ended.out, "stdout")
+    assert_silent(ended.err, "stderr")
+    assert_silent_files(Path())
     return ended
 
 

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import settings
 from node import NOT_TESTED
 from real_engine.engine import running
+from torture import figures
 
 settings.register_profile("bulkwf", deadline=None, print_blob=True)
 settings.load_profile("bulkwf")
@@ -25,6 +26,14 @@ def pytest_runtest_makereport():
     if REQUIRED and report.skipped and not hasattr(report, "wasxfail"):
         report.outcome, report.longrepr = "failed", f"skipped, and BULKWF_REQUIRE_ALL is set: {report.longrepr}"
     return report
+
+
+def pytest_terminal_summary(terminalreporter):
+    """What the harnesses have counted."""
+    if figures:
+        terminalreporter.section("figures")
+        for line in figures:
+            terminalreporter.line(line)
 
 
 @pytest.fixture(autouse=True)

@@ -5,6 +5,7 @@ import sqlite3
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
+from canary import assert_silent, assert_silent_files, report
 from fakes import EPOCH
 
 from bulkwf.checkpoint import read_results, read_status
@@ -36,6 +37,9 @@ class Oracle:
 
     def look(self, world: World) -> None:
         """Between two sessions."""
+        assert_silent_files(world.folder)
+        if (error := world.sessions[-1].error) is not None:
+            assert_silent(report(error), "an error with its locals")
         if not world.file.exists() or not _has_tables(world):
             return
         status = read_status(world.file)

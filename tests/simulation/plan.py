@@ -5,6 +5,8 @@ import random
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import canary
+
 from bulkwf.emulator import Limits
 from bulkwf.options import BatchLimits, Options, RateLimits, RetryPolicy
 
@@ -98,7 +100,7 @@ def _row(chance: random.Random, kind: RowKind, number: int, before: list[Row]) -
         return Row(kind, b"")
     if kind == "bad":
         return Row(kind, chance.choice((b"nonsense", b"[1]", b'{"instance_id":"a b"}', b'{"other":1}', b'{"params":}')))
-    params = json.dumps({"row": number, "big": 10**30 + number}).encode()
+    params = json.dumps({"row": number, "big": 10**30 + number, "secret": canary.PARAMS}).encode()
     if kind == "plain":
         return Row(kind, b'{"params":%b}' % params, params=params)
     twin_of, id_ = None, f"{kind if kind in (POISON, TAKEN) else 'id'}-{number}"
