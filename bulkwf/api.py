@@ -71,7 +71,7 @@ async def submit_all(
 
     Cancelled at any time, it leaves a checkpoint that resumes.
     """
-    async with open_run(
+    opening = open_run(
         rows,
         workflow=workflow,
         account_id=account_id,
@@ -80,7 +80,9 @@ async def submit_all(
         options=options or Options(),
         on_progress=on_progress,
         transport=transport,
-    ) as run:
+    )
+    del rows, api_token  # error trackers keep the locals of every frame
+    async with opening as run:
         return await run.finish()
 
 
@@ -112,20 +114,18 @@ async def submit_stream(
         with suppress(anyio.BrokenResourceError):  # nobody listens any more; the results are durable all the same
             await sender.send(settled)
 
-    async with (
-        sender,
-        receiver,
-        open_run(
-            rows,
-            workflow=workflow,
-            account_id=account_id,
-            token=token_credential(api_token),
-            checkpoint=checkpoint,
-            options=options or Options(),
-            emit=emit,
-            transport=transport,
-        ) as run,
-    ):
+    opening = open_run(
+        rows,
+        workflow=workflow,
+        account_id=account_id,
+        token=token_credential(api_token),
+        checkpoint=checkpoint,
+        options=options or Options(),
+        emit=emit,
+        transport=transport,
+    )
+    del rows, api_token  # error trackers keep the locals of every frame
+    async with sender, receiver, opening as run:
         results = Results(receiver)
         working = asyncio.ensure_future(results.watch(run, sender))
         try:
@@ -271,11 +271,13 @@ async def open_run(
     scheme = IdScheme(options.run_key or secrets.token_hex(4), options.id_template)
     clock = system_clock()
     async with AsyncExitStack() as parts:
+        list_name = name_source(rows)
         source = open_source(rows, first=options.first, rate=options.rate.instances_per_s)
+        del rows  # error trackers keep the locals of every frame
         parts.push_async_callback(uncancelled, source.aclose)
         if transport is None:
             transport = open_transport(parts, target, token, options, clock)
-        file = _open_checkpoint(parts, target, scheme, rows, checkpoint, options, known_as or target.base_url)
+        file = _open_checkpoint(parts, target, scheme, list_name, checkpoint, options, known_as or target.base_url)
         limiter = open_limiter(target, options, clock)
         _take_over(limiter, file, options, clock.wall())
         totals = file.totals()
@@ -299,7 +301,7 @@ def _open_checkpoint(
     parts: AsyncExitStack,
     target: Target,
     scheme: IdScheme,
-    rows: Rows | Paths,
+    list_name: str,
     checkpoint: str | os.PathLike[str] | None,
     options: Options,
     known_as: str,
@@ -312,7 +314,7 @@ def _open_checkpoint(
         run_key=scheme.run_key,
         id_scheme="generated" if scheme.template is None else f"template {scheme.template}",
         row_shape=options.row_shape,
-        input=name_source(rows),
+        input=list_name,
         limits=json.dumps({"instances_per_s": rate.instances_per_s, "requests_per_5m": rate.requests_per_5m}),
     )
     executor = inline if checkpoint is None else _writer_thread(parts)

@@ -44,8 +44,8 @@ class Credentials:
 
     def __init__(self, source: TokenSource) -> None:
         self._source = source
-        self.headers = dict(source())
         self.number = 0
+        self.headers = dict(source())
 
     def renew(self, refused: int) -> bool:
         """Whether there is another credential than the one numbered *refused*."""
@@ -74,32 +74,31 @@ class Credentials:
         return f"Credentials(number={self.number})"
 
 
-def check_secret(name: str, value: str) -> str:
+def check_secret(name: str, value: object) -> str:
     """*value* without white space around it, fit for a header; the error never quotes it.
 
     Raises:
-        ConfigError: It is empty, or holds spaces, control characters or non-ASCII.
+        ConfigError: It is no text, empty, or holds spaces, control characters or non-ASCII.
     """
-    value = value.strip()
-    if not value:
-        raise ConfigError(f"{name} is empty. Put the API token there.")
-    if not (value.isascii() and value.isprintable() and " " not in value):
-        raise ConfigError(f"{name} holds a space, a control character or a non-ASCII one; it is not quoted here.")
-    return value
+    if isinstance(value, str) and (secret := value.strip()):
+        if secret.isascii() and secret.isprintable() and " " not in secret:
+            return secret
+        flaw = "holds a space, a control character or a non-ASCII one; it is not quoted here."
+        del secret
+    elif isinstance(value, str):
+        flaw = "is empty. Put the API token there."
+    else:
+        flaw = f"must be text, or a function that returns it, not {type(value).__name__}."
+    del value  # error trackers keep the locals of every frame
+    raise ConfigError(f"{name} {flaw}")
 
 
 def token_credential(token: Token | None) -> TokenSource:
     """The source of a token given by a program; None is the environment."""
     if token is None:
         return environment_credential
-
-    def ask() -> Mapping[str, str]:
-        given = token() if callable(token) else token
-        if not isinstance(given, str):
-            raise ConfigError(f"the API token must be text, or a function that returns it, not {type(given).__name__}.")
-        return _bearer(check_secret("the API token", given))
-
-    return ask
+    give = token if callable(token) else lambda: token
+    return lambda: _bearer(check_secret("the API token", give()))
 
 
 def _bearer(token: str) -> Mapping[str, str]:
@@ -131,11 +130,10 @@ def file_credential(path: Path) -> TokenSource:
 
     def read() -> Mapping[str, str]:
         try:
-            text = path.read_text("ascii")
+            return _bearer(check_secret(f"--api-token-file {path}", path.read_text("ascii")))
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it holds a non-ASCII character"
             raise ConfigError(f"--api-token-file {path}: the token can't be read: {reason}.") from None
-        return _bearer(check_secret(f"--api-token-file {path}", text))
 
     return read
 

@@ -326,16 +326,6 @@ async def test_each_error_carries_what_is_durable_and_its_exit_code(folder):
         assert summary.created == len(list(read_results(place.file)))
 
 
-async def test_no_error_shows_the_token(folder):
-    async with emulated(folder, {"status": 401}) as place:
-        with pytest.raises(ServiceRefused) as raised:
-            await submit_all(mappings(3), **place.known())
-    shown = pytest.ExceptionInfo.from_exception(raised.value).getrepr(showlocals=False, style="native")
-
-    assert TOKEN not in str(shown)
-    assert TOKEN.encode() not in place.file.read_bytes()
-
-
 @pytest.mark.parametrize(
     "wrong",
     [

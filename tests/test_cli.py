@@ -166,13 +166,6 @@ def test_a_run_with_email_and_key_or_with_a_token_file_needs_no_token_in_the_env
     assert outcomes("a") == outcomes("b") == {"created": 250}
 
 
-def test_no_file_that_a_run_leaves_holds_the_token(rows):
-    with emulator() as service:
-        assert bulkwf("run", rows, *service.flags()).code == 0
-    for file in Path().iterdir():
-        assert TOKEN.encode() not in file.read_bytes(), file
-
-
 # --- stdout carries data, stderr the rest -------------------------------------------------------------------------
 
 

@@ -71,7 +71,7 @@ def _refuse_keys(value: Any) -> None:
     if isinstance(value, Mapping):
         for key, member in value.items():
             if not isinstance(key, str):
-                raise TypeError(f"the key {key!r} is not text")
+                raise TypeError(f"a key is not text but {type(key).__name__}")
             _refuse_keys(member)
     elif isinstance(value, list | tuple):
         for member in value:
@@ -143,6 +143,7 @@ class RowFeed:
         try:
             for row in self._rows:
                 page.add(row)
+                del row  # error trackers keep the locals of every frame
                 if page.full or clock() > until:
                     break
         except Exception as error:  # noqa: BLE001 - the caller's own code; what it raises is the reason
@@ -193,6 +194,7 @@ class AsyncRowFeed:
         try:
             async for row in self._rows:
                 self._page.add(row)
+                del row  # error trackers keep the locals of every frame
                 self._read += 1
                 self._some.set()
                 if self._page.full:
