@@ -175,11 +175,12 @@ def _excused(world: World) -> set[str]:
     excused: set[str] = set()
     omitted_before: dict[str, bool] = defaultdict(bool)
     for sent in world.sent:
-        if sent.method != "POST":
+        if sent.method != "POST" or not isinstance(sent.told, Reply) or sent.told.status != 200:
             continue
+        lost = set(sent.withheld)
         # An id that stands in another row too may begin with that one, between the answer and the look-up.
-        mixed = len(set(sent.ids)) > len(sent.withheld) + len(sent.created) or world.shared.intersection(sent.ids)
-        for id_ in sent.withheld:
+        mixed = set(sent.ids) - lost - _named(sent) or world.shared.intersection(sent.ids)
+        for id_ in lost:
             if omitted_before[id_] and mixed:
                 excused.add(id_)
             omitted_before[id_] = True
