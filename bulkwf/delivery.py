@@ -158,15 +158,16 @@ class _Delivery:
     async def _attempt(self, part: Sequence[int]) -> Outcome:
         """One request, and all that it settles made durable."""
         courier, ledger, channel = self.courier, self.ledger, self.courier.channel
-        body = compose(ledger.batch, part)  # before the slot: time between the two is rate lost
         async with channel.limiter.slot(len(part)) as slot:
             self._refuse_forgotten(part)  # not before: a pause may outlast the service's memory
-            reply = await channel.transport.post(body, slot.written)
+            # The body stands in no variable: error trackers keep the locals of every frame.
+            reply = await channel.transport.post(compose(ledger.batch, part), slot.written)
             outcome = judge(ledger.batch, part, reply)
             if outcome.verdict is Verdict.NOT_SENT:
                 slot.unsent()
         if outcome.verdict is Verdict.TOO_LARGE:
-            courier.tally.max_bytes = min(courier.tally.max_bytes or len(body), len(body) // 2)
+            size = len(compose(ledger.batch, part))
+            courier.tally.max_bytes = min(courier.tally.max_bytes or size, size // 2)
         ledger.attempts += 1
         if outcome.verdict in _DOUBTFUL:
             ledger.in_doubt.update(outcome.unsettled)

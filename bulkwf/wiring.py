@@ -57,6 +57,7 @@ def restore(
     limiter: WindowLimiter, attempts: Sequence[tuple[float, int]], pause_until: float, options: Options, wall: float
 ) -> None:
     """Take over what earlier sessions have sent, as (Unix time, instances), and the pause they were ordered."""
+    wall = max([wall, *(at for at, _ in attempts)])  # where the clock has gone back: nothing was sent later than now
     paused_s = pause_until - wall
     if paused_s > LONGEST_STORED_PAUSE_S:
         log.warning("the checkpoint asks for a pause of %.0f h, which is not believed", paused_s / 3_600)

@@ -756,6 +756,16 @@ async def test_each_batch_in_doubt_counts_as_an_attempt_of_now(path):
         assert query(path, "SELECT DISTINCT verdict FROM attempt") == [("interrupted",)]
 
 
+async def test_a_batch_in_doubt_counts_after_all_attempts_even_if_the_clock_has_gone_back(path):
+    async with opened(path) as checkpoint:
+        await checkpoint.begin(Ledger(make_batch(10)), NOW)
+        checkpoint.note(attempt(at=NOW + 100, elapsed_s=0.5, instances=10))
+        await checkpoint.flush()
+    async with opened(path) as checkpoint:
+        checkpoint.interrupted(NOW - 1_000)
+        assert checkpoint.recent_attempts(NOW) == [(NOW + 100.5, 10), (NOW + 100.5, 10)]
+
+
 async def test_the_pause_that_the_service_ordered_is_remembered(path):
     async with opened(path) as checkpoint:
         assert checkpoint.pause_until is None

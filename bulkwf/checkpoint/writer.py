@@ -307,8 +307,9 @@ class Checkpoint:
 
         Counted from *now*, so that a process that dies again and again can't overrun the service's windows.
         """
+        later = [at for at, _ in self.recent_attempts(now)]  # by another machine's clock, or before this one went back
         with explained(self.path):
-            self._commit([(INTERRUPTED, {"now": now})])
+            self._commit([(INTERRUPTED, {"now": max([now, *later])})])
 
     def recent_attempts(self, since: float) -> list[tuple[float, int]]:
         """See `reading.recent_attempts`."""

@@ -27,9 +27,10 @@ from bulkwf.emulator.faults import Fault as Trouble
 from bulkwf.engine import Engine
 from bulkwf.errors import BulkwfError, ServiceRefused, TemporaryStop
 from bulkwf.limiter import WindowLimiter
-from bulkwf.model import Clock, Fault, FaultKind, Reply, Summary
+from bulkwf.model import Clock, Fault, FaultKind, Reply, Summary, Transport
+from bulkwf.options import Options
 from bulkwf.progress import Progress
-from bulkwf.sources import open_source
+from bulkwf.sources import Source, open_source
 from simulation.plan import TAKEN, Plan
 
 TIMEOUT_S = 60.0
@@ -313,20 +314,8 @@ class World:
         checkpoint = Checkpoint.open(self.file, HEADER, now=self.wall(), executor=self._execute)
         source = open_source(str(self.list), first=None, rate=plan.options.rate.instances_per_s)
         try:
-            limiter = WindowLimiter(plan.options.rate, clock=clock.now)
             session.paused_until = (checkpoint.pause_until or EPOCH) - EPOCH
-            _take_over(limiter, checkpoint, plan.options, clock.wall())
-            totals = checkpoint.totals()
-            engine = Engine(
-                source,
-                checkpoint,
-                Network(self, session),
-                limiter,
-                scheme=IdScheme(checkpoint.run_key),
-                options=plan.options,
-                progress=Progress(clock.now(), totals, settled_before=totals.settled),
-                clock=clock,
-            )
+            engine = build_engine(source, checkpoint, Network(self, session), plan.options, clock)
             running = asyncio.ensure_future(engine.run())
             if end:
                 acts = {"cancel": running.cancel, "drain": engine.drain, "abort": engine.abort, "crash": _crash}
@@ -435,6 +424,25 @@ class Network:
 
     async def aclose(self) -> None:
         """See `Transport.aclose`."""
+
+
+def build_engine(
+    source: Source, checkpoint: Checkpoint, transport: Transport, options: Options, clock: Clock
+) -> Engine:
+    """The engine as `open_run` builds it, with a clock of ours."""
+    limiter = WindowLimiter(options.rate, clock=clock.now)
+    _take_over(limiter, checkpoint, options, clock.wall())
+    totals = checkpoint.totals()
+    return Engine(
+        source,
+        checkpoint,
+        transport,
+        limiter,
+        scheme=IdScheme(checkpoint.run_key),
+        options=options,
+        progress=Progress(clock.now(), totals, settled_before=totals.settled),
+        clock=clock,
+    )
 
 
 def params_crc(params: bytes) -> str | None:
