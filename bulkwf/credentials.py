@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
@@ -24,6 +25,9 @@ log = logging.getLogger("bulkwf")
 SHORTEST_SECRET = 16
 """What is shorter can't be told from ordinary text, and is no credential of the service."""
 
+LATEST_SECRETS = 8
+"""Answers to requests that were sent with an earlier credential may still come."""
+
 Token = str | Callable[[], str]
 
 
@@ -45,7 +49,9 @@ class Credentials:
     def __init__(self, source: TokenSource) -> None:
         self._source = source
         self.number = 0
-        self.headers = dict(source())
+        self.headers: dict[str, str] = {}
+        self._secrets: deque[bytes] = deque(maxlen=LATEST_SECRETS)
+        self._use(dict(source()))
 
     def renew(self, refused: int) -> bool:
         """Whether there is another credential than the one numbered *refused*."""
@@ -58,16 +64,19 @@ class Credentials:
             return False
         if headers == self.headers:
             return False
-        self.headers = headers
+        self._use(headers)
         self.number += 1
         return True
 
+    def _use(self, headers: dict[str, str]) -> None:
+        self.headers = headers
+        secrets = (value.removeprefix("Bearer ").encode() for value in headers.values())
+        self._secrets.extend(secret for secret in secrets if len(secret) >= SHORTEST_SECRET)
+
     def hide(self, text: bytes) -> bytes:
-        """*text* without the credential, in case the other end repeats what it was sent."""
-        for value in self.headers.values():
-            secret = value.removeprefix("Bearer ").encode()
-            if len(secret) >= SHORTEST_SECRET:
-                text = text.replace(secret, b"***")
+        """*text* without the credential, or one before it, in case the other end repeats what it was sent."""
+        for secret in self._secrets:
+            text = text.replace(secret, b"***")
         return text
 
     def __repr__(self) -> str:

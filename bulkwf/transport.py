@@ -7,6 +7,9 @@ Rules:
 2. No redirect is followed, no environment read, no cookie kept, no body unpacked: rows and token go where they were
    told to go, and an answer is never larger than `MAX_BODY_BYTES`.
 3. No exception of aiohttp leaves this file: their `repr` holds the token.
+4. A request goes out once. aiohttp would send a GET again by itself, which no limit would count.
+5. An answer is believed once: a copy, late on an idle connection, looks like the answer to the next request there.
+   The service marks each of its answers (`cf-ray`).
 """
 
 import asyncio
@@ -30,6 +33,8 @@ MAX_BODY_BYTES = 8 * 1_048_576
 CONNECT_TIMEOUT_S = 10.0
 KEEPALIVE_S = 15.0
 USER_AGENT = "bulkwf"
+RAYS = 1_024
+"""So many answers' marks are remembered."""
 
 _NOT_SENT = (
     aiohttp.ClientConnectorError,
@@ -74,6 +79,7 @@ class AiohttpTransport:
         self._pool = self._open_pool()
         self._retired: list[_Pool] = []
         self._renewing = asyncio.Lock()
+        self._rays: dict[str, None] = {}
 
     async def post(self, body: bytes, written: Callable[[], None]) -> Reply | Fault:
         """See `Transport.post`."""
@@ -129,7 +135,11 @@ class AiohttpTransport:
                     if body is None:
                         written()
                     answer = await _read(response)
-                    status, received = response.status, _headers(response.headers)
+                    status, received = response.status, self._headers(response)
+                    if self._is_copy(received):
+                        self.distrust()  # the answer that it came before is still on its way there
+                        text = "a copy of an earlier answer: it has the same cf-ray"
+                        return Fault(kind=FaultKind.IN_DOUBT, message=text, elapsed_s=self._clock() - started)
         except (aiohttp.ClientError, OSError, ValueError) as error:
             return _fault(error, self._clock() - started)
         if answer is None:
@@ -144,6 +154,26 @@ class AiohttpTransport:
             credential=number,
         )
 
+    def _headers(self, response: aiohttp.ClientResponse) -> dict[str, str]:
+        lowered: dict[str, str] = {}
+        for name, value in response.headers.items():
+            key, shown = name.lower(), self._hidden(value)
+            lowered[key] = f"{lowered[key]}, {shown}" if key in lowered else shown
+        return lowered
+
+    def _hidden(self, value: str) -> str:
+        return self._credentials.hide(value.encode(errors="surrogateescape")).decode(errors="surrogateescape")
+
+    def _is_copy(self, headers: Mapping[str, str]) -> bool:
+        ray = headers.get("cf-ray")
+        if ray is None:
+            return False
+        known = ray in self._rays
+        self._rays[ray] = None
+        if len(self._rays) > RAYS:
+            del self._rays[next(iter(self._rays))]
+        return known
+
     def _open_pool(self) -> "_Pool":
         connector = aiohttp.TCPConnector(
             limit=0,  # the limiter's business
@@ -151,16 +181,16 @@ class AiohttpTransport:
             ttl_dns_cache=60,
             keepalive_timeout=KEEPALIVE_S,
         )
-        return _Pool(
-            aiohttp.ClientSession(
-                connector=connector,
-                cookie_jar=aiohttp.DummyCookieJar(),
-                auto_decompress=False,
-                trust_env=False,
-                timeout=self._timeout,
-                headers={"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": USER_AGENT},
-            )
+        session = aiohttp.ClientSession(
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            trust_env=False,
+            timeout=self._timeout,
+            headers={"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": USER_AGENT},
         )
+        session._retry_connection = False  # noqa: SLF001 - rule 4; there is no public way
+        return _Pool(session)
 
 
 class _Pool:
@@ -221,20 +251,14 @@ async def _read(response: aiohttp.ClientResponse) -> bytes | None:
     return None
 
 
-def _headers(headers: Mapping[str, str]) -> dict[str, str]:
-    lowered: dict[str, str] = {}
-    for name, value in headers.items():
-        key = name.lower()
-        lowered[key] = f"{lowered[key]}, {value}" if key in lowered else value
-    return lowered
-
-
 def _fault(error: Exception, elapsed_s: float) -> Fault:
     """What is known of a request that raised. Only an error of connecting proves that nothing was sent."""
     cause = getattr(error, "os_error", error)
     what = type(error).__name__
     number = getattr(cause, "errno", None)
-    if isinstance(number, int) and number in errno.errorcode:
+    if isinstance(cause, ssl.SSLError):  # its errno is OpenSSL's
+        what = cause.reason or what
+    elif isinstance(number, int) and number in errno.errorcode:
         what = f"{what} {errno.errorcode[number]}"
     if isinstance(error, _FATAL):
         certificate = getattr(error, "certificate_error", None)

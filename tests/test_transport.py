@@ -6,15 +6,14 @@ import gzip
 import json
 import os
 import socket
-import ssl
 import struct
-import subprocess
 import time
 import traceback
 import tracemalloc
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from certificates import make_certificate
 
 from bulkwf import transport
 from bulkwf.credentials import Credentials, check_secret
@@ -430,6 +429,44 @@ async def test_a_late_second_answer_is_met_on_its_own_connection_only():
     assert ids == ["a", "b"]
 
 
+async def test_an_answer_with_the_mark_of_another_is_not_believed_and_those_behind_it_are_met_by_nobody():
+    """The copy is taken for the next request's answer; from then on each would be met by the request after its own."""
+    behind = {}  # the answer that a connection owes
+
+    async def say(writer, number):
+        said, behind[writer] = behind.get(writer, 1 if number == 2 else number), number
+        if number != 2 and behind[writer] == said:
+            del behind[writer]
+        writer.write(http(b"%d" % said, CF_Ray=f"ray-{said}"))
+
+    async with raw(say) as server, way_to(server.url) as way:
+        told = [await way.get(f"id-{number}", lambda: None) for number in range(1, 5)]
+
+    assert isinstance(told[0], Reply)
+    assert (told[1].kind, told[1].message) == (
+        FaultKind.IN_DOUBT,
+        "a copy of an earlier answer: it has the same cf-ray",
+    )
+    assert [reply.body for reply in told[2:]] == [b"3", b"4"]
+    assert server.connections == 2
+
+
+async def test_only_the_marks_of_the_last_answers_are_remembered():
+    async with raw(http(CF_Ray="ever the same")) as server, way_to(server.url) as way:
+        way._rays = dict.fromkeys(map(str, range(transport.RAYS)))
+        told = [await way.get("a", lambda: None) for _ in range(3)]
+
+    assert [type(reply) for reply in told] == [Reply, Fault, Fault]
+    assert len(way._rays) == transport.RAYS
+
+
+async def test_a_header_of_any_bytes_is_read():
+    reply = await answered(b"HTTP/1.1 200 OK\r\nX-Odd: caf\xe9\xff\r\nRetry-After: 7\r\nContent-Length: 2\r\n\r\n{}")
+
+    assert (reply.status, reply.headers["retry-after"], reply.body) == (200, "7", b"{}")
+    assert os.fsencode(reply.headers["x-odd"]) == b"caf\xe9\xff"
+
+
 async def test_cancelling_a_request_ends_it():
     async with emulated({"hang": True}) as way:
         sending = asyncio.ensure_future(post(way))
@@ -621,6 +658,15 @@ def test_a_source_of_credentials_that_fails_has_no_other(error):
     assert Credentials(source).renew(0) is False
 
 
+def test_a_credential_that_was_replaced_while_its_answers_were_on_the_way_is_hidden_too():
+    tokens = [f"token-{number:03}-of-our-own" for number in range(3)]
+    given = iter(tokens)
+    credentials = Credentials(lambda: bearer(next(given)))
+    assert [credentials.renew(0), credentials.renew(1)] == [True, True]
+
+    assert credentials.hide(" ".join(tokens).encode()) == b"*** *** ***"
+
+
 @pytest.mark.parametrize("value", ["", "  ", "a b", "a\nb", "tökén", "a\x00"])
 def test_a_malformed_secret_is_refused_and_never_quoted(value):
     with pytest.raises(ConfigError) as raised:
@@ -639,20 +685,7 @@ def test_white_space_around_a_secret_is_dropped():
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory):
     """A self-signed certificate for localhost."""
-    folder = tmp_path_factory.mktemp("tls")
-    command = (
-        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost "
-        "-addext subjectAltName=DNS:localhost,IP:127.0.0.1 -keyout key.pem -out cert.pem"
-    )
-    try:
-        made = subprocess.run(command.split(), cwd=folder, capture_output=True, text=True, check=False)
-    except OSError as error:
-        pytest.skip(f"NOT TESTED: no certificate can be made here: {error}")
-    if made.returncode:
-        pytest.skip(f"NOT TESTED: no certificate can be made here: {made.stderr}")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(folder / "cert.pem", folder / "key.pem")
-    return context, str(folder / "cert.pem")
+    return make_certificate(tmp_path_factory.mktemp("tls"))
 
 
 async def test_a_certificate_that_is_not_trusted_ends_the_run_and_nothing_is_sent(certificate):

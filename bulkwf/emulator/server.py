@@ -14,7 +14,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
-from http import HTTPStatus
 from pathlib import Path
 from typing import Literal
 
@@ -181,18 +180,19 @@ class Emulator:
         raise _GoneError
 
     async def _send(self, request: web.BaseRequest, arrival: _Arrival, answer: Answer) -> web.StreamResponse:
-        own = _response(answer, self.service.rate_headers(arrival.caller))
+        ray = {"CF-Ray": f"{time.time_ns():016x}-EMU"}
+        own = _response(answer, {**ray, **self.service.rate_headers(arrival.caller)})
         ending = arrival.fault.ending
         if ending is None:
             return own
         if ending.reply is not None:
-            return _response(ending.reply, {})
+            return _response(ending.reply, ray)
         if ending.manner == "hang":
             await self._pause(math.inf)
         if ending.manner == "truncate":
             return await _send_cut(request, own, answer.body[: ending.at_byte])
         if ending.manner == "twice":
-            _transport(request).write(_verbatim(answer))
+            _transport(request).write(_verbatim(own, answer.body))
             await self._pause(_SECOND_ANSWER_AFTER_S)
             return own
         _end_connection(request, ending)
@@ -233,12 +233,10 @@ def _response(answer: Answer, headers: Mapping[str, str]) -> web.Response:
     return web.Response(status=answer.status, body=answer.body, headers={**usual, **headers, **answer.headers})
 
 
-def _verbatim(answer: Answer) -> bytes:
-    head = (
-        f"HTTP/1.1 {answer.status} {HTTPStatus(answer.status).phrase}\r\n"
-        f"Content-Type: application/json\r\nContent-Length: {len(answer.body)}\r\n\r\n"
-    )
-    return head.encode() + answer.body
+def _verbatim(response: web.Response, body: bytes) -> bytes:
+    named = {**response.headers, "Content-Length": len(body)}
+    headers = "".join(f"{name}: {value}\r\n" for name, value in named.items())
+    return f"HTTP/1.1 {response.status} {response.reason}\r\n{headers}\r\n".encode() + body
 
 
 async def _send_cut(request: web.BaseRequest, whole: web.Response, part: bytes) -> web.StreamResponse:
