@@ -72,6 +72,8 @@ class FileFeed:
     @staticmethod
     async def _begin(file: "_File") -> bytes:
         """A file's first bytes, less the mark; a pipe may hand that over in pieces, or alone."""
+        if isinstance(file, _Gzip):
+            await file.prove()
         data = await file.read()
         while data and BOM.startswith(data) and (more := await file.read()):
             data += more
@@ -113,8 +115,8 @@ class _RegularFile:
         self.read_bytes = 0
         self._descriptor = descriptor
         self._close = descriptor != 0
-        # Standard input may have been read from before it came here.
-        self._size = os.fstat(descriptor).st_size - (os.lseek(descriptor, 0, os.SEEK_CUR) if not self._close else 0)
+        self._start = os.lseek(descriptor, 0, os.SEEK_CUR)  # standard input may have been read from already
+        self._size = os.fstat(descriptor).st_size - self._start
 
     async def read(self) -> bytes:
         data = await asyncio.to_thread(os.read, self._descriptor, CHUNK_BYTES)
@@ -122,6 +124,10 @@ class _RegularFile:
         if not data and self.read_bytes < self._size:
             raise EOFError(f"the file shrank from {self._size:,} to {self.read_bytes:,} bytes while it was read.")
         return data
+
+    def rewind(self) -> None:
+        os.lseek(self._descriptor, self._start, os.SEEK_SET)
+        self.read_bytes = 0
 
     def close(self) -> None:
         if self._close:
@@ -157,11 +163,25 @@ class _Gzip:
         self.name = file.name
         self._file = file
         self._packed = begun
+        self._proving = False
         self._unpacker = zlib.decompressobj(wbits=31)
 
     @property
     def read_bytes(self) -> int:
-        return self._file.read_bytes
+        return 0 if self._proving else self._file.read_bytes
+
+    async def prove(self) -> None:
+        """Unpack all of it before any of it is believed: the checksum stands at the end, and damage can look like rows.
+
+        What can't be read twice has to be believed.
+        """
+        if isinstance(self._file, _RegularFile):
+            self._proving = True
+            while await self.read():
+                pass
+            self._proving = False
+            self._file.rewind()
+            self._packed, self._unpacker = b"", zlib.decompressobj(wbits=31)
 
     async def read(self) -> bytes:
         while True:
