@@ -270,7 +270,8 @@ def status_lines(status: Status) -> Iterator[str]:
     """What a checkpoint says of its run."""
     header, totals = status.header, status.totals
     state = "not finished" if status.finished_at is None else f"finished {when(status.finished_at)}"
-    yield f"run of {header.input} to workflow {header.workflow}, account {header.account_id}, {header.base_url}"
+    place = f"workflow {header.workflow}, account {header.account_id}, {header.base_url}"
+    yield clean(f"run of {header.input} to {place}", 1_000)
     yield f"begun {when(status.created_at)}, {state}"
     for name in ("created", "existed", "rejected", "invalid", "pending"):
         yield f"{name:>9}  {getattr(totals, name):>12,}"

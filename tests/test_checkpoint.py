@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import os
 import shutil
 import socket
@@ -330,7 +331,7 @@ async def test_a_cancelled_wait_does_not_take_the_others_commit_away(path):
             assert len(list(checkpoint.begun())) == 2
 
 
-async def test_a_checkpoint_in_memory_holds_the_same(folder):
+async def test_a_checkpoint_in_memory_holds_the_same(folder, caplog):
     async with opened(None) as checkpoint:
         ledger = Ledger(make_batch(3))
         await checkpoint.begin(ledger, NOW)
@@ -338,6 +339,7 @@ async def test_a_checkpoint_in_memory_holds_the_same(folder):
         await checkpoint.settle(ledger, NOW)
         assert (checkpoint.totals().created, checkpoint.run_key, checkpoint.path) == (3, "key", None)
     assert list(folder.iterdir()) == []
+    assert not caplog.records
 
 
 # --- the file -----------------------------------------------------------------------------------------------------
@@ -416,6 +418,16 @@ def test_the_file_system_of_a_folder_is_that_of_the_deepest_mount(monkeypatch, t
     assert kinds == ["ext4", "nfs4", "xfs"]
 
 
+def test_where_the_system_does_not_tell_its_mounts_a_checkpoint_is_taken_to_be_local(monkeypatch, path):
+    def unknown(*_):
+        raise OSError(errno.ENOENT, "No such file or directory")
+
+    with monkeypatch.context() as at_that_time:
+        at_that_time.setattr(file.Path, "read_text", unknown)
+        checkpoint = start(path)
+    asyncio.run(checkpoint.aclose())
+
+
 # --- whose it is --------------------------------------------------------------------------------------------------
 
 
@@ -482,6 +494,44 @@ def test_a_damaged_file_is_refused_and_says_so(path, harm):
             use(path)
 
 
+@pytest.mark.parametrize(
+    "harm",
+    [
+        "UPDATE run SET created_at = 'yesterday'",
+        "UPDATE run SET pause_until = 1e17",
+        "UPDATE batch SET begun_at = x'00'",
+        "UPDATE batch SET created = 1e400",
+        "DELETE FROM run",
+    ],
+)
+async def test_a_status_of_values_that_no_run_writes_is_refused_and_says_where(path, harm):
+    await fill(path)
+    query(path, harm)
+
+    with pytest.raises(CheckpointError, match=r"damaged: it holds what no run writes \(\w+ at reading.py:\d+\)"):
+        read_status(path)
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        "UPDATE run SET pause_until = 'later'",
+        "UPDATE batch SET size = 2.5",
+        "UPDATE batch SET begun_at = 'then'",
+        "UPDATE batch SET retention_s = 'long'",
+        "UPDATE batch SET attempts = x'00'",
+    ],
+)
+async def test_values_that_no_run_writes_are_refused_by_the_run_that_resumes(path, harm):
+    async with opened(path) as checkpoint:
+        await checkpoint.begin(Ledger(make_batch(3)), NOW)
+    query(path, harm)
+
+    async with opened(path) as checkpoint:
+        with pytest.raises(CheckpointError, match="damaged: it holds what no run writes"):
+            _ = checkpoint.pause_until, [checkpoint.ledger(one, lines(3), "instance") for one in checkpoint.begun()]
+
+
 async def test_a_gap_between_the_batches_is_damage(path):
     await fill(path)
     query(path, "DELETE FROM batch WHERE first_row = 10")
@@ -517,6 +567,39 @@ def test_a_checkpoint_that_another_process_writes_is_refused_naming_it(path):
         assert read_status(path).rows == 0  # reading is free
         holder.communicate()
     asyncio.run(start(path).aclose())
+
+
+@pytest.mark.parametrize(
+    ("signed", "said"), [("pid 7 on a", " (pid 7 on a)"), ("\x1b[31m", ""), (b"\xff", ""), (None, "")]
+)
+async def test_a_holder_that_has_not_signed_yet_is_waited_for_and_one_that_signs_oddly_or_goes_is_not(
+    path, monkeypatch, signed, said
+):
+    lock = path.with_name(path.name + ".lock")
+
+    def sign(_):
+        assert not lock.read_bytes()
+        if signed is None:
+            lock.unlink()
+        else:
+            lock.write_bytes(signed if isinstance(signed, bytes) else signed.encode())
+
+    monkeypatch.setattr(file.time, "sleep", sign)
+    async with opened(path):
+        lock.write_bytes(b"")
+        with pytest.raises(CheckpointError) as refused:
+            start(path)
+        assert f"another run is writing this checkpoint{said}. Wait for that" in str(refused.value)
+
+
+async def test_a_holder_that_never_signs_is_not_named(path, monkeypatch):
+    naps = []
+    monkeypatch.setattr(file.time, "sleep", naps.append)
+    async with opened(path):
+        path.with_name(path.name + ".lock").write_bytes(b"")
+        with pytest.raises(CheckpointError, match=r"another run is writing this checkpoint\. Wait"):
+            start(path)
+    assert 0 < sum(naps) < 1
 
 
 async def test_one_process_can_not_write_it_twice_by_whatever_name(path):
@@ -570,6 +653,20 @@ async def test_new_refuses_to_forget_rows_that_were_begun_after_the_run_had_fini
 
     with pytest.raises(CheckpointError, match="not finished"):
         start(path, new=True)
+
+
+async def test_new_waits_for_those_who_read_the_old_one(path, monkeypatch):
+    await fill(path)
+    monkeypatch.setattr(file, "BUSY_TIMEOUT_S", 0.01)
+    with contextlib.closing(file.connect_reader(path)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM run").fetchone()
+        async with opened(path) as checkpoint:
+            await checkpoint.finish(NOW + 1)
+        with pytest.raises(CheckpointError, match=r"another program is reading the checkpoint\. Run again"):
+            start(path, new=True)
+    async with opened(path, new=True) as checkpoint:
+        assert checkpoint.totals().rows == 0
 
 
 async def test_new_where_there_is_nothing_yet_just_starts(path):
@@ -681,7 +778,23 @@ def test_a_full_quota_stops_the_writing_and_loses_nothing(path):
     asyncio.run(go_on())
 
 
-def test_a_full_disk_stops_the_writing_and_loses_nothing(folder):
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (errno.ENOSPC, "Make room on the disk and run"),
+        (errno.EDQUOT, "Make room on the disk and run"),
+        (errno.EIO, "mend it where it fails"),
+        (errno.EACCES, "Its folder must exist and be writable"),
+    ],
+)
+def test_an_error_of_the_system_is_told_with_what_to_do_about_it(path, number, advice):
+    with pytest.raises(CheckpointError, match=advice), file.explained(path):
+        raise OSError(number, os.strerror(number))
+
+
+@pytest.fixture
+def disk(folder):
+    """A folder that holds no more than 256 KiB."""
     disk = folder / "disk"
     disk.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=256k", "none", str(disk)]
@@ -691,10 +804,46 @@ def test_a_full_disk_stops_the_writing_and_loses_nothing(folder):
         pytest.skip(f"NOT TESTED: no disk can be mounted here: {error}")
     if mounted.returncode:
         pytest.skip(f"NOT TESTED: no disk can be mounted here: {mounted.stderr.strip()}")
-    try:
-        check_full(child(FILL_UP, disk / "run.bulkwf"), disk / "run.bulkwf")
-    finally:
-        subprocess.run(["umount", "-l", str(disk)], check=True)
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_full_disk_stops_the_writing_and_loses_nothing(disk):
+    path = disk / "run.bulkwf"
+    ended = child(FILL_UP, path)
+
+    assert f" bytes of it are in {path}-wal still, as the disk had no room" in ended.stderr
+    check_full(ended, path)
+
+
+ALMOST_FULL = """
+    import asyncio, os, sys
+    from pathlib import Path
+    from fakes import make_batch
+    from test_checkpoint import Ledger, NOW, start, created
+
+    async def run(path):
+        checkpoint, number = start(path), 0
+        while os.statvfs(path.parent).f_bavail * os.statvfs(path.parent).f_bsize > 24_000:
+            ledger = Ledger(make_batch(100, first_row=100 * number))
+            await checkpoint.begin(ledger, NOW)
+            created(ledger)
+            await checkpoint.settle(ledger, NOW)
+            number += 1
+        print(number, flush=True)
+        await checkpoint.aclose()
+
+    asyncio.run(run(Path(sys.argv[1])))
+"""
+
+
+def test_where_there_is_no_room_for_one_file_a_closed_checkpoint_stays_two_and_says_so(disk):
+    path = disk / "run.bulkwf"
+    ended = child(ALMOST_FULL, path)
+
+    assert ended.returncode == 0
+    assert f" bytes of it are in {path}-wal still, as the disk had no room" in ended.stderr
+    assert [r.row for r in read_results(path)] == list(range(100 * int(ended.stdout)))
 
 
 NOBODY = """
@@ -754,16 +903,6 @@ async def test_each_batch_in_doubt_counts_as_an_attempt_of_now(path):
         checkpoint.interrupted(NOW)
         assert sorted(checkpoint.recent_attempts(NOW - 300)) == [(NOW, 7), (NOW, 10)]
         assert query(path, "SELECT DISTINCT verdict FROM attempt") == [("interrupted",)]
-
-
-async def test_a_batch_in_doubt_counts_after_all_attempts_even_if_the_clock_has_gone_back(path):
-    async with opened(path) as checkpoint:
-        await checkpoint.begin(Ledger(make_batch(10)), NOW)
-        checkpoint.note(attempt(at=NOW + 100, elapsed_s=0.5, instances=10))
-        await checkpoint.flush()
-    async with opened(path) as checkpoint:
-        checkpoint.interrupted(NOW - 1_000)
-        assert checkpoint.recent_attempts(NOW) == [(NOW + 100.5, 10), (NOW + 100.5, 10)]
 
 
 async def test_the_pause_that_the_service_ordered_is_remembered(path):

@@ -239,6 +239,22 @@ def test_a_checkpoint_that_may_not_be_written_is_refused_but_can_be_read(rows, d
     Path("sealed").chmod(0o755)
 
 
+def test_a_checkpoint_that_a_killed_run_left_with_its_log_can_be_read_where_nothing_may_be_written(rows):
+    with (
+        emulator(faults=[{"method": "POST", "hang": True, "from": 2}]) as service,
+        Running("run", rows, *service.flags(), "--concurrency", "1") as run,
+    ):
+        service.has_created(100)
+        until(lambda: outcomes("rows.jsonl.bulkwf").get("created") == 100, "100 rows are settled")
+        run.signal(signal.SIGKILL)
+        run.wait()
+    assert Path("rows.jsonl.bulkwf-wal").exists()
+    folder = Path.cwd()
+    folder.chmod(0o555)
+    assert len(bulkwf("results", "rows.jsonl.bulkwf", prefix=UNPRIVILEGED).lines) == 100
+    folder.chmod(0o755)
+
+
 def test_a_checkpoint_that_everybody_may_write_is_refused(rows, done, quick):
     Path(done).chmod(0o666)
     ended = quick("run", rows, *HERE, "-c", done)

@@ -1,10 +1,13 @@
 """The file of a checkpoint: where it may lie, who holds it, whether it is ours."""
 
 import contextlib
+import errno
 import os
 import socket
 import sqlite3
 import stat
+import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +24,7 @@ from bulkwf.checkpoint.schema import (
     columns,
 )
 from bulkwf.errors import CheckpointError
+from bulkwf.payload import clean
 
 __all__ = [
     "acquire",
@@ -38,6 +42,13 @@ __all__ = [
     "release",
 ]
 
+ELSEWHERE = f"Its folder must exist and be writable; name another place with -c. {ANOTHER}"
+FULL = "Nothing more was sent. Make room on the disk and run the same command again: nothing is lost."
+FAILING = (
+    "Nothing more was sent. Make room on the disk, or mend it where it fails; then run the same command again: it goes "
+    "on from what the disk has kept."
+)
+DISK_TROUBLES = {errno.ENOSPC: FULL, errno.EDQUOT: FULL, errno.EIO: FAILING}
 BUSY_TIMEOUT_S = 10.0
 NETWORK_FILESYSTEMS = frozenset(
     {"9p", "afs", "ceph", "cifs", "glusterfs", "lustre", "ncpfs", "nfs", "nfs4", "smb3", "smbfs"}
@@ -88,24 +99,20 @@ def create(db: sqlite3.Connection, header: RunHeader, now: float) -> None:
 
 def prepare(db: sqlite3.Connection, path: Path, header: RunHeader, now: float, *, any_run_key: bool) -> None:
     """Make the checkpoint ready to be written by this run, or say why it can't be."""
-    try:
-        empty = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
-        if not empty:  # before anything is written: what is damaged, or another program's, stays as it is
-            _check_format(db, path)
-            _check_header(db, path, header, any_run_key=any_run_key)
-            for table in ("batch", "attempt"):
-                db.execute(f"SELECT total(first_row) FROM {table}").fetchone()  # noqa: S608 - names of ours
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = FULL")
-        if empty:
-            create(db, header, now)
-            _sync_folder(path)
-            return
-        # Proves, before the first request, that the file can be written.
-        db.execute("UPDATE run SET input = ?, limits = ?, finished_at = NULL", (header.input, header.limits))
-    except BaseException:
-        db.close()
-        raise
+    empty = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
+    if not empty:  # before anything is written: what is damaged, or another program's, stays as it is
+        _check_format(db, path)
+        _check_header(db, path, header, any_run_key=any_run_key)
+        for table in ("batch", "attempt"):
+            db.execute(f"SELECT total(first_row) FROM {table}").fetchone()  # noqa: S608 - names of ours
+    db.execute("PRAGMA journal_mode = WAL")
+    db.execute("PRAGMA synchronous = FULL")
+    if empty:
+        create(db, header, now)
+        _sync_folder(path)
+        return
+    # Proves, before the first request, that the file can be written.
+    db.execute("UPDATE run SET input = ?, limits = ?, finished_at = NULL", (header.input, header.limits))
 
 
 def _check_format(db: sqlite3.Connection, path: Path) -> None:
@@ -184,24 +191,27 @@ def acquire(path: Path, *, held: str, advice: str) -> filelock.BaseFileLock:
         held: What to say if another process holds it; who that is, is added.
         advice: What to do where no lock can be laid.
     """
-    if not path.parent.is_dir():  # filelock would make it
-        raise CheckpointError(f"{path}: there is no folder {path.parent}. Make it, or name another place with -c.")
     name = str(path) + ".lock"
     lock = filelock.FileLock(name, mode=0o600, thread_local=False, on_acquired=_sign)
     try:
+        if not path.parent.is_dir():  # filelock would make it
+            raise CheckpointError(f"{path}: there is no folder {path.parent}. Make it, or name another place with -c.")
         lock.acquire(timeout=0)
     except filelock.Timeout:
         holder = _holder(name)
         raise CheckpointError(f"{path}: {held}{holder}. Wait for that to end, or stop it.") from None
     except OSError as error:
+        advice = DISK_TROUBLES.get(error.errno or 0, advice)
         raise CheckpointError(f"{path}: the file can't be locked ({error.strerror}: {name}). {advice}") from None
     return lock
 
 
 def release(lock: filelock.BaseFileLock) -> None:
     """Let the next process have the checkpoint. Whoever has the old lock file open notices that it is gone."""
-    Path(lock.lock_file).unlink(missing_ok=True)
-    lock.release()
+    with contextlib.suppress(OSError):  # it may not hide what has ended the run
+        Path(lock.lock_file).unlink()
+    with contextlib.suppress(OSError):
+        lock.release()
 
 
 def _sign(descriptor: int) -> None:
@@ -210,9 +220,15 @@ def _sign(descriptor: int) -> None:
 
 
 def _holder(name: str) -> str:
-    with contextlib.suppress(OSError, ValueError):
-        text = Path(name).read_text("utf-8")[:200]
-        return f" ({text})" if text.isprintable() and text else ""
+    """Who holds the lock; for a moment after it was taken nobody has signed it."""
+    for _ in range(20):
+        try:
+            text = Path(name).read_text("utf-8")[:200]
+        except (OSError, ValueError):  # it has ended meanwhile, or this is nobody's signature
+            return ""
+        if text:
+            return f" ({text})" if text.isprintable() else ""
+        time.sleep(0.01)
     return ""
 
 
@@ -256,33 +272,39 @@ def inode(path: Path | None) -> tuple[int, int] | None:
         return None
     try:
         found = path.stat()
-    except OSError:
+    except FileNotFoundError:
         return None
     return found.st_dev, found.st_ino
 
 
 @contextlib.contextmanager
 def explained(path: Path | None) -> Iterator[None]:
-    """Turn what SQLite and the system say into a `CheckpointError`."""
+    """Turn what SQLite and the system say, and what stored nonsense leads to, into a `CheckpointError`."""
     try:
         yield
     except (sqlite3.Error, OSError) as error:
         raise explain(error, path) from None
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        at = traceback.extract_tb(error.__traceback__)[-1]  # in case it is the code that is wrong
+        why = f"it holds what no run writes ({type(error).__name__} at {Path(at.filename).name}:{at.lineno})"
+        raise CheckpointError(f"{path}: the checkpoint is damaged: {why}. Restore it from a copy. {ANOTHER}") from None
 
 
 def explain(error: Exception, path: Path | None) -> CheckpointError:
     """The error that a user is told: what, where, why, and what to do."""
     if isinstance(error, CheckpointError):
         return error
-    text = str(error)
+    text = clean(str(error))
     if isinstance(error, OSError):
-        advice = "Its folder must exist and be writable; name another place with -c."
-    elif "full" in text or "disk I/O" in text:
-        advice = "Nothing more was sent. Make room on the disk and run the same command again: nothing is lost."
+        advice = DISK_TROUBLES.get(error.errno or 0, ELSEWHERE)
+    elif "disk is full" in text:
+        advice = FULL
+    elif "disk I/O" in text:
+        advice = FAILING
     elif "malformed" in text or "not a database" in text:
         advice = f"The file is damaged, or no checkpoint. Restore it from a copy. {ANOTHER}"
     elif "readonly" in text or "unable to open" in text:
-        advice = "The file and its folder must be writable; name another place with -c."
+        advice = f"The file and its folder must be writable; name another place with -c. {ANOTHER}"
     else:
         advice = "Nothing more was sent. Run the same command again once that is mended: nothing is lost."
     return CheckpointError(f"{path or 'checkpoint in memory'}: the checkpoint can't be used: {text}. {advice}")

@@ -35,6 +35,8 @@ APPLICATION_ID = 0x62776B76
 SUFFIXES = (".verify", ".verify-sample")
 KEPT_S = 300.0
 """Requests count for so long."""
+MOST_A_SECOND = 10_000
+"""Whatever a damaged file says of the requests of a second."""
 CACHE_KIB = 16_384
 
 SCHEMA = """
@@ -352,9 +354,9 @@ def read_past(checkpoint: Path, since: float) -> tuple[list[tuple[float, int]], 
         path = _beside(checkpoint, suffix)
         if not path.is_file():
             continue
-        with contextlib.suppress(sqlite3.Error), contextlib.closing(connect(str(path))) as db:
+        with contextlib.suppress(sqlite3.Error, TypeError), contextlib.closing(connect(str(path))) as db:
             seconds = db.execute("SELECT second, requests FROM sent WHERE second >= ?", (since,)).fetchall()
-            sent += [(at, 0) for at, requests in seconds for _ in range(requests)]
+            sent += [(at, 0) for at, requests in seconds for _ in range(min(requests, MOST_A_SECOND))]
             pause_until = db.execute("SELECT max(pause_until) FROM verification").fetchone()[0]
             silent_until = max(silent_until, pause_until or 0.0)
     return sent, silent_until

@@ -12,6 +12,7 @@ import orjson
 
 from bulkwf.checkpoint.file import connect_reader, explained
 from bulkwf.checkpoint.schema import HEADER_FIELDS, TOTALS, RunHeader
+from bulkwf.errors import CheckpointError
 from bulkwf.model import Result, RowOutcome
 from bulkwf.progress import Totals
 
@@ -26,6 +27,7 @@ __all__ = [
 ]
 
 PAGE_BATCHES = 1_000
+YEAR_9999 = 253_370_000_000
 MOST_RECENT = 100_000
 """Attempts that are looked at for the last five minutes': far more than any limit lets through."""
 RESULT_PAGE_BATCHES = 50
@@ -84,6 +86,10 @@ def _read_results(path: Path, outcome: RowOutcome | None) -> Iterator[Result]:
         while page := db.execute(query, (after, RESULT_PAGE_BATCHES)).fetchall():
             for batch in page:
                 yield from results(outcome, *batch)
+            if page[-1][0] <= after:
+                raise CheckpointError(
+                    f"{path}: the checkpoint is damaged: its rows are out of order. Restore it from a copy."
+                )
             after = page[-1][0]
 
 
@@ -125,20 +131,29 @@ def read_status(path: str | os.PathLike[str]) -> Status:
         totals = db.execute(TOTALS).fetchone()
         attempts = db.execute("SELECT count(*) FROM attempt WHERE verdict <> 'interrupted'").fetchone()[0]
         times = db.execute("SELECT min(begun_at), max(settled_at) FROM batch").fetchone()
-    known = dict(zip(columns, run, strict=True))
-    return Status(
-        header=RunHeader(**{name: known[name] for name in HEADER_FIELDS}),
-        created_at=known["created_at"],
-        finished_at=known["finished_at"],
-        pause_until=known["pause_until"],
-        rows=int(totals[6]),
-        batches=int(totals[7]),
-        batches_in_doubt=int(totals[8]),
-        totals=Totals(*map(int, totals[:6])),
-        attempts=attempts,
-        first_begun_at=times[0],
-        last_settled_at=times[1],
-    )
+        known = dict(zip(columns, run, strict=True))
+        return Status(
+            header=RunHeader(**{name: str(known[name]) for name in HEADER_FIELDS}),
+            created_at=_moment(known["created_at"]) or 0.0,
+            finished_at=_moment(known["finished_at"]),
+            pause_until=_moment(known["pause_until"]),
+            rows=int(totals[6]),
+            batches=int(totals[7]),
+            batches_in_doubt=int(totals[8]),
+            totals=Totals(*map(int, totals[:6])),
+            attempts=attempts,
+            first_begun_at=_moment(times[0]),
+            last_settled_at=_moment(times[1]),
+        )
+
+
+def _moment(stored: Any) -> float | None:
+    """A Unix time that calendars know."""
+    if stored is None:
+        return None
+    if not 0 <= stored < YEAR_9999:
+        raise ValueError("no time of day")
+    return float(stored)
 
 
 def recent_attempts(db: sqlite3.Connection, since: float) -> list[tuple[float, int]]:

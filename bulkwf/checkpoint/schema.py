@@ -1,7 +1,8 @@
 """The tables of a checkpoint, the statements that fill them, and their rows as values."""
 
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from operator import index
+from typing import Any, NamedTuple, Self
 
 from bulkwf.ledger import Record
 
@@ -143,6 +144,12 @@ class Begun(NamedTuple):
     digest: int
     whole: bool
     """`size` and `digest` are of all its rows: none was refused."""
+
+    @classmethod
+    def of(cls, first_row: Any, rows: Any, begun_at: Any, settled: Any, size: Any, digest: Any, whole: Any) -> Self:
+        """From a batch's columns. Raises `TypeError` or `ValueError` if they hold what no run writes."""
+        numbers = (index(first_row), index(rows), float(begun_at), bool(settled), index(size), index(digest))
+        return cls(*numbers, bool(whole))
 
 
 def record_columns(record: Record, now: float) -> dict[str, Any]:

@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+import logging
 import os
 import sqlite3
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
+from operator import index
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +15,7 @@ import filelock
 import orjson
 
 from bulkwf.checkpoint.file import (
+    ELSEWHERE,
     acquire,
     connect,
     connect_reader,
@@ -47,6 +50,8 @@ from bulkwf.progress import Totals
 
 __all__ = ["Checkpoint", "Executor", "inline"]
 
+log = logging.getLogger("bulkwf")
+
 Executor = Callable[[Callable[[], None]], Awaitable[None]]
 """Runs a function to its end, somewhere: in a thread of its own, or at once."""
 
@@ -57,7 +62,7 @@ async def inline(function: Callable[[], None]) -> None:
 
 
 class Checkpoint:
-    """The one writer of a checkpoint. Made by `open`; `close` leaves one portable file behind."""
+    """The one writer of a checkpoint. Made by `open`; `aclose` leaves one portable file behind, if there is room."""
 
     def __init__(
         self,
@@ -113,23 +118,28 @@ class Checkpoint:
         lock = acquire(
             path,
             held="another run is writing this checkpoint",
-            advice="Its folder must exist and be writable; name another place with -c.",
+            advice=ELSEWHERE,
         )
         try:
-            with explained(path):
+            with explained(path), contextlib.ExitStack() as if_it_fails:
                 if new:
                     move_aside(path, now)
                 refuse_orphan(path)
                 make_private(path)
                 db = connect(str(path))
+                if_it_fails.callback(db.close)
                 prepare(db, path, header, now, any_run_key=any_run_key)
-                return cls(path, db, connect_reader(path), lock, executor)
+                reader = connect_reader(path)
+                if_it_fails.callback(reader.close)
+                opened = cls(path, db, reader, lock, executor)
+                if_it_fails.pop_all()
+                return opened
         except BaseException:
             release(lock)
             raise
 
     async def aclose(self) -> None:
-        """Write the log back into the file, close it, and let the next process have it."""
+        """Write the log back into the file where that is possible, close it, and let the next process have it."""
         try:
             if self._writer is not None:
                 await asyncio.wait((self._writer,))
@@ -138,14 +148,20 @@ class Checkpoint:
 
     def _close(self) -> None:
         try:
-            with contextlib.suppress(sqlite3.Error):
+            with contextlib.suppress(sqlite3.Error), contextlib.closing(self._db):
                 self._reader.close()
                 if self._error is None:
                     self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-                self._db.close()
+            self._tell_of_log()
         finally:
             if self._lock is not None:
                 release(self._lock)
+
+    def _tell_of_log(self) -> None:
+        with contextlib.suppress(OSError):
+            if self.path is not None and (size := Path(f"{self.path}-wal").stat().st_size):
+                why = "as the disk had no room, or somebody reads it: keep the two together until it is used again"
+                log.warning("%s: %s bytes of it are in %s-wal still, %s", self.path, f"{size:,}", self.path, why)
 
     # --- writing --------------------------------------------------------------------------------------------------
 
@@ -248,12 +264,14 @@ class Checkpoint:
     @property
     def pause_until(self) -> float | None:
         """Until when the service has ordered silence (Unix time)."""
-        until: float | None = self._ask("SELECT pause_until FROM run")[0][0]
-        return until
+        until = self._ask("SELECT pause_until FROM run")[0][0]
+        with explained(self.path):
+            return None if until is None else float(until)
 
     def totals(self) -> Totals:
         """Rows by outcome so far."""
-        return Totals(*map(int, self._ask(TOTALS)[0][:6]))
+        with explained(self.path):
+            return Totals(*map(int, self._ask(TOTALS)[0][:6]))
 
     def _ask(self, query: str, *values: Any) -> list[Any]:
         with explained(self.path):
@@ -271,45 +289,48 @@ class Checkpoint:
             "WHERE first_row > ? ORDER BY first_row LIMIT ?"
         )
         while page := self._ask(query, after, PAGE_BATCHES):
-            for row in page:
-                if row[0] != expected:
+            with explained(self.path):
+                batches = [Begun.of(*row) for row in page]
+            for begun in batches:
+                if begun.first_row != expected:
+                    missing = f"rows {expected} to {begun.first_row - 1} are missing"
                     raise CheckpointError(
-                        f"{self.path}: the checkpoint is damaged: rows {expected} to {row[0] - 1} are missing. "
+                        f"{self.path}: the checkpoint is damaged: {missing}. "
                         "Restore it from a copy; without one, start over with --run-key or ids of your own."
                     )
-                expected = row[0] + row[1]
-                yield Begun._make(row)
-            after = page[-1][0]
+                expected = begun.first_row + begun.rows
+                yield begun
+            after = batches[-1].first_row
 
     def ledger(self, begun: Begun, region: bytes, row_shape: Literal["instance", "params"]) -> Ledger:
         """The account of a begun batch, whose rows have been read again as *region*."""
-        query = "SELECT ids, answer, exceptions, attempts, retention_s FROM batch WHERE first_row = ?"
-        ids, answer, exceptions, attempts, retention_s = self._ask(query, begun.first_row)[0]
-        sent = [
-            (offset, instance_id) for offset, instance_id in enumerate(orjson.loads(ids)) if instance_id is not None
-        ]
-        batch = Batch(
-            first_row=begun.first_row,
-            rows=begun.rows,
-            region=region,
-            ids=[instance_id for _, instance_id in sent],
-            offsets=[offset for offset, _ in sent],
-            bare=False,
-            row_shape=row_shape,
-            refused=tuple(results("invalid", begun.first_row, ids, answer, exceptions, attempts)),
-            retention_s=retention_s,
-        )
-        told = None if answer is None else Answer(**orjson.loads(answer))
-        return Ledger.resumed(batch, attempts, told, exceptions)
+        with explained(self.path):
+            query = "SELECT ids, answer, exceptions, attempts, retention_s FROM batch WHERE first_row = ?"
+            ids, answer, exceptions, attempts, retention_s = self._ask(query, begun.first_row)[0]
+            sent = [
+                (offset, instance_id) for offset, instance_id in enumerate(orjson.loads(ids)) if instance_id is not None
+            ]
+            batch = Batch(
+                first_row=begun.first_row,
+                rows=begun.rows,
+                region=region,
+                ids=[instance_id for _, instance_id in sent],
+                offsets=[offset for offset, _ in sent],
+                bare=False,
+                row_shape=row_shape,
+                refused=tuple(results("invalid", begun.first_row, ids, answer, exceptions, attempts)),
+                retention_s=float(retention_s),
+            )
+            told = None if answer is None else Answer(**orjson.loads(answer))
+            return Ledger.resumed(batch, index(attempts), told, exceptions)
 
     def interrupted(self, now: float) -> None:
         """Write down an attempt for each batch in doubt: its last one may have been sent and never noted.
 
         Counted from *now*, so that a process that dies again and again can't overrun the service's windows.
         """
-        later = [at for at, _ in self.recent_attempts(now)]  # by another machine's clock, or before this one went back
         with explained(self.path):
-            self._commit([(INTERRUPTED, {"now": max([now, *later])})])
+            self._commit([(INTERRUPTED, {"now": now})])
 
     def recent_attempts(self, since: float) -> list[tuple[float, int]]:
         """See `reading.recent_attempts`."""
