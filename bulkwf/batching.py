@@ -134,7 +134,8 @@ class IdScheme:
                 )
             values[name] = value
         made = self.template.format_map(values)
-        return _id_flaw(made) or made
+        # Not quoted: it is made of params, and why a row is refused is kept and printed.
+        return _id_flaw(made, template=self.template) or made
 
 
 def _template_fields(template: str) -> list[str]:
@@ -146,6 +147,8 @@ def _template_fields(template: str) -> list[str]:
     plain = all(name.isidentifier() for name in names) and not any(spec or conv for _, _, spec, conv in parts)
     if not names or not plain:
         raise ConfigError(f"id template {template!r} must name fields of the params, like order-{{order_id}}.")
+    if _ID.fullmatch("a" + "".join(fixed for fixed, _, _, _ in parts)[:99]) is None:
+        raise ConfigError(f"id template {template!r} must be of the characters A-Z a-z 0-9 _ - around its fields.")
     return names
 
 
@@ -159,16 +162,15 @@ def _field(params: bytes | None, name: str) -> str | None:
     return msgspec.json.decode(raw, type=str) if raw.startswith(b'"') else None
 
 
-def _id_flaw(instance_id: str) -> Flaw | None:
+def _id_flaw(instance_id: str, template: str | None = None) -> Flaw | None:
     if _ID.fullmatch(instance_id) is None:
-        return Flaw(
-            "bad_id",
-            f"the id {clean(instance_id, 120)!r} must be 1 to 100 of the characters A-Z a-z 0-9 _ -, "
-            "not starting with -",
-        )
-    if instance_id in _URL_WORDS or _SYSTEM_ID.fullmatch(instance_id):
-        return Flaw("reserved_id", f"the id {instance_id!r} is reserved by the service")
-    return None
+        code, why = "bad_id", "must be 1 to 100 of the characters A-Z a-z 0-9 _ -, not starting with -"
+    elif instance_id in _URL_WORDS or _SYSTEM_ID.fullmatch(instance_id):
+        code, why = "reserved_id", "is reserved by the service"
+    else:
+        return None
+    called = f"the id {clean(instance_id, 120)!r}" if template is None else f"the id that {template!r} makes"
+    return Flaw(code, f"{called} {why}")
 
 
 def _ids_are_good(ids: Sequence[str]) -> bool:

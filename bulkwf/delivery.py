@@ -160,7 +160,7 @@ class _Delivery:
         courier, ledger, channel = self.courier, self.ledger, self.courier.channel
         async with channel.limiter.slot(len(part)) as slot:
             self._refuse_forgotten(part)  # not before: a pause may outlast the service's memory
-            # The body stands in no variable: error trackers keep the locals of every frame.
+            # No variable holds the body: error trackers would tell it with what is raised here and below.
             reply = await channel.transport.post(compose(ledger.batch, part), slot.written)
             outcome = judge(ledger.batch, part, reply)
             if outcome.verdict is Verdict.NOT_SENT:

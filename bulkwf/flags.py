@@ -5,7 +5,6 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from cyclopts import Parameter
 
@@ -177,7 +176,7 @@ def parse_time(flag: str, text: str) -> float:
 
 
 def _proxy(given: str | None) -> str | None:
-    if given is not None and "@" in urlsplit(given).netloc:
+    if given is not None and "@" in given:
         raise ConfigError(
             "--proxy holds a user name or password, which every user of this machine could read. Put the URL into "
             "BULKWF_PROXY instead."

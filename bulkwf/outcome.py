@@ -55,7 +55,9 @@ _BY_FAULT = {
     FaultKind.FATAL: Verdict.FATAL,
 }
 _CHALLENGE = re.compile(rb"cdn-cgi/challenge-platform|cf-chl|Just a moment|Attention Required", re.IGNORECASE)
-_DIGITS = re.compile("[0-9]{1,9}", re.ASCII)
+_SECONDS = re.compile("[0-9]+", re.ASCII)
+LONGEST_ORDER_S = 1e9
+LONGEST_WORD = 100
 
 
 def judge(batch: Batch, part: Sequence[int], reply: Reply | Fault) -> Outcome:
@@ -115,10 +117,14 @@ def rejection(batch: Batch, position: int, code: int | None, message: str) -> Ou
 
 
 def retry_after_s(reply: Reply) -> float | None:
-    """The pause that a reply orders: seconds in ASCII digits, or an HTTP date held against the reply's own."""
+    """The pause that a reply orders: seconds in ASCII digits, or an HTTP date held against the reply's own.
+
+    Of several headers that give seconds, the longest counts.
+    """
     text = reply.headers.get("retry-after", "").strip()
-    if _DIGITS.fullmatch(text):
-        return float(text)
+    orders = [order.strip() for order in text.split(",")]
+    if all(_SECONDS.fullmatch(order) for order in orders):
+        return min(max(float(order) for order in orders), LONGEST_ORDER_S)
     until = _http_date(text)
     if until is None:
         return None
@@ -136,7 +142,12 @@ def _alike(answered: Sequence[Answered]) -> bool:
 
 
 def _answer(one: Answered) -> Answer:
-    return Answer(one.status, one.version_id, one.workflow_id)
+    return Answer(*map(_word, (one.status, one.version_id, one.workflow_id)))
+
+
+def _word(given: str | None) -> str | None:
+    """What the service calls something, fit for a terminal and for a million rows."""
+    return None if given is None else clean(given, LONGEST_WORD)
 
 
 def _match(batch: Batch, part: Sequence[int], envelope: Envelope) -> Outcome:
@@ -189,7 +200,7 @@ def _refused_position(batch: Batch, part: Sequence[int], refused: Refused) -> in
 
 def _judge_failure(batch: Batch, part: Sequence[int], reply: Reply | Fault) -> Outcome:
     outcome = _failure(part, reply)
-    if len(part) == 1 and outcome.code == ALREADY_EXISTS:
+    if len(part) == 1 and outcome.code == ALREADY_EXISTS and outcome.verdict is not Verdict.THROTTLED:
         return Outcome(
             verdict=Verdict.DONE, others=((part[0], _refusal(batch, part[0], outcome.code, outcome.message)),)
         )
@@ -277,7 +288,7 @@ def _result(
         row=batch.first_row + batch.offsets[position],
         id=batch.ids[position],
         outcome=outcome,
-        status=status,
+        status=_word(status),
         code=code,
         message=message,
     )
@@ -294,7 +305,7 @@ def _created(batch: Batch, position: int, one: Answered) -> Result:
         row=batch.first_row + batch.offsets[position],
         id=one.id,
         outcome="created",
-        status=one.status,
-        version_id=one.version_id,
-        workflow_id=one.workflow_id,
+        status=_word(one.status),
+        version_id=_word(one.version_id),
+        workflow_id=_word(one.workflow_id),
     )

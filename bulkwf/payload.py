@@ -40,10 +40,6 @@ A rule of ours, because a parser's own limit is none: it moves with the Python v
 of the caller's stack too, so that a row that could be read once might not be readable again.
 """
 
-_NOT_PRINTABLE = re.compile(
-    "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff"
-    "\U000e0000-\U000e007f]+"
-)
 _TEXT = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _STEPS = {**dict.fromkeys(b"[{", 1), **dict.fromkeys(b"]}", -1)}
@@ -77,8 +73,11 @@ _PARAMS = msgspec.json.Decoder(msgspec.Raw)
 
 
 def clean(text: str, length: int = 300) -> str:
-    """*text* in one line without control, bidirectional or invisible characters, fit for a terminal and a log."""
-    text = _NOT_PRINTABLE.sub(" ", text[: 2 * length]).strip()
+    """*text* in one line without characters that can't be printed, fit for a terminal and a log."""
+    text = text[: 2 * length]
+    if not text.isprintable():
+        text = " ".join("".join(char if char.isprintable() else " " for char in text).split())
+    text = text.strip()
     return text if len(text) <= length else text[: length - 1] + "…"
 
 

@@ -13,6 +13,8 @@ from math import inf
 __all__ = ["Pace", "Window", "pause_s"]
 
 LOWEST_SHARE = 1 / 16
+LONGEST_QUOTA_S = 3_600
+"""A header that speaks of a longer window is taken for this one: it would stop the run without a word."""
 _QUOTA = re.compile(r"\br=([0-9]{1,9})\s*;\s*t=([0-9]{1,9})\b", re.ASCII)
 
 
@@ -101,7 +103,8 @@ class Pace:
 
     def observe(self, now: float, headers: Mapping[str, str]) -> bool:
         """Take in an answer's headers; True if they say that nothing is left."""
-        quotas = [(int(left), int(seconds)) for left, seconds in _QUOTA.findall(headers.get("ratelimit", ""))]
+        told = _QUOTA.findall(headers.get("ratelimit", ""))
+        quotas = [(int(left), min(int(seconds), LONGEST_QUOTA_S)) for left, seconds in told]
         if not quotas:
             return False
         self._gap_s = max(self._gap(left, seconds) for left, seconds in quotas)

@@ -479,7 +479,24 @@ def test_a_template_that_gives_two_rows_one_id_refuses_the_later():
 
 
 @pytest.mark.parametrize(
-    "template", ["", "order", "{}", "{0}", "{a.b}", "{a[0]}", "{a!r}", "{a:>5}", "{a", "a}", "{a:{b}}", "{{a}}"]
+    "template",
+    [
+        "",
+        "order",
+        "{}",
+        "{0}",
+        "{a.b}",
+        "{a[0]}",
+        "{a!r}",
+        "{a:>5}",
+        "{a",
+        "a}",
+        "{a:{b}}",
+        "{{a}}",
+        "-{a} b",
+        "é{a}",
+        "{a}\udcff",
+    ],
 )
 def test_a_template_that_is_more_or_less_than_fields_by_name_is_refused_at_once(template):
     with pytest.raises(ConfigError, match="id template"):
