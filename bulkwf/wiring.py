@@ -57,7 +57,6 @@ def restore(
     limiter: WindowLimiter, attempts: Sequence[tuple[float, int]], pause_until: float, options: Options, wall: float
 ) -> None:
     """Take over what earlier sessions have sent, as (Unix time, instances), and the pause they were ordered."""
-    wall = max([wall, *(at for at, _ in attempts)])  # where the clock has gone back: nothing was sent later than now
     paused_s = pause_until - wall
     if paused_s > LONGEST_STORED_PAUSE_S:
         log.warning("the checkpoint asks for a pause of %.0f h, which is not believed", paused_s / 3_600)
@@ -67,6 +66,7 @@ def restore(
             f"the service has ordered silence for {paused_s:,.0f} s more, longer than the longest outage of "
             f"{options.retry.max_outage_s:,.0f} s (--max-outage)."
         )
+    # Where the clock has gone back, what seems to be sent later than now was sent just now: it counts longer, not less.
     limiter.restore([(max(0.0, wall - at), instances) for at, instances in attempts], paused_s)
 
 

@@ -220,7 +220,7 @@ async def play_night(rows: int, folder: Path) -> tuple[Account, list[Job]]:
         loop.call_at(began + turn / 14 * long_s, account.rotate)
     async with asyncio.TaskGroup() as group:
         group.create_task(jobs[0].play(0.2 * long_s, skew_s=7 * 60.0))
-        group.create_task(jobs[1].play(0.9 * long_s, skew_s=-26 * 60.0))
+        group.create_task(jobs[1].play(0.9 * long_s, skew_s=-8 * 60.0))
     return account, jobs
 
 
@@ -259,7 +259,7 @@ def spans(job: Job) -> list[Span]:
                 continue
             if at - last > LULL_S:
                 stopped = number > 0 and last < session.began_at
-                told.append(Span("stopped" if stopped else "/".join(sorted(met)) or "slow", last, at))
+                told.append(Span("stopped" if stopped else "/".join(sorted(met)) or "held back", last, at))
             last = at
             met.clear()
     assert not attempts, "attempts that no session has counted"
