@@ -314,8 +314,6 @@ def _call(words: list[str]) -> int:
     except BulkwfError as error:
         _say(str(error))
         return error.exit_code
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
     except (OSError, SystemExit):
         raise
     except Exception as error:  # noqa: BLE001 - the last line of defence: 1 would say that the run has finished
@@ -342,9 +340,11 @@ def _drop(file: TextIO) -> None:
 
 def main() -> None:
     """The command's entry: runs it and exits with its code."""
-    _hold_standard_files()
     try:
+        _hold_standard_files()
         code = _call(sys.argv[1:])
+    except KeyboardInterrupt:  # of a command that has no way of its own to end, or not yet
+        code = 128 + signal.SIGINT
     except BrokenPipeError:
         code = 0  # whoever reads our output has enough of it (`| head`)
     except OSError as error:

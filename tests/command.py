@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from canary import PARAMS, TOKEN, assert_silent, assert_silent_files
+from forking import Child, Parent
 
 from bulkwf import read_results
 from bulkwf.emulator import read_log
@@ -38,6 +39,7 @@ HERE = ("-w", "resize", "--emulate", *UNLIMITED)
 """Flags of a run against the emulator inside its own process."""
 PATIENCE_S = 60.0
 """Only a test that fails waits so long."""
+_INHERITED = ("PATH", "HOME", "TMPDIR", "VIRTUAL_ENV", "COVERAGE_PROCESS_CONFIG")
 UNPRIVILEGED = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.geteuid() == 0 else []
 """Before a command: what it may read and write is decided by the files' modes, for root too. (Another user could not
 even reach the interpreter of a checkout in somebody's home.)"""
@@ -47,6 +49,8 @@ import json, os, resource, signal, sys
 plan = json.loads(sys.argv[1])
 for number in (signal.SIGINT, signal.SIGHUP):  # whoever runs the tests in the background may have them ignored
     signal.signal(number, signal.SIG_IGN if number in plan["ignored"] else signal.SIG_DFL)
+if plan["limits"]:  # then coverage can't write what it has measured
+    os.environ.pop("COVERAGE_PROCESS_CONFIG", None)
 for name, most in plan["limits"]:
     resource.setrlimit(name, (most, most))
 os.execv(sys.argv[2], sys.argv[2:])
@@ -60,24 +64,6 @@ _, status, usage = os.wait4(pid, 0)
 with open(sys.argv[1], "w") as file:
     print(usage.ru_maxrss, file=file)
 sys.exit(os.waitstatus_to_exitcode(status))
-"""
-_FORKER = """
-import json, os, sys
-import bulkwf.__main__, bulkwf.checking, bulkwf.cli, bulkwf.console, bulkwf.emulator, bulkwf.printing
-def become(ask):
-    os.chdir(ask["folder"])
-    os.environ.clear()
-    os.environ.update(ask["env"])
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    for number, name in ((1, "out"), (2, "err")):
-        os.dup2(os.open(ask[name], os.O_WRONLY | os.O_CREAT), number)
-    sys.argv = [bulkwf.__main__.__file__, *ask["words"]]
-    bulkwf.cli.main()
-for line in sys.stdin:
-    pid = os.fork()
-    if not pid:
-        become(json.loads(line))
-    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 """
 _counter = count(1)
 
@@ -140,7 +126,7 @@ def environment(changes: Mapping[str, str | None] | None = None) -> dict[str, st
         "CLOUDFLARE_API_BASE_URL": "http://127.0.0.1:9",
         "TERM": "xterm",
     }
-    inherited = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR", "VIRTUAL_ENV") if name in os.environ}
+    inherited = {name: value for name, value in os.environ.items() if name in _INHERITED}
     return {name: value for name, value in {**inherited, **own, **(changes or {})}.items() if value is not None}
 
 
@@ -178,28 +164,29 @@ def measured(*words: str | Path, stdin: Any = subprocess.DEVNULL, timeout_s: flo
     return Ended(ended.code, ended.out, ended.err, int(file.read_text()) / 1_024)
 
 
-class Forker:
+class Forker(Parent):
     """Runs commands as `bulkwf` does, each in a process of its own, but pays for Python's imports only once."""
 
     def __init__(self, folder: Path) -> None:
+        super().__init__()
         self._folder = folder
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", _FORKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
 
     def __call__(self, *words: str | Path, env: Mapping[str, str | None] | None = None) -> Ended:
+        with self.start(*words, env=env) as run:
+            return run.wait()
+
+    def start(
+        self,
+        *words: str | Path,
+        env: Mapping[str, str | None] | None = None,
+        held: tuple[str, str] | None = None,
+    ) -> "Running":
+        """Start a command. `held`: see `Parent.fork`."""
         out, err = (self._folder / f"{next(_counter)}" for _ in range(2))
+        out.touch()
+        err.touch()
         plan = {"folder": os.getcwd(), "env": environment(env), "out": str(out), "err": str(err)}  # noqa: PTH109
-        line = json.dumps(plan | {"words": list(map(str, words))})
-        print(line, file=self._process.stdin, flush=True)
-        code = int(self._process.stdout.readline())
-        return _checked(Ended(code, out.read_text(), err.read_text()))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.communicate(timeout=PATIENCE_S)
+        return _Forked(self.fork(plan | {"words": list(map(str, words)), "held": held}), out, err)
 
 
 def shell(line: str, env: Mapping[str, str | None] | None = None) -> Ended:
@@ -269,10 +256,14 @@ class Running:
         """Wait until *text* is on its stderr."""
         return until(lambda: text in self.err and self.err, f"{text!r} on stderr")
 
+    def catches(self, number: int) -> bool:
+        """Whether it handles a signal now."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return bool(int(re.search(r"SigCgt:\s+([0-9a-f]+)", status)[1], 16) >> (number - 1) & 1)
+
     def listens(self, number: int = signal.SIGTERM) -> None:
         """Wait until it would catch a signal."""
-        status = Path(f"/proc/{self.process.pid}/status")
-        until(lambda: _caught(status) >> (number - 1) & 1, f"a handler of {signal.Signals(number).name}")
+        until(lambda: self.catches(number), f"a handler of {signal.Signals(number).name}")
 
     def signal(self, number: int) -> None:
         self.process.send_signal(number)
@@ -294,9 +285,9 @@ class Running:
                 self.process.stdin.close()
 
 
-def _caught(status: Path) -> int:
-    """Which signals a process handles, as bits."""
-    return int(re.search(r"SigCgt:\s+([0-9a-f]+)", status.read_text())[1], 16)
+class _Forked(Running):
+    def __init__(self, process: Child, out: Path, err: Path) -> None:
+        self.process, self._out, self._err = process, out, err
 
 
 @dataclass
@@ -382,6 +373,15 @@ class Service:
         """Wait until so many have begun."""
         until(lambda: self.created.total() >= instances, f"{instances} instances created")
 
+    @contextlib.contextmanager
+    def silent(self) -> Iterator[None]:
+        """Meanwhile, it answers nothing."""
+        self._running.signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._running.signal(signal.SIGCONT)
+
     def stop(self) -> Ended:
         """Stop it; it says what it has seen."""
         self._running.signal(signal.SIGTERM)
@@ -389,14 +389,19 @@ class Service:
 
 
 @contextlib.contextmanager
-def emulator(*flags: str, faults: Sequence[Mapping[str, Any]] = (), limited: bool = False) -> Iterator[Service]:
+def emulator(
+    *flags: str,
+    faults: Sequence[Mapping[str, Any]] = (),
+    limited: bool = False,
+    start: Callable[..., Running] = Running,
+) -> Iterator[Service]:
     """An emulator in a process of its own, without limits unless `limited`, on a free port."""
     number = next(_counter)
     log, script = Path(f"created-{number}.jsonl").absolute(), Path(f"faults-{number}.json").absolute()
     log.touch()
     script.write_text(json.dumps(faults), "utf-8")
     words = ["emulate", "--port", "0", "--log", log, "--faults", script, *(() if limited else UNLIMITED), *flags]
-    with Running(*words) as running:
+    with start(*words) as running:
         base_url = until(lambda: running._out.read_text().strip(), "the emulator's base URL")
         yield Service(base_url, log, running)
 

@@ -1,66 +1,106 @@
-"""kill -9 at random moments, and the same command again: nothing is lost, nothing runs twice."""
+"""kill -9 at random moments, and the same command again: nothing is lost, runs twice, or is misreported."""
 
-import json
 import random
+import shutil
 import signal
 import time
 from collections import Counter
-from zlib import crc32
+from pathlib import Path
 
 import pytest
-from command import Running, bulkwf, emulator, until
+from command import emulator
+from torture import figures, scaled
 
-from bulkwf import read_results
+from bulkwf.emulator import read_log
+from crash.oracle import RULES, Oracle, count_flaws, draw_rows, take_ids, write_list
 
-KILLS = 25
-ROWS = 30_000
+LISTS = scaled(20, 400)
+KILLS = 5
+"""Of each list's run, before it may come to its end."""
+FAULTS = (
+    {"status": 500, "when": "before"},
+    {"status": 500, "when": "after"},
+    {"status": 503, "when": "after"},
+    {"status": 502, "html": True, "partial": 10},
+    {"reset": True, "when": "before"},
+    {"reset": True, "when": "after"},
+    {"close": True, "partial": 3},
+    {"truncate": 40},
+    {"foreign": 1, "times": 1},
+    {"twice": True},
+    {"status": 429, "retry_after": 1, "times": 1},
+    {"latency_s": [0.0, 0.1]},
+    {"latency_s": [0.0, 0.1], "when": "after"},
+)
 
 
-def params(number):
-    return json.dumps({"n": number}).encode()
+@pytest.fixture(scope="module")
+def counted():
+    """What the lists of this module have come to."""
+    seen = Counter()
+    yield seen
+    figures.append(
+        f"{seen['kills']:,} kills of {seen['lists']:,} lists with {seen['rows']:,} rows, "
+        f"{seen['in doubt']:,} with rows in doubt: {count_flaws(seen)}"
+    )
 
 
-def write_list(path):
-    """Every other row has an id of its own; the others get one, which only the checkpoint knows."""
-    with path.open("wb") as file:
-        for number in range(ROWS):
-            own_id = b"" if number % 2 else b'"instance_id":"row-%d",' % number
-            file.write(b"{" + own_id + b'"params":' + params(number) + b"}\n")
+def draw_faults(chance):
+    """Faults for one list, for as long as it is likely to be killed. The first request, which takes ids, meets none."""
+    chosen = chance.sample(FAULTS, chance.randint(0, 5))
+    spell = {"from": 2, "method": "POST", "until_s": 2.0}
+    return [{**rule, **spell, "chance": chance.choice((0.03, 0.1, 0.2))} for rule in chosen]
+
+
+def session_flags(chance, rows):
+    """No two sessions need to be alike."""
+    size = chance.choice((1, 9, 100) if len(rows) < 100 else (30, 100))
+    return "--batch-size", size, "--concurrency", chance.choice((1, 2, 5, 16))
 
 
 def kill_somewhere(run, service, chance):
-    """Kill *run* at some moment: while it starts, reads its checkpoint, settles doubts, or sends."""
+    """Kill *run* at any moment, or as soon as more instances have begun; True unless it had come to its end."""
     size = service.log.stat().st_size
-    moment = chance.choice(["starting", "opened", "sending", "sending", "sending"])
-    if moment == "opened":
-        run.listens()
-    elif moment == "sending":
-        more = chance.randrange(1, 20_000)
-        until(lambda: service.log.stat().st_size > size + more, "more instances in the emulator's log")
-    time.sleep(chance.uniform(0, 0.3 if moment == "starting" else 0.03))
+    deadline = time.monotonic() + chance.uniform(0.0, chance.choice((0.05, 0.3, 1.0)))
+    more = chance.choice((10**9, 1, 1, chance.randrange(1, 20_000)))
+    while service.log.stat().st_size < size + more and time.monotonic() < deadline and run.process.poll() is None:
+        time.sleep(0.001)
     run.signal(signal.SIGKILL)
-    assert run.process.wait() == -signal.SIGKILL
+    ended = run.wait()
+    assert ended.code in (0, 1, -signal.SIGKILL), ended.err
+    return ended.code < 0
 
 
-@pytest.mark.parametrize("seed", [20260401])
-def test_a_list_whose_run_is_killed_25_times_starts_every_row_exactly_once(folder, seed):
-    print(f"seed {seed}")  # noqa: T201 - pytest shows it when the test fails
+def as_left(chance):
+    """The checkpoint where it lies, or a copy of it: whoever reads it may tidy up its log before the run does."""
+    file = Path("rows.bulkwf")
+    if chance.random() < 0.5:
+        return file
+    shutil.rmtree("copy", ignore_errors=True)
+    Path("copy").mkdir()
+    for one in Path().glob("rows.bulkwf*"):
+        if not one.name.endswith(("-shm", ".lock")):
+            shutil.copy(one, "copy")
+    return Path("copy", file.name)
+
+
+@pytest.mark.parametrize("seed", range(LISTS))
+def test_a_list_whose_run_is_killed_again_and_again_starts_every_row_exactly_once(memory, quick, counted, seed):
     chance = random.Random(seed)
-    write_list(folder / "rows.jsonl")
-    with emulator(faults=[{"method": "POST", "latency_s": [0.0, 0.01], "when": "after"}]) as service:
-        words = ("run", "rows.jsonl", *service.flags())
-        for _ in range(KILLS):
-            with Running(*words) as run:
-                kill_somewhere(run, service, chance)
-        begun = service.created.total()
-        assert 0 < begun < ROWS  # or it has not been killed in the middle
-        assert bulkwf(*words).code == 0
-        assert service.created_params == Counter(f"{crc32(params(number)):08x}" for number in range(ROWS))
-        assert set(service.created.values()) == {1}
-        held = set(service.created)
-    results = bulkwf("results", "rows.jsonl.bulkwf").lines
-    assert [one["row"] for one in results] == list(range(ROWS))
-    assert {one["id"] for one in results} == held
-    assert {one["outcome"] for one in results} <= {"created", "existed"}
-    assert all(one["in_doubt"] for one in results if one["outcome"] == "existed")
-    assert not list(read_results("rows.jsonl.bulkwf", outcome="pending"))
+    rows = draw_rows(chance, chance.choice((1, 40, 400, 2_000, 2_000, 10_000)))
+    words = write_list(rows, chance.choice(("plain", "gzip", "two files")))
+    oracle = Oracle(rows)
+    with emulator(faults=[*RULES, *draw_faults(chance)], start=quick.start) as service:
+        take_ids(service, rows)
+        run = ("run", *words, *service.flags())
+        kills = 0
+        while kills < KILLS:
+            with quick.start(*run, *session_flags(chance, rows)) as killed:
+                kills += kill_somewhere(killed, service, chance)
+            in_doubt = oracle.look(as_left(chance), read_log(service.log))
+            counted["in doubt"] += in_doubt > 0
+        ended = quick(*run, *session_flags(chance, rows))
+        oracle.judge(Path("rows.bulkwf"), read_log(service.log))
+    counted.update(oracle.flaws, kills=kills, lists=1, rows=len(rows))
+    oracle.assert_flawless()
+    assert ended.code == oracle.code, ended.err

@@ -1,0 +1,22 @@
+"""What the crash tests share."""
+
+from pathlib import Path
+
+import pytest
+from command import Forker
+from fakes import memory_folder
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    """Runs a command, quickly."""
+    with Forker(tmp_path_factory.mktemp("outputs")) as forker:
+        yield forker
+
+
+@pytest.fixture
+def memory(monkeypatch):
+    """An empty folder in memory, which is also the working directory: a kill spares what the system has taken."""
+    with memory_folder() as name:
+        monkeypatch.chdir(name)
+        yield Path(name)
