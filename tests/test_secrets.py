@@ -1,4 +1,4 @@
-"""Neither a token nor a row's params are told by an error, not even with the locals of every frame, nor by a log.
+"""Neither a token nor a row's params are told by an error that we raise, with the locals of every frame, nor by a log.
 
 Error trackers keep the locals of each frame of a traceback. What commands print and keep is searched after every
 command of every test, in `command.py`; errors and checkpoints of the simulation, after every session.

@@ -1,0 +1,292 @@
+"""What must hold for every input, however bad; `counts` counts what has been looked at."""
+
+import asyncio
+import json
+import math
+import signal
+import unicodedata
+from collections import Counter
+from unittest import mock
+from zlib import crc32
+
+from fakes import EPOCH, HEADER, lines, make_batch, run_virtual
+from test_batching import take_batches
+
+from bulkwf import batching
+from bulkwf.batching import IdScheme
+from bulkwf.channel import Health
+from bulkwf.checkpoint import Checkpoint, inline, read_recent_attempts, read_results, read_status
+from bulkwf.checkpoint.reading import results
+from bulkwf.errors import CheckpointError
+from bulkwf.ledger import Ledger
+from bulkwf.limiter import WindowLimiter
+from bulkwf.model import Reply, Verdict
+from bulkwf.options import BatchLimits, RateLimits, RetryPolicy
+from bulkwf.outcome import judge, judge_lookup, judge_page, retry_after_s
+from bulkwf.payload import compose
+from bulkwf.retry import PATIENCE, Wait, plan
+from bulkwf.sources import files, open_source, reader
+from bulkwf.windows import Pace, pause_s
+from fuzz.inputs import IDS
+from fuzz.reading import LEVELS, Pairs, lines_of, read_line, strictly
+
+LONGEST_ROW = 1_200
+"""Stands in for the megabyte of `MAX_ROW_BYTES` and `MAX_PARAMS_BYTES`."""
+LONGEST_MESSAGE = 450
+"""A cleaned text, and the sentence around it."""
+LONGEST_USE_S = 2.0
+"""Of the processor's time; a good checkpoint takes some milliseconds."""
+BATCH = make_batch(len(IDS), first_row=100, data=lines(len(IDS)))
+counts: Counter[str] = Counter()
+
+
+def assert_harmless(text, longest=LONGEST_MESSAGE):
+    """A text for people: one line, not too long, and nothing that steers a terminal or turns its text around."""
+    assert len(text) <= longest, f"{len(text):,} characters"
+    assert not [c for c in text if unicodedata.category(c) in {"Cc", "Cf", "Cs", "Zl", "Zp"}], ascii(text)
+
+
+def assert_pause(seconds):
+    """Something that can be waited for."""
+    assert 0.0 <= seconds < math.inf
+
+
+# --- rows ---------------------------------------------------------------------------------------------------------
+
+
+def batches_of(paths, *, chunk=1 << 20, shape="instance", instances=100, size=1 << 20):
+    """The batches that a run would make of a list."""
+    limits = BatchLimits(instances=instances, rows=max(instances, 40), bytes=size, linger_s=9)
+
+    async def take():
+        source = open_source([str(path) for path in paths], rate=100)
+        try:
+            return await take_batches(source, limits, instances, IdScheme("key"), shape)
+        finally:
+            await source.aclose()
+
+    with (
+        mock.patch.multiple(batching, MAX_ROW_BYTES=LONGEST_ROW, MAX_PARAMS_BYTES=LONGEST_ROW),
+        mock.patch.object(reader, "MAX_ROW_BYTES", LONGEST_ROW),
+        mock.patch.object(files, "CHUNK_BYTES", chunk),
+    ):
+        return run_virtual(take())
+
+
+def check_list(parts, paths, *, shape="instance", instances=100, size=1 << 20, chunk=1 << 20):
+    """Each line of a list of files, which hold *parts*, is sent as it is, or refused with a reason, or blank."""
+    own = [line for part in parts for line in lines_of(part)]
+    at = 0
+    chunk = max(chunk, sum(map(len, parts)) // 200)  # a long list is not read byte by byte
+    for batch in batches_of(paths, shape=shape, instances=instances, size=size, chunk=chunk):
+        assert batch.first_row == at
+        _check_rows(batch, own[at : at + batch.rows], shape)
+        _check_bodies(batch, own[at : at + batch.rows], shape)
+        assert len(batch.ids) <= instances
+        assert not batch.ids or len(compose(batch, range(len(batch.ids)))) <= size
+        at += batch.rows
+    assert at == len(own)
+    counts["lists"] += 1
+
+
+def _check_rows(batch, own, shape):
+    sent, refused = (
+        dict(zip(batch.offsets, batch.ids, strict=True)),
+        {r.row - batch.first_row: r for r in batch.refused},
+    )
+    assert len(sent) == len(batch.ids)
+    assert len(refused) == len(batch.refused)
+    seen = set()
+    for offset, line in enumerate(own):
+        read = read_line(line, shape, LONGEST_ROW)
+        made = read.id or f"key-{batch.first_row + offset}-{crc32(line):08x}"
+        first = read.kind == "good" and made not in seen
+        told = refused[offset].code if offset in refused else None
+        assert sent.get(offset) == (made if first else None), (line, told)
+        assert (told is not None) == (read.kind != "blank" and not first), (line, told)
+        assert (told == "duplicate_id") == (read.kind == "good" and not first)
+        seen.add(made)
+    for result in batch.refused:
+        assert_harmless(result.message)
+        assert_harmless(result.id or "")
+    counts.update(rows=len(own), sent=len(sent), refused=len(refused))
+
+
+def _check_bodies(batch, own, shape):
+    """Every request holds its rows byte for byte, each with its id, and another parser reads the same in it."""
+    items = []
+    for position, (offset, instance_id) in enumerate(zip(batch.offsets, batch.ids, strict=True)):
+        item, line = compose(batch, [position])[1:-1], own[offset]
+        row, named = strictly(line), b'{"instance_id":"%b"' % instance_id.encode()
+        expected = row
+        if shape == "params":
+            assert item == named + b',"params":' + line + b"}"
+            expected = Pairs([("instance_id", instance_id), ("params", row)])
+        elif item != line:
+            rest = line.lstrip()[1:]
+            assert item == named + (b"," if row else b"") + rest
+            expected = Pairs([("instance_id", instance_id), *row])
+        assert strictly(item, LEVELS + 1) == expected
+        assert dict(expected)["instance_id"] == instance_id
+        items.append(item)
+    assert compose(batch, range(len(items))) == b"[" + b",".join(items) + b"]"
+
+
+# --- answers ------------------------------------------------------------------------------------------------------
+
+
+def check_answer(part, reply):
+    """What is made of an answer to a batch, to a look-up, and to a question for the list."""
+    outcome = judge(BATCH, part, reply)
+    _check_outcome(part, outcome)
+    _check_grounds(part, reply, outcome)
+    _check_account(part, outcome)
+    lookup = judge_lookup(BATCH, part[0], reply)
+    _check_outcome(part[:1], lookup)
+    assert all(result.outcome == "existed" for _, result in lookup.others)
+    assert not lookup.created
+    assert lookup.unsettled or (_is_success(reply) and 200 <= reply.status < 300)
+    told, page = judge_page(reply)
+    _check_outcome((), told, settles=page is not None)
+    if page is not None:
+        assert _is_success(reply)
+        assert [one.id for one in page.listed] == [one["id"] for one in _loads(reply)["result"]]
+    counts.update(answers=1, created=len(outcome.created), settled=len(part) - len(outcome.unsettled))
+
+
+def _check_outcome(part, outcome, settles=None):
+    """It says of each instance once whether it is settled; it can be told and waited for."""
+    others = [position for position, _ in outcome.others]
+    assert sorted([*outcome.created, *others, *outcome.unsettled]) == list(part)
+    assert (outcome.verdict is Verdict.DONE) == (not outcome.unsettled if settles is None else settles)
+    assert_harmless(outcome.message)
+    assert outcome.code is None or -(2**63) <= outcome.code < 2**63
+    for position, result in outcome.others:
+        assert (result.row, result.id) == (BATCH.first_row + BATCH.offsets[position], BATCH.ids[position])
+        assert_harmless(result.message or "")
+    if outcome.retry_after_s is not None:
+        assert_pause(outcome.retry_after_s)
+    for streak in (1, 2, 2_000) if outcome.verdict in PATIENCE else ():
+        step = plan(RetryPolicy(), outcome, streak, 1.0)
+        if isinstance(step, Wait):
+            assert_pause(step.seconds)
+            assert step.seconds >= (outcome.retry_after_s or 0.0)
+        else:
+            assert_harmless(str(step.error))
+
+
+def _check_grounds(part, reply, outcome):
+    """An instance is settled only by what the answer says of it: its id, its place, or it was sent alone."""
+    told = {outcome: set() for outcome in ("created", "existed", "rejected")}
+    told["created"].update(BATCH.ids[position] for position in outcome.created)
+    for _, result in outcome.others:
+        told[result.outcome].add(result.id)
+    if told["created"]:
+        assert 200 <= reply.status < 300
+        assert _is_success(reply)
+        result = _loads(reply)["result"]
+        named = [one["id"] for one in (result if isinstance(result, list) else result["created"])]
+        assert set(named) == told["created"]
+        assert len(named) == len(told["created"])
+    if told["existed"]:
+        assert b"10405" in reply.body
+    if told["rejected"] or (told["existed"] and len(part) > 1):
+        errors = _loads(reply)["result"]["errors"]
+        named = {one["id"] for one in errors if one.get("id") is not None}
+        named |= {BATCH.ids[part[int(one["index"])]] for one in errors if one.get("id") is None}
+        assert told["rejected"] | told["existed"] <= named
+        assert _is_success(reply)
+
+
+def _check_account(part, outcome):
+    """The checkpoint holds what the outcome says, and gives it back."""
+    ledger = Ledger(BATCH)
+    ledger.attempts = 1
+    ledger.add(outcome)
+    record = ledger.record()
+    ids = json.dumps(list(BATCH.ids))
+    answer, exceptions = (text and text.decode() for text in (record.answer, record.exceptions))
+    kept = list(results(None, BATCH.first_row, ids, answer, exceptions, 1))
+    assert sorted(kept, key=lambda one: one.row) == sorted(ledger.settled(outcome), key=lambda one: one.row)
+    assert record.pending == BATCH.rows - len(part) + len(outcome.unsettled)
+
+
+def _loads(reply):
+    return json.loads(reply.body.decode("utf-8", "replace"), parse_int=str)
+
+
+def _is_success(reply):
+    return _loads(reply)["success"] is True
+
+
+# --- headers ------------------------------------------------------------------------------------------------------
+
+
+def check_headers(headers, at=1_000.0):
+    """Whatever the headers say, the pauses that they order can be waited for, and are not cut short."""
+    ordered = retry_after_s(Reply(status=429, headers=headers, body=b"", received_at=EPOCH))
+    if ordered is not None:
+        assert_pause(ordered)
+    health = Health()
+    for refusals in (1, 2, 2_000):
+        pause = pause_s(refusals, ordered)
+        assert_pause(pause)
+        assert pause >= max(1.0, ordered or 0.0)
+        assert health.refused(at, ordered) <= health.paused_until - at
+    pace = Pace(10 / 3)
+    spent = pace.observe(at, headers)
+    assert spent or pace.wait_s(at) == 0.0
+    pace.sent(at)
+    assert_pause(pace.wait_s(at))
+    limiter = WindowLimiter(RateLimits(), clock=lambda: at)
+    limiter.observe(headers)
+    limiter.paused(pause)
+    assert limiter.vacancies(1) == 0
+    counts["headers"] += len(headers)
+
+
+# --- checkpoints --------------------------------------------------------------------------------------------------
+
+
+def check_checkpoint(path):
+    """It is read, or refused with a `CheckpointError` and left as it was."""
+    before = path.read_bytes()
+    outcomes = (None, "created", "existed", "rejected", "invalid", "pending")
+    refused = [
+        _is_refused(lambda: read_status(path)),
+        *(_is_refused(lambda outcome=outcome: list(read_results(path, outcome=outcome))) for outcome in outcomes),
+        _is_refused(lambda: read_recent_attempts(path, 0.0)),
+    ]
+    opened = not _is_refused(lambda: asyncio.run(_resume(path)))
+    assert opened or path.read_bytes() == before
+    counts.update(files=1, unreadable=any(refused) or not opened)
+
+
+async def _resume(path):
+    """What a run does with the checkpoint of an earlier session."""
+    checkpoint = Checkpoint.open(path, HEADER, now=EPOCH, executor=inline)
+    try:
+        _ = checkpoint.totals(), checkpoint.run_key, checkpoint.pause_until, checkpoint.recent_attempts(0.0)
+        for begun in checkpoint.begun():
+            if not begun.settled:
+                checkpoint.ledger(begun, b"\n" * begun.rows, "instance").record()
+        checkpoint.interrupted(EPOCH)
+    finally:
+        await checkpoint.aclose()
+
+
+def _never_ends(*_):
+    raise AssertionError("it never ends")
+
+
+def _is_refused(use):
+    signal.signal(signal.SIGVTALRM, _never_ends)
+    signal.setitimer(signal.ITIMER_VIRTUAL, LONGEST_USE_S)
+    try:
+        use()
+    except CheckpointError as error:
+        assert_harmless(str(error), longest=100_000)
+        return True
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+    return False
