@@ -1,7 +1,9 @@
 """`python -m mutants`: plants each bug into a copy of the project, and says which harness has caught it."""
 
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -17,6 +19,7 @@ HARNESSES = (
     ("every await", ("tests/simulation/test_every_await.py",)),
     ("engine", ("tests/test_engine.py",)),
     ("modules", ("tests/test_outcome.py", "tests/test_delivery.py", "tests/test_limiter.py", "tests/test_payload.py")),
+    ("network", ("tests/test_network.py",)),
 )
 LONGEST_S = 300.0
 """What comes to no end has been caught."""
@@ -51,12 +54,19 @@ def passes(copy: Path, tests: tuple[str, ...]) -> bool:
     """Whether these tests find nothing."""
     words = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
     environment = {**os.environ, "PYTHONPATH": str(copy), "BULKWF_SEEDS": SEEDS}
-    try:
-        done = subprocess.run(words, cwd=copy, env=environment, capture_output=True, timeout=LONGEST_S, check=False)
-    except subprocess.TimeoutExpired:
-        return False
-    assert done.returncode in (0, 1, 2), done.stdout.decode()
-    return done.returncode == 0
+    with tempfile.TemporaryFile() as told:
+        running = subprocess.Popen(words, cwd=copy, env=environment, stdout=told, stderr=told, start_new_session=True)
+        try:
+            code = running.wait(LONGEST_S)
+        except subprocess.TimeoutExpired:
+            return False
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(running.pid, signal.SIGKILL)  # with all that it has started
+            running.wait()
+        told.seek(0)
+        assert code in (0, 1, 2), told.read().decode()
+    return code == 0
 
 
 if __name__ == "__main__":

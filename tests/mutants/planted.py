@@ -112,4 +112,10 @@ PLANTED = (
         "        if position in self.refused:\n",
         "        if position not in self.refused:\n",
     ),
+    Mutant(
+        "believe a late copy",
+        "transport.py",
+        "        return known\n",
+        "        return False\n",
+    ),
 )

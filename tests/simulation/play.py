@@ -1,12 +1,17 @@
 """One seed, from its plan to the oracle's word."""
 
 import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 from simulation.oracle import Oracle, trace
 from simulation.plan import Plan, draw_plan
 from simulation.world import World
 
+CHUNK = 25
+"""Seeds that one process plays before it reports."""
 MEMORY_DISK = Path("/dev/shm")
 
 
@@ -31,3 +36,27 @@ def play_plan(plan: Plan) -> World:
         world.play()
         oracle.judge(world)
         return world
+
+
+def play_many(seeds: range) -> Iterator[tuple[int, str | None]]:
+    """Play seeds on all cores; gives, chunk by chunk, how many were played and what is wrong with the last of them.
+
+    A chunk ends with the first seed that is broken.
+    """
+    chunks = [seeds[start : start + CHUNK] for start in range(0, len(seeds), CHUNK)]
+    pool = ProcessPoolExecutor(mp_context=get_context("spawn"))
+    try:
+        yield from pool.map(_play_all, chunks)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _play_all(seeds: Sequence[int]) -> tuple[int, str | None]:
+    for number, seed in enumerate(seeds, 1):
+        try:
+            play(seed)
+        except Broken as error:
+            return number, str(error)
+        except Exception as error:  # noqa: BLE001 (what no oracle foresaw is a finding too)
+            return number, f"seed {seed}: {error!r}"
+    return len(seeds), None
