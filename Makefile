@@ -1,8 +1,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PERFECT := bulkwf/outcome.py,bulkwf/retry.py,bulkwf/windows.py,bulkwf/limiter.py,bulkwf/checkpoint/*
 
-.PHONY: demo test torture mutants lint clean
+.PHONY: demo test torture mutants coverage lint clean
 
 # The stamps make each set-up step run once, and again when pyproject.toml changes.
 $(VENV)/pyvenv.cfg:
@@ -26,11 +27,19 @@ test: $(VENV)/.installed-dev
 
 # Hours, on two cores.
 torture: $(VENV)/.installed-dev
-	BULKWF_TORTURE=1 $(BIN)/python -m pytest -q tests/crash tests/test_network.py tests/test_fuzz.py
+	BULKWF_TORTURE=1 $(BIN)/python -m pytest -q tests/crash tests/test_network.py tests/test_fuzz.py tests/simulation/test_long_night.py
 	cd tests && ../$(BIN)/python -m simulation 0 100000
 
 mutants: $(VENV)/.installed-dev
 	cd tests && ../$(BIN)/python -m mutants
+
+# Of all tests but those that play the same lines over and over.
+coverage: $(VENV)/.installed-dev
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -q --ignore=tests/simulation --ignore=tests/crash --ignore=tests/mutants
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report --fail-under=95
+	$(BIN)/coverage report --fail-under=100 --include='$(PERFECT)'
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -39,4 +48,4 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .coverage* build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
