@@ -220,15 +220,15 @@ def _sign(descriptor: int) -> None:
 
 
 def _holder(name: str) -> str:
-    """Who holds the lock; for a moment after it was taken nobody has signed it."""
+    """Who holds the lock. For a moment after it was taken nobody has signed it, or one who was killed."""
     for _ in range(20):
+        time.sleep(0.01)
         try:
             text = Path(name).read_text("utf-8")[:200]
         except (OSError, ValueError):  # it has ended meanwhile, or this is nobody's signature
             return ""
         if text:
             return f" ({text})" if text.isprintable() else ""
-        time.sleep(0.01)
     return ""
 
 
