@@ -125,6 +125,8 @@ class World:
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = count()
         self._stale: Reply | None = None
+        self.token = 0
+        """The newest that a session has been given: the file that it is read from still holds it for the next one."""
         self.shared = frozenset(row.id for row in plan.rows if row.kind == "twin")
         """Ids that stand in several rows."""
         self._loop: SimulatedLoop | None = None
@@ -353,7 +355,7 @@ class Network:
     def __init__(self, world: World, session: Session) -> None:
         self._world = world
         self._session = session
-        self._token = sum(1 for sent in world.sent if sent.session < 0)
+        self._token = world.token
         self._on_wire: set[str] = set()
 
     async def post(self, body: bytes, written: Callable[[], None]) -> Reply | Fault:
@@ -414,7 +416,7 @@ class Network:
     async def renew(self, credential: int) -> bool:
         """See `Transport.renew`."""
         if credential == self._token and self._token + 1 < self._world.plan.tokens:
-            self._token += 1
+            self._world.token = self._token = self._token + 1
             return True
         return credential != self._token
 
