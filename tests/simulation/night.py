@@ -86,7 +86,9 @@ class Account:
         new = []
         for item in items:
             job, text = item["instance_id"].split("-")
-            marks, number = self.begun.setdefault(job, bytearray(self.rows)), int(text)
+            if job not in self.begun:
+                self.begun[job] = bytearray(self.rows)
+            marks, number = self.begun[job], int(text)
             assert item["params"]["row"] == number, f"{item['instance_id']} has other params"
             if not marks[number]:
                 marks[number] = 1
