@@ -132,12 +132,15 @@ class _Delivery:
     async def settle(self, part: Sequence[int]) -> None:
         """Send *part* until all of it is settled."""
         omitted: frozenset[int] = frozenset()
+        attempts = 0
         while part:
             outcome = await self._persist(part)
             part = outcome.unsettled
             if outcome.verdict is Verdict.OMITTED:
-                part = await self._confirm(part, again=omitted.issuperset(part))
-                omitted = frozenset(part)
+                # In a row: one in doubt between them may have created some of what the first left out.
+                in_a_row = self.ledger.attempts == attempts + 1
+                part = await self._confirm(part, again=in_a_row and omitted.issuperset(part))
+                omitted, attempts = frozenset(part), self.ledger.attempts
             elif outcome.verdict in (Verdict.REFUSED, Verdict.TOO_LARGE):
                 await self._take_apart(part, outcome)
                 part = ()

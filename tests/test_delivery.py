@@ -554,6 +554,16 @@ def test_many_omitted_ids_are_sent_again_and_then_one_speaks_for_all():
     assert {ledger.others[i].attempts for i in range(50)} == {2}
 
 
+def test_an_attempt_in_doubt_between_two_omissions_begins_the_question_anew():
+    # It may have created some of what the first answer left out: none of those may speak for the others.
+    nothing = fault(FaultKind.IN_DOUBT)
+    _, transport, ledger = deliver(none, lambda ids: nothing, none, lambda ids: created(ids[:1]), found, found)
+
+    assert [len(ids) for ids in transport.posts] == [3, 3, 3, 3]
+    assert transport.gets == ["id-1", "id-2"]
+    assert count(outcomes(ledger).values()) == {"created": 1, "existed": 2}
+
+
 def test_ids_that_were_omitted_by_mistake_are_created_by_the_second_sending():
     _, transport, ledger = deliver(lambda ids: created(ids[50:]), created, rows=100)
 
