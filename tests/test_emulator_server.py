@@ -306,6 +306,14 @@ async def test_a_token_is_revoked_in_the_middle():
         assert client.held() == ["a", "d"]
 
 
+async def test_a_connection_is_closed_behind_an_answer():
+    async with talk({"request": 2, "disconnect": True}) as client:
+        answers = [await client.post(id_) for id_ in "abc"]
+
+    assert [answer.headers.get("Connection") for answer in answers] == [None, "close", None]
+    assert client.held() == ["a", "b", "c"]
+
+
 async def test_every_tenth_and_chance_are_the_same_with_the_same_seed():
     async def statuses(seed):
         async with talk({"every": 10, "status": 500}, {"chance": 0.3, "status": 503}, seed=seed) as client:

@@ -49,6 +49,7 @@ What else may befall it, alone or with the above, and added up over the rules:
     repeat: ids            the answer names these twice, those that it names
     refuse_ids: "regex"    a batch with an id that matches is refused, 400: only the service knows that it is bad
     revoke_token: true     from this request on, the token that it carries is refused
+    disconnect: true       the connection is closed behind the answer; the next request needs a new one
 """
 
 import re
@@ -121,6 +122,7 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     repeat: Which = False
     refuse_ids: str | None = None
     revoke_token: bool = False
+    disconnect: bool = False
 
     def manners(self) -> list[Manner]:
         """The ways to end a request that this rule names."""
@@ -172,6 +174,7 @@ class Fault:
     tampering: Tampering = field(default_factory=Tampering)
     refused_id: str | None = None
     revokes_token: bool = False
+    disconnects: bool = False
 
 
 NO_FAULT = Fault()
@@ -230,7 +233,8 @@ def _problems(rule: Rule) -> list[str]:
 
 
 def _befalls(rule: Rule) -> bool:
-    return bool(rule.latency_s or any(_choices(rule)) or rule.foreign or rule.refuse_ids or rule.revoke_token)
+    other = rule.foreign or rule.refuse_ids or rule.revoke_token or rule.disconnect
+    return bool(rule.latency_s or any(_choices(rule)) or other)
 
 
 def _choices(rule: Rule) -> tuple[Which, ...]:
@@ -270,6 +274,7 @@ def decide(rules: Sequence[Rule], facts: Facts, fired: Sequence[int], draw: Draw
         tampering=_tampering(chosen, ending, facts.ids),
         refused_id=next((id_ for rule in chosen for id_ in _refused(rule, facts.ids)), None),
         revokes_token=any(rule.revoke_token for rule in chosen),
+        disconnects=any(rule.disconnect for rule in chosen),
     )
 
 

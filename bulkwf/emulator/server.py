@@ -97,10 +97,13 @@ class Emulator:
             await self._pause(arrival.fault.latency_before_s)
             answer = self._perform(arrival)
             await self._pause(arrival.fault.latency_after_s)
-            return await self._send(request, arrival, answer)
+            response = await self._send(request, arrival, answer)
         except (ConnectionError, web.RequestPayloadError):
             _abort(request)
             return web.Response()  # aiohttp wants one, and notices that there is no connection to write it to
+        if arrival.fault.disconnects:
+            response.force_close()
+        return response
 
     def stop(self) -> None:
         """Let nothing wait any longer: hanging requests lose their connection, delayed ones create nothing."""
