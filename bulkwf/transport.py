@@ -13,10 +13,10 @@ Rules:
 """
 
 import asyncio
-import contextlib
 import errno
 import ssl
-from collections.abc import Callable, Iterator, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from urllib.parse import urlencode
 
 import aiohttp
@@ -35,6 +35,8 @@ KEEPALIVE_S = 15.0
 USER_AGENT = "bulkwf"
 RAYS = 1_024
 """So many answers' marks are remembered."""
+READ_HEADERS = ("cf-mitigated", "cf-ray", "date", "location", "ratelimit", "retry-after")
+"""What is read of an answer's headers; the others are nobody's business."""
 
 _NOT_SENT = (
     aiohttp.ClientConnectorError,
@@ -79,7 +81,7 @@ class AiohttpTransport:
         self._pool = self._open_pool()
         self._retired: list[_Pool] = []
         self._renewing = asyncio.Lock()
-        self._rays: dict[str, None] = {}
+        self._rays: OrderedDict[str, None] = OrderedDict()
 
     async def post(self, body: bytes, written: Callable[[], None]) -> Reply | Fault:
         """See `Transport.post`."""
@@ -122,7 +124,7 @@ class AiohttpTransport:
         started = self._clock()
         number = self._credentials.number
         try:
-            with self._pool.use() as session:
+            with self._pool as session:
                 async with session.request(
                     method,
                     url,
@@ -155,11 +157,8 @@ class AiohttpTransport:
         )
 
     def _headers(self, response: aiohttp.ClientResponse) -> dict[str, str]:
-        lowered: dict[str, str] = {}
-        for name, value in response.headers.items():
-            key, shown = name.lower(), self._hidden(value)
-            lowered[key] = f"{lowered[key]}, {shown}" if key in lowered else shown
-        return lowered
+        given = response.headers
+        return {name: self._hidden(", ".join(given.getall(name))) for name in READ_HEADERS if name in given}
 
     def _hidden(self, value: str) -> str:
         return self._credentials.hide(value.encode(errors="surrogateescape")).decode(errors="surrogateescape")
@@ -171,7 +170,7 @@ class AiohttpTransport:
         known = ray in self._rays
         self._rays[ray] = None
         if len(self._rays) > RAYS:
-            del self._rays[next(iter(self._rays))]
+            self._rays.popitem(last=False)
         return known
 
     def _open_pool(self) -> "_Pool":
@@ -202,14 +201,13 @@ class _Pool:
         self._retired = False
         self._closing: asyncio.Task[None] | None = None
 
-    @contextlib.contextmanager
-    def use(self) -> Iterator[aiohttp.ClientSession]:
+    def __enter__(self) -> aiohttp.ClientSession:
         self._in_use += 1
-        try:
-            yield self.session
-        finally:
-            self._in_use -= 1
-            self._close_if_idle()
+        return self.session
+
+    def __exit__(self, *_: object) -> None:
+        self._in_use -= 1
+        self._close_if_idle()
 
     def retire(self) -> None:
         self._retired = True
