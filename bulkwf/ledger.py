@@ -1,17 +1,17 @@
 """What is known of one batch: which of its instances are settled, and how. Pure."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 import orjson
 
 from bulkwf.batching import fingerprint
-from bulkwf.model import Answer, Batch, Outcome, Result, RowOutcome
+from bulkwf.model import Answer, Batch, Outcome, Result
 
 __all__ = ["Ledger", "Record"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
+class Record(NamedTuple):
     """A ledger as the checkpoint keeps it; see `checkpoint.SCHEMA` for what the fields hold."""
 
     first_row: int
@@ -24,8 +24,8 @@ class Record:
     rejected: int
     invalid: int
     pending: int
-    answer: bytes | None
-    exceptions: bytes | None
+    answer: str | None
+    exceptions: str | None
     size: int
     digest: int
 
@@ -85,32 +85,29 @@ class Ledger:
         results = [self._result(position, outcome.answer) for position in outcome.created]
         return results + [self.others[position] for position, _ in outcome.others]
 
-    def count(self, outcome: RowOutcome) -> int:
-        """How many instances have come to *outcome*; refused rows are not instances."""
-        count = sum(result.outcome == outcome for result in self.others.values())
-        return count + len(self.created) if outcome == "created" else count
-
     def fingerprint(self) -> tuple[int, int]:
         """Size and crc32 of the batch's lines, less those that are refused."""
-        rejected = [result for result in self.others.values() if result.outcome == "rejected"]
-        dropped = frozenset(result.row - self.batch.first_row for result in (*self.batch.refused, *rejected))
+        dropped: frozenset[int] = frozenset()
+        if self.batch.refused or self.others:
+            rejected = [result for result in self.others.values() if result.outcome == "rejected"]
+            dropped = frozenset(result.row - self.batch.first_row for result in (*self.batch.refused, *rejected))
         if self._fingerprint is None or self._fingerprint[0] != len(dropped):
             self._fingerprint = len(dropped), fingerprint(self.batch.region, dropped)
         return self._fingerprint[1]
 
     def record(self) -> Record:
         """The whole account, for the checkpoint."""
-        batch, others = self.batch, self.others.values()
+        batch, others = self.batch, [result.outcome for result in self.others.values()]
         size, digest = self.fingerprint()
         return Record(
             first_row=batch.first_row,
             rows=batch.rows,
             complete=not self.pending,
             attempts=self.attempts,
-            created=self.count("created"),
-            existed=self.count("existed"),
-            existed_in_doubt=sum(result.in_doubt for result in others),
-            rejected=self.count("rejected"),
+            created=len(self.created) + others.count("created"),
+            existed=others.count("existed"),
+            existed_in_doubt=sum(result.in_doubt for result in self.others.values()) if others else 0,
+            rejected=others.count("rejected"),
             invalid=len(batch.refused),
             pending=len(self.pending),
             answer=None if self.answer is None else _encode_answer(self.answer),
@@ -131,17 +128,18 @@ class Ledger:
             workflow_id=told.workflow_id,
         )
 
-    def _exceptions(self) -> bytes | None:
+    def _exceptions(self) -> str | None:
         """The rows that are not as `answer` has it: without an answer the others are pending, with one created."""
         first_row, offsets = self.batch.first_row, self.batch.offsets
         entries = {str(r.row - first_row): _entry(r) for r in (*self.batch.refused, *self.others.values())}
         if self.answer is not None:
             entries |= {str(offsets[position]): {"outcome": "pending"} for position in self.pending}
-        return orjson.dumps(entries) if entries else None
+        return orjson.dumps(entries).decode() if entries else None
 
 
-def _encode_answer(answer: Answer) -> bytes:
-    return orjson.dumps({"status": answer.status, "version_id": answer.version_id, "workflow_id": answer.workflow_id})
+def _encode_answer(answer: Answer) -> str:
+    told = {"status": answer.status, "version_id": answer.version_id, "workflow_id": answer.workflow_id}
+    return orjson.dumps(told).decode()
 
 
 def _entry(result: Result) -> dict[str, object]:

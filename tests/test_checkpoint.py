@@ -190,7 +190,7 @@ def ledger_of(fates, first_row):
 def parsed(ledger):
     """A ledger's record; the order in which rows came to differ is of no meaning."""
     record = ledger.record()
-    return replace(record, exceptions=orjson.loads(record.exceptions or b"null"))
+    return record._replace(exceptions=orjson.loads(record.exceptions or "null"))
 
 
 @settings(max_examples=50)
@@ -517,6 +517,8 @@ async def test_a_status_of_values_that_no_run_writes_is_refused_and_says_where(p
     [
         "UPDATE run SET pause_until = 'later'",
         "UPDATE batch SET size = 2.5",
+        "UPDATE batch SET size = 0, digest = 0",
+        "UPDATE batch SET rows = 0",
         "UPDATE batch SET begun_at = 'then'",
         "UPDATE batch SET retention_s = 'long'",
         "UPDATE batch SET attempts = x'00'",

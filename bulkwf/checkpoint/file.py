@@ -9,6 +9,7 @@ import stat
 import time
 import traceback
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import filelock
@@ -21,7 +22,6 @@ from bulkwf.checkpoint.schema import (
     IDENTITY,
     SCHEMA,
     RunHeader,
-    columns,
 )
 from bulkwf.errors import CheckpointError
 from bulkwf.payload import clean
@@ -92,7 +92,7 @@ def create(db: sqlite3.Connection, header: RunHeader, now: float) -> None:
     )
     db.execute(
         f"INSERT INTO run (created_at, {names}) VALUES (:created_at, {places})",  # noqa: S608 - names of ours
-        columns(header) | {"created_at": now},
+        asdict(header) | {"created_at": now},
     )
     db.execute("COMMIT")
 

@@ -4,8 +4,6 @@ from dataclasses import dataclass, fields
 from operator import index
 from typing import Any, NamedTuple, Self
 
-from bulkwf.ledger import Record
-
 __all__ = [
     "ANOTHER",
     "APPLICATION_ID",
@@ -21,8 +19,6 @@ __all__ = [
     "Attempt",
     "Begun",
     "RunHeader",
-    "columns",
-    "record_columns",
 ]
 
 FORMAT = 1
@@ -80,17 +76,17 @@ WHERE item.value IS NOT NULL
 """
 
 BEGIN = """
-INSERT INTO batch VALUES (:first_row, :rows, :begun_at, :settled_at, :attempts, :retention_s, :created, :existed,
-  :existed_in_doubt, :rejected, :invalid, :pending, :answer, :exceptions, :size, :digest, :ids)
+INSERT INTO batch (first_row, rows, settled_at, attempts, created, existed, existed_in_doubt, rejected, invalid,
+  pending, answer, exceptions, size, digest, begun_at, retention_s, ids)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
 SETTLE = """
-UPDATE batch SET settled_at = :settled_at, attempts = :attempts, created = :created, existed = :existed,
-  existed_in_doubt = :existed_in_doubt, rejected = :rejected, pending = :pending, answer = :answer,
-  exceptions = :exceptions, size = :size, digest = :digest WHERE first_row = :first_row
+UPDATE batch SET rows = ?, settled_at = ?, attempts = ?, created = ?, existed = ?, existed_in_doubt = ?, rejected = ?,
+  invalid = ?, pending = ?, answer = ?, exceptions = ?, size = ?, digest = ? WHERE first_row = ?
 """
 NOTE = """
 INSERT INTO attempt (first_row, started_at, elapsed_s, instances, http_status, verdict, detail)
-VALUES (:first_row, :started_at, :elapsed_s, :instances, :http_status, :verdict, :detail)
+VALUES (?, ?, ?, ?, ?, ?, ?)
 """
 INTERRUPTED = """
 INSERT INTO attempt (first_row, started_at, elapsed_s, instances, verdict)
@@ -120,8 +116,7 @@ IDENTITY = ("base_url", "account_id", "workflow", "run_key", "id_scheme", "row_s
 HEADER_FIELDS = tuple(field.name for field in fields(RunHeader))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Attempt:
+class Attempt(NamedTuple):
     """One request, as a run report reads it."""
 
     first_row: int
@@ -148,19 +143,7 @@ class Begun(NamedTuple):
     @classmethod
     def of(cls, first_row: Any, rows: Any, begun_at: Any, settled: Any, size: Any, digest: Any, whole: Any) -> Self:
         """From a batch's columns. Raises `TypeError` or `ValueError` if they hold what no run writes."""
+        if rows < 1 or size < (rows if whole else 0):
+            raise ValueError("every row has a line")
         numbers = (index(first_row), index(rows), float(begun_at), bool(settled), index(size), index(digest))
-        return cls(*numbers, bool(whole))
-
-
-def record_columns(record: Record, now: float) -> dict[str, Any]:
-    """The columns of `batch` that a record fills."""
-    row = columns(record)
-    row["settled_at"] = now if row.pop("complete") else None
-    for name in ("answer", "exceptions"):
-        row[name] = None if row[name] is None else row[name].decode()
-    return row
-
-
-def columns(value: Any) -> dict[str, Any]:
-    """The fields of a dataclass by name, one level deep."""
-    return {name: getattr(value, name) for name in value.__dataclass_fields__}
+        return cls._make((*numbers, bool(whole)))

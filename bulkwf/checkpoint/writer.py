@@ -40,8 +40,6 @@ from bulkwf.checkpoint.schema import (
     Attempt,
     Begun,
     RunHeader,
-    columns,
-    record_columns,
 )
 from bulkwf.errors import CheckpointError
 from bulkwf.ledger import Ledger
@@ -168,23 +166,22 @@ class Checkpoint:
     def begin(self, ledger: Ledger, now: float) -> Awaitable[None]:
         """Make a batch durable before it is sent. Batches must begin in the order of their rows."""
         batch = ledger.batch
-        ids: list[str | None] = [None] * batch.rows
-        for offset, instance_id in zip(batch.offsets, batch.ids, strict=True):
-            ids[offset] = instance_id
-        row = record_columns(ledger.record(), now) | {
-            "begun_at": now,
-            "retention_s": batch.retention_s,
-            "ids": orjson.dumps(ids).decode(),
-        }
+        ids: Sequence[str | None] = batch.ids
+        if len(ids) < batch.rows:
+            ids = [None] * batch.rows
+            for offset, instance_id in zip(batch.offsets, batch.ids, strict=True):
+                ids[offset] = instance_id
+        row = (*_columns(ledger, now), now, batch.retention_s, orjson.dumps(ids).decode())
         return self._write((BEGIN, row))
 
     def settle(self, ledger: Ledger, now: float) -> Awaitable[None]:
         """Make what a batch has come to durable."""
-        return self._write((SETTLE, record_columns(ledger.record(), now)))
+        first_row, *others = _columns(ledger, now)
+        return self._write((SETTLE, (*others, first_row)))
 
     def note(self, attempt: Attempt) -> None:
         """Write an attempt down with the next commit."""
-        self._queue.append((NOTE, columns(attempt)))
+        self._queue.append((NOTE, attempt))
 
     def pause(self, until: float) -> Awaitable[None]:
         """Remember that the service has ordered silence until *until* (Unix time)."""
@@ -212,6 +209,7 @@ class Checkpoint:
     async def _commit_all(self) -> None:
         try:
             while self._waiters:
+                await self._have_company()
                 queue, self._queue = self._queue, []
                 waiters, self._waiters = self._waiters, []
                 try:
@@ -221,6 +219,13 @@ class Checkpoint:
                 self._tell(waiters)
         finally:
             self._writer = None
+
+    async def _have_company(self) -> None:
+        """Let others join the commit, which costs as much as twenty rows, while each turn of the loop brings some."""
+        queued = 0
+        while queued < len(self._queue):
+            queued = len(self._queue)
+            await asyncio.sleep(0)
 
     def _tell(self, waiters: Sequence[asyncio.Future[None]]) -> None:
         for waiter in waiters:
@@ -336,3 +341,9 @@ class Checkpoint:
         """See `reading.recent_attempts`."""
         with explained(self.path):
             return recent_attempts(self._reader, since)
+
+
+def _columns(ledger: Ledger, now: float) -> tuple[Any, ...]:
+    """A ledger's record as the first columns that `BEGIN` names."""
+    first_row, rows, complete, *others = ledger.record()
+    return (first_row, rows, now if complete else None, *others)

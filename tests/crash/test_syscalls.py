@@ -28,7 +28,7 @@ ROWS = 6
 FLAGS = ("--batch-size", "2", "--concurrency", "2")
 MAIN, WRITER = "MainThread", "bulkwf-checkpoint"
 KILL = Fault("kill")
-MIDDLE = Call(WRITER, "pwrite64", 8)
+MIDDLE = Call(WRITER, "pwrite64", 6)
 """Where the session before a recovery is killed: batches are begun, and not all of them are settled."""
 NETWORK_ERRORS = {
     "socket": "EMFILE",
