@@ -19,7 +19,7 @@ from bulkwf.errors import CheckpointError, ServiceRefused
 from bulkwf.ledger import Ledger
 from bulkwf.model import Fault, Outcome, Reply, Result, Verdict
 from bulkwf.options import Options
-from bulkwf.outcome import existence, judge, judge_lookup, rejection
+from bulkwf.outcome import Judge, existence, judge_lookup, rejection
 from bulkwf.payload import compose
 from bulkwf.retry import backoff_s, reject_limit
 
@@ -88,6 +88,7 @@ class Courier:
         hooks: What the engine does for a delivery.
         tally: Shared by all deliveries of the run.
         wall: Unix time in seconds.
+        judge: Says what answers mean.
     """
 
     channel: Channel
@@ -95,6 +96,7 @@ class Courier:
     hooks: Hooks
     tally: Tally
     wall: Callable[[], float]
+    judge: Judge = field(default_factory=Judge)
 
     async def deliver(self, ledger: Ledger, begun_at: float) -> None:
         """Send what is pending in *ledger* until nothing is.
@@ -165,7 +167,7 @@ class _Delivery:
             self._refuse_forgotten(part)  # not before: a pause may outlast the service's memory
             # No variable holds the body: error trackers would tell it with what is raised here and below.
             reply = await channel.transport.post(compose(ledger.batch, part), slot.written)
-            outcome = judge(ledger.batch, part, reply)
+            outcome = courier.judge(ledger.batch, part, reply)
             if outcome.verdict is Verdict.NOT_SENT:
                 slot.unsent()
         if outcome.verdict is Verdict.TOO_LARGE:

@@ -3,9 +3,11 @@
 import asyncio
 import json
 import math
+import re
 import signal
 import unicodedata
 from collections import Counter
+from dataclasses import replace
 from unittest import mock
 from zlib import crc32
 
@@ -22,7 +24,7 @@ from bulkwf.ledger import Ledger
 from bulkwf.limiter import WindowLimiter
 from bulkwf.model import Reply, Verdict
 from bulkwf.options import BatchLimits, RateLimits, RetryPolicy
-from bulkwf.outcome import judge, judge_lookup, judge_page, retry_after_s
+from bulkwf.outcome import Judge, judge, judge_lookup, judge_page, retry_after_s
 from bulkwf.payload import compose
 from bulkwf.retry import PATIENCE, Wait, plan
 from bulkwf.sources import files, open_source, reader
@@ -138,6 +140,7 @@ def _check_bodies(batch, own, shape):
 def check_answer(part, reply):
     """What is made of an answer to a batch, to a look-up, and to a question for the list."""
     outcome = judge(BATCH, part, reply)
+    _check_memory(part, reply)
     _check_outcome(part, outcome)
     _check_grounds(part, reply, outcome)
     _check_account(part, outcome)
@@ -152,6 +155,15 @@ def check_answer(part, reply):
         assert _is_success(reply)
         assert [one.id for one in page.listed] == [one["id"] for one in _loads(reply)["result"]]
     counts.update(answers=1, created=len(outcome.created), settled=len(part) - len(outcome.unsettled))
+
+
+def _check_memory(part, reply):
+    """A judge who remembers the answer says of it, and of it with other ids or another order, what any does."""
+    remembering = Judge()
+    turned = replace(reply, body=re.sub(rb"id-(\d)", lambda found: b"id-%d" % (9 - int(found[1])), reply.body))
+    others = replace(BATCH, ids=[re.sub(r"id-(\d)", lambda found: f"id-{9 - int(found[1])}", one) for one in BATCH.ids])
+    for batch, told in ((BATCH, reply), (BATCH, reply), (others, turned), (BATCH, turned), (others, reply)):
+        assert remembering(batch, part, told) == judge(batch, part, told)
 
 
 def _check_outcome(part, outcome, settles=None):
@@ -205,7 +217,7 @@ def _check_account(part, outcome):
     ledger.add(outcome)
     record = ledger.record()
     ids = json.dumps(list(BATCH.ids))
-    answer, exceptions = (text and text.decode() for text in (record.answer, record.exceptions))
+    answer, exceptions = record.answer, record.exceptions
     kept = list(results(None, BATCH.first_row, ids, answer, exceptions, 1))
     assert sorted(kept, key=lambda one: one.row) == sorted(ledger.settled(outcome), key=lambda one: one.row)
     assert record.pending == BATCH.rows - len(part) + len(outcome.unsettled)
