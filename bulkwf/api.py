@@ -22,7 +22,7 @@ from bulkwf.errors import BulkwfError
 from bulkwf.limiter import REQUEST_PERIOD_S, WindowLimiter
 from bulkwf.model import Clock, Result, Summary, Transport
 from bulkwf.options import Options, Target
-from bulkwf.progress import Progress
+from bulkwf.progress import Progress, Totals
 from bulkwf.sources import Paths, Rows, Source, name_source, open_source
 from bulkwf.wiring import open_limiter, open_transport, require_asyncio, restore, system_clock, uncancelled
 
@@ -279,9 +279,9 @@ async def open_run(
             transport = open_transport(parts, target, token, options, clock)
         file = _open_checkpoint(parts, target, scheme, list_name, checkpoint, options, known_as or target.base_url)
         limiter = open_limiter(target, options, clock)
-        _take_over(limiter, file, options, clock.wall())
         totals = file.totals()
-        progress = Progress(clock.now(), totals, settled_before=totals.settled)
+        _take_over(limiter, file, totals, options, clock.wall())
+        progress = Progress(clock.now(), totals, settled_before=totals.settled, reading=lambda: source.read_share)
         engine = Engine(
             source,
             file,
@@ -341,9 +341,10 @@ def _writer_thread(parts: AsyncExitStack) -> Executor:
     return execute
 
 
-def _take_over(limiter: WindowLimiter, checkpoint: Checkpoint, options: Options, wall: float) -> None:
+def _take_over(limiter: WindowLimiter, checkpoint: Checkpoint, totals: Totals, options: Options, wall: float) -> None:
     """Let what earlier sessions have sent, and may have sent, count for this one; verifications' requests, too."""
-    checkpoint.interrupted(wall)
+    if totals.pending:
+        checkpoint.interrupted(wall)
     since = wall - REQUEST_PERIOD_S
     asked, silent_until = ([], 0.0) if checkpoint.path is None else read_past(checkpoint.path, since)
     attempts = sorted([*checkpoint.recent_attempts(since), *asked])

@@ -3,6 +3,8 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from operator import attrgetter
 from string import Formatter
 from typing import Literal, NamedTuple
 from zlib import crc32
@@ -33,12 +35,16 @@ MAX_ROW_BYTES = MAX_PARAMS_BYTES + 65_536
 """A longer line can't hold acceptable params; it is refused without being held in memory."""
 DEFAULT_RETENTION_S = 3 * 86_400.0
 """How long the service remembers an id on the smallest plan."""
+LONGEST_DURATION = 100
+"""A longer text is none, whatever stands in it."""
 ITEM_OVERHEAD_BYTES = 130
 """The most that an id, its key, the separators and the brackets around all of them add to a row."""
 
 _ID = re.compile(ID_PATTERN + "{0,99}", re.ASCII)
 _IDS = re.compile(f"(?:{ID_PATTERN}{{0,99}}\n)+", re.ASCII)
 _SYSTEM_ID = re.compile("cf_[0-9a-f]{64}", re.ASCII)
+_RETENTION = attrgetter("instance_retention")
+_OPENING, _CLOSING = b"{}"
 _URL_WORDS = frozenset({"batch", "terminate", "terminateAll"})
 _DURATION = re.compile(r"(\d{1,12})\s+(second|minute|hour|day|week|month|year)s?", re.ASCII)
 _UNIT_S = {
@@ -56,24 +62,38 @@ _UNIT_S = {
 
 
 class Cut(NamedTuple):
-    """Where a region of whole lines ends, how many it holds, and what bound it: lines, bytes, or the data at hand."""
+    """A region of whole lines.
+
+    Attributes:
+        end: Where it ends.
+        rows: How many lines it holds.
+        bound: What bound it: lines, bytes, or the data at hand.
+        objects: Each line begins with `{` and ends with `}`.
+        longest: Bytes of the longest line.
+    """
 
     end: int
     rows: int
     bound: Literal["rows", "bytes", "data"]
+    objects: bool
+    longest: int
 
 
 def cut(data: bytes | bytearray, start: int, max_rows: int, max_bytes: int) -> Cut:
     """The longest run of whole lines from *start* within both bounds; the first line may exceed *max_bytes* alone."""
-    end, limit = start, start + max_bytes
+    end, limit, objects, longest = start, start + max_bytes, True, 0
     for rows in range(max_rows):
         newline = data.find(b"\n", end)
         if newline < 0:
-            return Cut(end, rows, "data")
+            return Cut(end, rows, "data", objects, longest)
         if newline >= limit and rows:
-            return Cut(end, rows, "bytes")
+            return Cut(end, rows, "bytes", objects, longest)
+        if data[newline - 1] != _CLOSING or data[end] != _OPENING:
+            objects = False
+        if newline - end > longest:
+            longest = newline - end
         end = newline + 1
-    return Cut(end, max_rows, "rows")
+    return Cut(end, max_rows, "rows", objects, longest)
 
 
 def even_share(rows: int, rate: int) -> int:
@@ -186,7 +206,12 @@ def _ids_are_good(ids: Sequence[str]) -> bool:
 def _seconds(value: int | str) -> float | None:
     if isinstance(value, int):
         return min(value, 10**15) / 1_000 if value > 0 else None  # a float can't take any length of digits
-    found = _DURATION.fullmatch(value)
+    return _duration_s(value) if len(value) <= LONGEST_DURATION else None
+
+
+@lru_cache(maxsize=256)
+def _duration_s(text: str) -> float | None:
+    found = _DURATION.fullmatch(text)
     return float(int(found[1]) * _UNIT_S[found[2]]) or None if found else None
 
 
@@ -244,8 +269,7 @@ class Packer:
         if not piece.rows:
             return
         self._slices.append(piece)
-        rows = None if piece.refused else decode_rows(piece.data, piece.rows, self._row_shape)
-        if rows is None or not self._add_all(piece, rows):
+        if not self._add_all(piece):
             self._add_each(piece)
         self._rows += piece.rows
         self._size += len(piece.data)
@@ -265,15 +289,19 @@ class Packer:
             retention_s=self._retention_s,
         )
 
-    def _add_all(self, piece: Slice, rows: list[Row]) -> bool:
+    def _add_all(self, piece: Slice) -> bool:
         """Take in a slice whose rows are all good and bring their ids; False if they don't."""
-        if len(piece.data) > MAX_PARAMS_BYTES or self._ids:
+        if self._row_shape == "params" or piece.refused or self._ids or len(piece.data) > MAX_PARAMS_BYTES:
+            return False
+        rows = decode_rows(piece.data, piece.rows, objects=piece.objects, longest=piece.longest)
+        if rows is None:
             return False
         ids = [row.instance_id for row in rows]
         if msgspec.UNSET in ids or not _ids_are_good(ids):  # type: ignore[arg-type]
             return False
-        for row in rows:
-            if row.instance_retention is not msgspec.UNSET and not self._note_retention(row.instance_retention):
+        # Lists have few different retentions.
+        for retention in set(map(_RETENTION, rows)):
+            if retention is not msgspec.UNSET and not self._note_retention(retention):
                 return False
         self._ids = ids  # type: ignore[assignment]
         self._offsets = list(range(self._rows, self._rows + piece.rows))

@@ -16,7 +16,7 @@ from dataclasses import replace
 
 import anyio
 
-from bulkwf.batching import IdScheme, Packer, fingerprint
+from bulkwf.batching import IdScheme, Packer
 from bulkwf.channel import Channel, Health
 from bulkwf.checkpoint import ANOTHER, Attempt, Begun, Checkpoint
 from bulkwf.delivery import Courier, Hooks, Tally
@@ -32,6 +32,9 @@ __all__ = ["Engine"]
 
 AHEAD = 2
 """Batches that may be begun ahead of their slot: enough to hide the commit."""
+
+_Work = tuple[Ledger, float, Awaitable[None] | None]
+"""A batch to be seen through, since when its ids are durable, and what ends when they are."""
 
 
 class Engine:
@@ -96,6 +99,8 @@ class Engine:
             tally=self._tally,
             wall=clock.wall,
         )
+        self._work: asyncio.Queue[_Work | None] = asyncio.Queue()
+        self._carriers = 0
         self._open = 0
         self._beginning = 0
         self._most_open = 2 * options.rate.concurrency
@@ -120,9 +125,11 @@ class Engine:
         """
         ended = False
         with self._whole:
-            async with anyio.create_task_group() as deliveries:
+            async with anyio.create_task_group() as carriers:
                 with self._feeding:
-                    ended = await self._feed(deliveries)
+                    ended = await self._feed(carriers)
+                for _ in range(self._carriers):
+                    self._work.put_nowait(None)
         # What of a pause was still to come has not been waited for.
         self.progress.paused_s -= max(0.0, self._paused_until - self._clock.now())
         cut = self._whole.cancelled_caught  # batches on their way to the disk may be known to nobody
@@ -146,13 +153,13 @@ class Engine:
         self.drain()
         self._whole.cancel()
 
-    async def _feed(self, deliveries: anyio.abc.TaskGroup) -> bool:
+    async def _feed(self, carriers: anyio.abc.TaskGroup) -> bool:
         """Begin every batch of the list, the ones of earlier sessions first; True at the end of the list."""
         try:
-            await self._resume(deliveries)
+            await self._resume(carriers)
             while (batch := await self._next_batch()) is not None:
                 await self._have_room(len(batch.ids))
-                self._start(deliveries, Ledger(batch))
+                self._start(carriers, Ledger(batch))
         except Exception as error:  # noqa: BLE001 - a bug, or the caller's own code: the run ends in order all the same
             self.drain(error)
             return False
@@ -171,7 +178,6 @@ class Engine:
             packer.add(piece)
             if piece.rows < wanted:  # bound by bytes, by patience, or by the end of the list
                 break
-        self.progress.read_share = self._source.read_share
         return None if packer.empty else packer.pack()
 
     def _batch_limits(self) -> BatchLimits:
@@ -191,14 +197,27 @@ class Engine:
 
     # --- a batch's life -------------------------------------------------------------------------------------------
 
-    def _start(self, deliveries: anyio.abc.TaskGroup, ledger: Ledger) -> None:
+    def _start(self, carriers: anyio.abc.TaskGroup, ledger: Ledger) -> None:
         wall = self._clock.wall()
         begun = self._checkpoint.begin(ledger, wall)
-        self._open += 1
         self._beginning += 1
-        deliveries.start_soon(self._carry, ledger, wall, begun)
+        self._hand_over(carriers, (ledger, wall, begun))
 
-    async def _carry(self, ledger: Ledger, begun_at: float, begun: Awaitable[None] | None = None) -> None:
+    def _hand_over(self, carriers: anyio.abc.TaskGroup, work: _Work) -> None:
+        """Let a carrier see a batch through: one that is idle, or a new one."""
+        self._open += 1
+        self._work.put_nowait(work)
+        if self._open > self._carriers:
+            self._carriers += 1
+            carriers.start_soon(self._carry_all)
+
+    async def _carry_all(self) -> None:
+        # A task for each batch would cost more than all that the engine does for it.
+        while (work := await self._work.get()) is not None:
+            await self._carry(*work)
+            del work  # or its rows would stay until there are others
+
+    async def _carry(self, ledger: Ledger, begun_at: float, begun: Awaitable[None] | None) -> None:
         """See a batch through; *begun* ends when a new one is durable."""
         try:
             if begun is not None:
@@ -284,19 +303,17 @@ class Engine:
 
     # --- resuming -------------------------------------------------------------------------------------------------
 
-    async def _resume(self, deliveries: anyio.abc.TaskGroup) -> None:
+    async def _resume(self, carriers: anyio.abc.TaskGroup) -> None:
         """Read again what earlier sessions have begun: compare it, and take up the batches in doubt."""
         for begun in self._checkpoint.begun():
             if begun.settled and begun.whole:
-                piece = await self._source.take_bytes(begun.size, begun.rows)
-                data = piece.data if piece is not None else b""
-                if fingerprint(data) != (begun.size, begun.digest):
-                    raise self._differs(begun, ended=len(data) < begun.size)
+                found = await self._source.skip(begun.size, begun.rows)
+                if found != (begun.size, begun.digest):
+                    raise self._differs(begun, ended=found[0] < begun.size)
             else:
-                await self._take_up(deliveries, begun)
-            self.progress.read_share = self._source.read_share
+                await self._take_up(carriers, begun)
 
-    async def _take_up(self, deliveries: anyio.abc.TaskGroup, begun: Begun) -> None:
+    async def _take_up(self, carriers: anyio.abc.TaskGroup, begun: Begun) -> None:
         piece = await self._source.take_rows(begun.rows)
         if piece is None or piece.rows < begun.rows:
             raise self._differs(begun, ended=True)
@@ -305,9 +322,8 @@ class Engine:
             raise self._differs(begun, ended=False)
         if not begun.settled:
             await self._have_room(len(ledger.pending))
-            self._open += 1
             self._tally.pending += len(ledger.pending)
-            deliveries.start_soon(self._carry, ledger, begun.begun_at)
+            self._hand_over(carriers, (ledger, begun.begun_at, None))
 
     def _differs(self, begun: Begun, *, ended: bool) -> InputError:
         if ended:

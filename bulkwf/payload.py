@@ -7,6 +7,7 @@ through Python would turn a 30-digit integer into a float, and NaN into null.)
 import re
 from collections.abc import Sequence
 from itertools import accumulate
+from math import inf
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -40,12 +41,14 @@ A rule of ours, because a parser's own limit is none: it moves with the Python v
 of the caller's stack too, so that a row that could be read once might not be readable again.
 """
 
+UTF8_PIECE_BYTES = 16_384
+
 _TEXT = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _STEPS = {**dict.fromkeys(b"[{", 1), **dict.fromkeys(b"]}", -1)}
 
 
-class Retention(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+class Retention(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """How long the service keeps an instance, and with it the memory of its id."""
 
     success_retention: int | str | msgspec.UnsetType = msgspec.UNSET
@@ -84,23 +87,26 @@ def clean(text: str, length: int = 300) -> str:
 # --- rows ---------------------------------------------------------------------------------------------------------
 
 
-def decode_rows(region: bytes, rows: int, row_shape: Literal["instance", "params"]) -> list[Row] | None:
-    """All of a region's rows in one pass; None if any of them needs a closer look by `read_row`.
+def decode_rows(region: bytes, rows: int, *, objects: bool = False, longest: float = inf) -> list[Row] | None:
+    """All of a region's rows, of the shape "instance", in one pass; None if any needs a closer look by `read_row`.
 
     Every newline has to stand between a `}` and a `{`. That can't happen inside a JSON value, so no row spans lines;
     with as many rows as lines, no line holds two.
+
+    Args:
+        region: Whole lines.
+        rows: How many.
+        objects: Each line is known to begin with `{` and to end with `}`.
+        longest: Bytes of the longest of them, or more.
     """
-    between = region.count(b"}\n{") or region.count(b"}\r\n{")
-    if between != rows - 1:
+    if not objects and (region.count(b"}\n{") or region.count(b"}\r\n{")) != rows - 1:
         return None
-    if _brackets(region) > MAX_NESTING and max(map(_brackets, region.split(b"\n"))) > MAX_NESTING:
+    deep = longest > 2 * MAX_NESTING and _brackets(region) > MAX_NESTING  # as many have to close
+    if deep and max(map(_brackets, region.split(b"\n"))) > MAX_NESTING:
         return None
     try:
-        region.isascii() or region.decode()
-        if row_shape == "instance":
-            found = _ROW.decode_lines(region)
-        else:
-            found = [Row(params=params) for params in _PARAMS.decode_lines(region)]
+        _check_utf8(region)
+        found = _ROW.decode_lines(region)
     except (ValueError, RecursionError):
         return None
     return found if len(found) == rows else None
@@ -124,6 +130,17 @@ def read_row(line: bytes, row_shape: Literal["instance", "params"]) -> Row | Fla
         if "truncated" in reason and rb"\u" in line:
             reason = "half a character stands in it, a lone surrogate"  # msgspec's own words say something else
         return Flaw("not_json", clean(f"the row is not JSON: {reason}"))
+
+
+def _check_utf8(region: bytes) -> None:
+    """Raise `UnicodeDecodeError` if *region* is not UTF-8. In pieces, as a long text is slow to make."""
+    if region.isascii():
+        return
+    start = 0
+    while start < len(region):
+        end = region.find(b"\n", start + UTF8_PIECE_BYTES) + 1 or len(region)
+        region[start:end].decode()
+        start = end
 
 
 def _brackets(lines: bytes) -> int:
@@ -159,7 +176,7 @@ def _validation_flaw(text: str) -> Flaw:
 def compose(batch: Batch, part: Sequence[int]) -> bytes:
     """The request body for the instances at positions *part* of *batch*."""
     if batch.bare and len(part) == batch.rows:
-        return b"[" + batch.region[:-1].replace(b"\n", b",") + b"]"
+        return b"[%b]" % batch.region[:-1].replace(b"\n", b",")
     lines = batch.region.split(b"\n")
     offsets, ids = batch.offsets, batch.ids
     if batch.row_shape == "params":

@@ -1,6 +1,7 @@
 """Counts of what is durable, and what follows from them: rate, time left, summary, exit code. Pure."""
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from bulkwf.model import Outcome, Summary
@@ -42,7 +43,7 @@ class Progress:
         settled_before: Rows that earlier sessions had settled.
         attempts: Requests of this session.
         paused_s: How long the service has ordered silence in this session.
-        read_share: How much of the list has been read, from 0 to 1; None if its length is unknown.
+        reading: Tells how much of the list has been read, from 0 to 1; None if its length is unknown.
     """
 
     started_at: float
@@ -50,7 +51,7 @@ class Progress:
     settled_before: int = 0
     attempts: int = 0
     paused_s: float = 0.0
-    read_share: float | None = None
+    reading: Callable[[], float | None] = lambda: None
     _marks: deque[tuple[float, int]] = field(default_factory=deque)
 
     def begun(self, instances: int, invalid: int) -> None:
@@ -76,6 +77,11 @@ class Progress:
             self._marks.popleft()
 
     @property
+    def read_share(self) -> float | None:
+        """How much of the list has been read, from 0 to 1; None if its length is unknown."""
+        return self.reading()
+
+    @property
     def settled_now(self) -> int:
         """Rows that this session has settled."""
         return self.totals.settled - self.settled_before
@@ -87,10 +93,10 @@ class Progress:
 
     def left_s(self, now: float) -> float | None:
         """Seconds to the end at the present rate; None while that can't be told."""
-        rate, done = self.rate(now), self.totals.settled
-        if not self.read_share or not rate:
+        rate, done, share = self.rate(now), self.totals.settled, self.read_share
+        if not share or not rate:
             return None
-        return max(0.0, self.totals.rows / self.read_share - done) / rate
+        return max(0.0, self.totals.rows / share - done) / rate
 
     def summary(self, now: float, *, complete: bool, fail_on_existed: bool) -> Summary:
         """What the run has come to."""

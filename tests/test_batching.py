@@ -56,18 +56,18 @@ def refusals(batch):
 
 
 def test_a_cut_is_bound_by_rows_by_bytes_or_by_the_data_at_hand():
-    assert cut(b"a\nb\nc\n", 0, 2, 100) == Cut(4, 2, "rows")
-    assert cut(b"a\nb\nc\n", 0, 9, 4) == Cut(4, 2, "bytes")
-    assert cut(b"a\nb\nc", 0, 9, 100) == Cut(4, 2, "data")
-    assert cut(b"a\nb\nc\n", 2, 1, 100) == Cut(4, 1, "rows")
-    assert cut(b"", 0, 9, 100) == Cut(0, 0, "data")
+    assert cut(b"a\nb\nc\n", 0, 2, 100) == Cut(4, 2, "rows", objects=False, longest=1)
+    assert cut(b"a\nb\nc\n", 0, 9, 4) == Cut(4, 2, "bytes", objects=False, longest=1)
+    assert cut(b"a\nb\nc", 0, 9, 100) == Cut(4, 2, "data", objects=False, longest=1)
+    assert cut(b"a\nb\nc\n", 2, 1, 100) == Cut(4, 1, "rows", objects=False, longest=1)
+    assert cut(b"", 0, 9, 100) == Cut(0, 0, "data", objects=True, longest=0)
 
 
 def test_the_first_line_may_exceed_the_bytes_but_only_alone():
-    assert cut(b"aaaa\nb\n", 0, 9, 3) == Cut(5, 1, "bytes")
-    assert cut(b"a\nbbbb\n", 0, 9, 3) == Cut(2, 1, "bytes")
-    assert cut(b"a\nb\n", 0, 9, 3) == Cut(2, 1, "bytes"), "a newline counts too"
-    assert cut(b"xa\nb\n", 1, 9, 4) == Cut(5, 2, "data")
+    assert cut(b"aaaa\nb\n", 0, 9, 3) == Cut(5, 1, "bytes", objects=False, longest=4)
+    assert cut(b"a\nbbbb\n", 0, 9, 3) == Cut(2, 1, "bytes", objects=False, longest=1)
+    assert cut(b"a\nb\n", 0, 9, 3) == Cut(2, 1, "bytes", objects=False, longest=1), "a newline counts too"
+    assert cut(b"xa\nb\n", 1, 9, 4) == Cut(5, 2, "data", objects=False, longest=1)
 
 
 @given(
@@ -83,9 +83,11 @@ def test_a_cut_takes_as_many_whole_lines_as_both_bounds_let_it(lines, rest, skip
     whole = whole[skipped:]
     data = b"".join(line + b"\n" for line in lines) + rest
 
-    end, rows, bound = cut(data, start, max_rows, max_bytes)
+    end, rows, bound, objects, longest = cut(data, start, max_rows, max_bytes)
 
     assert data[start:end] == b"".join(whole[:rows])
+    assert objects == all(line.startswith(b"{") and line.endswith(b"}\n") for line in whole[:rows])
+    assert longest == max((len(line) - 1 for line in whole[:rows]), default=0)
     assert rows <= max_rows
     assert end - start <= max_bytes or rows == 1
     if bound == "rows":
@@ -207,6 +209,10 @@ BAD_ROWS = {
     "retention of no unit": (b'{"instance_retention":{"success_retention":"3"}}', "bad_retention"),
     "retention of an unknown unit": (b'{"instance_retention":{"success_retention":"3 eons"}}', "bad_retention"),
     "retention in Arabic digits": ('{"instance_retention":{"error_retention":"٣ days"}}'.encode(), "bad_retention"),
+    "retention of a long text": (
+        b'{"instance_retention":{"error_retention":"3%bdays"}}' % (b" " * 99),
+        "bad_retention",
+    ),
     "retention with a newline": (b'{"instance_retention":{"error_retention":"3 days\\n"}}', "bad_retention"),
     "retention of 0 days": (b'{"instance_retention":{"error_retention":"0 days"}}', "bad_retention"),
     "retention 0": (b'{"instance_retention":{"error_retention":0}}', "bad_retention"),

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import random
 import sqlite3
 from collections import Counter
@@ -19,6 +20,7 @@ from bulkwf.checkpoint.file import release
 from bulkwf.emulator import Limits
 from bulkwf.engine import AHEAD, Engine
 from bulkwf.errors import BulkwfError, InputError, ServiceRefused, TemporaryStop
+from bulkwf.ledger import Ledger
 from bulkwf.limiter import WindowLimiter
 from bulkwf.model import FaultKind
 from bulkwf.options import BatchLimits, Options, RateLimits, RetryPolicy
@@ -106,7 +108,7 @@ class World:
 
     def _engine(self, checkpoint, source, options, at):
         limiter = WindowLimiter(options.rate, clock=at.now)
-        _take_over(limiter, checkpoint, options, at.wall())
+        _take_over(limiter, checkpoint, checkpoint.totals(), options, at.wall())
         begin = checkpoint.begin
 
         def noted(ledger, when):
@@ -372,6 +374,22 @@ def test_a_slow_disk_holds_up_the_reading_of_the_list(folder):
 
     world = run_virtual(go())
     assert (len(world.begun), world.transport.posts) == (3 + AHEAD, [])
+
+
+def test_a_batch_that_is_settled_is_let_go_of(folder):
+    async def rows():
+        for number in range(500):
+            yield {"instance_id": f"let-go-{number}"}
+        await asyncio.sleep(60)
+        gc.collect()
+        held.extend(
+            one for one in gc.get_objects() if isinstance(one, Ledger) and one.batch.ids[0].startswith("let-go")
+        )
+
+    held = []
+    run_virtual(World(folder, rows()).session())
+
+    assert held == []
 
 
 def test_commits_are_shared(folder):

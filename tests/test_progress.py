@@ -101,13 +101,13 @@ def test_the_rate_falls_while_nothing_is_settled():
 
 
 def test_before_anything_is_settled_the_rate_is_nothing_and_the_end_unknown():
-    progress = Progress(started_at=5.0, read_share=0.5)
+    progress = Progress(started_at=5.0, reading=lambda: 0.5)
 
     assert (progress.rate(5.0), progress.left_s(5.0)) == (0, None)
 
 
 def test_the_time_left_is_told_from_the_share_of_the_list_that_was_read():
-    progress = Progress(started_at=0.0, read_share=0.25)
+    progress = Progress(started_at=0.0, reading=lambda: 0.25)
     progress.begun(500, 0)
     progress.settled(outcome(created=400), 0, 4.0)
 
@@ -117,7 +117,7 @@ def test_the_time_left_is_told_from_the_share_of_the_list_that_was_read():
 
 @pytest.mark.parametrize("share", [None, 0.0])
 def test_the_time_left_is_unknown_where_the_length_of_the_list_is(share):
-    progress = Progress(started_at=0.0, read_share=share)
+    progress = Progress(started_at=0.0, reading=lambda: share)
     progress.begun(10, 0)
     progress.settled(outcome(created=10), 0, 1.0)
 
@@ -125,7 +125,7 @@ def test_the_time_left_is_unknown_where_the_length_of_the_list_is(share):
 
 
 def test_at_the_end_no_time_is_left():
-    progress = Progress(started_at=0.0, read_share=1.0)
+    progress = Progress(started_at=0.0, reading=lambda: 1.0)
     progress.begun(10, 0)
     progress.settled(outcome(created=10), 0, 1.0)
 

@@ -4,8 +4,9 @@ import asyncio
 from bisect import bisect_right
 from collections import deque
 from typing import NamedTuple, Protocol
+from zlib import crc32
 
-from bulkwf.batching import MAX_ROW_BYTES, cut, even_share, too_long
+from bulkwf.batching import MAX_ROW_BYTES, Cut, cut, even_share, too_long
 from bulkwf.errors import InputError
 from bulkwf.model import Slice
 
@@ -65,8 +66,6 @@ class Source:
         """Bytes that the feed has given so far."""
         self._dropping = 0
         """Bytes of an overlong line that have been dropped so far."""
-        self._read_rows = 0
-        """Number of the row that the next byte to be read belongs to."""
         self._refused: deque[tuple[int, str, str]] = deque()
         self._starts: list[int] = []
         self._names: list[str] = []
@@ -122,21 +121,39 @@ class Source:
             return Slice(self.row, 0, b"")
         if found.bound == "bytes" and self._rate is not None:
             found = cut(self._data, self._at, even_share(found.rows, self._rate), max_bytes)
-        return self._slice(found.rows, found.end) if found.rows else self._end()
+        return self._slice(found) if found.rows else self._end()
 
     async def take_rows(self, rows: int) -> Slice | None:
         """The next *rows* rows, whatever their size; fewer at the end of the list."""
         found = cut(self._data, self._at, rows, 1 << 62)
         while found.bound == "data" and await self._fill(None):
             found = cut(self._data, self._at, rows, 1 << 62)
-        return self._slice(found.rows, found.end) if found.rows else self._end()
+        return self._slice(found) if found.rows else self._end()
 
-    async def take_bytes(self, size: int, rows: int) -> Slice | None:
-        """The next *size* bytes, which are known to have been *rows* whole rows; fewer at the end of the list."""
-        while len(self._data) - self._at < size and await self._fill(None):
-            pass
-        end = min(self._at + size, len(self._data))
-        return self._slice(rows, end) if end > self._at else self._end()
+    async def skip(self, size: int, rows: int) -> tuple[int, int]:
+        """Read past the next *size* bytes, which are known to have been *rows* whole rows.
+
+        Returns:
+            Their size and crc32; of fewer at the end of the list.
+
+        Raises:
+            InputError: The list can't be read further.
+        """
+        last, found, digest = self.row + rows, 0, 0
+        while True:
+            part = memoryview(self._data)[self._at : self._at + size - found]
+            found, digest = found + len(part), crc32(part, digest)
+            self._at += len(part)
+            if found >= size:
+                break
+            self.row += self._data.count(b"\n", self._at - len(part))  # where the next chunk begins
+            if not await self._fill(None):
+                if not found:
+                    self._end()
+                    return 0, 0
+                break
+        self._pass(last - self.row)
+        return found, digest
 
     async def aclose(self) -> None:
         """Let go of the list."""
@@ -148,15 +165,19 @@ class Source:
         finally:
             await self._feed.aclose()
 
-    def _slice(self, rows: int, end: int) -> Slice:
-        first, refused = self.row, []
+    def _slice(self, found: Cut) -> Slice:
+        first, data = self.row, self._data[self._at : found.end]
+        self._at = found.end
+        refused = tuple((row - first, code, message) for row, code, message in self._pass(found.rows))
+        return Slice(first, found.rows, data, refused, found.objects, found.longest)
+
+    def _pass(self, rows: int) -> list[tuple[int, str, str]]:
+        """Count *rows* rows as taken; those of them that could not be read."""
         self.row += rows
+        refused: list[tuple[int, str, str]] = []
         while self._refused and self._refused[0][0] < self.row:
-            row, code, message = self._refused.popleft()
-            refused.append((row - first, code, message))
-        data = self._data[self._at : end]
-        self._at = end
-        return Slice(first, rows, data, tuple(refused))
+            refused.append(self._refused.popleft())
+        return refused
 
     def _end(self) -> Slice | None:
         if self._error is not None:
@@ -186,13 +207,13 @@ class Source:
         return True
 
     def _append(self, chunk: Chunk) -> None:
+        row = self.row + self._data.count(b"\n", self._at)  # that the chunk begins in
         if chunk.part is not None:
-            self._starts.append(self._read_rows)
+            self._starts.append(row)
             self._names.append(chunk.part)
-        self._refused.extend((self._read_rows + line, code, message) for line, code, message in chunk.refused)
-        self._read_rows += chunk.data.count(b"\n")
+        self._refused.extend((row + line, code, message) for line, code, message in chunk.refused)
         self._fed += len(chunk.data)
-        data = self._drop_rest(chunk.data) if self._dropping else chunk.data
+        data = self._drop_rest(chunk.data, row) if self._dropping else chunk.data
         self._data = self._data[self._at :] + data
         self._at = 0
         tail = len(self._data) - (self._data.rfind(b"\n") + 1)
@@ -200,7 +221,7 @@ class Source:
             self._dropping = tail
             self._data = self._data[: len(self._data) - tail]
 
-    def _drop_rest(self, data: bytes) -> bytes:
+    def _drop_rest(self, data: bytes, row: int) -> bytes:
         """What of *data* follows the overlong line; the line itself becomes an empty one, refused."""
         newline = data.find(b"\n")
         if newline < 0:
@@ -208,6 +229,5 @@ class Source:
             return b""
         flaw = too_long(self._dropping + newline)
         self._dropping = 0
-        row = self._read_rows - data.count(b"\n")
         self._refused.append((row, flaw.code, flaw.message))
         return data[newline:]

@@ -56,15 +56,15 @@ PLANTED = (
     Mutant(
         "match by position",
         "outcome.py",
-        "    if not envelope.refused and [one.id for one in answered] == sent and _alike(answered):\n",
-        "    if not envelope.refused and answered and len(answered) <= len(sent) and _alike(answered):\n"
+        "    if not envelope.refused and [one.id for one in answered] == _sent(batch, part) and _alike(answered):\n",
+        "    if not envelope.refused and answered and len(answered) <= len(part) and _alike(answered):\n"
         "        part = part[: len(answered)]\n",
     ),
     Mutant(
         "re-serialise params",
         "payload.py",
-        '        return b"[" + batch.region[:-1].replace(b"\\n", b",") + b"]"\n',
-        '        whole = b"[" + batch.region[:-1].replace(b"\\n", b",") + b"]"\n'
+        '        return b"[%b]" % batch.region[:-1].replace(b"\\n", b",")\n',
+        '        whole = b"[%b]" % batch.region[:-1].replace(b"\\n", b",")\n'
         "        return msgspec.json.encode(msgspec.json.decode(whole))\n",
     ),
     Mutant(
@@ -97,8 +97,8 @@ PLANTED = (
     Mutant(
         "skip the digest",
         "engine.py",
-        "                if fingerprint(data) != (begun.size, begun.digest):\n",
-        "                if len(data) != begun.size:\n",
+        "                if found != (begun.size, begun.digest):\n",
+        "                if found[0] != begun.size:\n",
     ),
     Mutant(
         "call an aborted run finished",

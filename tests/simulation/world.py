@@ -433,7 +433,7 @@ def build_engine(
 ) -> Engine:
     """The engine as `open_run` builds it, with a clock of ours."""
     limiter = WindowLimiter(options.rate, clock=clock.now)
-    _take_over(limiter, checkpoint, options, clock.wall())
+    _take_over(limiter, checkpoint, checkpoint.totals(), options, clock.wall())
     totals = checkpoint.totals()
     return Engine(
         source,
