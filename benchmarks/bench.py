@@ -1,71 +1,159 @@
-"""What the benchmarks share: a list of rows, the service in a process of its own, and the command."""
+"""What the benchmarks share: processes on cores of their own, measured whole, taken in turn; and medians."""
 
+import contextlib
 import json
 import os
 import re
+import signal
+import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-BULKWF = (sys.executable, "-m", "bulkwf")
+HERE = Path(__file__).parent
+PYTHON = sys.executable
+BULKWF = (PYTHON, "-m", "bulkwf")
+CORES = sorted(os.sched_getaffinity(0))
+CLIENT, SERVER = CORES[0], CORES[-1]
+UNLIMITED = ("--rate", "unlimited", "--request-rate", "unlimited")
+UNDISTURBED = "import gc, runpy; gc.disable(); runpy.run_module('bulkwf', run_name='__main__', alter_sys=True)"
+"""The emulator without garbage collection: 30 ms of it, once a minute, would be told as requests that came late."""
+ENVIRONMENT = {
+    **{name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR", "VIRTUAL_ENV") if name in os.environ},
+    "CLOUDFLARE_API_TOKEN": "a-token-for-measuring",
+    "CLOUDFLARE_ACCOUNT_ID": "acct",
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the table: what was asked, of what, what came out, and what is to be reached."""
+
+    question: str
+    case: str
+    measured: str
+    goal: str = ""
+    reached: bool | None = None
+    numbers: Mapping[str, Any] = field(default_factory=dict)
+    """For the plot."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """How much is measured."""
+
+    scale: float
+    """Of the lists' lengths, and of a minute."""
+    rounds: int
+    """How often each rival has its turn."""
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A process from its start to its end, with all that it has started."""
+
+    wall_s: float
+    cpu_s: float
+    peak_mb: float
+    told: str
 
 
 @dataclass
-class Service:
-    """An emulated service; `words` is what it said at its end."""
+class Served:
+    """A server; `words` is what it said at its end."""
 
     base_url: str
-    log: Path
     words: str = ""
 
-    @property
-    def worst_window(self) -> int:
-        """The most instances that were attempted in any second."""
-        found = re.search(r"in any second: ([\d,]+)", self.words)
-        return int(found[1].replace(",", "")) if found else -1
 
-    @property
-    def refused(self) -> int:
-        """Requests that were refused for a limit."""
-        found = re.search(r"refused for a limit: ([\d,]+)", self.words)
-        return int(found[1].replace(",", "")) if found else -1
+def ran(words: tuple[str, ...]) -> Ran:
+    """Run a command on the client's core; it has to succeed."""
+    inlet, outlet = os.pipe()
+    measuring = (PYTHON, "-I", "-S", str(HERE / "measure.py"), str(CLIENT), str(outlet), *words)
+    with open(inlet, "rb") as measured:
+        process = subprocess.Popen(  # noqa: S603
+            measuring, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT, pass_fds=(outlet,)
+        )
+        os.close(outlet)
+        told, wrong = process.communicate()
+        found = json.loads(measured.read())
+    if found.pop("exit_code"):
+        sys.exit(f"{' '.join(words)} failed: {wrong.decode()}")
+    return Ran(**found, told=told.decode())
 
 
-@contextmanager
-def service(folder: Path, *flags: str) -> Iterator[Service]:
-    """Serve until the block ends."""
-    log = folder / "created.log"
-    command = (*BULKWF, "emulate", "--port", "0", "--log", str(log), *flags)
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # noqa: S603
+@contextlib.contextmanager
+def serving(*words: str) -> Iterator[Served]:
+    """A server on its own core, until the block ends; the first line that it says is its base URL."""
+    process = subprocess.Popen(  # noqa: S603
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+    )
+    os.sched_setaffinity(process.pid, {SERVER})
+    served = Served(process.stdout.readline().strip())
     try:
-        served = Service(process.stdout.readline().strip(), log)
         yield served
     finally:
-        process.terminate()
-        served.words = process.communicate()[1]
+        process.send_signal(signal.SIGTERM)
+        told, also = process.communicate()
+        served.words = told + also
 
 
-def write_rows(path: Path, numbers: Iterator[int] | range, row_bytes: int) -> Path:
-    """Rows with ids, of about *row_bytes* each."""
-    with path.open("w", encoding="utf-8") as file:
-        for number in numbers:
-            row = {"instance_id": f"order-{number:09d}", "params": {"order_id": number, "note": "größer", "pad": ""}}
-            row["params"]["pad"] = "x" * max(0, row_bytes - len(json.dumps(row)))
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    return path
+def fast_server() -> contextlib.AbstractContextManager[Served]:
+    """The server that does nothing but answer."""
+    return serving(PYTHON, str(HERE / "server.py"))
 
 
-def run(rows: Path, served: Service, *flags: str) -> tuple[dict, int]:
-    """Submit *rows*; the summary, and the peak memory in KiB."""
-    command = (*BULKWF, "run", str(rows), "-w", "bench", "--base-url", served.base_url, "--json", "--quiet", *flags)
-    environment = os.environ | {"CLOUDFLARE_API_TOKEN": "bench", "CLOUDFLARE_ACCOUNT_ID": "bench"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)  # noqa: S603
-    printed = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        sys.exit(f"bulkwf run ended with {process.returncode}")
-    return json.loads(printed), usage.ru_maxrss
+def busy(served: Served) -> float:
+    """What share of its core the fast server has used while it was asked."""
+    return json.loads(served.words)["busy"]
+
+
+def emulator(*flags: str) -> contextlib.AbstractContextManager[Served]:
+    """Bulkwf's emulated service, which keeps account of windows."""
+    return serving(PYTHON, "-c", UNDISTURBED, "emulate", "--port", "0", *flags)
+
+
+def worst_window(served: Served) -> int:
+    """The most instances that were attempted in any second, by the emulator's count."""
+    found = re.search(r"in any second: ([\d,]+)", served.words)
+    return int(found[1].replace(",", ""))
+
+
+def submission(rows: Path, served: Served, checkpoint: Path, *flags: str) -> tuple[str, ...]:
+    """The command that submits a list."""
+    place = ("-w", "bench", "--base-url", served.base_url, "-c", str(checkpoint))
+    return (*BULKWF, "run", str(rows), *place, "--quiet", "--json", *flags)
+
+
+def fresh(checkpoint: Path) -> Path:
+    """A path where no checkpoint lies any more."""
+    for old in checkpoint.parent.glob(checkpoint.name + "*"):
+        old.unlink()
+    return checkpoint
+
+
+def in_turn(rivals: Mapping[str, Callable[[], Ran]], rounds: int) -> dict[str, list[Ran]]:
+    """A B A B: what the machine does beside it meets all of them."""
+    found: dict[str, list[Ran]] = {name: [] for name in rivals}
+    for _ in range(rounds):
+        for name, go in rivals.items():
+            found[name].append(go())
+    return found
+
+
+def cpu_s(runs: list[Ran]) -> float:
+    """The median."""
+    return statistics.median(one.cpu_s for one in runs)
+
+
+def wall_s(runs: list[Ran]) -> float:
+    """The median."""
+    return statistics.median(one.wall_s for one in runs)
+
+
+def ratio(runs: list[Ran], of: list[Ran]) -> float:
+    """The median of the rounds' ratios of CPU time: a slow minute of the machine is in both."""
+    return statistics.median(one.cpu_s / other.cpu_s for one, other in zip(runs, of, strict=True))
