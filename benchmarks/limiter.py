@@ -44,7 +44,7 @@ SECONDS = 60
 def measure(folder: Path, chosen: bench.Chosen) -> Iterator[Line]:
     """See the module."""
     folders = [folder / f"limiter-{number}" for number in range(len(CASES))]
-    rows = [round(case.rate * (SECONDS * chosen.scale + 1)) for case in CASES]
+    rows = [round(case.rate * (SECONDS * chosen.scale + 2)) for case in CASES]
     lists = [write_corpus(folder, number, case.row_bytes) for number, case in zip(rows, CASES, strict=True)]
     with ThreadPoolExecutor(2) as pool:
         yield from pool.map(_keep, CASES, rows, lists, folders)
