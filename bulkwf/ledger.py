@@ -106,7 +106,7 @@ class Ledger:
             attempts=self.attempts,
             created=len(self.created) + others.count("created"),
             existed=others.count("existed"),
-            existed_in_doubt=sum(result.in_doubt for result in self.others.values()) if others else 0,
+            existed_in_doubt=sum(result.in_doubt for result in self.others.values()),
             rejected=others.count("rejected"),
             invalid=len(batch.refused),
             pending=len(self.pending),

@@ -127,11 +127,12 @@ def _frame(ids: Sequence[str], body: bytes, answer: Answer | None) -> _Frame | N
     if named >= len(text):  # not so big that joining it would hurt
         return None
     frame = _Frame(len(ids), head, between, text[named:], answer)
+    if not frame.holds(ids, body):
+        return None
     # A name that only looks like the id (another field has it too, say) shows when other ids stand in its place.
     others = [f"{one}_" for one in ids]
     told = decode_answer(frame.around(others))
-    proven = told is not None and [one.id for one in told.answered] == others
-    return frame if proven and frame.holds(ids, body) else None
+    return frame if told is not None and [one.id for one in told.answered] == others else None
 
 
 def judge_lookup(batch: Batch, position: int, reply: Reply | Fault) -> Outcome:

@@ -108,7 +108,8 @@ class World:
 
     def _engine(self, checkpoint, source, options, at):
         limiter = WindowLimiter(options.rate, clock=at.now)
-        _take_over(limiter, checkpoint, checkpoint.totals(), options, at.wall())
+        totals = checkpoint.totals()
+        _take_over(limiter, checkpoint, totals, options, at.wall())
         begin = checkpoint.begin
 
         def noted(ledger, when):
@@ -116,7 +117,6 @@ class World:
             return begin(ledger, when)
 
         checkpoint.begin = noted
-        totals = checkpoint.totals()
         return Engine(
             source,
             checkpoint,

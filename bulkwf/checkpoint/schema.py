@@ -145,5 +145,6 @@ class Begun(NamedTuple):
         """From a batch's columns. Raises `TypeError` or `ValueError` if they hold what no run writes."""
         if rows < 1 or size < (rows if whole else 0):
             raise ValueError("every row has a line")
-        numbers = (index(first_row), index(rows), float(begun_at), bool(settled), index(size), index(digest))
-        return cls._make((*numbers, bool(whole)))
+        return cls(
+            index(first_row), index(rows), float(begun_at), bool(settled), index(size), index(digest), bool(whole)
+        )

@@ -433,8 +433,8 @@ def build_engine(
 ) -> Engine:
     """The engine as `open_run` builds it, with a clock of ours."""
     limiter = WindowLimiter(options.rate, clock=clock.now)
-    _take_over(limiter, checkpoint, checkpoint.totals(), options, clock.wall())
     totals = checkpoint.totals()
+    _take_over(limiter, checkpoint, totals, options, clock.wall())
     return Engine(
         source,
         checkpoint,
