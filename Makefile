@@ -17,6 +17,10 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
+$(VENV)/.installed-bench: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	@touch $@
+
 demo: $(VENV)/.installed
 	@folder=$$(mktemp -d) && \
 	echo "checkpoint: $$folder/airports.bulkwf" && \
@@ -42,8 +46,7 @@ coverage: $(VENV)/.installed-dev
 	$(BIN)/coverage report --fail-under=100 --include='$(PERFECT)'
 
 # A quarter of an hour, six gigabytes of lists in TMPDIR; on a machine that does nothing else.
-bench: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+bench: $(VENV)/.installed-bench
 	$(BIN)/python benchmarks --keep
 
 lint: $(VENV)/.installed-dev

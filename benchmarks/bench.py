@@ -18,7 +18,6 @@ PYTHON = sys.executable
 BULKWF = (PYTHON, "-m", "bulkwf")
 CORES = sorted(os.sched_getaffinity(0))
 CLIENT, SERVER = CORES[0], CORES[-1]
-UNLIMITED = ("--rate", "unlimited", "--request-rate", "unlimited")
 UNDISTURBED = "import gc, runpy; gc.disable(); runpy.run_module('bulkwf', run_name='__main__', alter_sys=True)"
 """The emulator without garbage collection: 30 ms of it, once a minute, would be told as requests that came late."""
 ENVIRONMENT = {
@@ -128,6 +127,16 @@ def submission(rows: Path, served: Served, checkpoint: Path, *flags: str) -> tup
     return (*BULKWF, "run", str(rows), *place, "--quiet", "--json", *flags)
 
 
+def limit(rate: int | None) -> tuple[str, ...]:
+    """The flags for so many instances a second, None for any number, and any number of requests."""
+    return ("--rate", "unlimited" if rate is None else f"{rate}/s", "--request-rate", "unlimited")
+
+
+def unlimited(rows: Path, served: Served, checkpoint: Path) -> Ran:
+    """Submit a list, with a fresh checkpoint, as fast as it goes."""
+    return ran(submission(rows, served, fresh(checkpoint), *limit(None)))
+
+
 def fresh(checkpoint: Path) -> Path:
     """A path where no checkpoint lies any more."""
     for old in checkpoint.parent.glob(checkpoint.name + "*"):
@@ -147,6 +156,16 @@ def in_turn(rivals: Mapping[str, Callable[[], Ran]], rounds: int) -> dict[str, l
 def cpu_s(runs: list[Ran]) -> float:
     """The median."""
     return statistics.median(one.cpu_s for one in runs)
+
+
+def cost_us(runs: list[Ran], rows: int) -> float:
+    """The median of the CPU time for a row."""
+    return 1e6 * cpu_s(runs) / rows
+
+
+def rate(runs: list[Ran], rows: int) -> float:
+    """Rows a second, start-up included."""
+    return rows / wall_s(runs)
 
 
 def wall_s(runs: list[Ran]) -> float:

@@ -28,7 +28,7 @@ def measure(folder: Path, chosen: bench.Chosen) -> Iterator[Line]:
     corpus = write_corpus(folder, rows, 200)
     script = folder / "faults.json"
     script.write_text(json.dumps(FAULTS))
-    limit = ("--rate", f"{RATE}/s", "--request-rate", "unlimited")
+    limit = bench.limit(RATE)
     with bench.emulator(*limit, "--faults", str(script)) as served:
         ran = bench.ran(bench.submission(corpus, served, bench.fresh(folder / "run.bulkwf"), *limit))
     summary = json.loads(ran.told)

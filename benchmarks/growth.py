@@ -21,14 +21,10 @@ def measure(folder: Path, chosen: bench.Chosen) -> Iterator[Line]:
         corpus = write_corpus(folder, rows, 200)
         rounds = chosen.rounds if rows <= 1_000_000 else 1
         with bench.fast_server() as served:
-            command = bench.submission(corpus, served, folder / LARGEST, *bench.UNLIMITED)
-            found[rows] = []
-            for _ in range(rounds):
-                bench.fresh(folder / LARGEST)
-                found[rows].append(bench.ran(command))
+            found[rows] = [bench.unlimited(corpus, served, folder / LARGEST) for _ in range(rounds)]
         assert all(json.loads(one.told)["created"] == rows for one in found[rows])
     peaks = {rows: max(one.peak_mb for one in runs) for rows, runs in found.items()}
-    costs = {rows: 1e6 * bench.cpu_s(runs) / rows for rows, runs in found.items()}
+    costs = {rows: bench.cost_us(runs, rows) for rows, runs in found.items()}
     small, _, large, largest = sizes[1:]
     more = peaks[large] - peaks[small]
     yield Line(

@@ -55,7 +55,7 @@ def _keep(case: Case, rows: int, corpus: Path, folder: Path) -> Line:
     script, log = folder / "faults.json", folder / "created.log"
     script.write_text(json.dumps([LATE, *case.faults]))
     log.unlink(missing_ok=True)
-    limit = ("--rate", f"{case.rate}/s", "--request-rate", "unlimited")
+    limit = bench.limit(case.rate)
     with bench.emulator(*limit, "--faults", str(script), "--log", str(log)) as served:
         earlier = _begin_some(corpus, folder, served, log) if case.existing else 0
         bench.ran(bench.submission(corpus, served, bench.fresh(folder / "run.bulkwf"), *limit, *case.flags))

@@ -21,7 +21,7 @@ from growth import LARGEST
 from bulkwf.checkpoint import read_status
 
 CHECKPOINT_ALONE = """
-import os, resource, sys, time
+import os, sys, time
 from pathlib import Path
 from bulkwf.checkpoint import Checkpoint, inline, read_status
 path = Path(sys.argv[1])
@@ -29,9 +29,9 @@ header = read_status(path).header
 before = time.process_time()
 checkpoint = Checkpoint.open(path, header, now=time.time(), executor=inline)
 assert not checkpoint.totals().pending
-batches = sum(1 for _ in checkpoint.begun())
-spent = time.process_time() - before
-print(batches, spent, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1_024, flush=True)
+for batch in checkpoint.begun():
+    pass
+print(time.process_time() - before, flush=True)
 os._exit(0)
 """
 LINES = """
@@ -60,12 +60,12 @@ def _resume(folder: Path, rows: int, rounds: int) -> Iterator[Line]:
     settled, copy = folder / LARGEST, folder / "copy.bulkwf"
     with bench.fast_server() as served:
         if not settled.exists() or read_status(settled).rows != rows:
-            bench.ran(bench.submission(corpus, served, bench.fresh(settled), *bench.UNLIMITED))
+            bench.unlimited(corpus, served, settled)
 
         def resumed() -> Ran:
             shutil.copy(settled, bench.fresh(copy))
             move_to(copy, served)
-            return bench.ran(bench.submission(longer, served, copy, *bench.UNLIMITED))
+            return bench.ran(bench.submission(longer, served, copy, *bench.limit(None)))
 
         def checkpoint_alone() -> Ran:
             shutil.copy(settled, bench.fresh(copy))
@@ -74,17 +74,16 @@ def _resume(folder: Path, rows: int, rounds: int) -> Iterator[Line]:
         found = bench.in_turn(
             {
                 "resumed": resumed,
-                "started": lambda: bench.ran(bench.submission(alone, served, bench.fresh(copy), *bench.UNLIMITED)),
+                "started": lambda: bench.unlimited(alone, served, copy),
                 "checkpoint": checkpoint_alone,
                 "lines": lambda: bench.ran((PYTHON, "-c", LINES, str(longer))),
             },
             rounds,
         )
     assert all(json.loads(one.told)["settled"] == NEW for one in (*found["resumed"], *found["started"]))
-    told = [[float(word) for word in one.told.split()] for one in found["checkpoint"]]
-    checkpoint_s, peak_mb = statistics.median(one[1] for one in told), max(one[2] for one in told)
+    checkpoint_s, lines_s = (told_s(found[name]) for name in ("checkpoint", "lines"))
+    peak_mb = max(one.peak_mb for one in found["checkpoint"])
     whole_s = bench.cpu_s(found["resumed"]) - bench.cpu_s(found["started"])
-    lines_s = statistics.median(float(one.told) for one in found["lines"])
     yield Line(
         "(c) resume: the checkpoint",
         f"{rows:,} settled rows",
@@ -99,6 +98,11 @@ def _resume(folder: Path, rows: int, rounds: int) -> Iterator[Line]:
         "≤ 1.50 times",
         whole_s <= 1.5 * lines_s,
     )
+
+
+def told_s(runs: list[Ran]) -> float:
+    """The median of the seconds that processes have printed."""
+    return statistics.median(float(one.told) for one in runs)
 
 
 def move_to(checkpoint: Path, served: Served) -> None:

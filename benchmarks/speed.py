@@ -13,7 +13,6 @@ from corpus import write_corpus
 def contestants(rows: Path, served: Served, folder: Path) -> dict[str, Callable[[], Ran]]:
     """All of them, over one list."""
     results = str(folder / "results")
-    checkpoint = folder / "run.bulkwf"
 
     def curl() -> Ran:
         shutil.rmtree(folder / "curl", ignore_errors=True)
@@ -23,7 +22,7 @@ def contestants(rows: Path, served: Served, folder: Path) -> dict[str, Callable[
         return lambda: bench.ran((PYTHON, str(HERE / "rivals" / name), str(rows), served.base_url, results))
 
     return {
-        "bulkwf": lambda: bench.ran(bench.submission(rows, served, bench.fresh(checkpoint), *bench.UNLIMITED)),
+        "bulkwf": lambda: bench.unlimited(rows, served, folder / "run.bulkwf"),
         "yardstick": lambda: bench.ran((PYTHON, str(HERE / "rivals/yardstick.py"), str(rows), served.base_url)),
         "split + curl -Z": curl,
         "httpx script": script("httpx_script.py"),
@@ -47,14 +46,15 @@ def _beside_the_yardstick(folder: Path, row_bytes: int, rows: int, goal: float |
     check(found, rows)
     ours, theirs = found["bulkwf"], found["yardstick"]
     ratio = bench.ratio(ours, theirs)
+    costs = {"bulkwf": bench.cost_us(ours, rows), "yardstick": bench.cost_us(theirs, rows)}
     yield Line(
         "(a) CPU",
         f"{rows:,} rows of {row_bytes:,} B",
-        f"{ratio:.2f} of the yardstick: {1e6 * bench.cpu_s(ours) / rows:.2f} against "
-        f"{1e6 * bench.cpu_s(theirs) / rows:.2f} µs an instance (server busy {bench.busy(served):.0%})",
+        f"{ratio:.2f} of the yardstick: {costs['bulkwf']:.2f} against {costs['yardstick']:.2f} µs an instance "
+        f"(server busy {bench.busy(served):.0%})",
         "" if goal is None else f"≤ {goal:.2f}",
         None if goal is None else ratio <= goal,
-        {"bulkwf": 1e6 * bench.cpu_s(ours) / rows, "yardstick": 1e6 * bench.cpu_s(theirs) / rows},
+        costs,
     )
 
 
@@ -65,16 +65,17 @@ def _beside_scripts(folder: Path, rows: int, rounds: int) -> Iterator[Line]:
     check(found, rows)
     ours = found.pop("bulkwf")
     for name, goal in (("split + curl -Z", None), ("httpx script", 8), ("SDK script", 20)):
-        times = bench.wall_s(found[name]) / bench.wall_s(ours)
+        rates = {"bulkwf": bench.rate(ours, rows), name: bench.rate(found[name], rows)}
+        times = rates["bulkwf"] / rates[name]
         yield Line(
             "(a) instances/s",
             f"{rows:,} rows of 200 B, {name}",
-            f"{times:.1f} times: {rows / bench.wall_s(ours):,.0f}/s against {rows / bench.wall_s(found[name]):,.0f}/s; "
+            f"{times:.1f} times: {rates['bulkwf']:,.0f}/s against {rates[name]:,.0f}/s; "
             f"CPU {bench.cpu_s(ours):.2f} s against {bench.cpu_s(found[name]):.2f} s; "
             f"peak {max(one.peak_mb for one in ours):.0f} MB against {max(one.peak_mb for one in found[name]):.0f} MB",
             f"≥ {goal} times" if goal else "",
             times >= goal if goal else None,
-            {"bulkwf": rows / bench.wall_s(ours), name: rows / bench.wall_s(found[name])},
+            rates,
         )
 
 
