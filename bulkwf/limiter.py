@@ -26,6 +26,9 @@ __all__ = ["Limiter", "Slot", "WindowLimiter"]
 
 INSTANCE_PERIOD_S = 1.0
 REQUEST_PERIOD_S = 300.0
+HASTE = 2.0
+"""A second's instances are spread over half of it at least. What leaves in one burst arrives as the service finds time,
+and the late end of it would meet the first of the next second."""
 LOOPBACK_MARGIN_S = 0.005
 NETWORK_MARGIN_S = 0.020
 WIDEST_MARGIN_S = 0.250
@@ -135,7 +138,7 @@ class WindowLimiter:
         self._successes = 0
         self._lowered_at = -inf
         self._refused_at = -inf
-        self._instances = _window(limits.instances_per_s, INSTANCE_PERIOD_S, margin_s)
+        self._instances = _window(limits.instances_per_s, INSTANCE_PERIOD_S, margin_s, HASTE)
         self._requests = _window(limits.requests_per_5m, REQUEST_PERIOD_S, margin_s)
         allowed = inf if limits.requests_per_5m is None else limits.requests_per_5m / REQUEST_PERIOD_S
         self._leads: deque[float] = deque(maxlen=LEADS)
@@ -154,7 +157,8 @@ class WindowLimiter:
         if self.waiting or max(self._pause_s(now), self._pace.wait_s(now)) > 0:
             return 0
         rooms = [window.room(now) // amount for window, amount in self._uses(cost)]
-        return min([self._free_places(), *rooms])
+        at_once = 1 if cost and self._instances is not None else self._most_places
+        return min([at_once, self._free_places(), *rooms])
 
     async def take(self, cost: int) -> float:
         """Wait for the turn, a place, the windows and the pause; then take them. Returns when."""
@@ -169,7 +173,7 @@ class WindowLimiter:
                 self._taken += 1
                 self._pace.sent(now)
                 for window, amount in self._uses(cost):
-                    window.reserve(amount)
+                    window.reserve(now, amount)
                 return now
         finally:
             self.waiting -= 1
@@ -342,5 +346,5 @@ class _WindowSlot:
         self._sent = False
 
 
-def _window(limit: int | None, period_s: float, margin_s: float) -> Window | None:
-    return None if limit is None else Window(limit, period_s, margin_s)
+def _window(limit: int | None, period_s: float, margin_s: float, haste: float = inf) -> Window | None:
+    return None if limit is None else Window(limit, period_s, margin_s, haste)

@@ -25,18 +25,21 @@ class Window:
         limit: How much.
         period_s: In how long.
         margin_s: Kept free behind each use, against jitter on the way to the service.
+        haste: An empty window is filled at so many times its rate; at once if infinite.
         lead_s: How much of the margin passes anyway between the leave to send and the end of writing.
         share: What part of the rate is used at present; below 1 after it has been refused.
     """
 
-    def __init__(self, limit: int, period_s: float, margin_s: float) -> None:
+    def __init__(self, limit: int, period_s: float, margin_s: float, haste: float = inf) -> None:
         self.limit = limit
         self.period_s = period_s
         self.margin_s = margin_s
+        self.haste = haste
         self.lead_s = 0.0
         self.share = 1.0
         self._used = 0
         self._reserved = 0
+        self._next_at = -inf
         self._written: deque[tuple[float, int]] = deque()
 
     @property
@@ -52,21 +55,22 @@ class Window:
         self._expire(now)
         excess = self._used + self._reserved + min(cost, self.limit) - self.limit
         if excess <= 0:
-            return 0.0
+            return max(0.0, self._next_at - now)
         for at, used in self._written:
             excess -= used
             if excess <= 0:
-                return max(at + self.span_s - now, 1e-6)
+                return max(at + self.span_s - now, self._next_at - now, 1e-6)
         return inf
 
     def room(self, now: float) -> int:
         """How much fits now."""
         self._expire(now)
-        return max(0, self.limit - self._used - self._reserved)
+        return max(0, self.limit - self._used - self._reserved) if now >= self._next_at else 0
 
-    def reserve(self, cost: int) -> None:
+    def reserve(self, now: float, cost: int) -> None:
         """Take places for something that is about to be sent."""
         self._reserved += cost
+        self._next_at = now + self.period_s / self.share * cost / self.limit / self.haste
 
     def written(self, now: float, cost: int) -> None:
         """What was reserved has been sent: its period runs from *now*."""
@@ -81,6 +85,7 @@ class Window:
     def give_back(self, cost: int) -> None:
         """What was reserved has not been sent."""
         self._reserved -= cost
+        self._next_at = -inf
 
     def _expire(self, now: float) -> None:
         written, oldest = self._written, now - self.span_s

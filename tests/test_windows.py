@@ -11,7 +11,7 @@ from bulkwf.windows import LOWEST_SHARE, Pace, Window, pause_s
 
 def fill(window, now, cost):
     assert window.wait_s(now, cost) == 0
-    window.reserve(cost)
+    window.reserve(now, cost)
     window.written(now, cost)
 
 
@@ -31,13 +31,15 @@ STEPS = st.lists(
 
 
 @settings(max_examples=400)
-@given(steps=STEPS, limit=st.integers(1, 12), margin=st.sampled_from([0.0, 0.005]))
-def test_no_period_ever_sees_more_than_the_limit_whatever_is_reserved_written_or_given_back(steps, limit, margin):
-    window, now = Window(limit, 1.0, margin), 1_000.0
+@given(steps=STEPS, limit=st.integers(1, 12), margin=st.sampled_from([0.0, 0.005]), haste=st.sampled_from([2.0, inf]))
+def test_no_period_ever_sees_more_than_the_limit_whatever_is_reserved_written_or_given_back(
+    steps, limit, margin, haste
+):
+    window, now = Window(limit, 1.0, margin, haste), 1_000.0
     in_flight, written = [], []
     for step, value in steps:
         if step == "send" and window.wait_s(now, value) == 0:
-            window.reserve(value)
+            window.reserve(now, value)
             in_flight.append(value)
         elif step == "written" and in_flight:
             cost = in_flight.pop(value % len(in_flight))
@@ -82,7 +84,7 @@ def test_the_wait_is_finite_once_all_is_written_and_is_exactly_long_enough(uses,
 
 def test_a_place_is_taken_from_the_reservation_on_and_runs_out_a_period_after_the_writing():
     window = Window(3, 1.0, 0.25)
-    window.reserve(3)
+    window.reserve(50.0, 3)
     assert (window.wait_s(50.0, 1), window.room(50.0)) == (inf, 0)
 
     window.written(60.0, 3)
@@ -94,7 +96,7 @@ def test_a_place_is_taken_from_the_reservation_on_and_runs_out_a_period_after_th
 
 def test_a_reservation_that_was_given_back_leaves_no_trace():
     window = Window(3, 1.0, 0.0)
-    window.reserve(2)
+    window.reserve(0.0, 2)
     window.give_back(2)
 
     assert (window.wait_s(0.0, 3), window.room(0.0)) == (0.0, 3)
@@ -108,10 +110,33 @@ def test_the_wait_is_for_as_many_uses_as_must_run_out_and_no_more():
     assert [window.wait_s(0.4, cost) for cost in (1, 4, 5, 8, 9)] == pytest.approx([0.6, 0.6, 0.8, 0.8, 1.0])
 
 
+def test_an_empty_window_is_filled_at_no_more_than_so_many_times_its_rate():
+    window = Window(3_000, 1.0, 0.0, haste=2.0)
+    left = []
+    now = 0.0
+    while len(left) < 60:
+        now += window.wait_s(now, 100)
+        assert window.room(now) >= 100
+        fill(window, now, 100)
+        assert window.room(now) == 0
+        left.append(now)
+
+    assert left[:30] == pytest.approx([number / 60 for number in range(30)])
+    assert left[30:] == pytest.approx([1 + number / 60 for number in range(30)])
+
+
+def test_a_lowered_rate_is_spread_like_a_full_one():
+    window = Window(300, 1.0, 0.0, haste=2.0)
+    window.share = 0.5
+    fill(window, 0.0, 100)
+
+    assert window.wait_s(0.0, 100) == pytest.approx(1 / 3)
+
+
 def test_while_something_is_reserved_only_what_is_written_can_be_waited_for():
     window = Window(10, 1.0, 0.0)
     fill(window, 0.0, 6)
-    window.reserve(4)
+    window.reserve(0.0, 4)
 
     assert window.wait_s(0.0, 6) == pytest.approx(1.0)
     assert window.wait_s(0.0, 7) == inf
@@ -124,7 +149,7 @@ def test_what_is_larger_than_the_limit_goes_alone_and_never_waits_for_ever():
     assert window.wait_s(0.1, 100) == pytest.approx(0.9)
     assert window.wait_s(0.1, 1) == pytest.approx(0.9)
     fill(window, 1.0, 100)
-    window.reserve(1)
+    window.reserve(1.0, 1)
     assert window.wait_s(5.0, 100) == inf
 
 
