@@ -292,13 +292,18 @@ class WindowLimiter:
         self._successes = 0
 
     def paused(self, seconds: float) -> None:
-        """See `Limiter.paused`. One probe goes first afterwards; the refused rate is halved, the margin widened."""
+        """See `Limiter.paused`. One probe goes first afterwards, with a wider margin.
+
+        The rate is halved only if it is refused again soon after a pause, or its quota is spent: then another job
+        shares it. A refusal alone is cured by the pause.
+        """
         now = self._clock()
         if now >= self._paused_until:
             window = self._requests if self._quota_spent else self._instances
             if window is not None:
-                window.share = max(LOWEST_SHARE, window.share / 2)
                 window.margin_s = min(WIDEST_MARGIN_S, window.margin_s * 2)
+                if self._quota_spent or now - self._paused_until < RECOVERY_S:
+                    window.share = max(LOWEST_SHARE, window.share / 2)
         self._paused_until = max(self._paused_until, now + seconds)
         self._probing = True
         self._refused_at = self._paused_until

@@ -70,7 +70,7 @@ class Window:
     def reserve(self, now: float, cost: int) -> None:
         """Take places for something that is about to be sent."""
         self._reserved += cost
-        self._next_at = now + self.period_s / self.share * cost / self.limit / self.haste
+        self._next_at = now + self.period_s / self.share * min(1.0, cost / self.limit) / self.haste
 
     def written(self, now: float, cost: int) -> None:
         """What was reserved has been sent: its period runs from *now*."""
