@@ -2,8 +2,8 @@
 
 Rules:
 
-1. Batches begin in the order of the rows. A batch is begun only when it can be sent soon: at most `AHEAD` wait for a
-   slot, so that a kill leaves few in doubt.
+1. Batches begin in the order of the rows. A batch is begun only when it can be sent soon: at most `AHEAD` more than
+   could go by the time that it is durable, so that a kill leaves few in doubt, and commits cost little of the rate.
 2. At most two batches for each place on the wire are open, those in backoff and those waiting to be settled included:
    a slow service or a slow disk holds up the reading of the list, and memory stays flat.
 3. One stop value ends the run. The first reason wins: waits for slots and backoffs end at once, answers in flight are
@@ -31,7 +31,7 @@ from bulkwf.sources import Source
 __all__ = ["Engine"]
 
 AHEAD = 2
-"""Batches that may be begun ahead of their slot: enough to hide the commit."""
+"""Batches that may be begun beside those that could go by the time they are durable."""
 
 _Work = tuple[Ledger, float, Awaitable[None] | None]
 """A batch to be seen through, since when its ids are durable, and what ends when they are."""
@@ -103,6 +103,8 @@ class Engine:
         self._carriers = 0
         self._open = 0
         self._beginning = 0
+        self._commit_s = 0.0
+        """How long batches take to become durable: the longest of late."""
         self._most_open = 2 * options.rate.concurrency
         self._room = asyncio.Event()
         self._whole = anyio.CancelScope()
@@ -190,7 +192,7 @@ class Engine:
         """Wait until one more batch may be begun."""
         while (
             self._open >= self._most_open
-            or self._beginning + self._limiter.waiting >= AHEAD + self._limiter.vacancies(instances)
+            or self._beginning + self._limiter.waiting >= AHEAD + self._limiter.vacancies(instances, self._commit_s)
         ):  # fmt: skip
             self._room.clear()
             await self._room.wait()
@@ -234,10 +236,12 @@ class Engine:
 
     async def _count(self, batch: Batch, begun: Awaitable[None]) -> None:
         """Count a new batch, once it is durable."""
+        since = self._clock.now()
         try:
             await begun
         finally:
             self._beginning -= 1
+        self._commit_s = max(0.9 * self._commit_s, self._clock.now() - since)
         self.progress.begun(len(batch.ids), len(batch.refused))
         self._tally.rows += len(batch.ids) + len(batch.refused)
         self._tally.pending += len(batch.ids)

@@ -71,8 +71,8 @@ class Limiter(Protocol):
         """What the next request waits for, in words; empty if it waits for nothing."""
         ...
 
-    def vacancies(self, cost: int) -> int:
-        """How many requests of *cost* instances could go at once, now."""
+    def vacancies(self, cost: int, within_s: float = 0.0) -> int:
+        """How many requests of *cost* instances could go in the next *within_s* seconds, those that wait included."""
         ...
 
     def observe(self, headers: Mapping[str, str]) -> None:
@@ -96,7 +96,7 @@ class Limiter(Protocol):
         ...
 
     def watch(self, changed: Callable[[], None]) -> None:
-        """Call *changed* whenever `waiting` or `vacancies` may have changed."""
+        """Call *changed* whenever `waiting` or `vacancies` has changed for another reason than that time passes."""
         ...
 
 
@@ -151,14 +151,13 @@ class WindowLimiter:
         """See `Limiter.slot`."""
         return _WindowSlot(self, cost)
 
-    def vacancies(self, cost: int) -> int:
+    def vacancies(self, cost: int, within_s: float = 0.0) -> int:
         """See `Limiter.vacancies`."""
         now = self._clock()
-        if self.waiting or max(self._pause_s(now), self._pace.wait_s(now)) > 0:
+        if self._pause_s(now) > within_s:
             return 0
-        rooms = [window.room(now) // amount for window, amount in self._uses(cost)]
-        at_once = 1 if cost and self._instances is not None else self._most_places
-        return min([at_once, self._free_places(), *rooms])
+        turns = [window.turns(now, amount, within_s) for window, amount in self._uses(cost)]
+        return int(min([self._free_places(), self._pace.turns(now, within_s), *turns]))
 
     async def take(self, cost: int) -> float:
         """Wait for the turn, a place, the windows and the pause; then take them. Returns when."""
@@ -278,7 +277,7 @@ class WindowLimiter:
             self._refused_at = now
             for window in (self._instances, self._requests):
                 if window is not None:
-                    window.share = min(1.0, window.share + 0.1)
+                    window.share = min(1.0, round(window.share + 0.1, 6))
                     window.margin_s = max(self._margin_s, window.margin_s / 2)
         self._wake()
         self._changed()
@@ -294,15 +293,15 @@ class WindowLimiter:
     def paused(self, seconds: float) -> None:
         """See `Limiter.paused`. One probe goes first afterwards, with a wider margin.
 
-        The rate is halved only if it is refused again soon after a pause, or its quota is spent: then another job
-        shares it. A refusal alone is cured by the pause.
+        A rate that is refused once is cured by the pause. It is halved if it is refused again soon, or while it is
+        lowered, or because the quota is spent: then another job shares it. A lowered rate is spread evenly.
         """
         now = self._clock()
         if now >= self._paused_until:
             window = self._requests if self._quota_spent else self._instances
             if window is not None:
                 window.margin_s = min(WIDEST_MARGIN_S, window.margin_s * 2)
-                if self._quota_spent or now - self._paused_until < RECOVERY_S:
+                if self._quota_spent or window.share < 1.0 or now - self._paused_until < RECOVERY_S:
                     window.share = max(LOWEST_SHARE, window.share / 2)
         self._paused_until = max(self._paused_until, now + seconds)
         self._probing = True

@@ -8,13 +8,18 @@ send, overrun such a window by up to the double.
 import re
 from collections import deque
 from collections.abc import Mapping
-from math import inf
+from itertools import takewhile
+from math import floor, inf
 
 __all__ = ["Pace", "Window", "pause_s"]
 
 LOWEST_SHARE = 1 / 16
+SLACK_S = 0.002
+"""Timers end late by so much: a use that is late by less does not put off those behind it."""
 LONGEST_QUOTA_S = 3_600
 """A header that speaks of a longer window is taken for this one: it would stop the run without a word."""
+SHORTEST_S = 1e-6
+"""A shorter wait might not move the clock at all."""
 _QUOTA = re.compile(r"\br=([0-9]{1,9})\s*;\s*t=([0-9]{1,9})\b", re.ASCII)
 
 
@@ -25,7 +30,8 @@ class Window:
         limit: How much.
         period_s: In how long.
         margin_s: Kept free behind each use, against jitter on the way to the service.
-        haste: An empty window is filled at so many times its rate; at once if infinite.
+        haste: An empty window is filled at so many times its rate; at once if infinite. Never faster than its rate
+            while that is lowered: whoever shares it would be refused.
         lead_s: How much of the margin passes anyway between the leave to send and the end of writing.
         share: What part of the rate is used at present; below 1 after it has been refused.
     """
@@ -54,23 +60,32 @@ class Window:
         """
         self._expire(now)
         excess = self._used + self._reserved + min(cost, self.limit) - self.limit
+        paced_s = self._next_at - now
         if excess <= 0:
-            return max(0.0, self._next_at - now)
+            return paced_s if paced_s > SHORTEST_S else 0.0
         for at, used in self._written:
             excess -= used
             if excess <= 0:
-                return max(at + self.span_s - now, self._next_at - now, 1e-6)
+                return max(at + self.span_s - now, paced_s, SHORTEST_S)
         return inf
 
-    def room(self, now: float) -> int:
-        """How much fits now."""
+    def turns(self, now: float, cost: int, within_s: float) -> int:
+        """How many uses of *cost* could begin in the next *within_s* seconds, whoever waits already included."""
         self._expire(now)
-        return max(0, self.limit - self._used - self._reserved) if now >= self._next_at else 0
+        span_s, gap_s = self.span_s, self._gap_s(cost)
+        spans, rest_s = divmod(within_s, span_s)
+        freed = sum(used for _, used in takewhile(lambda use: use[0] + span_s <= now + rest_s, self._written))
+        free = max(0, self.limit - self._used - self._reserved + freed)
+        fitting = free // cost + int(spans) * (self.limit // cost)
+        if gap_s == 0:
+            return fitting
+        paced = floor((now + within_s - max(self._next_at, now - SLACK_S)) / gap_s) + 1
+        return max(0, min(fitting, paced))
 
     def reserve(self, now: float, cost: int) -> None:
         """Take places for something that is about to be sent."""
         self._reserved += cost
-        self._next_at = now + self.period_s / self.share * min(1.0, cost / self.limit) / self.haste
+        self._next_at = max(self._next_at, now - SLACK_S) + self._gap_s(cost)
 
     def written(self, now: float, cost: int) -> None:
         """What was reserved has been sent: its period runs from *now*."""
@@ -85,7 +100,12 @@ class Window:
     def give_back(self, cost: int) -> None:
         """What was reserved has not been sent."""
         self._reserved -= cost
-        self._next_at = -inf
+        self._next_at -= self._gap_s(cost)
+
+    def _gap_s(self, cost: int) -> float:
+        """How long after a use of *cost* the next one may go."""
+        haste = self.haste if self.share == 1.0 else min(1.0, self.haste)
+        return self.period_s / self.share * min(1.0, cost / self.limit) / haste
 
     def _expire(self, now: float) -> None:
         written, oldest = self._written, now - self.span_s
@@ -118,6 +138,13 @@ class Pace:
             self._sent_at = now  # nothing is left from now on, whenever the last request went
             return True
         return False
+
+    def turns(self, now: float, within_s: float) -> float:
+        """How many requests may go in the next *within_s* seconds; infinite if only our own limits say."""
+        wait_s = self.wait_s(now)
+        if wait_s > within_s:
+            return 0
+        return inf if now + within_s >= self._valid_until or not self._gap_s else (within_s - wait_s) // self._gap_s + 1
 
     def wait_s(self, now: float) -> float:
         """Seconds until the next request may go. What was said of a window ends with that window."""

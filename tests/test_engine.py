@@ -376,6 +376,20 @@ def test_a_slow_disk_holds_up_the_reading_of_the_list(folder):
     assert (len(world.begun), world.transport.posts) == (3 + AHEAD, [])
 
 
+@pytest.mark.parametrize(
+    ("rate", "batch", "commit_s", "rows"), [(100, 1, 0.03, 1_000), (5_000, 20, 0.02, 50_000), (300, 100, 0.2, 12_000)]
+)
+def test_a_slow_disk_costs_little_of_the_rate(folder, rate, batch, commit_s, rows):
+    """Enough batches are begun ahead to last until the next commit."""
+    rates = RateLimits(instances_per_s=rate, requests_per_5m=None)
+    options = Options(rate=rates, batch=BatchLimits(instances=batch))
+    limits = Limits(instances_per_s=rate, account_instances_per_s=None, requests_per_5m=None)
+    world, summary = run(folder, mappings(rows), options=options, limits=limits, commit_s=commit_s)
+
+    assert summary.created / summary.elapsed_s > 0.94 * rate
+    assert world.held.overruns == {}
+
+
 def test_a_batch_that_is_settled_is_let_go_of(folder):
     async def rows():
         for number in range(500):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from bulkwf.windows import LOWEST_SHARE, Pace, Window, pause_s
+from bulkwf.windows import LOWEST_SHARE, SLACK_S, Pace, Window, pause_s
 
 
 def fill(window, now, cost):
@@ -53,7 +53,7 @@ def test_no_period_ever_sees_more_than_the_limit_whatever_is_reserved_written_or
             window.share = value
         elif step == "margin":
             window.margin_s = max(window.margin_s, value)
-        assert window.room(now) >= 0
+        assert window.turns(now, 1, 0.0) >= 0
     for start, _ in written:
         within = [cost for at, cost in written if start <= at < start + 1.0]
         assert sum(within) <= limit or len(within) == 1
@@ -85,13 +85,13 @@ def test_the_wait_is_finite_once_all_is_written_and_is_exactly_long_enough(uses,
 def test_a_place_is_taken_from_the_reservation_on_and_runs_out_a_period_after_the_writing():
     window = Window(3, 1.0, 0.25)
     window.reserve(50.0, 3)
-    assert (window.wait_s(50.0, 1), window.room(50.0)) == (inf, 0)
+    assert (window.wait_s(50.0, 1), window.turns(50.0, 1, 0.0)) == (inf, 0)
 
     window.written(60.0, 3)
 
     assert window.wait_s(60.0, 1) == pytest.approx(1.25)
     assert window.wait_s(61.0, 1) == pytest.approx(0.25)
-    assert (window.wait_s(61.25, 3), window.room(61.25)) == (0.0, 3)
+    assert (window.wait_s(61.25, 3), window.turns(61.25, 1, 0.0)) == (0.0, 3)
 
 
 def test_a_reservation_that_was_given_back_leaves_no_trace():
@@ -99,7 +99,7 @@ def test_a_reservation_that_was_given_back_leaves_no_trace():
     window.reserve(0.0, 2)
     window.give_back(2)
 
-    assert (window.wait_s(0.0, 3), window.room(0.0)) == (0.0, 3)
+    assert (window.wait_s(0.0, 3), window.turns(0.0, 1, 0.0)) == (0.0, 3)
 
 
 def test_the_wait_is_for_as_many_uses_as_must_run_out_and_no_more():
@@ -110,27 +110,66 @@ def test_the_wait_is_for_as_many_uses_as_must_run_out_and_no_more():
     assert [window.wait_s(0.4, cost) for cost in (1, 4, 5, 8, 9)] == pytest.approx([0.6, 0.6, 0.8, 0.8, 1.0])
 
 
-def test_an_empty_window_is_filled_at_no_more_than_so_many_times_its_rate():
-    window = Window(3_000, 1.0, 0.0, haste=2.0)
+def pass_through(window, now, cost, times):
+    """When each of so many uses goes, each as soon as it may."""
     left = []
-    now = 0.0
-    while len(left) < 60:
-        while (wait := window.wait_s(now, 100)) > 0:
+    for _ in range(times):
+        while (wait := window.wait_s(now, cost)) > 0:
             now += wait
-        fill(window, now, 100)
-        assert window.room(now) == 0
+        fill(window, now, cost)
         left.append(now)
-
-    assert left[:30] == pytest.approx([number / 60 for number in range(30)])
-    assert left[30:] == pytest.approx([1 + number / 60 for number in range(30)])
+    return left
 
 
-def test_a_lowered_rate_is_spread_like_a_full_one():
+def test_an_empty_window_is_filled_at_no_more_than_so_many_times_its_rate():
+    left = pass_through(Window(3_000, 1.0, 0.0, haste=2.0), 0.0, 100, 60)
+
+    assert left[:30] == pytest.approx([number / 60 for number in range(30)], abs=2 * SLACK_S)
+    assert left[30:] == pytest.approx([1 + number / 60 for number in range(30)], abs=2 * SLACK_S)
+
+
+def test_a_lowered_rate_is_spread_over_all_of_its_period():
+    """Whoever shares the rate would be refused for a burst, though the whole period's sum is small enough."""
     window = Window(300, 1.0, 0.0, haste=2.0)
     window.share = 0.5
-    fill(window, 0.0, 100)
 
-    assert window.wait_s(0.0, 100) == pytest.approx(1 / 3)
+    assert pass_through(window, 0.0, 100, 6) == pytest.approx([number * 2 / 3 for number in range(6)], abs=2 * SLACK_S)
+
+
+def test_uses_that_are_late_by_less_than_a_timer_can_tell_do_not_put_off_those_behind_them():
+    window, now, uses = Window(10_000, 1.0, 0.0, haste=2.0), 0.0, 0
+    while now < 0.5:
+        now += 0.001 + window.wait_s(now, 2)  # each wake-up is late by a millisecond
+        while window.wait_s(now, 2) == 0:
+            fill(window, now, 2)
+            uses += 1
+
+    assert uses == pytest.approx(5_000, rel=0.05)
+
+
+@settings(max_examples=400)
+@given(
+    uses=st.lists(st.tuples(st.floats(0, 0.3), st.integers(1, 12)), max_size=12),
+    cost=st.integers(1, 6),
+    within_s=st.floats(0, 5.0),
+    share=st.sampled_from([1.0, 0.5]),
+    haste=st.sampled_from([2.0, inf]),
+)
+def test_the_turns_of_a_while_are_at_least_those_that_can_be_had_and_none_only_if_there_is_none(
+    uses, cost, within_s, share, haste
+):
+    window, now = Window(12, 1.0, 0.005, haste), 1_000.0
+    window.share = share
+    for gap, used in uses:
+        now += gap
+        if window.wait_s(now, used) == 0:
+            fill(window, now, used)
+
+    turns = window.turns(now, cost, within_s)
+    had = sum(at <= now + within_s for at in pass_through(window, now, cost, turns + 1))
+
+    assert had <= turns
+    assert (had == 0) == (turns == 0)
 
 
 def test_while_something_is_reserved_only_what_is_written_can_be_waited_for():
@@ -168,16 +207,41 @@ def test_a_wait_is_never_so_short_that_the_clock_stands_still():
 
     assert window.wait_s(nextafter(1.1, 0), 1) >= 1e-6
 
+    window = Window(10, 1.0, 0.0, haste=2.0)
+    fill(window, 1.0, 1)
+    waits = {window.wait_s(window._next_at + step * 1e-7, 1) for step in range(-30, 5)}
+    assert 0.0 in waits
+    assert min(waits - {0.0}) >= 1e-6
+
 
 def test_what_an_earlier_process_sent_counts_from_when_it_was_sent():
     window = Window(1_000, 300.0, 0.0)
     window.used(-200.0, 900)
 
-    assert window.room(0.0) == 100
+    assert window.turns(0.0, 1, 0.0) == 100
     assert window.wait_s(0.0, 101) == pytest.approx(100.0)
 
 
 # --- the pace that the service asks for ---------------------------------------------------------------------------
+
+
+@given(left=st.integers(0, 400), seconds=st.integers(1, 300), later_s=st.floats(0, 400), within_s=st.floats(0, 400))
+def test_as_many_requests_have_their_turn_as_the_gap_lets_through(left, seconds, later_s, within_s):
+    pace = Pace(3.0)
+    pace.sent(0.0)
+    observe(pace, 0.0, f'"default";r={left};t={seconds}')
+    turns = pace.turns(later_s, within_s)
+
+    now, had = later_s, 0
+    while had < min(turns + 1, 500):
+        wait_s = pace.wait_s(now)
+        if now + wait_s > later_s + within_s + 1e-9:
+            break
+        now += wait_s
+        pace.sent(now)
+        had += 1
+
+    assert had == pytest.approx(min(turns, 500), abs=1)
 
 
 def observe(pace, now, text):
