@@ -29,7 +29,7 @@ REQUEST_PERIOD_S = 300.0
 HASTE = 2.0
 """A second's instances are spread over half of it at least. What leaves in one burst arrives as the service finds time,
 and the late end of it would meet the first of the next second."""
-LOOPBACK_MARGIN_S = 0.005
+LOOPBACK_MARGIN_S = 0.007
 NETWORK_MARGIN_S = 0.020
 WIDEST_MARGIN_S = 0.250
 EARLY_S = 0.005
