@@ -19,9 +19,9 @@ from bulkwf.checkpoint import Checkpoint, Executor, RunHeader, inline, read_past
 from bulkwf.credentials import Token, TokenSource, account_from_environment, token_credential
 from bulkwf.engine import Engine
 from bulkwf.errors import BulkwfError
-from bulkwf.limiter import REQUEST_PERIOD_S, WindowLimiter
+from bulkwf.limiter import WindowLimiter
 from bulkwf.model import Clock, Result, Summary, Transport
-from bulkwf.options import Options, Target
+from bulkwf.options import REQUEST_PERIOD_S, Options, Target
 from bulkwf.progress import Progress, Totals
 from bulkwf.sources import Paths, Rows, Source, name_source, open_source
 from bulkwf.wiring import open_limiter, open_transport, require_asyncio, restore, system_clock, uncancelled
@@ -272,7 +272,7 @@ async def open_run(
     clock = system_clock()
     async with AsyncExitStack() as parts:
         list_name = name_source(rows)
-        source = open_source(rows, first=options.first, rate=options.rate.instances_per_s)
+        source = open_source(rows, first=options.first, rate=options.rate)
         del rows  # error trackers keep the locals of every frame
         parts.push_async_callback(uncancelled, source.aclose)
         if transport is None:

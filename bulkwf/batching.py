@@ -24,7 +24,6 @@ __all__ = [
     "IdScheme",
     "Packer",
     "cut",
-    "even_share",
     "fingerprint",
     "too_long",
 ]
@@ -94,14 +93,6 @@ def cut(data: bytes | bytearray, start: int, max_rows: int, max_bytes: int) -> C
             longest = newline - end
         end = newline + 1
     return Cut(end, max_rows, "rows", objects, longest)
-
-
-def even_share(rows: int, rate: int) -> int:
-    """How many of *rows*, all that fit a request's bytes, make batches that fill a window of *rate* evenly.
-
-    At 100 a second, batches of 68 would leave 32 places of each second empty; batches of 50 leave none.
-    """
-    return rate // -(-rate // rows) if rows < rate else rows
 
 
 def fingerprint(region: bytes, dropped: frozenset[int] = frozenset()) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from zlib import crc32
 
 from bulkwf.batching import IdScheme, Packer
 from bulkwf.model import Batch
-from bulkwf.options import Options
+from bulkwf.options import REQUEST_PERIOD_S, Options
 from bulkwf.sources import Source
 
 __all__ = ["CheckReport", "check_list"]
@@ -53,7 +53,7 @@ class CheckReport:
         """The least time that the list can take, and the limit that makes it so."""
         rate = options.rate
         by_instances = self.instances / rate.instances_per_s if rate.instances_per_s else 0.0
-        by_requests = self.batches * 300.0 / rate.requests_per_5m if rate.requests_per_5m else 0.0
+        by_requests = self.batches * REQUEST_PERIOD_S / rate.requests_per_5m if rate.requests_per_5m else 0.0
         if by_instances >= by_requests:
             name = f"{rate.instances_per_s:,} instances/s" if rate.instances_per_s else "no limit"
             return by_instances, name

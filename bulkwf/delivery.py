@@ -113,7 +113,7 @@ class Courier:
         """
         delivery = _Delivery(self, ledger, begun_at, self.tally.created)
         pending, most = sorted(ledger.pending), self.options.batch_instances
-        for start in range(0, len(pending), most):  # begun at a higher rate, a batch may be too large for this one
+        for start in range(0, len(pending), most):  # one begun at another rate may be larger than ours
             await delivery.settle(pending[start : start + most])
 
 

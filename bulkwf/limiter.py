@@ -19,13 +19,11 @@ from math import inf
 from typing import Protocol, Self
 
 from bulkwf.errors import Draining
-from bulkwf.options import RateLimits
+from bulkwf.options import INSTANCE_PERIOD_S, REQUEST_PERIOD_S, RateLimits
 from bulkwf.windows import LOWEST_SHARE, Pace, Window
 
 __all__ = ["Limiter", "Slot", "WindowLimiter"]
 
-INSTANCE_PERIOD_S = 1.0
-REQUEST_PERIOD_S = 300.0
 HASTE = 2.0
 """A second's instances are spread over half of it at least. What leaves in one burst arrives as the service finds time,
 and the late end of it would meet the first of the next second."""

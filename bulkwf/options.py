@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass, field
+from math import inf
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -10,7 +11,9 @@ from bulkwf.errors import ConfigError
 __all__ = [
     "DEFAULT_BASE_URL",
     "ID_PATTERN",
+    "INSTANCE_PERIOD_S",
     "REHEARSAL",
+    "REQUEST_PERIOD_S",
     "BatchLimits",
     "Options",
     "RateLimits",
@@ -26,6 +29,10 @@ ID_PATTERN = "[A-Za-z0-9_][A-Za-z0-9_-]"
 
 SERVICE_BATCH_LIMIT = 100
 """Instances that the service takes in one batch-create request."""
+INSTANCE_PERIOD_S = 1.0
+"""The service's window for instances, and what `RateLimits.instances_per_s` counts in."""
+REQUEST_PERIOD_S = 300.0
+"""The service's window for requests, and what `RateLimits.requests_per_5m` counts in."""
 LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 
 _TARGET_NAME = re.compile(ID_PATTERN + "{0,63}", re.ASCII)
@@ -37,7 +44,7 @@ class BatchLimits:
     """How rows are grouped.
 
     Attributes:
-        instances: At most so many instances a request; the service takes 100.
+        instances: At most so many instances a request, fewer where those fill the rate better; the service takes 100.
         rows: At most so many rows a batch, counting blank and invalid ones.
         bytes: At most so many bytes a request, unless one row alone is larger. 1 MiB is the documented limit of the
             binding; the REST endpoint's is not documented.
@@ -85,6 +92,23 @@ class RateLimits:
             self.requests_per_5m,
         )
         _require(1 <= self.concurrency <= 1_000, "concurrency", "1 to 1000", self.concurrency)
+
+    def even_share(self, rows: int) -> int:
+        """How many of *rows*, all that fit into a request, make batches that use the rates well.
+
+        At 100 a second, batches of 68 would leave 32 places of each second empty; batches of 50 leave none. Where they
+        gain less than a twentieth, smaller batches are not worth their requests.
+        """
+        rate, quota = self.instances_per_s, self.requests_per_5m
+        if rate is None or rows >= rate:
+            return rate or rows
+        requests = inf if quota is None else quota * INSTANCE_PERIOD_S / REQUEST_PERIOD_S
+
+        def used(size: int) -> float:
+            return min(rate // size, requests) * size
+
+        even = rate // -(-rate // rows)
+        return even if used(even) > 1.05 * used(rows) else rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,8 +193,8 @@ class Options:
 
     @property
     def batch_instances(self) -> int:
-        """Instances a batch: never more than the rate lets through in one second."""
-        return min(self.batch.instances, self.rate.instances_per_s or self.batch.instances)
+        """Instances a batch, where nothing else binds it."""
+        return self.rate.even_share(self.batch.instances)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

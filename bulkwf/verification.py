@@ -27,9 +27,8 @@ from bulkwf.channel import Channel, Health
 from bulkwf.checkpoint import Findings, Scope, read_past, read_recent_attempts, read_status
 from bulkwf.credentials import TokenSource
 from bulkwf.errors import BulkwfError, ServiceRefused
-from bulkwf.limiter import REQUEST_PERIOD_S
 from bulkwf.model import Batch, Fault, Outcome, Reply, Verdict
-from bulkwf.options import REHEARSAL, Options, Target
+from bulkwf.options import REHEARSAL, REQUEST_PERIOD_S, Options, Target
 from bulkwf.outcome import judge_lookup, judge_page
 from bulkwf.payload import Page
 from bulkwf.wiring import open_limiter, open_transport, require_asyncio, restore, system_clock

@@ -7,7 +7,7 @@ from unittest import mock
 from zlib import crc32
 
 import pytest
-from hypothesis import assume, example, given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from bulkwf import batching
@@ -19,13 +19,12 @@ from bulkwf.batching import (
     IdScheme,
     Packer,
     cut,
-    even_share,
     fingerprint,
     too_long,
 )
 from bulkwf.errors import ConfigError
 from bulkwf.model import Slice
-from bulkwf.options import BatchLimits
+from bulkwf.options import BatchLimits, RateLimits
 from bulkwf.payload import compose
 from bulkwf.sources import reader
 from bulkwf.sources.reader import Chunk, Source
@@ -96,24 +95,6 @@ def test_a_cut_takes_as_many_whole_lines_as_both_bounds_let_it(lines, rest, skip
         assert rows == len(whole)
     else:
         assert end - start + len(whole[rows]) > max_bytes
-
-
-@given(rows=st.integers(1, 2_000), rate=st.integers(1, 2_000))
-@example(rows=68, rate=100)
-def test_an_even_share_fills_the_window_as_well_as_batches_of_its_number_can(rows, rate):
-    share = even_share(rows, rate)
-
-    assert 1 <= share <= rows, "what fits a request's bytes goes on fitting"
-    if rows < rate:
-        batches = -(-rate // rows)
-        assert share * batches <= rate, "the batches of one window fit into it"
-        assert rate - share * batches < batches, "and another row in each would not"
-    else:
-        assert share == rows
-
-
-def test_an_even_share_of_68_at_100_a_second_is_50():
-    assert even_share(68, 100) == 50
 
 
 @given(
@@ -656,7 +637,7 @@ def test_every_row_of_any_list_is_in_exactly_one_batch_within_the_bounds(
         mock.patch.multiple(batching, MAX_ROW_BYTES=LONGEST, MAX_PARAMS_BYTES=LONGEST),
         mock.patch.object(reader, "MAX_ROW_BYTES", LONGEST),
     ):
-        source = Source(Bytes(chunked(data, cuts)), rate=rate)
+        source = Source(Bytes(chunked(data, cuts)), rate=RateLimits(instances_per_s=rate))
         batches = asyncio.run(take_batches(source, limits, instances))
 
     kinds = [kind for kind, _ in lines]
@@ -714,7 +695,7 @@ def test_a_large_row_does_not_join_rows_that_leave_it_no_room():
 
 def test_rows_bound_by_bytes_are_cut_so_that_they_fill_the_window_of_the_rate():
     line = row(params="x" * 14_900) + b"\n"
-    source = Source(Bytes([Chunk(line * 150)]), rate=100)
+    source = Source(Bytes([Chunk(line * 150)]), rate=RateLimits())
 
     batches = asyncio.run(take_batches(source, BatchLimits(), 100))
 

@@ -29,7 +29,7 @@ def write(path, text):
 
 async def report_of(*paths, options=None):
     options = options or Options()
-    source = open_source(list(paths), first=options.first, rate=options.rate.instances_per_s)
+    source = open_source(list(paths), first=options.first, rate=options.rate)
     try:
         return await check_list(source, IdScheme("0", options.id_template), options)
     finally:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from bulkwf.errors import Draining
 from bulkwf.limiter import RECOVERY_S, WindowLimiter
-from bulkwf.windows import SLACK_S
 from bulkwf.options import RateLimits
+from bulkwf.windows import SLACK_S
 
 MARGIN_S = 0.005
 

@@ -27,6 +27,7 @@ from bulkwf import Instance
 from bulkwf.batching import MAX_ROW_BYTES, fingerprint
 from bulkwf.errors import InputError
 from bulkwf.model import Slice
+from bulkwf.options import RateLimits
 from bulkwf.sources import files, name_source, open_source
 from bulkwf.sources.reader import Chunk, Source
 from bulkwf.sources.rows import CHUNK_ROWS, encode_row
@@ -205,10 +206,10 @@ async def test_a_slice_bound_by_bytes_is_cut_to_fill_the_window_of_the_rate():
     async def rows(source, size):
         return (await source.take(100, size)).rows
 
-    assert await rows(Source(Feed(line * 200), rate=100), 6_800) == 50
+    assert await rows(Source(Feed(line * 200), rate=RateLimits()), 6_800) == 50
     assert await rows(Source(Feed(line * 200)), 6_800) == 68
-    assert await rows(Source(Feed(line * 200), rate=100), 1_000_000) == 100
-    assert await rows(Source(Feed(line * 60), rate=100), 1_000_000) == 60
+    assert await rows(Source(Feed(line * 200), rate=RateLimits()), 1_000_000) == 100
+    assert await rows(Source(Feed(line * 60), rate=RateLimits()), 1_000_000) == 60
 
 
 async def test_rows_that_join_others_may_be_none_but_the_end_of_the_list_is_told():

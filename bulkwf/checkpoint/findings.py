@@ -21,6 +21,7 @@ from bulkwf.checkpoint.file import acquire, connect, connect_reader, make_privat
 from bulkwf.checkpoint.reading import Status, read_results
 from bulkwf.errors import CheckpointError
 from bulkwf.model import Finding, Result
+from bulkwf.options import REQUEST_PERIOD_S
 
 __all__ = ["Findings", "Scope", "read_past"]
 
@@ -33,8 +34,6 @@ PAGE_IDS = 1_000
 APPLICATION_ID = 0x62776B76
 """`bwkv`, in the file's header."""
 SUFFIXES = (".verify", ".verify-sample")
-KEPT_S = 300.0
-"""Requests count for so long."""
 MOST_A_SECOND = 10_000
 """Whatever a damaged file says of the requests of a second."""
 CACHE_KIB = 16_384
@@ -169,7 +168,7 @@ class Findings:
     def _forget_all(self) -> None:
         db = self._db
         now, pause_until = db.execute("SELECT used_at, pause_until FROM verification").fetchone()
-        db.execute("DELETE FROM sent WHERE second <= ?", (now - KEPT_S,))
+        db.execute("DELETE FROM sent WHERE second <= ?", (now - REQUEST_PERIOD_S,))
         if pause_until <= now and not db.execute("SELECT count(*) FROM sent").fetchone()[0]:
             db.close()
             _remove(self.path)

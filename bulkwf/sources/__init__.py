@@ -6,6 +6,7 @@ from typing import Any
 
 from bulkwf.errors import ConfigError
 from bulkwf.model import Instance
+from bulkwf.options import RateLimits
 from bulkwf.sources.files import FileFeed
 from bulkwf.sources.reader import Feed, Source
 from bulkwf.sources.rows import AsyncRowFeed, RowFeed
@@ -18,13 +19,13 @@ Rows = str | os.PathLike[str] | Iterable[Row] | AsyncIterable[Row]
 """A list: the path of a file of JSON lines (`.gz` too, `-` is standard input), or rows themselves."""
 
 
-def open_source(rows: Rows | Paths, *, first: int | None = None, rate: int | None = None) -> Source:
+def open_source(rows: Rows | Paths, *, first: int | None = None, rate: RateLimits | None = None) -> Source:
     """The source of *rows*; several paths are one list, in their order.
 
     Args:
         rows: See `Rows`.
         first: Read only so many rows.
-        rate: Instances a second; batches that are bound by bytes are cut to fill it.
+        rate: What batches that are bound by bytes are cut to fill.
 
     Raises:
         InputError: A file is missing or can't be read.

@@ -6,9 +6,10 @@ from collections import deque
 from typing import NamedTuple, Protocol
 from zlib import crc32
 
-from bulkwf.batching import MAX_ROW_BYTES, Cut, cut, even_share, too_long
+from bulkwf.batching import MAX_ROW_BYTES, Cut, cut, too_long
 from bulkwf.errors import InputError
 from bulkwf.model import Slice
+from bulkwf.options import RateLimits
 
 __all__ = ["Chunk", "Feed", "Source"]
 
@@ -55,7 +56,7 @@ class Source:
         row: Number of the next row.
     """
 
-    def __init__(self, feed: Feed, *, first: int | None = None, rate: int | None = None) -> None:
+    def __init__(self, feed: Feed, *, first: int | None = None, rate: RateLimits | None = None) -> None:
         self.row = 0
         self._feed = feed
         self._first = first
@@ -120,7 +121,7 @@ class Source:
         if joining and (too_large or (not found.rows and not self._ended)):
             return Slice(self.row, 0, b"")
         if found.bound == "bytes" and self._rate is not None:
-            found = cut(self._data, self._at, even_share(found.rows, self._rate), max_bytes)
+            found = cut(self._data, self._at, self._rate.even_share(found.rows), max_bytes)
         return self._slice(found) if found.rows else self._end()
 
     async def take_rows(self, rows: int) -> Slice | None:

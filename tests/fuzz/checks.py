@@ -61,7 +61,7 @@ def batches_of(paths, *, chunk=1 << 20, shape="instance", instances=100, size=1 
     limits = BatchLimits(instances=instances, rows=max(instances, 40), bytes=size, linger_s=9)
 
     async def take():
-        source = open_source([str(path) for path in paths], rate=100)
+        source = open_source([str(path) for path in paths], rate=RateLimits())
         try:
             return await take_batches(source, limits, instances, IdScheme("key"), shape)
         finally:

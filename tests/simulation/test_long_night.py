@@ -7,7 +7,7 @@ from fakes import memory_folder, run_virtual
 from torture import figures, scaled
 
 from bulkwf.checkpoint import read_status
-from bulkwf.limiter import REQUEST_PERIOD_S
+from bulkwf.options import REQUEST_PERIOD_S
 from simulation.night import DOWN_S, OUTAGE_S, RATE, SILENCE_S, lulls, play_night, report, spans
 
 ROWS = scaled(60_000, 5_000_000)

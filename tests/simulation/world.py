@@ -314,7 +314,7 @@ class World:
             now=loop.time, wall=self.wall, sleep=asyncio.sleep, draw=Random(plan.seed + session.number + 2).random
         )
         checkpoint = Checkpoint.open(self.file, HEADER, now=self.wall(), executor=self._execute)
-        source = open_source(str(self.list), first=None, rate=plan.options.rate.instances_per_s)
+        source = open_source(str(self.list), first=None, rate=plan.options.rate)
         try:
             session.paused_until = (checkpoint.pause_until or EPOCH) - EPOCH
             engine = build_engine(source, checkpoint, Network(self, session), plan.options, clock)
