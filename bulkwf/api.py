@@ -21,7 +21,7 @@ from bulkwf.engine import Engine
 from bulkwf.errors import BulkwfError
 from bulkwf.limiter import WindowLimiter
 from bulkwf.model import Clock, Result, Summary, Transport
-from bulkwf.options import REQUEST_PERIOD_S, Options, Target
+from bulkwf.options import Options, Target
 from bulkwf.progress import Progress, Totals
 from bulkwf.sources import Paths, Rows, Source, name_source, open_source
 from bulkwf.wiring import open_limiter, open_transport, require_asyncio, restore, system_clock, uncancelled
@@ -345,7 +345,7 @@ def _take_over(limiter: WindowLimiter, checkpoint: Checkpoint, totals: Totals, o
     """Let what earlier sessions have sent, and may have sent, count for this one; verifications' requests, too."""
     if totals.pending:
         checkpoint.interrupted(wall)
-    since = wall - REQUEST_PERIOD_S
+    since = wall - limiter.memory_s
     asked, silent_until = ([], 0.0) if checkpoint.path is None else read_past(checkpoint.path, since)
     attempts = sorted([*checkpoint.recent_attempts(since), *asked])
     restore(limiter, attempts, max(checkpoint.pause_until or wall, silent_until), options, wall)

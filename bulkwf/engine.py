@@ -13,6 +13,7 @@ Rules:
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from itertools import groupby
 
 import anyio
 
@@ -309,13 +310,14 @@ class Engine:
 
     async def _resume(self, carriers: anyio.abc.TaskGroup) -> None:
         """Read again what earlier sessions have begun: compare it, and take up the batches in doubt."""
-        for begun in self._checkpoint.begun():
-            if begun.settled and begun.whole:
-                found = await self._source.skip(begun.size, begun.rows)
-                if found != (begun.size, begun.digest):
-                    raise self._differs(begun, ended=found[0] < begun.size)
+        for settled, batches in groupby(self._checkpoint.begun(), lambda begun: begun.settled and begun.whole):
+            if settled:
+                if (differing := await self._source.skip(batches)) is not None:
+                    begun, ended = differing
+                    raise self._differs(begun, ended=ended)
             else:
-                await self._take_up(carriers, begun)
+                for begun in batches:
+                    await self._take_up(carriers, begun)
 
     async def _take_up(self, carriers: anyio.abc.TaskGroup, begun: Begun) -> None:
         piece = await self._source.take_rows(begun.rows)

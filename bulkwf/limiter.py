@@ -308,6 +308,11 @@ class WindowLimiter:
 
     # --- the past -------------------------------------------------------------------------------------------------
 
+    @property
+    def memory_s(self) -> float:
+        """How long ago something may have been sent and still count."""
+        return max((window.span_s for window, _ in self._uses(1)), default=0.0)
+
     def restore(self, attempts: list[tuple[float, int]], paused_s: float) -> None:
         """Take over what an earlier process has sent: (seconds ago, instances), the oldest first; and its pause."""
         now = self._clock()

@@ -28,7 +28,7 @@ from bulkwf.checkpoint import Findings, Scope, read_past, read_recent_attempts, 
 from bulkwf.credentials import TokenSource
 from bulkwf.errors import BulkwfError, ServiceRefused
 from bulkwf.model import Batch, Fault, Outcome, Reply, Verdict
-from bulkwf.options import REHEARSAL, REQUEST_PERIOD_S, Options, Target
+from bulkwf.options import REHEARSAL, Options, Target
 from bulkwf.outcome import judge_lookup, judge_page
 from bulkwf.payload import Page
 from bulkwf.wiring import open_limiter, open_transport, require_asyncio, restore, system_clock
@@ -329,7 +329,7 @@ async def open_verification(
         parts.callback(findings.close)
         limiter = open_limiter(target, options, clock)
         wall = clock.wall()
-        since = wall - REQUEST_PERIOD_S
+        since = wall - limiter.memory_s
         asked, silent_until = read_past(checkpoint, since)
         attempts = sorted([*read_recent_attempts(checkpoint, since), *asked])
         restore(limiter, attempts, max(scope.status.pause_until or wall, silent_until), options, wall)

@@ -189,6 +189,14 @@ def test_a_batch_larger_than_the_rate_goes_alone():
     assert granted_at(run_virtual(run())) == pytest.approx([0.0, 1.005, 2.01], abs=1e-4)
 
 
+@pytest.mark.parametrize(("rates", "memory_s"), [((100, 5), 300.005), ((100, None), 1.005), ((None, None), 0.0)])
+def test_what_an_earlier_process_sent_counts_as_long_as_the_longest_window(rates, memory_s):
+    async def run():
+        return limiter(*rates).memory_s
+
+    assert run_virtual(run()) == pytest.approx(memory_s)
+
+
 def test_what_was_never_sent_gives_its_places_back():
     async def run():
         limits = limiter(100, 5)

@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from enum import Enum, IntEnum
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from hypothesis import given, settings
@@ -97,6 +98,18 @@ def read_until_error(*args, **how):
     return asyncio.run(go())
 
 
+class Region(NamedTuple):
+    """Rows that have been read before."""
+
+    rows: int
+    size: int
+    digest: int
+
+    @classmethod
+    def of(cls, piece):
+        return cls(piece.rows, *fingerprint(piece.data))
+
+
 def numbered(count, start=0):
     return b"".join(b'{"params":%d}\n' % n for n in range(start, start + count))
 
@@ -153,16 +166,17 @@ def test_what_was_taken_once_is_taken_again_by_its_rows_or_passed_by_its_bytes(l
         by_rows, by_bytes, mixed = (Source(Feed(*chunks)) for _ in range(3))
         for turn, piece in enumerate(taken):
             assert await by_rows.take_rows(piece.rows) == piece
-            assert await by_bytes.skip(len(piece.data), piece.rows) == fingerprint(piece.data)
             if turn % 2:
                 assert await mixed.take_rows(piece.rows) == piece
             else:
-                assert await mixed.skip(len(piece.data), piece.rows) == fingerprint(piece.data)
+                assert await mixed.skip([Region.of(piece)]) is None
+        assert await by_bytes.skip(map(Region.of, taken)) is None
+        further = Region(1, 2, 0)
         for source in (by_rows, by_bytes, mixed):
+            assert source.row == len(lines)
             assert await source.take(1, 1) is None
             assert await source.take_rows(1) is None
-            assert await source.skip(1, 1) == (0, 0)
-            assert source.row == len(lines)
+            assert await source.skip([further]) == (further, True)
 
     asyncio.run(go())
 
@@ -171,13 +185,38 @@ async def test_a_list_that_has_become_shorter_gives_what_is_left_of_it():
     source = Source(Feed(b"a\nb\n"))
     assert (await source.take_rows(5)).rows == 2
     source = Source(Feed(b"a\nb\n"))
-    assert await source.skip(99, 5) == fingerprint(b"a\nb\n")
+    longer = Region(5, *fingerprint(b"a\nb\nc\nd\ne\n"))
+    assert await source.skip([Region(1, *fingerprint(b"a\n")), longer]) == (longer, True)
+
+
+@given(cuts=st.lists(st.integers(0, 60), max_size=5), at=st.integers(0, 59), shares=st.lists(st.integers(1, 4)))
+def test_the_first_region_that_is_another_now_is_told(cuts, at, shares):
+    """Whatever byte has changed, and wherever chunks end."""
+    lines = [b"row %d\n" % number for number in range(10)] * 2
+    data, regions, first = b"".join(lines), [], 0
+    for rows in [*shares, *[1] * 20]:
+        region = b"".join(lines[first : first + rows])
+        regions += [Region(min(rows, 20 - first), *fingerprint(region))] if region else []
+        first += rows
+    changed = data[:at] + bytes([data[at] ^ 2]) + data[at + 1 :]
+    ends = [0, *sorted(cuts), len(data)]
+    within = [sum(one.size for one in regions[: number + 1]) for number in range(len(regions))]
+
+    found = asyncio.run(Source(Feed(*(changed[a:b] for a, b in pairwise(ends)))).skip(regions))
+
+    assert found == (regions[next(number for number, end in enumerate(within) if at < end)], False)
+
+
+async def test_a_list_that_breaks_off_among_rows_read_before_is_not_called_shorter():
+    for again in (lambda source: source.take_rows(5), lambda source: source.skip([Region(5, 99, 0)])):
+        with pytest.raises(InputError, match="torn"):
+            await again(Source(Feed(b"a\nb\nhalf", InputError("torn"))))
 
 
 async def test_rows_can_be_taken_on_after_a_region_was_passed():
     source = Source(Feed(numbered(3), numbered(3, 3)))
 
-    await source.skip(len(numbered(2)), 2)
+    await source.skip([Region(2, *fingerprint(numbered(2)))])
     piece = await source.take(100, EVERYTHING)
 
     assert (piece.first_row, piece.rows, piece.data) == (2, 4, numbered(4, 2))

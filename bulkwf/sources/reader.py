@@ -3,7 +3,8 @@
 import asyncio
 from bisect import bisect_right
 from collections import deque
-from typing import NamedTuple, Protocol
+from collections.abc import Iterable
+from typing import NamedTuple, Protocol, TypeVar
 from zlib import crc32
 
 from bulkwf.batching import MAX_ROW_BYTES, Cut, cut, too_long
@@ -47,6 +48,20 @@ class Feed(Protocol):
     async def aclose(self) -> None:
         """Let go of files and iterators."""
         ...
+
+
+class Region(Protocol):
+    """Rows that have been read before: their number, and the size and crc32 of their lines."""
+
+    @property
+    def rows(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def digest(self) -> int: ...
+
+
+_Region = TypeVar("_Region", bound=Region)
 
 
 class Source:
@@ -125,36 +140,41 @@ class Source:
         return self._slice(found) if found.rows else self._end()
 
     async def take_rows(self, rows: int) -> Slice | None:
-        """The next *rows* rows, whatever their size; fewer at the end of the list."""
+        """The next *rows* rows, whatever their size; fewer at the end of the list.
+
+        Raises:
+            InputError: The list can't be read so far.
+        """
         found = cut(self._data, self._at, rows, 1 << 62)
         while found.bound == "data" and await self._fill(None):
             found = cut(self._data, self._at, rows, 1 << 62)
-        return self._slice(found) if found.rows else self._end()
+        return self._slice(found) if found.rows and (found.rows == rows or self._error is None) else self._end()
 
-    async def skip(self, size: int, rows: int) -> tuple[int, int]:
-        """Read past the next *size* bytes, which are known to have been *rows* whole rows.
+    async def skip(self, regions: Iterable[_Region]) -> tuple[_Region, bool] | None:
+        """Read past whole rows that were read by an earlier process, comparing them with what they were.
 
         Returns:
-            Their size and crc32; of fewer at the end of the list.
+            The first of the *regions* that is another now, and whether the list ended inside it; None if there is none.
 
         Raises:
-            InputError: The list can't be read further.
+            InputError: The list can't be read so far.
         """
-        last, found, digest = self.row + rows, 0, 0
-        while True:
-            part = memoryview(self._data)[self._at : self._at + size - found]
-            found, digest = found + len(part), crc32(part, digest)
-            self._at += len(part)
-            if found >= size:
-                break
-            self.row += self._data.count(b"\n", self._at - len(part))  # where the next chunk begins
-            if not await self._fill(None):
-                if not found:
-                    self._end()
-                    return 0, 0
-                break
-        self._pass(last - self.row)
-        return found, digest
+        held = memoryview(self._data)
+        for region in regions:
+            end = self._at + region.size
+            if end <= len(held):
+                digest = crc32(held[self._at : end])
+                self._at = end
+                self.row += region.rows
+            else:
+                found, digest = await self._skip_over_chunks(region)
+                held = memoryview(self._data)
+                if found < region.size:
+                    return region, True
+            if digest != region.digest:
+                return region, False
+        self._pass(0)  # what of them could not be read is forgotten, too
+        return None
 
     async def aclose(self) -> None:
         """Let go of the list."""
@@ -165,6 +185,22 @@ class Source:
                 await asyncio.gather(self._reading, return_exceptions=True)
         finally:
             await self._feed.aclose()
+
+    async def _skip_over_chunks(self, region: Region) -> tuple[int, int]:
+        """Read past a region; size and crc32 of what there was of it."""
+        last, found, digest = self.row + region.rows, 0, 0
+        while True:
+            part = memoryview(self._data)[self._at : self._at + region.size - found]
+            found, digest = found + len(part), crc32(part, digest)
+            self._at += len(part)
+            if found >= region.size:
+                break
+            self.row += self._data.count(b"\n", self._at - len(part))  # where the next chunk begins
+            if not await self._fill(None):
+                self._end()
+                break
+        self.row = last
+        return found, digest
 
     def _slice(self, found: Cut) -> Slice:
         first, data = self.row, self._data[self._at : found.end]
@@ -191,11 +227,13 @@ class Source:
             return False
         if self._reading is None:
             self._reading = asyncio.ensure_future(self._feed.read())
-        # Waited for, never cancelled: a cancelled read may lose what it has read.
-        timeout_s = None if deadline is None else max(0.0, deadline - asyncio.get_running_loop().time())
-        done, _ = await asyncio.wait((self._reading,), timeout=timeout_s)
-        if not done:
-            return False
+        await asyncio.sleep(0)  # enough for what is in memory: waiting for a task costs three turns of the loop
+        if not self._reading.done():
+            # Waited for, never cancelled: a cancelled read may lose what it has read.
+            timeout_s = None if deadline is None else max(0.0, deadline - asyncio.get_running_loop().time())
+            done, _ = await asyncio.wait((self._reading,), timeout=timeout_s)
+            if not done:
+                return False
         try:
             chunk = self._reading.result()
         except InputError as error:

@@ -96,9 +96,9 @@ PLANTED = (
     ),
     Mutant(
         "skip the digest",
-        "engine.py",
-        "                if found != (begun.size, begun.digest):\n",
-        "                if found[0] != begun.size:\n",
+        "sources/reader.py",
+        "            if digest != region.digest:\n",
+        "            if False:\n",
     ),
     Mutant(
         "call an aborted run finished",
