@@ -655,6 +655,16 @@ def test_a_file_that_grows_while_it_is_read_is_read_to_its_new_end(tmp_path):
     assert lines_of(asyncio.run(go()))[-1] == b"the last"
 
 
+def test_a_file_that_was_empty_a_moment_ago_loses_no_byte(tmp_path):
+    path = tmp_path / "growing.jsonl"
+    path.touch()
+    file = files._RegularFile(str(path), os.open(path, os.O_RDONLY))
+    path.write_bytes(b"the first\n")
+
+    assert asyncio.run(file.read()) == b"the first\n"
+    file.close()
+
+
 def test_the_files_are_closed_when_they_have_been_read_or_the_source_is_closed(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(numbered(300_000))

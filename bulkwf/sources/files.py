@@ -114,25 +114,27 @@ class _RegularFile:
         self.name = name
         self.read_bytes = 0
         self._descriptor = descriptor
-        self._buffer = bytearray(CHUNK_BYTES)
         self._close = descriptor != 0
         self._start = os.lseek(descriptor, 0, os.SEEK_CUR)  # standard input may have been read from already
         self._size = os.fstat(descriptor).st_size - self._start
 
     async def read(self) -> bytes:
-        data = self._read_cached() or await asyncio.to_thread(os.read, self._descriptor, CHUNK_BYTES)
+        if self._is_cached():
+            data = os.read(self._descriptor, CHUNK_BYTES)
+        else:
+            data = await asyncio.to_thread(os.read, self._descriptor, CHUNK_BYTES)
         self.read_bytes += len(data)
         if not data and self.read_bytes < self._size:
             raise EOFError(f"the file shrank from {self._size:,} to {self.read_bytes:,} bytes while it was read.")
         return data
 
-    def _read_cached(self) -> bytes:
-        """The next bytes, if they are in memory; nothing where that can't be told, at the end, or after an error."""
+    def _is_cached(self) -> bool:
+        """Whether the last one of the next bytes is in memory, as those before it are then; only Linux can tell."""
+        last = max(0, min(self.read_bytes + CHUNK_BYTES, self._size) - 1)  # -1 would read on, and lose what it read
         try:
-            size = os.preadv(self._descriptor, [self._buffer], -1, os.RWF_NOWAIT)
-        except (OSError, AttributeError):  # what is wrong, reading in the thread says; only Linux has the flag
-            return b""
-        return bytes(memoryview(self._buffer)[:size])
+            return os.preadv(self._descriptor, [bytearray(1)], self._start + last, os.RWF_NOWAIT) == 1
+        except (OSError, AttributeError):
+            return False
 
     def rewind(self) -> None:
         os.lseek(self._descriptor, self._start, os.SEEK_SET)
