@@ -522,16 +522,22 @@ async def test_a_status_of_values_that_no_run_writes_is_refused_and_says_where(p
         "UPDATE batch SET begun_at = 'then'",
         "UPDATE batch SET retention_s = 'long'",
         "UPDATE batch SET attempts = x'00'",
+        "UPDATE attempt SET instances = 'many'",
     ],
 )
 async def test_values_that_no_run_writes_are_refused_by_the_run_that_resumes(path, harm):
     async with opened(path) as checkpoint:
         await checkpoint.begin(Ledger(make_batch(3)), NOW)
+        checkpoint.interrupted(NOW)
     query(path, harm)
 
     async with opened(path) as checkpoint:
         with pytest.raises(CheckpointError, match="damaged: it holds what no run writes"):
-            _ = checkpoint.pause_until, [checkpoint.ledger(one, lines(3), "instance") for one in checkpoint.begun()]
+            _ = (
+                checkpoint.pause_until,
+                [checkpoint.ledger(one, lines(3), "instance") for one in checkpoint.begun()],
+                checkpoint.recent_attempts(NOW - 300),
+            )
 
 
 async def test_a_gap_between_the_batches_is_damage(path):

@@ -5,6 +5,7 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import index
 from pathlib import Path
 from typing import Any, get_args
 
@@ -29,7 +30,7 @@ __all__ = [
 PAGE_BATCHES = 1_000
 YEAR_9999 = 253_370_000_000
 MOST_RECENT = 100_000
-"""Attempts that are looked at for the last five minutes': far more than any limit lets through."""
+"""The newest attempts, among which recent ones are looked for: far more than any limit lets through."""
 RESULT_PAGE_BATCHES = 50
 """A batch of a thousand invalid rows holds a thousand reasons."""
 
@@ -160,7 +161,7 @@ def recent_attempts(db: sqlite3.Connection, since: float) -> list[tuple[float, i
     """(Unix time, instances) of the attempts after *since*, the oldest first."""
     query = "SELECT started_at + elapsed_s AS at, instances FROM attempt WHERE at > ? AND id > ? ORDER BY at"
     newest = db.execute("SELECT coalesce(max(id), 0) FROM attempt").fetchone()[0]
-    return db.execute(query, (since, newest - MOST_RECENT)).fetchall()
+    return [(float(at), index(instances)) for at, instances in db.execute(query, (since, newest - MOST_RECENT))]
 
 
 def read_recent_attempts(path: Path, since: float) -> list[tuple[float, int]]:
