@@ -36,9 +36,9 @@ class ListFlags:
     request_rate: str = "1000/5m"
     "Requests in five minutes, as N/5m, or unlimited. The service allows 1200 a token."
     batch_size: int = 100
-    "Instances a request, at most 100."
+    "At most so many instances a request; the service takes 100."
     max_batch_bytes: int = 1_048_576
-    "Bytes a request."
+    "At most so many bytes a request."
     row_shape: Literal["instance", "params"] = "instance"
     "Whether a row is an object with instance_id, params, ... or the params alone."
     id_template: str | None = None
