@@ -1,6 +1,7 @@
 """(e) How long does a list take while the service is not well, against the ideal?
 
-The ideal is rows over rate, and the pauses that the service orders.
+The ideal is rows over rate, and the pauses that the service orders. It leaves out that each attempt that fails may have
+created its instances, and so takes its share of the rate: what all attempts take is told beside it.
 """
 
 import json
@@ -10,6 +11,8 @@ from pathlib import Path
 import bench
 from bench import Line
 from corpus import write_corpus
+
+from bulkwf.options import SERVICE_BATCH_LIMIT
 
 RATE = 1_000
 SECONDS = 60
@@ -34,10 +37,12 @@ def measure(folder: Path, chosen: bench.Chosen) -> Iterator[Line]:
     summary = json.loads(ran.told)
     ideal_s = rows / RATE + len(PAUSES) * PAUSE_S
     over = summary["elapsed_s"] / ideal_s - 1
+    asked_s = (summary["attempts"] - len(PAUSES)) * SERVICE_BATCH_LIMIT / RATE + len(PAUSES) * PAUSE_S
     yield Line(
         "(e) a service that is not well",
         f"{rows:,} rows at {RATE:,}/s, 2 % 500, 1 % resets, {len(PAUSES)} times 429 for {PAUSE_S} s",
-        f"{summary['elapsed_s']:.1f} s, {over:+.1%} of the ideal {ideal_s:.1f} s; {summary['attempts']:,} requests",
+        f"{summary['elapsed_s']:.1f} s, {over:+.1%} of the ideal {ideal_s:.1f} s; "
+        f"{summary['attempts']:,} requests, which take {asked_s:.1f} s",
         "≤ 3 % more",
         over <= 0.03,
     )
