@@ -7,7 +7,8 @@ Rules:
    go out together with it, which blurs the moment of its arrival.
 2. The head of a queue waits for a place among the requests on the wire, then for every window and for any pause.
 3. Who holds a slot waits for nothing but its own answer. A backoff holds no slot.
-4. What was written counts, from the moment its body was written. What was never sent gives its places back.
+4. What was written counts, from the moment its body was written. What was never sent gives its places back. The probe
+   after a pause counts from its answer: what has been silent is slow to wake, and nothing waits for its place before.
 5. The time that always passes between leave and writing is taken off the margin: it would be rate lost. Never more than
    the margin, so that no body is written inside a window even if it is written in no time.
 """
@@ -132,7 +133,7 @@ class WindowLimiter:
         self._heads: dict[asyncio.Future[None], None] = {}  # in the order in which they came
         self._stopped = False
         self._paused_until = -inf
-        self._probing = False
+        self.probing = False
         self._successes = 0
         self._lowered_at = -inf
         self._refused_at = -inf
@@ -225,7 +226,7 @@ class WindowLimiter:
         return wait_s
 
     def _free_places(self) -> int:
-        return (1 if self._probing else self._places) - self._taken
+        return (1 if self.probing else self._places) - self._taken
 
     def _pause_s(self, now: float) -> float:
         return max(0.0, self._paused_until - now)
@@ -266,7 +267,7 @@ class WindowLimiter:
         """See `Limiter.succeeded`. A round of successes adds a place; time without refusals restores the rate."""
         now = self._clock()
         if now >= self._paused_until:  # one that was on the wire when the pause began is no probe
-            self._probing = False
+            self.probing = False
         self._successes += 1
         if self._successes >= self._places:
             self._successes = 0
@@ -302,7 +303,7 @@ class WindowLimiter:
                 if self._quota_spent or window.share < 1.0 or now - self._paused_until < RECOVERY_S:
                     window.share = max(LOWEST_SHARE, window.share / 2)
         self._paused_until = max(self._paused_until, now + seconds)
-        self._probing = True
+        self.probing = True
         self._refused_at = self._paused_until
         self._wake()
 
@@ -322,30 +323,32 @@ class WindowLimiter:
                     window.used(now - ago, amount)
         if paused_s > 0:
             self._paused_until = now + paused_s
-            self._probing = True
+            self.probing = True
 
 
 class _WindowSlot:
     """One request's leave."""
 
-    __slots__ = ("_cost", "_limiter", "_sent", "_taken_at", "_written")
+    __slots__ = ("_cost", "_limiter", "_probe", "_sent", "_taken_at", "_written")
 
     def __init__(self, limiter: WindowLimiter, cost: int) -> None:
         self._limiter = limiter
         self._cost = cost
+        self._probe = False
         self._sent = True
         self._written = False
         self._taken_at = 0.0
 
     async def __aenter__(self) -> Self:
         self._taken_at = await self._limiter.take(self._cost)
+        self._probe = self._limiter.probing
         return self
 
     async def __aexit__(self, *_: object) -> None:
         self._limiter.give_back(self._cost, sent=self._sent, written=self._written)
 
     def written(self) -> None:
-        if not self._written:
+        if not self._written and not self._probe:
             self._written = True
             self._limiter.written(self._cost, self._taken_at)
 

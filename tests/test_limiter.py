@@ -399,6 +399,18 @@ def test_a_pause_holds_whoever_waits_already():
     assert granted_at(run_virtual(run()))[1] == 20.5
 
 
+def test_the_probe_after_a_pause_counts_from_its_answer():
+    """A service that has been silent is slow to wake: it may see the probe as late as that."""
+
+    async def run():
+        traffic = Traffic(limiter(100))
+        traffic.limits.paused(10.0)
+        await asyncio.gather(traffic.send(0, 100, latency_s=0.4), traffic.send(1, 100), traffic.send(2, 100))
+        return traffic
+
+    assert granted_at(run_virtual(run())) == pytest.approx([10.0, 11.41, 12.42], abs=1e-3)
+
+
 def test_a_rate_that_is_refused_once_and_borne_after_the_pause_is_kept():
     async def run():
         traffic = Traffic(limiter(100))
