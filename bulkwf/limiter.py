@@ -90,6 +90,10 @@ class Limiter(Protocol):
         """The service has refused a request for its rate: nothing is sent for so long."""
         ...
 
+    def hold(self, seconds: float) -> None:
+        """Send nothing for so long, for another reason than the rate; then one request, a probe, before all others."""
+        ...
+
     def stop(self) -> None:
         """End every wait for a slot with `Draining`, now and from now on."""
         ...
@@ -213,7 +217,7 @@ class WindowLimiter:
             return 0.0
         now, (places, instances, requests) = self._clock(), self._names
         waits = [
-            (self._pause_s(now), "a pause that the service ordered"),
+            (self._pause_s(now), "a pause"),
             (inf if self._free_places() <= 0 else 0.0, places),
             (self._pace.wait_s(now), "what the service has left for this token"),
         ]
@@ -302,9 +306,13 @@ class WindowLimiter:
                 window.margin_s = min(WIDEST_MARGIN_S, window.margin_s * 2)
                 if self._quota_spent or window.share < 1.0 or now - self._paused_until < RECOVERY_S:
                     window.share = max(LOWEST_SHARE, window.share / 2)
-        self._paused_until = max(self._paused_until, now + seconds)
-        self.probing = True
+        self.hold(seconds)
         self._refused_at = self._paused_until
+
+    def hold(self, seconds: float) -> None:
+        """See `Limiter.hold`."""
+        self._paused_until = max(self._paused_until, self._clock() + seconds)
+        self.probing = True
         self._wake()
 
     # --- the past -------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import errno
 import ssl
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 import aiohttp
 from aiohttp.abc import AbstractStreamWriter
@@ -45,10 +45,11 @@ _NOT_SENT = (
 )
 _FATAL = (
     aiohttp.ClientConnectorCertificateError,
-    aiohttp.ClientConnectorSSLError,
     aiohttp.ServerFingerprintMismatch,
     aiohttp.InvalidURL,
 )
+_PROXY_REFUSALS = frozenset({403, 407})
+"""With these a proxy refuses every CONNECT alike: the address is forbidden, or a password is wanted."""
 
 
 class AiohttpTransport:
@@ -143,7 +144,7 @@ class AiohttpTransport:
                         text = "a copy of an earlier answer: it has the same cf-ray"
                         return Fault(kind=FaultKind.IN_DOUBT, message=text, elapsed_s=self._clock() - started)
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            return _fault(error, self._clock() - started)
+            return _fault(error, self._clock() - started, self._options.proxy)
         if answer is None:
             text = f"an answer that is compressed, or larger than {MAX_BODY_BYTES:,} bytes"
             return Fault(kind=FaultKind.IN_DOUBT, message=text, elapsed_s=self._clock() - started)
@@ -249,7 +250,7 @@ async def _read(response: aiohttp.ClientResponse) -> bytes | None:
     return None
 
 
-def _fault(error: Exception, elapsed_s: float) -> Fault:
+def _fault(error: Exception, elapsed_s: float, proxy: str | None) -> Fault:
     """What is known of a request that raised. Only an error of connecting proves that nothing was sent."""
     cause = getattr(error, "os_error", error)
     what = type(error).__name__
@@ -258,10 +259,16 @@ def _fault(error: Exception, elapsed_s: float) -> Fault:
         what = cause.reason or what
     elif isinstance(number, int) and number in errno.errorcode:
         what = f"{what} {errno.errorcode[number]}"
-    if isinstance(error, _FATAL):
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        what = f"the proxy {_without_password(proxy)} answers CONNECT with HTTP {error.status}"
+        kind = FaultKind.FATAL if error.status in _PROXY_REFUSALS else FaultKind.NOT_SENT
+        message = f"no connection to the service: {what}"
+    elif isinstance(error, _FATAL):
         certificate = getattr(error, "certificate_error", None)
         reason = getattr(certificate, "verify_message", "") or what
         kind, message = FaultKind.FATAL, f"no secure connection to the service: {reason}"
+    elif isinstance(error, aiohttp.ClientConnectorSSLError):
+        kind, message = FaultKind.HANDSHAKE, f"the TLS handshake with the service failed: {what}"
     elif isinstance(error, _NOT_SENT):
         kind, message = FaultKind.NOT_SENT, f"no connection to the service: {what}"
     elif isinstance(error, TimeoutError):
@@ -269,6 +276,11 @@ def _fault(error: Exception, elapsed_s: float) -> Fault:
     else:
         kind, message = FaultKind.IN_DOUBT, f"the connection broke before the answer was complete: {what}"
     return Fault(kind=kind, message=message, elapsed_s=elapsed_s)
+
+
+def _without_password(proxy: str | None) -> str:
+    """Host and port of a proxy's URL."""
+    return "?" if proxy is None else urlsplit(proxy).netloc.rpartition("@")[2]
 
 
 def _tls_context(ca_file: str | None) -> ssl.SSLContext:

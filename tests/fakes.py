@@ -463,6 +463,7 @@ class Desk:
             hooks=Hooks(settled=self._settled, attempted=self._attempted, noted=self._noted),
             tally=self.tally,
             wall=wall,
+            where=lambda row: f"row {row}",
         )
 
     async def deliver(self, batch, *, begun_at: float | None = None, ledger: Ledger | None = None) -> Ledger:

@@ -516,6 +516,18 @@ async def test_a_proxy_that_is_named_is_used():
     assert (reply.kind, written) == (FaultKind.NOT_SENT, 0)
 
 
+@pytest.mark.parametrize("status", ["407 Proxy Authentication Required", "403 Forbidden"])
+async def test_a_proxy_that_refuses_to_connect_is_named_with_its_status_and_without_its_password(status):
+    async with raw(http(b"", status)) as proxy:
+        url = proxy.url.replace("http://", "http://me:proxy-password@")
+        async with way_to("https://api.example", proxy=url) as way:
+            reply, written = await post(way)
+
+    assert (reply.kind, written) == (FaultKind.FATAL, 0)
+    assert f"the proxy 127.0.0.1:{proxy.port} answers CONNECT with HTTP {status[:3]}" in reply.message
+    assert "proxy-password" not in reply.message
+
+
 async def test_cookies_are_not_sent_back():
     async with raw(http(Set_Cookie="session=1; Path=/")) as server, way_to(server.url) as way:
         await post(way)
@@ -705,7 +717,7 @@ async def test_a_certificate_of_ones_own_authority_is_trusted(certificate):
     assert (reply.status, written) == (200, 1)
 
 
-async def test_a_server_without_tls_ends_the_run_and_hears_no_token():
+async def test_a_server_without_tls_fails_the_handshake_and_hears_no_token():
     async def hang_up(reader, writer):
         told.append(await reader.read(1_000))
         writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
@@ -715,8 +727,21 @@ async def test_a_server_without_tls_ends_the_run_and_hears_no_token():
     async with connected(hang_up, "https") as way:
         reply, written = await post(way)
 
-    assert (reply.kind, written) == (FaultKind.FATAL, 0)
+    assert (reply.kind, written) == (FaultKind.HANDSHAKE, 0)
     assert TOKEN.encode() not in told[0]
+
+
+async def test_an_alert_in_the_handshake_means_not_sent_and_is_no_wrong_certificate():
+    async def alert(reader, writer):
+        await reader.read(1_000)
+        writer.write(b"\x15\x03\x03\x00\x02\x02\x50")  # internal_error, as an overloaded edge sends it
+        writer.close()
+
+    async with connected(alert, "https") as way:
+        reply, written = await post(way)
+
+    assert (reply.kind, written) == (FaultKind.HANDSHAKE, 0)
+    assert "ALERT" in reply.message
 
 
 @pytest.mark.parametrize("manner", ["close", "reset"])

@@ -311,28 +311,43 @@ class Findings:
             yield from (instance_id for (instance_id,) in page)
             after = page[-1][0]
 
+    def any_found(self) -> str | None:
+        """The id of an instance that the service is known to hold; None if none is known."""
+        found = self._all("SELECT id FROM instance WHERE status IS NOT NULL LIMIT 1")
+        return found[0][0] if found else None
+
     def statuses(self) -> dict[str, int]:
         """How many rows' instances have which status, the most frequent first."""
         query = "SELECT status, count(*) FROM instance WHERE status IS NOT NULL GROUP BY status ORDER BY 2 DESC, 1"
         return dict(self._all(query))
 
-    def bad(self, now: float) -> Iterator[Finding]:
-        """The rows whose instances are missing or errored, in the order of the rows."""
+    def bad(self, now: float, *, asked_for_all: bool) -> Iterator[Finding]:
+        """The rows whose instances are missing, errored or unknown, in the order of the rows.
+
+        Args:
+            now: Unix time.
+            asked_for_all: Every instance was asked for: what nothing is known of is unknown, not left for later.
+        """
         query = (
-            "SELECT row, id, outcome, status FROM instance "
+            "SELECT row, id, outcome, status, absences FROM instance "
             "WHERE status = 'errored' OR (status IS NULL AND absences >= ?) ORDER BY row"
         )
+        least = 0 if asked_for_all else CONFIRMED
         with _explained(self.path), contextlib.closing(connect_reader(self._checkpoint)) as checkpoint:
-            for row, instance_id, outcome, status in self._db.execute(query, (CONFIRMED,)):
+            for row, instance_id, outcome, status, absences in self._db.execute(query, (least,)):
                 if status is not None:
                     message = "the instance ended with an error"
                     yield Finding(row=row, id=instance_id, outcome="errored", status=status, message=message)
                     continue
+                if absences < CONFIRMED:
+                    message = (
+                        "the service does not answer when it is asked for the instance; run the same command again"
+                    )
+                    yield Finding(row=row, id=instance_id, outcome="unknown", message=message)
+                    continue
                 retained_until = checkpoint.execute(RETAINED_UNTIL, (row,)).fetchone()[0]
                 message = f"the checkpoint calls it {outcome}, and the service has no such instance"
-                if (
-                    now > retained_until or outcome == "existed"
-                ):  # that one is older than the run, by who knows how much
+                if now > retained_until or outcome == "existed":  # an `existed` one is older than the run
                     message += "; it may have passed its retention"
                 yield Finding(row=row, id=instance_id, outcome="missing", message=message)
 
