@@ -56,8 +56,9 @@ class Health:
         self.ill_since = None
         self.refusals = 0
 
-    def accepted(self) -> None:
-        """The service takes requests of this run."""
+    def accepted(self, *, settles: bool) -> None:
+        """The service takes requests of this run; *settles*: it has done what a request asked for."""
+        self.proven = self.proven or settles
         self.probes = 0
 
     def run_refused(self, now: float, sent_at: float, tries: int) -> float | None:
@@ -177,7 +178,7 @@ class Channel:
             self.limiter.overloaded()
         elif outcome.verdict in _ACCEPTED:
             self.limiter.succeeded()
-            self.health.accepted()
+            self.health.accepted(settles=bool(outcome.created or outcome.others))
         elif outcome.verdict is not Verdict.THROTTLED and self.health.probes:
             # The probe was refused. `persist` decides what follows; until then nothing else may be sent.
             self.limiter.hold(PROBE_AFTER_S[min(self.health.probes, len(PROBE_AFTER_S) - 1)])

@@ -194,6 +194,9 @@ class _Delivery:
         ledger.attempts += 1
         if outcome.verdict in _DOUBTFUL:
             ledger.in_doubt.update(outcome.unsettled)
+            for position in outcome.unsettled:  # an absence from before says nothing of what this attempt has created
+                self.absences.pop(position, None)
+                self.absent_at.pop(position, None)
         courier.hooks.attempted(ledger, len(part), reply, outcome)
         return await channel.learn(outcome, reply, self._keep)
 

@@ -211,7 +211,7 @@ def test_a_request_that_is_refused_again_and_again_ends_the_run_though_others_go
         async def attempt():
             nonlocal attempts
             attempts += 1
-            desk.channel.health.accepted()  # another request went through meanwhile
+            desk.channel.health.accepted(settles=True)  # another request went through meanwhile
             async with desk.limiter.slot(0):
                 return told(Verdict.WRONG_ADDRESS)
 
@@ -245,7 +245,7 @@ def test_refusals_of_requests_that_were_on_the_wire_together_count_once():
     assert health.run_refused(103.0, 102.5, 0) == 8.0  # the probe
     assert health.run_refused(112.0, 111.5, 0) == 20.0
     assert health.run_refused(133.0, 132.5, 0) is None
-    health.accepted()
+    health.accepted(settles=True)
     assert health.run_refused(134.0, 133.5, 0) == 2.0
 
 

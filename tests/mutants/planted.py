@@ -118,4 +118,47 @@ PLANTED = (
         "        return known\n",
         "        return False\n",
     ),
+    Mutant(
+        "reject while nothing is created",
+        "delivery.py",
+        "            if not (self.courier.options.reject_omitted and self._is_last()):\n",
+        "            if not self._is_last():\n",
+    ),
+    Mutant("count absences back to back", "delivery.py", "ABSENCE_GAP_S = 10.0\n", "ABSENCE_GAP_S = 0.0\n"),
+    Mutant(
+        "count absences from before the doubt",
+        "delivery.py",
+        "                self.absences.pop(position, None)\n",
+        "                pass\n",
+    ),
+    Mutant(
+        "ask for one instance for ever",
+        "delivery.py",
+        "            if not failed or failures < LOOK_UP_TRIES:\n",
+        "            if failures < 10**9:\n",
+    ),
+    Mutant(
+        "end the run for one odd answer",
+        "retry.py",
+        "    return Probe(error) if proven and rule.probed else Stop(error)\n",
+        "    return Stop(error)\n",
+    ),
+    Mutant(
+        "throttle by the status alone",
+        "outcome.py",
+        "    if reply.status == 429 or codes & RATE_ERRORS:\n",
+        "    if reply.status == 429:\n",
+    ),
+    Mutant(
+        "take an alert for a wrong certificate",
+        "transport.py",
+        "        kind, message = FaultKind.HANDSHAKE,",
+        "        kind, message = FaultKind.FATAL,",
+    ),
+    Mutant(
+        "wait for a proxy that refuses",
+        "transport.py",
+        "        kind = FaultKind.FATAL if error.status in _PROXY_REFUSALS else FaultKind.NOT_SENT\n",
+        "        kind = FaultKind.NOT_SENT\n",
+    ),
 )

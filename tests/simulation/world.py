@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import heapq
+import re
 import shutil
 import warnings
 import zlib
@@ -207,7 +208,7 @@ class World:
 
     def _act(self, sent: Sent, reading: Any, trouble: Trouble) -> Answer:
         if reading is None:
-            return self.service.get_instance(TARGET, sent.ids[0], simple=True)
+            return self._look_up(sent.ids[0])
         if reading.refusal:
             return reading.refusal
         if trouble.refused_id:
@@ -219,6 +220,14 @@ class World:
             sent.withheld = tuple(id_ for id_ in sent.ids if id_ in free and id_ not in sent.created)
         self._note_created(creation.created)
         return creation.answer
+
+    def _look_up(self, id_: str) -> Answer:
+        plan = self.plan
+        if self.now < plan.healthy_from and re.search(plan.unanswered, id_):
+            return refusal(500, 10001, "internal error")
+        if id_ in self.created and self.now < self.created[id_][1] + plan.lag_s:
+            id_ = "nobody"
+        return self.service.get_instance(TARGET, id_, simple=True)
 
     def _note_created(self, items: Any) -> None:
         for item in items:
@@ -393,6 +402,8 @@ class Network:
         await asyncio.sleep(world._travel() / 4)
         if ill and chance.random() < world.plan.refused_connections:
             return Fault(kind=FaultKind.NOT_SENT, message="no connection to the service")
+        if ill and chance.random() < world.plan.handshakes:
+            return Fault(kind=FaultKind.HANDSHAKE, message="the TLS handshake failed")
         written()
         sent.written_at = world.monotonic()
         stale = world._stale
