@@ -72,6 +72,8 @@ class _Rule:
     """What the run's owner is told when that is used up."""
     probed: bool = True
     """Whether probes follow then, if the service has settled something in this session."""
+    what: str = "the run"
+    """What the service refuses."""
 
 
 _FOREVER = float("inf")
@@ -79,7 +81,7 @@ PATIENCE = {
     Verdict.NOT_SENT: _Rule(_FOREVER, _FOREVER),
     Verdict.IN_DOUBT: _Rule(_FOREVER, _FOREVER),
     Verdict.HANDSHAKE: _Rule(
-        2, _FOREVER, "Check that the base URL's port speaks TLS, and that no proxy or firewall on the way breaks it."
+        0, _FOREVER, "Check that the base URL's port speaks TLS, and that no proxy or firewall on the way breaks it."
     ),
     Verdict.CONTRADICTION: _Rule(
         2, 2, "What answers there is not the Workflows API: check the base URL and any proxy."
@@ -88,8 +90,9 @@ PATIENCE = {
     Verdict.UNAUTHORIZED: _Rule(
         0,
         0,
-        "It is the credential that is refused: the token needs the permission 'Workers Scripts Write' on this account "
-        "(to verify, 'Read'). No row was rejected for this.",
+        "The token needs the permission 'Workers Scripts Write' on this account (to verify, 'Read'); no row was "
+        "rejected for this.",
+        what="the credential",
     ),
     Verdict.NO_SUCH_WORKFLOW: _Rule(1, 0, "Check the account id, the workflow's name, and that it is deployed."),
     Verdict.WRONG_ADDRESS: _Rule(0, 0, "Check the base URL, and that this version of bulkwf fits the service."),
@@ -113,7 +116,7 @@ def plan(policy: RetryPolicy, outcome: Outcome, streak: int, draw: float, *, pro
     if streak <= (rule.proven_retries if proven else rule.retries):
         return Wait(max(backoff_s(policy, streak, draw), outcome.retry_after_s or 0.0))
     code = "" if outcome.code is None else f" (code {outcome.code})"
-    error = ServiceRefused(f"the service refuses the run: {outcome.message}{code}. {rule.remedy}")
+    error = ServiceRefused(f"the service refuses {rule.what}: {outcome.message}{code}. {rule.remedy}")
     return Probe(error) if proven and rule.probed else Stop(error)
 
 

@@ -268,7 +268,7 @@ def _fault(error: Exception, elapsed_s: float, proxy: str | None) -> Fault:
         reason = getattr(certificate, "verify_message", "") or what
         kind, message = FaultKind.FATAL, f"no secure connection to the service: {reason}"
     elif isinstance(error, aiohttp.ClientConnectorSSLError):
-        kind, message = FaultKind.HANDSHAKE, f"the TLS handshake with the service failed: {what}"
+        kind, message = FaultKind.HANDSHAKE, f"no secure connection to the service: {what}"
     elif isinstance(error, _NOT_SENT):
         kind, message = FaultKind.NOT_SENT, f"no connection to the service: {what}"
     elif isinstance(error, TimeoutError):
