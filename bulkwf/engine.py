@@ -17,9 +17,9 @@ from itertools import groupby
 
 import anyio
 
-from bulkwf.batching import IdScheme, Packer
+from bulkwf.batching import IdScheme, Packer, has_its_ids
 from bulkwf.channel import Channel, Health
-from bulkwf.checkpoint import ANOTHER, Attempt, Begun, Checkpoint
+from bulkwf.checkpoint import ANOTHER, Attempt, Begun, Checkpoint, damaged
 from bulkwf.delivery import Courier, Hooks, Tally
 from bulkwf.errors import BulkwfError, Draining, InputError, TemporaryStop
 from bulkwf.ledger import Ledger
@@ -337,6 +337,10 @@ class Engine:
         if ledger.fingerprint() != (begun.size, begun.digest):
             raise self._differs(begun, ended=False)
         if not begun.settled:
+            if not has_its_ids(ledger.batch, self._scheme, ledger.refused()):
+                raise damaged(
+                    self._checkpoint.path, f"the rows from row {begun.first_row} on do not have the ids that it holds"
+                )
             await self._have_room(len(ledger.pending))
             self._tally.pending += len(ledger.pending)
             self._hand_over(carriers, (ledger, begun.begun_at, None))

@@ -19,6 +19,8 @@ __all__ = [
     "RateLimits",
     "RetryPolicy",
     "Target",
+    "is_run_key",
+    "is_target_name",
 ]
 
 DEFAULT_BASE_URL = "https://api.cloudflare.com/client/v4"
@@ -37,6 +39,16 @@ LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 
 _TARGET_NAME = re.compile(ID_PATTERN + "{0,63}", re.ASCII)
 _RUN_KEY = re.compile(ID_PATTERN + "{0,63}", re.ASCII)
+
+
+def is_run_key(text: str) -> bool:
+    """Whether generated ids may begin with *text*."""
+    return _RUN_KEY.fullmatch(text) is not None
+
+
+def is_target_name(text: str) -> bool:
+    """Whether *text* may name an account or a workflow."""
+    return _TARGET_NAME.fullmatch(text) is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,7 +200,7 @@ class Options:
             _check_proxy(self.proxy)
         if self.run_key is not None:
             _require(
-                _RUN_KEY.fullmatch(self.run_key) is not None,
+                is_run_key(self.run_key),
                 "run key",
                 "1 to 64 of the characters A-Z a-z 0-9 _ -, not starting with -",
                 self.run_key,
@@ -210,8 +222,8 @@ class Target:
 
     def __post_init__(self) -> None:
         rule = "1 to 64 of the characters A-Z a-z 0-9 _ -, not starting with -"
-        _require(_TARGET_NAME.fullmatch(self.workflow) is not None, "workflow name", rule, self.workflow)
-        _require(_TARGET_NAME.fullmatch(self.account_id) is not None, "account id", rule, self.account_id)
+        _require(is_target_name(self.workflow), "workflow name", rule, self.workflow)
+        _require(is_target_name(self.account_id), "account id", rule, self.account_id)
         object.__setattr__(self, "base_url", self.base_url.rstrip("/"))
         _check_base_url(self.base_url)
 

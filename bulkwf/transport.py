@@ -17,7 +17,7 @@ import errno
 import ssl
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 import aiohttp
 from aiohttp.abc import AbstractStreamWriter
@@ -91,7 +91,7 @@ class AiohttpTransport:
 
     async def get(self, instance_id: str, written: Callable[[], None]) -> Reply | Fault:
         """See `Transport.get`."""
-        return await self._request("GET", f"{self._url}/{instance_id}?simple=true", {}, None, written)
+        return await self._request("GET", f"{self._url}/{quote(instance_id, safe='')}?simple=true", {}, None, written)
 
     async def list(self, query: Mapping[str, str], written: Callable[[], None]) -> Reply | Fault:
         """See `Transport.list`."""

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
 import anyio
@@ -14,8 +14,9 @@ from bulkwf.errors import ConfigError, TemporaryStop
 from bulkwf.limiter import LOOPBACK_MARGIN_S, NETWORK_MARGIN_S, WindowLimiter
 from bulkwf.model import Clock, Transport
 from bulkwf.options import Options, Target
+from bulkwf.uncancelled import uncancelled
 
-__all__ = ["open_limiter", "open_transport", "require_asyncio", "restore", "system_clock", "uncancelled"]
+__all__ = ["open_limiter", "open_transport", "require_asyncio", "restore", "system_clock"]
 
 log = logging.getLogger("bulkwf")
 
@@ -68,9 +69,3 @@ def restore(
         )
     # Where the clock has gone back, what seems to be sent later than now was sent just now: it counts longer, not less.
     limiter.restore([(max(0.0, wall - at), instances) for at, instances in attempts], paused_s)
-
-
-async def uncancelled(close: Callable[[], Awaitable[None]]) -> None:
-    """Close something to the end, whoever is cancelled."""
-    with anyio.CancelScope(shield=True):
-        await close()

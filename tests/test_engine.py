@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import orjson
 import pytest
-from fakes import HEADER, TARGET, ServiceTransport, clock, fault, lines, now, run_virtual, service, wall
+from fakes import HEADER, TARGET, ServiceTransport, clock, fault, lines, now, reseal, run_virtual, service, wall
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -111,7 +111,7 @@ class World:
     def _engine(self, checkpoint, source, options, at):
         limiter = WindowLimiter(options.rate, clock=at.now)
         totals = checkpoint.totals()
-        _take_over(limiter, checkpoint, totals, options, at.wall())
+        _take_over(limiter, checkpoint, options, at.wall())
         begin = checkpoint.begin
 
         def noted(ledger, when):
@@ -955,6 +955,7 @@ def test_a_stored_pause_of_more_than_a_day_is_not_believed(folder, caplog):
         with contextlib.closing(sqlite3.connect(world.file)) as db:
             db.execute("UPDATE run SET pause_until = ?", (wall() + 90_000,))
             db.commit()
+        reseal(world.file)
         await world.session()
         return now()
 

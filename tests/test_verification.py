@@ -792,7 +792,7 @@ def test_a_run_counts_what_a_verification_has_just_sent(folder):
         limits = RateLimits(instances_per_s=None, requests_per_5m=10)
         limiter = WindowLimiter(limits, clock=asyncio.get_running_loop().time)
         checkpoint = Checkpoint.open(world.file, HEADER, now=wall(), executor=inline)
-        api._take_over(limiter, checkpoint, checkpoint.totals(), FREE, wall())
+        api._take_over(limiter, checkpoint, FREE, wall())
         await checkpoint.aclose()
         return limiter.vacancies(0)
 

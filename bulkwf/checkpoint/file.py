@@ -14,13 +14,16 @@ from pathlib import Path
 
 import filelock
 
+from bulkwf.checkpoint.records import Damage, Survey, recent_attempts, seal_run, survey
 from bulkwf.checkpoint.schema import (
     ANOTHER,
     APPLICATION_ID,
     FORMAT,
     HEADER_FIELDS,
     IDENTITY,
+    NOTE,
     SCHEMA,
+    Attempt,
     RunHeader,
 )
 from bulkwf.errors import CheckpointError
@@ -31,6 +34,7 @@ __all__ = [
     "connect",
     "connect_reader",
     "create",
+    "damaged",
     "explain",
     "explained",
     "inode",
@@ -49,6 +53,8 @@ FAILING = (
     "on from what the disk has kept."
 )
 DISK_TROUBLES = {errno.ENOSPC: FULL, errno.EDQUOT: FULL, errno.EIO: FAILING}
+INTERRUPTED = "interrupted"
+"""The verdict of an attempt that a session began and did not live to note."""
 BUSY_TIMEOUT_S = 10.0
 NETWORK_FILESYSTEMS = frozenset(
     {"9p", "afs", "ceph", "cifs", "glusterfs", "lustre", "ncpfs", "nfs", "nfs4", "smb3", "smbfs"}
@@ -92,27 +98,38 @@ def create(db: sqlite3.Connection, header: RunHeader, now: float) -> None:
     )
     db.execute(
         f"INSERT INTO run (created_at, {names}) VALUES (:created_at, {places})",  # noqa: S608 - names of ours
-        asdict(header) | {"created_at": now},
+        asdict(header) | {"created_at": float(now)},
     )
+    seal_run(db)
     db.execute("COMMIT")
 
 
-def prepare(db: sqlite3.Connection, path: Path, header: RunHeader, now: float, *, any_run_key: bool) -> None:
-    """Make the checkpoint ready to be written by this run, or say why it can't be."""
+def prepare(db: sqlite3.Connection, path: Path, header: RunHeader, now: float, *, any_run_key: bool) -> Survey:
+    """Make the checkpoint ready to be written by this run, or say why it can't be; what it has held so far.
+
+    An attempt is noted for each batch in doubt: its last one may have been sent and never noted. It counts from *now*,
+    so that a process that dies again and again can't overrun the service's windows.
+    """
     empty = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
     if not empty:  # before anything is written: what is damaged, or another program's, stays as it is
         _check_format(db, path)
-        _check_header(db, path, header, any_run_key=any_run_key)
-        for table in ("batch", "attempt"):
-            db.execute(f"SELECT total(first_row) FROM {table}").fetchone()  # noqa: S608 - names of ours
+        found = survey(db)
+        _check_header(found.run.header, path, header, any_run_key=any_run_key)
+        recent_attempts(db, now)
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = FULL")
     if empty:
         create(db, header, now)
         _sync_folder(path)
-        return
+        return survey(db)
     # Proves, before the first request, that the file can be written.
+    db.execute("BEGIN IMMEDIATE")
     db.execute("UPDATE run SET input = ?, limits = ?, finished_at = NULL", (header.input, header.limits))
+    seal_run(db)
+    interrupted = (Attempt(row, now, 0.0, instances, None, INTERRUPTED, None) for row, instances in found.in_doubt)
+    db.executemany(NOTE, interrupted)
+    db.execute("COMMIT")
+    return found
 
 
 def _check_format(db: sqlite3.Connection, path: Path) -> None:
@@ -127,14 +144,13 @@ def _check_format(db: sqlite3.Connection, path: Path) -> None:
         )
 
 
-def _check_header(db: sqlite3.Connection, path: Path, header: RunHeader, *, any_run_key: bool) -> None:
+def _check_header(known: RunHeader, path: Path, given: RunHeader, *, any_run_key: bool) -> None:
     for name in IDENTITY:
-        known = db.execute(f"SELECT {name} FROM run").fetchone()[0]  # noqa: S608 - names of ours
-        given = getattr(header, name)
-        if given != known and not (name == "run_key" and any_run_key):
+        theirs, ours = getattr(known, name), getattr(given, name)
+        if theirs != ours and not (name == "run_key" and any_run_key):
             what = name.replace("_", " ")
             raise CheckpointError(
-                f"{path}: the checkpoint belongs to another run: its {what} is {known!r}, this run's is {given!r}. "
+                f"{path}: the checkpoint belongs to another run: its {what} is {theirs!r}, this run's is {ours!r}. "
                 f"Run with what it was made for. {ANOTHER}"
             )
 
@@ -146,9 +162,8 @@ def move_aside(path: Path, now: float) -> None:
     db = connect(str(path))
     with contextlib.closing(db):
         _check_format(db, path)
-        finished = db.execute(
-            "SELECT finished_at IS NOT NULL AND NOT EXISTS (SELECT 1 FROM batch WHERE settled_at IS NULL) FROM run"
-        ).fetchone()[0]
+        found = survey(db)
+        finished = found.run.finished_at is not None and not found.in_doubt
         # The log goes into the file first, or a reader that holds it would keep it under the old name.
         busy = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
     if not finished:
@@ -284,13 +299,20 @@ def explained(path: Path | None) -> Iterator[None]:
         yield
     except (sqlite3.Error, OSError) as error:
         raise explain(error, path) from None
+    except Damage as damage:
+        raise damaged(path, str(damage)) from None
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
         at = traceback.extract_tb(error.__traceback__)[-1]  # in case it is the code that is wrong
         why = f"it holds what no run writes ({type(error).__name__} at {Path(at.filename).name}:{at.lineno})"
-        raise CheckpointError(f"{path}: the checkpoint is damaged: {why}. Restore it from a copy. {ANOTHER}") from None
+        raise damaged(path, why) from None
 
 
-def explain(error: Exception, path: Path | None) -> CheckpointError:
+def damaged(path: Path | None, why: str) -> CheckpointError:
+    """The error for a checkpoint that holds what no run has written there."""
+    return CheckpointError(f"{path}: the checkpoint is damaged: {why}. Restore it from a copy. {ANOTHER}")
+
+
+def explain(error: BaseException, path: Path | None) -> CheckpointError:
     """The error that a user is told: what, where, why, and what to do."""
     if isinstance(error, CheckpointError):
         return error

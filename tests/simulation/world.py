@@ -348,14 +348,31 @@ class World:
                 checkpoint._db.close()
                 release(checkpoint._lock)
 
-    async def _execute(self, function: Callable[[], None]) -> None:
-        if self.plan.commit_s:
-            await asyncio.sleep(self.plan.commit_s / 2)
-        if self._loop is not asyncio.get_running_loop():
-            return
-        function()
-        if self.plan.commit_s:
-            await asyncio.sleep(self.plan.commit_s / 2)
+    def _execute(self, function: Callable[[], None]) -> "asyncio.Future[None]":
+        """The checkpoint's thread: no task, so that nothing which cancels tasks can cut it off."""
+        loop = asyncio.get_running_loop()
+        ended = loop.create_future()
+
+        def end(error: Exception | None) -> None:
+            ended.set_result(None) if error is None else ended.set_exception(error)
+
+        def act() -> None:
+            error = None
+            if self._loop is loop:  # else the process is gone
+                try:
+                    function()
+                except Exception as met:  # noqa: BLE001 (it belongs to whoever awaits)
+                    error = met
+            later(end, error)
+
+        def later(step: Callable[..., None], *given: Any) -> None:
+            if self.plan.commit_s:
+                loop.call_later(self.plan.commit_s / 2, step, *given)
+            else:
+                step(*given)
+
+        later(act)
+        return ended
 
 
 class Network:
@@ -445,7 +462,7 @@ def build_engine(
     """The engine as `open_run` builds it, with a clock of ours."""
     limiter = WindowLimiter(options.rate, clock=clock.now)
     totals = checkpoint.totals()
-    _take_over(limiter, checkpoint, totals, options, clock.wall())
+    _take_over(limiter, checkpoint, options, clock.wall())
     return Engine(
         source,
         checkpoint,
