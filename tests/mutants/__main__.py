@@ -20,6 +20,8 @@ HARNESSES = (
     ("engine", ("tests/test_engine.py",)),
     ("modules", ("tests/test_outcome.py", "tests/test_delivery.py", "tests/test_limiter.py", "tests/test_payload.py")),
     ("network", ("tests/test_network.py",)),
+    ("wire", ("tests/test_wire.py",)),
+    ("uplink", ("tests/uplink",)),
 )
 LONGEST_S = 300.0
 """What comes to no end has been caught."""
