@@ -6,8 +6,10 @@ every event loop and every number of TLS layers.
 
 The last byte of a body has left at the later of two moments: when no byte of it was unsent, and one round trip before
 it was acknowledged. The round trip is the shortest that the connection has measured, so that the second moment includes
-the time that the byte spent in a queue. Waiting for the acknowledgement costs nothing of the rate: the moment lies in
-the past, and the next use of the window is due a period after it.
+the time that the byte spent in a queue. Waiting for the acknowledgement costs nothing of the rate while a round trip is
+shorter than the window's period: the moment lies in the past, and the next use is due a period after it.
+
+Behind a proxy all this is true of the way to the proxy.
 
 On other systems the buffers in this process are all that is known, and the limiter keeps a wider margin.
 """

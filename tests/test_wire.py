@@ -313,7 +313,7 @@ async def left_behind(size, scheme, certificate, *, proxied=False):
         return made
 
     def written(at=None):
-        assert at <= time.monotonic()
+        assert at is None or at <= time.monotonic()
         handed = uplink.received - earlier + in_socket(connected[0], wire.SIOCOUTQ)
         left.append((max(0, size - handed), in_socket(connected[0], SIOCOUTQNSD)))
 
