@@ -328,11 +328,19 @@ class Clock:
     draw: Callable[[], float]
 
 
+class Written(Protocol):
+    """Called once the body of a request has left this machine."""
+
+    def __call__(self, at: float | None = None) -> None:
+        """It left at *at*, on the run's monotonic clock: a moment in the past, or now."""
+        ...
+
+
 class Transport(Protocol):
     """The way to one target. It never raises for the network: what went wrong is a `Fault`."""
 
-    async def post(self, body: bytes, written: Callable[[], None]) -> Reply | Fault:
-        """Send one batch-create request; `written` is called once its body has been handed to the network."""
+    async def post(self, body: bytes, written: Written) -> Reply | Fault:
+        """Send one batch-create request; `written` is called once its body has left this machine."""
         ...
 
     async def get(self, instance_id: str, written: Callable[[], None]) -> Reply | Fault:

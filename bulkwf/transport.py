@@ -24,8 +24,9 @@ from aiohttp.abc import AbstractStreamWriter
 
 from bulkwf.credentials import Credentials
 from bulkwf.errors import ConfigError
-from bulkwf.model import Fault, FaultKind, Reply
+from bulkwf.model import Fault, FaultKind, Reply, Written
 from bulkwf.options import Options, Target
+from bulkwf.wire import Upload
 
 __all__ = ["AiohttpTransport"]
 
@@ -75,6 +76,7 @@ class AiohttpTransport:
         self._url = target.instances_url
         self._credentials = credentials
         self._options = options
+        self._limited = options.rate.instances_per_s is not None or options.rate.requests_per_5m is not None
         self._clock = clock
         self._wall = wall
         self._tls = _tls_context(options.ca_file)
@@ -84,10 +86,14 @@ class AiohttpTransport:
         self._renewing = asyncio.Lock()
         self._rays: OrderedDict[str, None] = OrderedDict()
 
-    async def post(self, body: bytes, written: Callable[[], None]) -> Reply | Fault:
+    async def post(self, body: bytes, written: Written) -> Reply | Fault:
         """See `Transport.post`."""
         headers = {"Content-Type": "application/json"}
-        return await self._request("POST", self._url + "/batch", headers, _Body(body, written), written)
+        payload = _Body(body, written, self._clock if self._limited else None)
+        try:
+            return await self._request("POST", self._url + "/batch", headers, payload, payload.answered)
+        finally:
+            payload.unwatch()
 
     async def get(self, instance_id: str, written: Callable[[], None]) -> Reply | Fault:
         """See `Transport.get`."""
@@ -135,8 +141,7 @@ class AiohttpTransport:
                     proxy=self._options.proxy,
                     timeout=self._timeout,
                 ) as response:
-                    if body is None:
-                        written()
+                    written()
                     answer = await _read(response)
                     status, received = response.status, self._headers(response)
                     if self._is_copy(received):
@@ -220,18 +225,42 @@ class _Pool:
 
 
 class _Body(aiohttp.BytesPayload):
-    """A body that says when it has been written: aiohttp's own trace hook fires before the write."""
+    """A body that says when it has left: aiohttp's own trace hook fires before the write.
 
-    def __init__(self, value: bytes, written: Callable[[], None]) -> None:
+    Args:
+        value: Its bytes.
+        written: Called once the body has left this machine.
+        clock: Monotonic seconds. None if no rate is limited: then `written` is called when asyncio has the body.
+    """
+
+    def __init__(self, value: bytes, written: Written, clock: Callable[[], float] | None) -> None:
         # Past BytesPayload's own constructor, which warns of bodies over 1 MiB.
         super(aiohttp.BytesPayload, self).__init__(value, content_type="application/json")
         self._size = len(value)
         self._written = written
+        self._clock = clock
+        self._upload: Upload | None = None
 
     async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
+        transport, size = getattr(writer, "transport", None), writer.output_size
+        if transport is not None and self._clock is not None:
+            self._upload = Upload(transport, self._written, self._clock)
         await super().write_with_length(writer, content_length)
         await writer.drain()
-        self._written()
+        if self._upload is not None:  # which looks from timers of its own: what is waited for here delays the answer
+            self._upload.follow(writer.output_size - size)
+        else:
+            self._written()
+
+    def answered(self) -> None:
+        """The answer has begun."""
+        if self._upload is not None:
+            self._upload.answered()
+
+    def unwatch(self) -> None:
+        """The request has ended."""
+        if self._upload is not None:
+            self._upload.close()
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytes | None:

@@ -11,10 +11,11 @@ import anyio
 
 from bulkwf.credentials import Credentials, TokenSource
 from bulkwf.errors import ConfigError, TemporaryStop
-from bulkwf.limiter import LOOPBACK_MARGIN_S, NETWORK_MARGIN_S, WindowLimiter
+from bulkwf.limiter import BLIND_MARGIN_S, LOOPBACK_MARGIN_S, NETWORK_MARGIN_S, WindowLimiter
 from bulkwf.model import Clock, Transport
 from bulkwf.options import Options, Target
 from bulkwf.uncancelled import uncancelled
+from bulkwf.wire import kernel_counts
 
 __all__ = ["open_limiter", "open_transport", "require_asyncio", "restore", "system_clock"]
 
@@ -50,7 +51,8 @@ def open_transport(
 
 def open_limiter(target: Target, options: Options, clock: Clock) -> WindowLimiter:
     """The target's limits, with the margin that the way there calls for."""
-    margin_s = LOOPBACK_MARGIN_S if target.loopback else NETWORK_MARGIN_S
+    network_s = NETWORK_MARGIN_S if kernel_counts() else BLIND_MARGIN_S
+    margin_s = LOOPBACK_MARGIN_S if target.loopback else network_s
     return WindowLimiter(options.rate, clock=clock.now, margin_s=margin_s)
 
 

@@ -55,7 +55,7 @@ async def emulated(*faults, service=None, **options):
 async def post(way, body=BODY):
     """Post, and tell how often `written` was called."""
     calls = []
-    reply = await way.post(body, lambda: calls.append(time.monotonic()))
+    reply = await way.post(body, lambda at=None: calls.append(at))
     return reply, len(calls)
 
 
@@ -229,7 +229,7 @@ async def test_written_is_told_after_the_body_has_gone_and_before_the_answer():
 
     async with raw(answer) as server, way_to(server.url) as way:
         async with asyncio.timeout(10):
-            reply = await way.post(b"x" * 500_000, told.set)
+            reply = await way.post(b"x" * 500_000, lambda at=None: told.set())
 
     assert (reply.status, len(server.bodies[0])) == (200, 500_000)
 
@@ -248,7 +248,7 @@ async def test_written_is_not_told_while_the_body_is_held_up():
         writer.close()
 
     async with connected(serve) as way:
-        sending = asyncio.ensure_future(way.post(b"x" * 30_000_000, lambda: told.append(go_on.is_set())))
+        sending = asyncio.ensure_future(way.post(b"x" * 30_000_000, lambda at=None: told.append(go_on.is_set())))
         await met.wait()
         for _ in range(100):
             await asyncio.sleep(0)
@@ -780,14 +780,14 @@ async def test_neither_token_nor_params_are_in_any_fault_representation_or_trace
         writer.close()
 
     async with raw(say) as server, way_to(server.url) as way:
-        seen += [await way.post(BODY, lambda: None) for _ in range(6)]
+        seen += [await way.post(BODY, lambda at=None: None) for _ in range(6)]
         seen += [await way.get("a", lambda: None), way, way._credentials, way._pool]
     async with way_to(f"http://127.0.0.1:{free_port()}") as way:
-        seen.append(await way.post(BODY, lambda: None))
+        seen.append(await way.post(BODY, lambda at=None: None))
     async with way_to(
         "http://127.0.0.1:1", credentials=Credentials(lambda: {"Authorization": f"{TOKEN}\r\nX: y"})
     ) as way:
-        seen.append(await way.post(BODY, lambda: None))
+        seen.append(await way.post(BODY, lambda at=None: None))
 
     texts = [repr(one) for one in seen] + [str(one) for one in seen] + [caplog.text]
     assert sum(isinstance(one, Fault) for one in seen) >= 8
@@ -795,7 +795,7 @@ async def test_neither_token_nor_params_are_in_any_fault_representation_or_trace
 
 
 async def test_a_mistake_in_a_callback_shows_no_token_in_its_traceback():
-    def broken():
+    def broken(at=None):
         raise KeyError("the caller's own mistake")
 
     async with emulated() as way:

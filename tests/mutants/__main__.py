@@ -24,6 +24,8 @@ HARNESSES = (
     ("engine", ("tests/test_engine.py",)),
     ("modules", tuple(f"tests/test_{name}.py" for name in MODULES)),
     ("network", ("tests/test_network.py",)),
+    ("wire", ("tests/test_wire.py",)),
+    ("uplink", ("tests/uplink",)),
 )
 LONGEST_S = 300.0
 """What comes to no end has been caught."""

@@ -161,4 +161,28 @@ PLANTED = (
         "        kind = FaultKind.FATAL if error.status in _PROXY_REFUSALS else FaultKind.NOT_SENT\n",
         "        kind = FaultKind.NOT_SENT\n",
     ),
+    Mutant(
+        "call a buffered body written",
+        "transport.py",
+        "        if transport is not None and self._clock is not None:\n",
+        "        if False:\n",
+    ),
+    Mutant(
+        "call a queued body written",
+        "wire.py",
+        "        if counts.acknowledged < end - UNACKNOWLEDGED_SEGMENTS * counts.segment:\n",
+        "        if False:\n",
+    ),
+    Mutant(
+        "count from the acknowledgement",
+        "wire.py",
+        "        return max(self._sent_at, now - counts.round_trip_us / 1e6)\n",
+        "        return now\n",
+    ),
+    Mutant(
+        "forget that it left earlier",
+        "limiter.py",
+        "        at = self._clock() if at is None else at\n",
+        "        at = self._clock()\n",
+    ),
 )

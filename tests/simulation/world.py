@@ -9,6 +9,7 @@ import warnings
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from random import Random
@@ -421,8 +422,24 @@ class Network:
             return Fault(kind=FaultKind.NOT_SENT, message="no connection to the service")
         if ill and chance.random() < world.plan.handshakes:
             return Fault(kind=FaultKind.HANDSHAKE, message="the TLS handshake failed")
-        written()
         sent.written_at = world.monotonic()
+        if sent.method == "GET":
+            written()
+            return await self._converse(sent, body, ill=ill)
+        # That a body has left is known when it is acknowledged, or answered; it counts from when it left.
+        loop = asyncio.get_running_loop()
+        left = partial(written, loop.time())
+        acknowledgement = loop.call_later(world._travel() / 4, left)
+        try:
+            told = await self._converse(sent, body, ill=ill)
+            left()
+            return told
+        finally:
+            acknowledgement.cancel()
+
+    async def _converse(self, sent: Sent, body: bytes, *, ill: bool) -> Reply | Fault:
+        """What the request comes to, once it is on its way."""
+        world, chance = self._world, self._world.chance
         stale = world._stale
         if ill and stale is not None and chance.random() < world.plan.stale:
             await asyncio.sleep(world._travel())  # an idle connection hands over a late copy; nobody reads the request
