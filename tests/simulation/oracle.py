@@ -10,7 +10,7 @@ from fakes import EPOCH
 
 from bulkwf.checkpoint import read_results, read_status
 from bulkwf.errors import ServiceRefused, TemporaryStop
-from bulkwf.model import Reply, Result
+from bulkwf.model import Fault, FaultKind, Reply, Result
 from bulkwf.outcome import retry_after_s
 from simulation.world import Crash, Sent, World, params_crc
 
@@ -195,8 +195,10 @@ class Oracle:
                 continue
             own = [sent for sent in world.sent if sent.session == session.number and sent.told_at is not None]
             odd = sorted((sent.told_at or 0.0) for sent in own if _is_odd(sent))
+            handshakes = [sent.told_at for sent in own if _is_handshake(sent)]
             created = [sent.told_at for sent in own if sent.method == "POST" and sent.clean and _named(sent)]
-            if not created or not odd or min(created) > odd[0]:
+            refused_at = min([*odd[:1], *handshakes], default=session.began_at)
+            if not created or min(created) > refused_at:  # the first refusal may have ended it
                 continue
             assert len(odd) > PROBES, f"session {session.number} was ended by {len(odd)} odd answers"
             assert odd[-1] - odd[0] >= PROBING_S - TOLERANCE_S, f"session {session.number} was ended too early"
@@ -206,7 +208,13 @@ def _is_odd(sent: Sent) -> bool:
     """Whether an answer neither settles anything nor says that the service fails or is busy."""
     if not isinstance(sent.told, Reply) or sent.told.status == 429:
         return False
+    if b'"code":10001' in sent.told.body:
+        return False
     return not sent.clean and (sent.told.status < 500 or sent.told.status in (501, 503))
+
+
+def _is_handshake(sent: Sent) -> bool:
+    return isinstance(sent.told, Fault) and sent.told.kind is FaultKind.HANDSHAKE
 
 
 def trace(world: World) -> str:
