@@ -13,6 +13,7 @@ import orjson
 
 from bulkwf.checkpoint.file import connect_reader, explained
 from bulkwf.checkpoint.schema import HEADER_FIELDS, TOTALS, RunHeader
+from bulkwf.checkpoint.sessions import log_is_missing, tell_of_missing_log
 from bulkwf.errors import CheckpointError
 from bulkwf.model import Result, RowOutcome
 from bulkwf.progress import Totals
@@ -52,6 +53,8 @@ class Status:
     """When its first batch was begun; None if none was."""
     last_settled_at: float | None
     """When something was last settled; None if nothing was."""
+    log_missing: bool
+    """The last session did not end cleanly, and its log is not there: what it did last may not be counted."""
 
 
 def read_results(
@@ -82,6 +85,8 @@ def _read_results(path: Path, outcome: RowOutcome | None) -> Iterator[Result]:
         "ORDER BY first_row LIMIT ?"
     )
     with explained(path), contextlib.closing(connect_reader(path)) as db:
+        if log_is_missing(db, path):
+            tell_of_missing_log(path)
         after = -1
         # Pages, not one long query: an open reader would keep the writer's log from being folded into the file.
         while page := db.execute(query, (after, RESULT_PAGE_BATCHES)).fetchall():
@@ -126,6 +131,8 @@ def read_status(path: str | os.PathLike[str]) -> Status:
     """
     path = Path(path)
     with explained(path), contextlib.closing(connect_reader(path)) as db:
+        if log_missing := log_is_missing(db, path):
+            tell_of_missing_log(path)
         db.execute("BEGIN")
         columns = (*HEADER_FIELDS, "created_at", "finished_at", "pause_until")
         run = db.execute(f"SELECT {', '.join(columns)} FROM run").fetchone()  # noqa: S608 - names of ours
@@ -145,6 +152,7 @@ def read_status(path: str | os.PathLike[str]) -> Status:
             attempts=attempts,
             first_begun_at=_moment(times[0]),
             last_settled_at=_moment(times[1]),
+            log_missing=log_missing,
         )
 
 
