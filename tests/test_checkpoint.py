@@ -438,6 +438,17 @@ async def test_a_checkpoint_of_an_older_format_is_refused_saying_what_to_do(path
     assert path.read_bytes() == before
 
 
+async def test_an_empty_database_is_not_taken_for_a_new_checkpoint(path):
+    query(path, "PRAGMA journal_mode = WAL")  # what a kill has left whose log is missing
+    before = path.read_bytes()
+    assert before
+
+    for use in (start, read_status, lambda path: start(path, new=True)):
+        with pytest.raises(CheckpointError, match=r"this database is empty.*without its log \(run.bulkwf-wal\)"):
+            use(path)
+    assert path.read_bytes() == before
+
+
 async def test_another_database_is_no_checkpoint_and_stays_as_it_is(path):
     query(path, "CREATE TABLE mine (x)")
     before = path.read_bytes()
@@ -657,7 +668,10 @@ async def test_new_waits_for_those_who_read_the_old_one(path, monkeypatch):
         assert checkpoint.totals().rows == 0
 
 
-async def test_new_where_there_is_nothing_yet_just_starts(path):
+@pytest.mark.parametrize("empty", [False, True])
+async def test_new_where_there_is_nothing_yet_just_starts(path, empty):
+    if empty:
+        path.touch()
     async with opened(path, new=True) as checkpoint:
         assert checkpoint.totals().rows == 0
 
