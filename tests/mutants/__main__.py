@@ -19,6 +19,8 @@ HARNESSES = (
     ("every await", ("tests/simulation/test_every_await.py",)),
     ("engine", ("tests/test_engine.py",)),
     ("modules", ("tests/test_outcome.py", "tests/test_delivery.py", "tests/test_limiter.py", "tests/test_payload.py")),
+    ("checkpoint", ("tests/test_sessions.py", "tests/test_place.py")),
+    ("travel", ("tests/crash/test_travel.py",)),
     ("network", ("tests/test_network.py",)),
 )
 LONGEST_S = 300.0
