@@ -205,6 +205,9 @@ class Engine:
 
     def _start(self, carriers: anyio.abc.TaskGroup, ledger: Ledger) -> None:
         wall = self._clock.wall()
+        if self._checkpoint.lost_since is not None:  # an earlier session may have sent these rows
+            wall = min(wall, self._checkpoint.lost_since)
+            ledger.in_doubt.update(ledger.pending)
         begun = self._checkpoint.begin(ledger, wall)
         self._beginning += 1
         self._hand_over(carriers, (ledger, wall, begun))
@@ -308,6 +311,8 @@ class Engine:
                 await self._checkpoint.flush()
         except BulkwfError as error:
             self.error = self.error or error
+        stopped = type(self.error).__name__ if self.error is not None else "drained"
+        self._checkpoint.end(self._clock.wall(), "finished" if complete and self.error is None else stopped)
 
     def _unknown(self) -> TemporaryStop:
         tally = self._tally

@@ -39,7 +39,7 @@ HERE = ("-w", "resize", "--emulate", *UNLIMITED)
 """Flags of a run against the emulator inside its own process."""
 PATIENCE_S = 60.0
 """Only a test that fails waits so long."""
-_INHERITED = ("PATH", "HOME", "TMPDIR", "VIRTUAL_ENV", "COVERAGE_PROCESS_CONFIG")
+_INHERITED = ("PATH", "HOME", "TMPDIR", "VIRTUAL_ENV", "COVERAGE_PROCESS_CONFIG", "PYTHONPATH")
 UNPRIVILEGED = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.geteuid() == 0 else []
 """Before a command: what it may read and write is decided by the files' modes, for root too. (Another user could not
 even reach the interpreter of a checkout in somebody's home.)"""

@@ -399,37 +399,6 @@ def test_a_folder_that_is_not_there_is_named(folder):
         start(folder / "nowhere" / "run.bulkwf")
 
 
-@pytest.mark.parametrize("kind", ["nfs4", "cifs", "fuse.sshfs", "9p"])
-def test_network_file_systems_are_refused_with_the_reason(path, monkeypatch, kind):
-    monkeypatch.setattr(file, "_filesystem", lambda folder: kind)
-
-    with pytest.raises(CheckpointError, match=f"network file system \\({kind}\\)"):
-        start(path)
-    assert list(path.parent.iterdir()) == []
-
-
-def test_the_file_system_of_a_folder_is_that_of_the_deepest_mount(monkeypatch, tmp_path):
-    mounts = (
-        "1 0 8:1 / / rw shared:1 - ext4 /dev/sda1 rw\n"
-        "2 1 0:5 / /mnt/my\\040share rw shared:2 master:1 - nfs4 host:/ rw\n"
-        "3 2 0:6 / /mnt/my\\040share/local rw - xfs /dev/sdb rw\n"
-    )
-    monkeypatch.setattr(file.Path, "read_text", lambda *_: mounts)
-
-    kinds = [file._filesystem(Path(name)) for name in ("/home", "/mnt/my share/a", "/mnt/my share/local/b")]
-    assert kinds == ["ext4", "nfs4", "xfs"]
-
-
-def test_where_the_system_does_not_tell_its_mounts_a_checkpoint_is_taken_to_be_local(monkeypatch, path):
-    def unknown(*_):
-        raise OSError(errno.ENOENT, "No such file or directory")
-
-    with monkeypatch.context() as at_that_time:
-        at_that_time.setattr(file.Path, "read_text", unknown)
-        checkpoint = start(path)
-    asyncio.run(checkpoint.aclose())
-
-
 # --- whose it is --------------------------------------------------------------------------------------------------
 
 
@@ -458,6 +427,28 @@ async def test_a_checkpoint_of_a_newer_format_is_refused(path):
     for use in (start, read_status, lambda path: list(read_results(path))):
         with pytest.raises(CheckpointError, match=f"format {FORMAT + 1}, made by a newer bulkwf"):
             use(path)
+
+
+async def test_a_checkpoint_of_an_older_format_is_refused_saying_what_to_do(path):
+    await fill(path)
+    query(path, f"PRAGMA user_version = {FORMAT - 1}")
+    before = path.read_bytes()
+
+    for use in (start, read_status, lambda path: list(read_results(path)), lambda path: start(path, new=True)):
+        with pytest.raises(CheckpointError, match=r"Finish the run with the bulkwf that began it\. In another"):
+            use(path)
+    assert path.read_bytes() == before
+
+
+async def test_an_empty_database_is_not_taken_for_a_new_checkpoint(path):
+    query(path, "PRAGMA journal_mode = WAL")  # what a kill has left whose log is missing
+    before = path.read_bytes()
+    assert before
+
+    for use in (start, read_status, lambda path: start(path, new=True)):
+        with pytest.raises(CheckpointError, match=r"this database is empty.*without its log \(run.bulkwf-wal\)"):
+            use(path)
+    assert path.read_bytes() == before
 
 
 async def test_another_database_is_no_checkpoint_and_stays_as_it_is(path):
@@ -821,7 +812,10 @@ async def test_new_waits_for_those_who_read_the_old_one(path, monkeypatch):
         assert checkpoint.totals().rows == 0
 
 
-async def test_new_where_there_is_nothing_yet_just_starts(path):
+@pytest.mark.parametrize("empty", [False, True])
+async def test_new_where_there_is_nothing_yet_just_starts(path, empty):
+    if empty:
+        path.touch()
     async with opened(path, new=True) as checkpoint:
         assert checkpoint.totals().rows == 0
 

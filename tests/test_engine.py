@@ -102,8 +102,8 @@ class World:
         finally:
             await source.aclose()
             if killed:  # as the kernel leaves things behind: nothing more is written, the lock is gone
-                checkpoint._reader.close()
                 checkpoint._db.close()
+                checkpoint._reader.close()
                 release(checkpoint._lock)
             else:
                 await checkpoint.aclose()

@@ -254,6 +254,7 @@ COLUMNS = {
     "run": "created_at base_url run_key id_scheme limits pause_until finished_at",
     "batch": "rows begun_at settled_at attempts retention_s created pending answer exceptions size digest ids",
     "attempt": "first_row started_at elapsed_s instances verdict",
+    "session": "started_at ended_at exit_code reason pid host log_lost",
 }
 CELLS = st.one_of(
     st.sampled_from([0, -1, 2**63 - 1, 1e300, 1e17, 2.5, float("inf"), b"", b"\xff\0", "", "\x1b[31m", "x", None]),

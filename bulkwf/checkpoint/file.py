@@ -21,29 +21,31 @@ from bulkwf.checkpoint.schema import (
     FORMAT,
     HEADER_FIELDS,
     IDENTITY,
-    NOTE,
     SCHEMA,
-    Attempt,
+    SESSIONS,
     RunHeader,
 )
+from bulkwf.checkpoint.sessions import has_log
 from bulkwf.errors import CheckpointError
 from bulkwf.payload import clean
 
 __all__ = [
     "acquire",
+    "check",
     "connect",
     "connect_reader",
     "create",
+    "create_file",
     "damaged",
     "explain",
     "explained",
     "inode",
+    "is_new",
     "make_private",
     "move_aside",
-    "prepare",
-    "refuse_network_filesystem",
     "refuse_orphan",
     "release",
+    "remove",
 ]
 
 ELSEWHERE = f"Its folder must exist and be writable; name another place with -c. {ANOTHER}"
@@ -53,30 +55,41 @@ FAILING = (
     "on from what the disk has kept."
 )
 DISK_TROUBLES = {errno.ENOSPC: FULL, errno.EDQUOT: FULL, errno.EIO: FAILING}
-INTERRUPTED = "interrupted"
-"""The verdict of an attempt that a session began and did not live to note."""
 BUSY_TIMEOUT_S = 10.0
-NETWORK_FILESYSTEMS = frozenset(
-    {"9p", "afs", "ceph", "cifs", "glusterfs", "lustre", "ncpfs", "nfs", "nfs4", "smb3", "smbfs"}
-)
+OLDEST_SQLITE = (3, 31, 0)
+"""The first with `PRAGMA trusted_schema`. All SQL keeps to it: no RETURNING, no upsert without a target."""
 
 
 def connect(name: str) -> sqlite3.Connection:
     """A connection that may write, used by one thread at a time."""
+    _require_sqlite(sqlite3.sqlite_version_info)
     db = sqlite3.connect(name, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
     db.execute("PRAGMA trusted_schema = OFF")
+    # macOS: a plain fsync leaves data in the drive's cache. Elsewhere these two do nothing.
+    db.execute("PRAGMA fullfsync = ON")
+    db.execute("PRAGMA checkpoint_fullfsync = ON")
     return db
+
+
+def _require_sqlite(version: tuple[int, int, int]) -> None:
+    if version < OLDEST_SQLITE:
+        found, needed = (".".join(map(str, one)) for one in (version, OLDEST_SQLITE))
+        raise CheckpointError(
+            f"this Python's SQLite is {found}, and checkpoints need {needed} or newer. Use a newer Python or system."
+        )
 
 
 def connect_reader(path: Path) -> sqlite3.Connection:
     """A connection that only reads the checkpoint at *path*."""
+    _require_sqlite(sqlite3.sqlite_version_info)
+    refuse_orphan(path)  # SQLite would delete the log of an empty file
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such checkpoint. `bulkwf run` makes one, beside its input.")
     uri = path.resolve().as_uri()
-    if os.access(path, os.W_OK) and os.access(path.parent, os.W_OK):
-        uri += "?mode=rw"  # whoever closes a file last tidies up its log, which a reader for reading alone can't
-    elif path.with_name(path.name + "-wal").exists():
-        uri += "?mode=ro"
+    if has_log(path):
+        uri += "?mode=ro"  # else SQLite would fold the log into the file at the end: only the next session may
+    elif os.access(path, os.W_OK) and os.access(path.parent, os.W_OK):
+        uri += "?mode=rw"  # the empty log that SQLite makes for a reader is removed with the last connection
     else:
         uri += "?mode=ro&immutable=1"  # nobody writes it, and no log can be laid beside it
     db = sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
@@ -89,12 +102,18 @@ def connect_reader(path: Path) -> sqlite3.Connection:
     return db
 
 
+def is_new(path: Path) -> bool:
+    """Whether no checkpoint was ever at *path*: there is no file, or one of 0 bytes."""
+    return not path.exists() or path.stat().st_size == 0
+
+
 def create(db: sqlite3.Connection, header: RunHeader, now: float) -> None:
     """Make the tables of a new checkpoint."""
     names = ", ".join(HEADER_FIELDS)
     places = ", ".join(f":{name}" for name in HEADER_FIELDS)
     db.executescript(
-        f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {FORMAT};"
+        f"BEGIN IMMEDIATE; {SCHEMA} {SESSIONS} PRAGMA application_id = {APPLICATION_ID}; "
+        f"PRAGMA user_version = {FORMAT};"
     )
     db.execute(
         f"INSERT INTO run (created_at, {names}) VALUES (:created_at, {places})",  # noqa: S608 - names of ours
@@ -104,43 +123,64 @@ def create(db: sqlite3.Connection, header: RunHeader, now: float) -> None:
     db.execute("COMMIT")
 
 
-def prepare(db: sqlite3.Connection, path: Path, header: RunHeader, now: float, *, any_run_key: bool) -> Survey:
-    """Make the checkpoint ready to be written by this run, or say why it can't be; what it has held so far.
+def create_file(path: Path, header: RunHeader, now: float) -> None:
+    """Make a new checkpoint: all of it, durable, or nothing.
 
-    An attempt is noted for each batch in doubt: its last one may have been sent and never noted. It counts from *now*,
-    so that a process that dies again and again can't overrun the service's windows.
+    It is made under another name. Under its own, a kill could leave a rollback journal beside the file; SQLite would
+    play that back into whatever checkpoint is put there later.
     """
-    empty = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
-    if not empty:  # before anything is written: what is damaged, or another program's, stays as it is
-        _check_format(db, path)
-        found = survey(db)
-        _check_header(found.run.header, path, header, any_run_key=any_run_key)
-        recent_attempts(db, now)
-    db.execute("PRAGMA journal_mode = WAL")
-    db.execute("PRAGMA synchronous = FULL")
-    if empty:
-        create(db, header, now)
-        _sync_folder(path)
-        return survey(db)
-    # Proves, before the first request, that the file can be written.
-    db.execute("BEGIN IMMEDIATE")
-    db.execute("UPDATE run SET input = ?, limits = ?, finished_at = NULL", (header.input, header.limits))
-    seal_run(db)
-    interrupted = (Attempt(row, now, 0.0, instances, None, INTERRUPTED, None) for row, instances in found.in_doubt)
-    db.executemany(NOTE, interrupted)
-    db.execute("COMMIT")
+    new = path.with_name(path.name + "-new")
+    remove(new)  # what a kill has left
+    try:
+        make_private(new)
+        with contextlib.closing(connect(str(new))) as db:
+            db.execute("PRAGMA synchronous = EXTRA")
+            create(db, header, now)
+            # Not before: with a log, the main file alone would lack the run key.
+            db.execute("PRAGMA journal_mode = WAL")
+        new.rename(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            remove(new)
+        raise
+    _sync_folder(path)
+
+
+def remove(path: Path) -> None:
+    """Delete a database and all that SQLite may have laid beside it."""
+    for suffix in ("", "-journal", "-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+
+
+def check(db: sqlite3.Connection, path: Path, header: RunHeader, *, any_run_key: bool) -> Survey:
+    """Refuse a checkpoint that is damaged or another run's, before anything is written to it; what it holds."""
+    found = survey(db)
+    _check_header(found.run.header, path, header, any_run_key=any_run_key)
+    recent_attempts(db, 0.0)
+    for (started_at,) in db.execute("SELECT started_at FROM session"):
+        float(started_at)
     return found
 
 
 def _check_format(db: sqlite3.Connection, path: Path) -> None:
     application = db.execute("PRAGMA application_id").fetchone()[0]
     if application != APPLICATION_ID:
+        if not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            raise CheckpointError(
+                f"{path}: this database is empty. If it is a checkpoint, it was copied or moved without its log "
+                f"({path.name}-wal): put the two together again. {ANOTHER}"
+            )
         raise CheckpointError(f"{path}: this is no checkpoint of bulkwf. Name another file.")
     version = db.execute("PRAGMA user_version").fetchone()[0]
     if version > FORMAT:
         raise CheckpointError(
-            f"{path}: the checkpoint has format {version}, made by a newer bulkwf; this one reads up to {FORMAT}. "
+            f"{path}: the checkpoint has format {version}, made by a newer bulkwf; this one knows format {FORMAT}. "
             "Update bulkwf."
+        )
+    if version < FORMAT:
+        raise CheckpointError(
+            f"{path}: the checkpoint has format {version}, made by an older bulkwf; this one knows format {FORMAT}. "
+            f"Finish the run with the bulkwf that began it. {ANOTHER}"
         )
 
 
@@ -157,20 +197,20 @@ def _check_header(known: RunHeader, path: Path, given: RunHeader, *, any_run_key
 
 def move_aside(path: Path, now: float) -> None:
     """Give a finished checkpoint another name."""
-    if not path.exists():
+    if is_new(path):
         return
-    db = connect(str(path))
-    with contextlib.closing(db):
-        _check_format(db, path)
-        found = survey(db)
-        finished = found.run.finished_at is not None and not found.in_doubt
-        # The log goes into the file first, or a reader that holds it would keep it under the old name.
-        busy = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+    with contextlib.closing(connect_reader(path)) as reader:
+        found = survey(reader)
+    finished = found.run.finished_at is not None and not found.in_doubt
     if not finished:
         raise CheckpointError(
             f"{path}: the run in this checkpoint is not finished, and --new would forget which rows are started. "
             "Finish it by running without --new. Rows without ids of their own would start again."
         )
+    with contextlib.closing(connect(str(path))) as db:
+        db.execute("UPDATE session SET ended_at = ?, reason = 'killed' WHERE ended_at IS NULL", (now,))
+        # The log goes into the file first, or a reader that holds it would keep it under the old name.
+        busy = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
     if busy:
         raise CheckpointError(f"{path}: another program is reading the checkpoint. Run again when it is done.")
     aside = path.with_name(f"{path.name}.{int(now)}")
@@ -181,12 +221,13 @@ def move_aside(path: Path, now: float) -> None:
 
 def refuse_orphan(path: Path) -> None:
     """Refuse to begin anew where the log of a run that was cut off still lies, but its checkpoint does not."""
-    log = path.with_name(path.name + "-wal")
-    if log.exists() and not path.exists():
-        raise CheckpointError(
-            f"{path}: the checkpoint is gone, but its log is there: a run was cut off, and the file moved or deleted. "
-            f"Put it back; or delete {log} to start over. {ANOTHER}"
-        )
+    for suffix in ("-wal", "-journal"):
+        log = path.with_name(path.name + suffix)
+        if log.exists() and is_new(path):
+            raise CheckpointError(
+                f"{path}: the checkpoint is gone or empty, but its log is there: a run was cut off, and the file "
+                f"moved, deleted or overwritten. Put it back; or delete {log} to start over. {ANOTHER}"
+            )
 
 
 def make_private(path: Path) -> None:
@@ -245,31 +286,6 @@ def _holder(name: str) -> str:
         if text:
             return f" ({text})" if text.isprintable() else ""
     return ""
-
-
-def refuse_network_filesystem(path: Path) -> None:
-    """Refuse a place where SQLite's log can't work: it needs locks, and memory that all its readers share."""
-    kind = _filesystem(path.parent)
-    if kind in NETWORK_FILESYSTEMS or kind.startswith("fuse"):
-        raise CheckpointError(
-            f"{path}: this folder is on a network file system ({kind}), where a checkpoint can't be kept safe. "
-            "Name a place on a local disk with -c."
-        )
-
-
-def _filesystem(folder: Path) -> str:
-    """Type of the file system that holds *folder*, as the kernel calls it; empty where it does not say."""
-    try:
-        lines = Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape").splitlines()
-    except OSError:
-        return ""
-    best, kind = -1, ""
-    for line in lines:
-        fields = line.split(" ")
-        point = Path(fields[4].replace("\\040", " "))
-        if (folder == point or point in folder.parents) and len(point.parts) >= best:
-            best, kind = len(point.parts), fields[fields.index("-") + 1]
-    return kind
 
 
 def _sync_folder(path: Path) -> None:

@@ -12,6 +12,7 @@ import orjson
 from bulkwf.checkpoint.file import connect_reader, explained
 from bulkwf.checkpoint.records import Begun, Damage, read_batches, recent_attempts, survey
 from bulkwf.checkpoint.schema import RunHeader
+from bulkwf.checkpoint.sessions import log_is_missing, tell_of_missing_log
 from bulkwf.model import Result, RowOutcome
 from bulkwf.progress import Totals
 
@@ -38,6 +39,8 @@ class Status:
     """When its first batch was begun; None if none was."""
     last_settled_at: float | None
     """When something was last settled; None if nothing was."""
+    log_missing: bool
+    """The last session did not end cleanly, and its log is not there: what it did last may not be counted."""
 
 
 def read_results(
@@ -64,6 +67,8 @@ def _read_results(path: Path, outcome: RowOutcome | None) -> Iterator[Result]:
     # The counts of a batch tell whether it holds such a row at all: then alone its ids are read.
     ids = f"CASE WHEN {outcome} > 0 THEN ids END" if outcome else "ids"
     with explained(path), contextlib.closing(connect_reader(path)) as db:
+        if log_is_missing(db, path):
+            tell_of_missing_log(path)
         for begun in read_batches(db, ids, RESULT_PAGE_BATCHES):
             if begun.ids is not None:
                 yield from results(outcome, begun)
@@ -97,6 +102,8 @@ def read_status(path: str | os.PathLike[str]) -> Status:
     """
     path = Path(path)
     with explained(path), contextlib.closing(connect_reader(path)) as db:
+        if log_missing := log_is_missing(db, path):
+            tell_of_missing_log(path)
         db.execute("BEGIN")
         found = survey(db)
         attempts = db.execute("SELECT count(*) FROM attempt WHERE verdict <> 'interrupted'").fetchone()[0]
@@ -112,6 +119,7 @@ def read_status(path: str | os.PathLike[str]) -> Status:
             attempts=attempts,
             first_begun_at=found.first_begun_at,
             last_settled_at=found.last_settled_at,
+            log_missing=log_missing,
         )
 
 

@@ -12,6 +12,7 @@ __all__ = [
     "IDENTITY",
     "NOTE",
     "SCHEMA",
+    "SESSIONS",
     "SETTLE",
     "Attempt",
     "RunHeader",
@@ -73,6 +74,17 @@ SELECT first_row + item.key, item.value, CASE WHEN answer IS NULL THEN 'pending'
 FROM batch, json_each(batch.ids) AS item
 WHERE item.value IS NOT NULL
   AND (exceptions IS NULL OR json_type(exceptions, '$."' || item.key || '"') IS NULL);
+"""
+
+SESSIONS = """
+CREATE TABLE session (            -- one row a process
+  id INTEGER PRIMARY KEY, started_at REAL NOT NULL,
+  ended_at REAL,                  -- NULL: under way, or the process was killed
+  exit_code INTEGER,              -- of the command, where it is known
+  reason TEXT,                    -- 'finished', 'drained', 'killed' or the class of the error; NULL: not known
+  pid INTEGER NOT NULL, host TEXT NOT NULL,
+  log_lost INTEGER NOT NULL DEFAULT FALSE -- the next session did not find what this one had written last
+);
 """
 
 BEGIN = """

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import sqlite3
+import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -23,19 +24,21 @@ import orjson
 from bulkwf.checkpoint.file import (
     ELSEWHERE,
     acquire,
+    check,
     connect,
     connect_reader,
     create,
+    create_file,
     explain,
     explained,
     inode,
+    is_new,
     make_private,
     move_aside,
-    prepare,
-    refuse_network_filesystem,
     refuse_orphan,
     release,
 )
+from bulkwf.checkpoint.place import refuse_place
 from bulkwf.checkpoint.reading import results
 from bulkwf.checkpoint.records import (
     Begun,
@@ -48,6 +51,14 @@ from bulkwf.checkpoint.records import (
     survey,
 )
 from bulkwf.checkpoint.schema import BEGIN, NOTE, SETTLE, Attempt, RunHeader
+from bulkwf.checkpoint.sessions import (
+    begin_session,
+    end_session,
+    log_is_missing,
+    lost_since,
+    refuse_torn,
+    tell_of_lost_log,
+)
 from bulkwf.errors import CheckpointError
 from bulkwf.ledger import Ledger
 from bulkwf.model import Answer, Batch
@@ -95,7 +106,11 @@ class Checkpoint:
         self._reader = reader
         self._lock = lock
         self._executor = executor
-        self._inode = inode(path)
+        self.lost_since = lost_since(db)
+        """Rows that no batch holds may have been sent since then (Unix time): a log was lost. None: they were not."""
+        self._end: tuple[float, str | None, int | None] | None = None
+        self._log = None if path is None else path.with_name(path.name + "-wal")
+        self._inodes = inode(path), inode(self._log)
         self._queue: list[tuple[str, Any]] = []
         self._waiters: list[asyncio.Future[None]] = []
         self._busy = False
@@ -134,9 +149,12 @@ class Checkpoint:
         if path is None:
             db = connect(":memory:")
             create(db, header, now)
-            return cls(None, db, db, None, executor, survey(db))
+            found = survey(db)
+            begin_session(db, None, header, found, now, log_lost=False)
+            return cls(None, db, db, None, executor, found)
         path = Path(os.path.realpath(path))
-        refuse_network_filesystem(path)
+        with explained(path):
+            refuse_place(path)
         lock = acquire(
             path,
             held="another run is writing this checkpoint",
@@ -144,17 +162,26 @@ class Checkpoint:
         )
         try:
             with explained(path), contextlib.ExitStack() as if_it_fails:
+                refuse_orphan(path)
                 if new:
                     move_aside(path, now)
-                refuse_orphan(path)
+                if is_new(path):
+                    create_file(path, header, now)
                 make_private(path)
+                before = if_it_fails.enter_context(contextlib.closing(connect_reader(path)))
+                found = check(before, path, header, any_run_key=any_run_key)
+                log_lost = log_is_missing(before, path)
+                if log_lost:
+                    refuse_torn(before, path)
                 db = connect(str(path))
-                if_it_fails.callback(db.close)
-                found = prepare(db, path, header, now, any_run_key=any_run_key)
-                reader = connect_reader(path)
-                if_it_fails.callback(reader.close)
+                if_it_fails.callback(db.close)  # and after it the reader, which does not fold the log
+                begin_session(db, path, header, found, now, log_lost=log_lost)
+                reader = if_it_fails.enter_context(contextlib.closing(connect_reader(path)))
                 opened = cls(path, db, reader, lock, executor, found)
+                if log_lost and opened.lost_since is not None:
+                    tell_of_lost_log(path, opened.lost_since)
                 if_it_fails.pop_all()
+                before.close()
                 return opened
         except BaseException:
             release(lock)
@@ -171,8 +198,17 @@ class Checkpoint:
                 self._begin_closing()
         await until_done(self._closed)
 
+    def end(self, now: float, reason: str, exit_code: int | None = None) -> None:
+        """Say how the session ends: `aclose` writes it down.
+
+        Args:
+            now: Unix time.
+            reason: `finished`, `drained`, or the class of the error that ended it.
+            exit_code: Of the command, where it is known.
+        """
+        self._end = now, reason, exit_code
+
     def _begin_closing(self) -> None:
-        self._reader.close()  # the loop's own, as its use is
         intact = self._error is None
         self._error = self._error or CheckpointError(f"{self.path}: the checkpoint is closed.")
         self._execute(partial(self._close, intact), partial(self._end_closing, intact))
@@ -187,13 +223,28 @@ class Checkpoint:
 
     def _close(self, intact: bool) -> None:
         try:
-            with contextlib.suppress(sqlite3.Error), contextlib.closing(self._db):
-                if intact:
-                    self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            with contextlib.suppress(sqlite3.Error):
+                self._close_connections(intact)
             self._tell_of_log()
         finally:
             if self._lock is not None:
                 release(self._lock)
+
+    def _close_connections(self, intact: bool) -> None:
+        """Write the session's end, and fold the log into the file; else leave the log to the next session."""
+        ended = False
+        if intact:
+            with contextlib.suppress(sqlite3.Error):
+                end_session(self._db, *(self._end or (time.time(),)))
+                ended = True
+        if not ended and self._inodes == (inode(self.path), inode(self._log)):
+            self._db.close()
+            self._reader.close()  # the last to be closed, which does not fold the log
+            return
+        with contextlib.closing(self._db):  # SQLite folds a log that was deleted, too: this connection has it open
+            self._reader.close()
+            if ended:
+                self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def _tell_of_log(self) -> None:
         with contextlib.suppress(OSError):
@@ -300,7 +351,12 @@ class Checkpoint:
     def _commit(self, queue: Sequence[tuple[str, Any]]) -> None:
         if self._error is not None:
             raise self._error
-        if self._inode != inode(self.path):
+        if self._inodes[1] != inode(self._log) and self._inodes[0] == inode(self.path):
+            raise CheckpointError(
+                f"{self.path}: the checkpoint's log ({self._log}) was moved, replaced or deleted while the run was "
+                "writing it. Nothing more was sent. Run the same command again, and leave the two files together."
+            )
+        if self._inodes[0] != inode(self.path):
             raise CheckpointError(
                 f"{self.path}: the checkpoint was moved, replaced or deleted while the run was writing it. Put it "
                 "back and run the same command again; without it, generated ids are lost, and rows may run twice."

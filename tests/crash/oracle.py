@@ -117,6 +117,8 @@ class Oracle:
     flaws: Counter[str] = field(default_factory=Counter)
     told: list[str] = field(default_factory=list)
     """Each flaw in words."""
+    older: bool = False
+    """An older copy of the checkpoint was restored: what it repeats comes back as `existed`, and never was in doubt."""
     _settled: dict[int, tuple[str, str | None]] = field(default_factory=dict)
 
     def look(self, checkpoint: Path, begun: Iterable[Created]) -> int:
@@ -200,7 +202,7 @@ class Oracle:
                 self._note("falsely reported", f"{what}, and has not begun")
             elif (result.outcome == "created" or row.kind in GOOD) and row.crc not in crcs[result.id]:
                 self._note("falsely reported", f"{what}, and what has begun has other params")
-            if result.outcome == "existed" and row.kind in ("own", "plain") and not result.in_doubt:
+            if result.outcome == "existed" and row.kind in ("own", "plain") and not (result.in_doubt or self.older):
                 self._note("falsely reported", f"{what}, and no earlier attempt is in doubt")
         for number in self._settled.keys() - {result.row for result in results}:
             self._note("lost", f"row {number} was settled, and is no longer")

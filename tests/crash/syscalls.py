@@ -103,7 +103,11 @@ def why_not() -> str:
 
 def of_checkpoint(checkpoint: Path) -> list[str]:
     """Words that let strace see only calls on a checkpoint, on the files beside it, and on its folder."""
-    files = [checkpoint.parent, *(f"{checkpoint}{suffix}" for suffix in ("", "-wal", "-shm", "-journal", ".lock"))]
+    suffixes = ("", "-wal", "-shm", "-journal")
+    made = [
+        f"{checkpoint}{new}{suffix}" for new in ("", "-new") for suffix in suffixes
+    ]  # it is made under another name
+    files = [checkpoint.parent, *made, f"{checkpoint}.lock"]
     return [word for file in files for word in ("-P", str(file))]
 
 

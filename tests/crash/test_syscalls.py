@@ -30,6 +30,8 @@ MAIN, WRITER = "MainThread", "bulkwf-checkpoint"
 KILL = Fault("kill")
 MIDDLE = Call(WRITER, "pwrite64", 6)
 """Where the session before a recovery is killed: batches are begun, and not all of them are settled."""
+TORN = "without it the file is damaged"
+"""A main file that was split from its log in the middle of a fold may be refused."""
 NETWORK_ERRORS = {
     "socket": "EMFILE",
     "connect": "ECONNREFUSED",
@@ -70,16 +72,25 @@ class Trial:
             made += [Call(thread, name, number) for name, number in calls]
         return made
 
-    def strike(self, scene: Scene, at: Call, fault: Fault) -> bool:
-        """Strike one session, and see that nothing comes of it; False if it has ended before the call."""
-        with self._run() as (oracle, run), _named(f"{scene}, {at}, {fault}"):
+    def strike(self, scene: Scene, at: Call, fault: Fault, *, split: bool = False) -> bool:
+        """Strike one session, and see that nothing comes of it; False if it has ended before the call.
+
+        split: then the checkpoint is moved elsewhere, without its log.
+        """
+        with self._run() as (oracle, run), _named(f"{scene}, {at}, {fault}, {split=}"):
             struck = self._session(scene, run, at, fault)
             said = _legal(struck, scene, fault)
-            shutil.copytree("disk", "copy")  # whoever reads a checkpoint may tidy up its log
-            pending = oracle.look(Path("copy/rows.bulkwf"), self._begun(oracle))
-            if pending and struck.ended.code == 0:
-                said += f"it ends with 0, and {pending} rows are pending\n"
+            if split:
+                _split("disk")
+            else:
+                shutil.copytree("disk", "copy")
+                pending = oracle.look(Path("copy/rows.bulkwf"), self._begun(oracle))
+                if pending and struck.ended.code == 0:
+                    said += f"it ends with 0, and {pending} rows are pending\n"
             again = self._forker(*run)
+            if split and again.code == 4 and TORN in again.err:
+                self.struck["torn"] += 1
+                return struck.hit
             if again.code:
                 said += f"the same command again ends with {again.code}: {again.err}"
             oracle.judge(Path("disk/rows.bulkwf"), self._begun(oracle))
@@ -87,7 +98,9 @@ class Trial:
             said += "".join(f"{file} is left behind" for file in Path("disk").iterdir() if file.suffix != ".bulkwf")
             self.flaws += oracle.flaws
             if said or oracle.told:
-                self.wrong.append("\n".join([f"{scene}, {at}, {fault}", said, *oracle.told, struck.ended.err]))
+                self.wrong.append(
+                    "\n".join([f"{scene}, {at}, {fault}, {split=}", said, *oracle.told, struck.ended.err])
+                )
         self.struck[fault.kind] += struck.harmed
         return struck.hit
 
@@ -112,6 +125,13 @@ class Trial:
     def _begun(self, oracle: Oracle) -> list[Created]:
         ours = {row.crc for row in oracle.rows}
         return [one for one in read_log(self._service.log) if one.crc in ours]
+
+
+def _split(folder: str) -> None:
+    """Leave nothing of a checkpoint but its main file."""
+    for file in Path(folder).iterdir():
+        if file.name != "rows.bulkwf":
+            file.unlink()
 
 
 @contextlib.contextmanager
@@ -152,7 +172,8 @@ def counted():
     flaws = ", ".join(f"{seen[flaw]} {flaw}" for flaw in FLAWS)
     figures.append(
         f"system calls struck one by one: {seen['kill']:,} by kill -9, {seen['once']:,} with an error, "
-        f"{seen['lasting']:,} with a disk full or broken from there on: {flaws}"
+        f"{seen['lasting']:,} with a disk full or broken from there on; "
+        f"{seen['torn']} files without their logs were refused: {flaws}"
     )
 
 
@@ -161,14 +182,15 @@ def sweep(trial: Trial, scene: Scene, faults: Faults, sample: int) -> None:
     calls = trial.calls(scene)
     if not TORTURE:
         plans = sorted(((fault, at) for at in calls for fault in faults(at.name)), key=lambda plan: plan[0])
-        for fault, at in plans[:: ceil(len(plans) / sample)]:
-            trial.strike(scene, at, fault)
+        for number, (fault, at) in enumerate(plans[:: ceil(len(plans) / sample)]):
+            trial.strike(scene, at, fault, split=bool(number % 2) and not scene.sockets)
         return
     for (thread, name), times in Counter((at.thread, at.name) for at in calls).items():
         for fault in faults(name):
             numbers = count(1)  # sessions differ a little: the last one is untouched
             while trial.strike(scene, Call(thread, name, number := next(numbers)), fault) or number < times:
-                pass
+                if fault is KILL and not scene.sockets:
+                    trial.strike(scene, Call(thread, name, number), fault, split=True)
 
 
 def disk_faults(name: str) -> list[Fault]:

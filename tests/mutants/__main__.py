@@ -23,6 +23,8 @@ HARNESSES = (
     ("every await", ("tests/simulation/test_every_await.py",)),
     ("engine", ("tests/test_engine.py",)),
     ("modules", tuple(f"tests/test_{name}.py" for name in MODULES)),
+    ("checkpoint", ("tests/test_sessions.py", "tests/test_place.py")),
+    ("travel", ("tests/crash/test_travel.py",)),
     ("network", ("tests/test_network.py",)),
     ("wire", ("tests/test_wire.py",)),
     ("uplink", ("tests/uplink",)),

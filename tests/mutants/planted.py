@@ -76,13 +76,13 @@ PLANTED = (
     Mutant(
         "count a place twice",
         "limiter.py",
-        "            window.written(now, amount)\n        self._wake()\n",
-        "            window.written(now, amount)\n            window.used(now, amount)\n        self._wake()\n",
+        "            window.written(at, amount)\n        self._wake()\n",
+        "            window.written(at, amount)\n            window.used(at, amount)\n        self._wake()\n",
     ),
     Mutant(
         "forget what was written",
         "limiter.py",
-        "            window.lead_s = min(self._leads, default=0.0)\n            window.written(now, amount)\n",
+        "            window.lead_s = min(self._leads, default=0.0)\n            window.written(at, amount)\n",
         "            window.lead_s = min(self._leads, default=0.0)\n            window.give_back(amount)\n",
     ),
     Mutant(
@@ -184,5 +184,65 @@ PLANTED = (
         "limiter.py",
         "        at = self._clock() if at is None else at\n",
         "        at = self._clock()\n",
+    ),
+    Mutant(
+        "begin anew without the log",
+        "checkpoint/writer.py",
+        "                    refuse_torn(before, path)\n",
+        "                    path.unlink()\n                    create_file(path, header, now)\n",
+    ),
+    Mutant(
+        "begin anew in an emptied file",
+        "checkpoint/file.py",
+        "        if log.exists() and is_new(path):\n",
+        "        if log.exists() and not path.exists():\n",
+    ),
+    Mutant(
+        "leave the session in the log",
+        "checkpoint/sessions.py",
+        '    if db.execute("PRAGMA wal_checkpoint(FULL)").fetchone()[0]:\n',
+        "    if not db:\n",
+    ),
+    Mutant(
+        "take lost rows for new ones",
+        "engine.py",
+        "            wall = min(wall, self._checkpoint.lost_since)\n",
+        "            wall = max(wall, self._checkpoint.lost_since)\n",
+    ),
+    Mutant(
+        "let readers fold the log",
+        "checkpoint/file.py",
+        '    if has_log(path):\n        uri += "?mode=ro"',
+        '    if has_log(path):\n        uri += "?mode=rw"',
+    ),
+    Mutant(
+        "write on without the log",
+        "checkpoint/writer.py",
+        "        if self._inodes[1] != inode(self._log) and",
+        "        if not self._inodes and",
+    ),
+    Mutant(
+        "open a file with two names",
+        "checkpoint/place.py",
+        "    if found.st_nlink > 1:\n",
+        "    if found.st_nlink > 9:\n",
+    ),
+    Mutant(
+        "open a file mounted by itself",
+        "checkpoint/place.py",
+        "    if is_mount_point(mounts, path):\n",
+        '    if is_mount_point(mounts, path / "x"):\n',
+    ),
+    Mutant(
+        "trust every file system",
+        "checkpoint/place.py",
+        '    return CLASSES.get(kind, "unknown") if kind else "local"\n',
+        '    return "local"\n',
+    ),
+    Mutant(
+        "upsert as new SQLites do",
+        "checkpoint/findings.py",
+        "ON CONFLICT (second) DO UPDATE",
+        "ON CONFLICT DO UPDATE",
     ),
 )

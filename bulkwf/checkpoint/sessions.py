@@ -1,0 +1,156 @@
+"""The sessions of a checkpoint: one row a process, written so that the main file alone tells an unclean end.
+
+SQLite keeps what is newest in a log beside the file (`-wal`) until the session ends. A file that was copied or moved
+without its log looks whole, and knows nothing of the rows that were begun last. Three rules make it tell:
+
+1. A session's row is in the main file before its first batch begins, without an end.
+2. Its end is written with the last commit, and only then is the log folded into the main file.
+3. No reader folds a log (see `connect_reader`): after a kill it stays beside the file until the next session.
+
+So an open session without a log means that the log is missing, or that another program has folded it; the file can't
+tell which. A log of 0 bytes is none: SQLite makes one for each reader.
+"""
+
+import logging
+import os
+import socket
+import sqlite3
+import time
+from functools import cache
+from pathlib import Path
+
+from bulkwf.checkpoint.records import Survey, seal_run
+from bulkwf.checkpoint.schema import NOTE, Attempt, RunHeader
+from bulkwf.errors import CheckpointError
+
+__all__ = [
+    "begin_session",
+    "end_session",
+    "has_log",
+    "log_is_missing",
+    "lost_since",
+    "refuse_torn",
+    "tell_of_lost_log",
+    "tell_of_missing_log",
+]
+
+log = logging.getLogger("bulkwf")
+
+INTERRUPTED = "interrupted"
+"""The verdict of an attempt that a session began and did not live to note."""
+UNKNOWN_INSTANCES = 10_000
+"""Instances that a session whose log is missing may have sent just now: more than any rate allows in a second."""
+
+
+def has_log(path: Path) -> bool:
+    """Whether a log with something in it lies beside the checkpoint."""
+    try:
+        return path.with_name(path.name + "-wal").stat().st_size > 0
+    except FileNotFoundError:
+        return False
+
+
+def log_is_missing(db: sqlite3.Connection, path: Path) -> bool:
+    """Whether the last session has not ended, and the log that it must have written is not there."""
+    # Asked twice: a writer that ends in between removes its log.
+    return _is_open(db) and not has_log(path) and _is_open(db)
+
+
+def _is_open(db: sqlite3.Connection) -> bool:
+    last = db.execute("SELECT ended_at FROM session ORDER BY id DESC LIMIT 1").fetchone()
+    return last is not None and last[0] is None
+
+
+@cache
+def tell_of_missing_log(path: Path) -> None:
+    """Warn a reader that its checkpoint may show too little: once for each path."""
+    log.warning(
+        "%s: the last session did not end cleanly and its log (%s-wal) is missing: what it did last may not be shown. "
+        "If the file and its log still lie together somewhere, look there",
+        path,
+        path.name,
+    )
+
+
+def refuse_torn(db: sqlite3.Connection, path: Path) -> None:
+    """Refuse a main file that is inconsistent without its log: it was copied while a log was being folded into it."""
+    if db.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
+        raise CheckpointError(
+            f"{path}: the last session did not end cleanly, its log ({path.name}-wal) is missing, and without it the "
+            "file is damaged. Put the log back beside the file, or restore both from a copy."
+        )
+
+
+def begin_session(
+    db: sqlite3.Connection, path: Path | None, header: RunHeader, found: Survey, now: float, *, log_lost: bool
+) -> None:
+    """Write down that a process goes on with the run, in the main file.
+
+    An attempt is noted for each batch in doubt: its last one may have been sent and never noted. It counts from *now*,
+    so that a process that dies again and again can't overrun the service's windows.
+
+    Args:
+        db: The writer's connection.
+        path: The checkpoint; None if it is in memory.
+        header: This session's input and limits take the place of the last one's.
+        found: What the checkpoint holds.
+        now: Unix time.
+        log_lost: The log of the last session is missing.
+    """
+    db.execute("PRAGMA journal_mode = WAL")
+    db.execute("PRAGMA synchronous = FULL")
+    db.execute("BEGIN IMMEDIATE")
+    interrupted = list(found.in_doubt)
+    if log_lost:
+        db.execute("UPDATE session SET log_lost = TRUE WHERE id = (SELECT max(id) FROM session)")
+        interrupted.append((0, UNKNOWN_INSTANCES))
+    db.executemany(NOTE, (Attempt(row, now, 0.0, sent, None, INTERRUPTED, None) for row, sent in interrupted))
+    # Proves, before the first request, that the file can be written.
+    db.execute("UPDATE run SET input = ?, limits = ?, finished_at = NULL", (header.input, header.limits))
+    seal_run(db)
+    db.execute("INSERT INTO session (started_at, pid, host) VALUES (?, ?, ?)", (now, os.getpid(), socket.gethostname()))
+    db.execute("COMMIT")
+    # Not TRUNCATE: the log must never be empty while the session is open.
+    if db.execute("PRAGMA wal_checkpoint(FULL)").fetchone()[0]:
+        log.warning(
+            "%s: another program is reading the checkpoint, so that the file does not show yet that a run is under "
+            "way: until it ends, do not copy the file without its log (-wal)",
+            path,
+        )
+
+
+def end_session(
+    db: sqlite3.Connection, ended_at: float, reason: str | None = None, exit_code: int | None = None
+) -> None:
+    """Write down that the session has ended cleanly."""
+    db.execute(
+        "UPDATE session SET ended_at = ?, reason = ?, exit_code = ? WHERE id = (SELECT max(id) FROM session)",
+        (ended_at, reason, exit_code),
+    )
+
+
+def lost_since(db: sqlite3.Connection) -> float | None:
+    """Since when rows that no batch holds may have been sent: a session's log was lost. None: they were not.
+
+    What was lost no longer matters once the list was read to its end with every row settled.
+    """
+    since = db.execute(
+        "SELECT min(started_at) FROM session "
+        "WHERE log_lost AND id > coalesce((SELECT max(id) FROM session WHERE reason = 'finished'), 0)"
+    ).fetchone()[0]
+    return None if since is None else float(since)
+
+
+def tell_of_lost_log(path: Path, since: float) -> None:
+    """Warn that a run goes on without the log of its last session."""
+    began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(since))
+    log.warning(
+        "%s: the session that began %s did not end cleanly, and its log (%s-wal) is missing: the file was copied or "
+        "moved without it, or another program has folded it into the file. The run goes on: rows get the same ids as "
+        "before, so that those which were started then come back as existed while the service remembers them. A pause "
+        "that the service had ordered may be forgotten. If the file and its log still lie together somewhere, stop, "
+        "and continue with those two instead",
+        path,
+        began,
+        path.name,
+    )
