@@ -3,6 +3,7 @@
 import contextlib
 import os
 import resource
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -215,6 +216,28 @@ def test_a_checkpoint_unlinked_in_mid_run_stops_it_and_says_what_that_means(fold
         # These rows have ids of their own, so that starting over is safe even so.
         assert quick("run", rows, *service.flags()).code == 0
         assert service.created == Counter(ids(10_000))
+
+
+def test_a_checkpoint_that_a_kill_left_and_was_copied_without_its_log_starts_no_row_twice(folder, quick):
+    Path("rows.jsonl").write_text("".join(f'{{"params":{{"n":{n}}}}}\n' for n in range(600)))
+    Path("moved").mkdir()
+    with emulator(faults=[{"method": "POST", "hang": True, "when": "after", "from": 3, "times": 1}]) as service:
+        with Running("run", "rows.jsonl", *service.flags(), "--concurrency", "1") as run:
+            service.has_created(300)
+            run.signal(signal.SIGKILL)
+            run.process.wait()
+        shutil.copy("rows.jsonl.bulkwf", "moved/copy")
+        status = quick("status", "moved/copy", "--json")
+        assert (status.code, status.summary["log_missing"], status.summary["rows"]) == (0, True, 0)
+        assert "its log (copy-wal) is missing: what it did last may not be shown" in status.err
+        assert "its log (copy-wal) is missing" in quick("results", "moved/copy").err
+        assert quick("status", "rows.jsonl.bulkwf").err == ""
+        ended = quick("run", "rows.jsonl", *service.flags(), "-c", "moved/copy")
+        assert ended.code == 0
+        assert "The run goes on: rows get the same ids as before" in ended.err
+        assert set(service.created_params.values()) == {1}
+        assert len(service.created_params) == 600
+    assert outcomes("moved/copy") == {"created": 300, "existed": 300}
 
 
 def test_a_checkpoint_in_a_folder_that_may_not_be_written_is_refused(rows):
