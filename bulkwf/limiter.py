@@ -21,7 +21,7 @@ from typing import Protocol, Self
 
 from bulkwf.errors import Draining
 from bulkwf.options import INSTANCE_PERIOD_S, REQUEST_PERIOD_S, RateLimits
-from bulkwf.windows import LOWEST_SHARE, Pace, Window
+from bulkwf.windows import LOWEST_SHARE, Pace, StoredQuota, Window
 
 __all__ = ["Limiter", "Slot", "WindowLimiter"]
 
@@ -36,6 +36,8 @@ LEADS = 8
 """Of so many requests the quickest from leave to writing counts."""
 RECOVERY_S = 10.0
 """A refused rate rises by a tenth of the full rate each time so many seconds pass without a refusal."""
+PROBE_WITHIN_S = 300.0
+"""A process that starts so soon after the end of a stored pause or quota sends one probe first."""
 
 
 class Slot(Protocol):
@@ -314,16 +316,26 @@ class WindowLimiter:
         """How long ago something may have been sent and still count."""
         return max((window.span_s for window, _ in self._uses(1)), default=0.0)
 
-    def restore(self, attempts: list[tuple[float, int]], paused_s: float) -> None:
-        """Take over what an earlier process has sent: (seconds ago, instances), the oldest first; and its pause."""
+    def restore(self, attempts: list[tuple[float, int]], paused_s: float, quota: StoredQuota | None = None) -> None:
+        """Take over what an earlier process has sent and was told.
+
+        Args:
+            attempts: (seconds ago, instances) of each request, the oldest first.
+            paused_s: How long its pause still lasts; negative if it is over.
+            quota: What the service said is left; None if it said nothing.
+        """
         now = self._clock()
         for ago, instances in attempts:
             for window, amount in self._uses(instances):
                 if ago < window.span_s:
                     window.used(now - ago, amount)
-        if paused_s > 0:
-            self._paused_until = now + paused_s
-            self.probing = True
+        held_until = self._paused_until = now + paused_s
+        if quota is not None:
+            if attempts:
+                self._pace.sent(now - attempts[-1][0])
+            self._quota_spent = self._pace.restore(now, quota)
+            held_until = max(held_until, self._pace.binds_until)
+        self.probing = held_until > now - PROBE_WITHIN_S
 
 
 class _WindowSlot:

@@ -10,8 +10,9 @@ from collections import deque
 from collections.abc import Mapping
 from itertools import takewhile
 from math import floor, inf
+from typing import NamedTuple
 
-__all__ = ["Pace", "Window", "pause_s"]
+__all__ = ["Pace", "StoredQuota", "Window", "pause_s", "quota_text"]
 
 LOWEST_SHARE = 1 / 16
 SLACK_S = 0.002
@@ -113,6 +114,33 @@ class Window:
             self._used -= written.popleft()[1]
 
 
+def quota_text(headers: Mapping[str, str]) -> str | None:
+    """What an answer's `Ratelimit` header says is left, as it is stored: `r=<requests>;t=<seconds>,…`; None if nothing.
+
+    Args:
+        headers: With lower-case names.
+    """
+    return ",".join(f"r={int(left)};t={int(seconds)}" for left, seconds in _told(headers.get("ratelimit", ""))) or None
+
+
+def _told(text: str) -> list[tuple[str, str]]:
+    return _QUOTA.findall(text)
+
+
+class StoredQuota(NamedTuple):
+    """What the service said to an earlier process.
+
+    Attributes:
+        ago_s: Seconds since it was said.
+        text: As `quota_text` gives it.
+        sent_since: Requests that have been sent since then, or may have been.
+    """
+
+    ago_s: float
+    text: str
+    sent_since: int
+
+
 class Pace:
     """The gap between requests that the service's `Ratelimit` header asks for.
 
@@ -128,8 +156,22 @@ class Pace:
 
     def observe(self, now: float, headers: Mapping[str, str]) -> bool:
         """Take in an answer's headers; True if they say that nothing is left."""
-        told = _QUOTA.findall(headers.get("ratelimit", ""))
-        quotas = [(int(left), min(int(seconds), LONGEST_QUOTA_S)) for left, seconds in told]
+        return self._learn(now, headers.get("ratelimit", ""), 0)
+
+    def restore(self, now: float, quota: StoredQuota) -> bool:
+        """Take over what was said to an earlier process; True if nothing is left of it.
+
+        Requests sent since then count as its own, also those that it had counted already.
+        """
+        return self._learn(now - quota.ago_s, quota.text, quota.sent_since)
+
+    @property
+    def binds_until(self) -> float:
+        """Until when what was said holds requests back."""
+        return self._valid_until if self._gap_s else -inf
+
+    def _learn(self, now: float, text: str, sent: int) -> bool:
+        quotas = [(max(0, int(left) - sent), min(int(seconds), LONGEST_QUOTA_S)) for left, seconds in _told(text)]
         if not quotas:
             return False
         self._gap_s = max(self._gap(left, seconds) for left, seconds in quotas)

@@ -534,9 +534,8 @@ async def test_values_that_no_run_writes_are_refused_by_the_run_that_resumes(pat
     async with opened(path) as checkpoint:
         with pytest.raises(CheckpointError, match="damaged: it holds what no run writes"):
             _ = (
-                checkpoint.pause_until,
                 [checkpoint.ledger(one, lines(3), "instance") for one in checkpoint.begun()],
-                checkpoint.recent_attempts(NOW - 300),
+                checkpoint.past(NOW - 300),
             )
 
 
@@ -895,7 +894,7 @@ async def test_recent_attempts_are_told_from_their_end_the_oldest_first(path):
         checkpoint.note(attempt(instances=5, at=NOW - 9, elapsed_s=0.5))
         checkpoint.note(attempt(instances=3, at=NOW - 400, elapsed_s=1.0))
         await checkpoint.flush()
-        assert checkpoint.recent_attempts(NOW - 300) == [(NOW - 8.5, 5), (NOW - 1.0, 7)]
+        assert checkpoint.past(NOW - 300).attempts == [(NOW - 8.5, 5), (NOW - 1.0, 7)]
 
 
 async def test_each_batch_in_doubt_counts_as_an_attempt_of_now(path):
@@ -909,16 +908,16 @@ async def test_each_batch_in_doubt_counts_as_an_attempt_of_now(path):
             await checkpoint.settle(ledger, NOW - 999)
     async with opened(path) as checkpoint:
         checkpoint.interrupted(NOW)
-        assert sorted(checkpoint.recent_attempts(NOW - 300)) == [(NOW, 7), (NOW, 10)]
+        assert sorted(checkpoint.past(NOW - 300).attempts) == [(NOW, 7), (NOW, 10)]
         assert query(path, "SELECT DISTINCT verdict FROM attempt") == [("interrupted",)]
 
 
 async def test_the_pause_that_the_service_ordered_is_remembered(path):
     async with opened(path) as checkpoint:
-        assert checkpoint.pause_until is None
+        assert checkpoint.past(NOW).pause_until == 0
         await checkpoint.pause(NOW + 300)
     async with opened(path) as checkpoint:
-        assert checkpoint.pause_until == read_status(path).pause_until == NOW + 300
+        assert checkpoint.past(NOW).pause_until == read_status(path).pause_until == NOW + 300
 
 
 async def test_whatever_ends_the_writing_thread_nobody_waits_for_ever_and_the_lock_is_free_again(path):

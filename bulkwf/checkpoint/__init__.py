@@ -13,8 +13,8 @@ of a commit is shared by as many batches as happen to wait for it.
 """
 
 from bulkwf.checkpoint.findings import Findings, Scope, read_past
-from bulkwf.checkpoint.reading import Status, read_recent_attempts, read_results, read_status
-from bulkwf.checkpoint.schema import ANOTHER, Attempt, Begun, RunHeader
+from bulkwf.checkpoint.reading import Status, read_results, read_run_past, read_status
+from bulkwf.checkpoint.schema import ANOTHER, Attempt, Begun, Past, RunHeader
 from bulkwf.checkpoint.writer import Checkpoint, Executor, inline
 
 __all__ = [
@@ -24,12 +24,13 @@ __all__ = [
     "Checkpoint",
     "Executor",
     "Findings",
+    "Past",
     "RunHeader",
     "Scope",
     "Status",
     "inline",
     "read_past",
-    "read_recent_attempts",
     "read_results",
+    "read_run_past",
     "read_status",
 ]

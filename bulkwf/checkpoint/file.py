@@ -21,9 +21,11 @@ from bulkwf.checkpoint.schema import (
     HEADER_FIELDS,
     IDENTITY,
     SCHEMA,
+    YEAR_9999,
     RunHeader,
 )
 from bulkwf.errors import CheckpointError
+from bulkwf.model import Boot
 from bulkwf.payload import clean
 
 __all__ = [
@@ -40,6 +42,7 @@ __all__ = [
     "refuse_network_filesystem",
     "refuse_orphan",
     "release",
+    "stored_boot",
 ]
 
 ELSEWHERE = f"Its folder must exist and be writable; name another place with -c. {ANOTHER}"
@@ -83,7 +86,7 @@ def connect_reader(path: Path) -> sqlite3.Connection:
     return db
 
 
-def create(db: sqlite3.Connection, header: RunHeader, now: float) -> None:
+def create(db: sqlite3.Connection, header: RunHeader, now: float, boot: Boot) -> None:
     """Make the tables of a new checkpoint."""
     names = ", ".join(HEADER_FIELDS)
     places = ", ".join(f":{name}" for name in HEADER_FIELDS)
@@ -91,28 +94,44 @@ def create(db: sqlite3.Connection, header: RunHeader, now: float) -> None:
         f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {FORMAT};"
     )
     db.execute(
-        f"INSERT INTO run (created_at, {names}) VALUES (:created_at, {places})",  # noqa: S608 - names of ours
-        asdict(header) | {"created_at": now},
+        f"INSERT INTO run (created_at, boot_id, booted_at, {names}) "  # noqa: S608 - names of ours
+        f"VALUES (:created_at, :boot_id, :booted_at, {places})",
+        asdict(header) | {"created_at": now, "boot_id": boot.id, "booted_at": boot.at},
     )
     db.execute("COMMIT")
 
 
-def prepare(db: sqlite3.Connection, path: Path, header: RunHeader, now: float, *, any_run_key: bool) -> None:
-    """Make the checkpoint ready to be written by this run, or say why it can't be."""
+def prepare(
+    db: sqlite3.Connection, path: Path, header: RunHeader, now: float, boot: Boot, *, any_run_key: bool
+) -> Boot:
+    """Make the checkpoint ready to be written by this run, or say why it can't be; returns how it counts time."""
     empty = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
     if not empty:  # before anything is written: what is damaged, or another program's, stays as it is
         _check_format(db, path)
         _check_header(db, path, header, any_run_key=any_run_key)
+        boot = boot.going_on(stored_boot(db))
         for table in ("batch", "attempt"):
             db.execute(f"SELECT total(first_row) FROM {table}").fetchone()  # noqa: S608 - names of ours
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = FULL")
     if empty:
-        create(db, header, now)
+        create(db, header, now, boot)
         _sync_folder(path)
-        return
+        return boot
     # Proves, before the first request, that the file can be written.
-    db.execute("UPDATE run SET input = ?, limits = ?, finished_at = NULL", (header.input, header.limits))
+    db.execute(
+        "UPDATE run SET input = ?, limits = ?, boot_id = ?, booted_at = ?, finished_at = NULL",
+        (header.input, header.limits, *boot),
+    )
+    return boot
+
+
+def stored_boot(db: sqlite3.Connection) -> Boot:
+    """The last boot that has written to a checkpoint."""
+    boot_id, at = db.execute("SELECT boot_id, booted_at FROM run").fetchone()
+    if not abs(at) < YEAR_9999:
+        raise ValueError("no time of day")
+    return Boot(str(boot_id), float(at))
 
 
 def _check_format(db: sqlite3.Connection, path: Path) -> None:

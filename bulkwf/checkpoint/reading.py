@@ -11,24 +11,23 @@ from typing import Any, get_args
 
 import orjson
 
-from bulkwf.checkpoint.file import connect_reader, explained
-from bulkwf.checkpoint.schema import HEADER_FIELDS, TOTALS, RunHeader
+from bulkwf.checkpoint.file import connect_reader, explained, stored_boot
+from bulkwf.checkpoint.schema import HEADER_FIELDS, TOTALS, YEAR_9999, Past, RunHeader
 from bulkwf.errors import CheckpointError
-from bulkwf.model import Result, RowOutcome
+from bulkwf.model import UNKNOWN_BOOT, Boot, Result, RowOutcome
 from bulkwf.progress import Totals
 
 __all__ = [
     "PAGE_BATCHES",
     "Status",
-    "read_recent_attempts",
+    "past",
     "read_results",
+    "read_run_past",
     "read_status",
-    "recent_attempts",
     "results",
 ]
 
 PAGE_BATCHES = 1_000
-YEAR_9999 = 253_370_000_000
 MOST_RECENT = 100_000
 """The newest attempts, among which recent ones are looked for: far more than any limit lets through."""
 RESULT_PAGE_BATCHES = 50
@@ -40,6 +39,8 @@ class Status:
     """A checkpoint as `bulkwf status` shows it."""
 
     header: RunHeader
+    boot: Boot
+    """Of its last session; by it, that session's times are counted."""
     created_at: float
     finished_at: float | None
     pause_until: float | None
@@ -135,6 +136,7 @@ def read_status(path: str | os.PathLike[str]) -> Status:
         known = dict(zip(columns, run, strict=True))
         return Status(
             header=RunHeader(**{name: str(known[name]) for name in HEADER_FIELDS}),
+            boot=stored_boot(db),
             created_at=_moment(known["created_at"]) or 0.0,
             finished_at=_moment(known["finished_at"]),
             pause_until=_moment(known["pause_until"]),
@@ -157,14 +159,26 @@ def _moment(stored: Any) -> float | None:
     return float(stored)
 
 
-def recent_attempts(db: sqlite3.Connection, since: float) -> list[tuple[float, int]]:
-    """(Unix time, instances) of the attempts after *since*, the oldest first."""
+def past(db: sqlite3.Connection, since: float) -> Past:
+    """What a checkpoint knows of the requests after *since* (Unix time), and of what may bind the next one."""
+    pause_until = db.execute("SELECT pause_until FROM run").fetchone()[0]
+    oldest = db.execute("SELECT coalesce(max(id), 0) FROM attempt").fetchone()[0] - MOST_RECENT
+    quota = None
+    query = (
+        "SELECT started_at + elapsed_s, quota FROM attempt WHERE quota IS NOT NULL AND id > ? ORDER BY id DESC LIMIT 1"
+    )
+    for said_at, text in db.execute(query, (oldest,)):
+        if not isinstance(text, str):
+            raise TypeError("a quota is a text")
+        quota = float(said_at), text
+        since = min(since, quota[0])
     query = "SELECT started_at + elapsed_s AS at, instances FROM attempt WHERE at > ? AND id > ? ORDER BY at"
-    newest = db.execute("SELECT coalesce(max(id), 0) FROM attempt").fetchone()[0]
-    return [(float(at), index(instances)) for at, instances in db.execute(query, (since, newest - MOST_RECENT))]
+    attempts = [(float(at), index(instances)) for at, instances in db.execute(query, (since, oldest))]
+    return Past(attempts, 0.0 if pause_until is None else float(pause_until), quota)
 
 
-def read_recent_attempts(path: Path, since: float) -> list[tuple[float, int]]:
-    """What `recent_attempts` says of the checkpoint at *path*."""
+def read_run_past(path: Path, since: float, boot: Boot = UNKNOWN_BOOT) -> Past:
+    """What `past` says of the checkpoint at *path*; *since* and the times given are counted by *boot*."""
     with explained(path), contextlib.closing(connect_reader(path)) as db:
-        return recent_attempts(db, since)
+        shift_s = boot.shift_s(stored_boot(db))
+        return past(db, since - shift_s).shifted(shift_s)

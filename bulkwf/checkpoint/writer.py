@@ -30,7 +30,7 @@ from bulkwf.checkpoint.file import (
     refuse_orphan,
     release,
 )
-from bulkwf.checkpoint.reading import PAGE_BATCHES, recent_attempts, results
+from bulkwf.checkpoint.reading import PAGE_BATCHES, past, results
 from bulkwf.checkpoint.schema import (
     BEGIN,
     INTERRUPTED,
@@ -39,11 +39,12 @@ from bulkwf.checkpoint.schema import (
     TOTALS,
     Attempt,
     Begun,
+    Past,
     RunHeader,
 )
 from bulkwf.errors import CheckpointError
 from bulkwf.ledger import Ledger
-from bulkwf.model import Answer, Batch
+from bulkwf.model import UNKNOWN_BOOT, Answer, Batch, Boot
 from bulkwf.progress import Totals
 
 __all__ = ["Checkpoint", "Executor", "inline"]
@@ -60,7 +61,12 @@ async def inline(function: Callable[[], None]) -> None:
 
 
 class Checkpoint:
-    """The one writer of a checkpoint. Made by `open`; `aclose` leaves one portable file behind, if there is room."""
+    """The one writer of a checkpoint. Made by `open`; `aclose` leaves one portable file behind, if there is room.
+
+    Attributes:
+        path: The file; None if it is in memory.
+        boot: How this session's times must be counted.
+    """
 
     def __init__(
         self,
@@ -69,8 +75,10 @@ class Checkpoint:
         reader: sqlite3.Connection,
         lock: filelock.BaseFileLock | None,
         executor: Executor,
+        boot: Boot,
     ) -> None:
         self.path = path
+        self.boot = boot
         self._db = db
         self._reader = reader
         self._lock = lock
@@ -91,6 +99,7 @@ class Checkpoint:
         *,
         now: float,
         executor: Executor,
+        boot: Boot = UNKNOWN_BOOT,
         any_run_key: bool = True,
         new: bool = False,
     ) -> "Checkpoint":
@@ -101,6 +110,7 @@ class Checkpoint:
             header: What it belongs to.
             now: Unix time.
             executor: Where commits run.
+            boot: This boot, by the clock that *now* is of.
             any_run_key: The header's run key is for a new file only; an old one keeps its own.
             new: Move a finished checkpoint aside first.
 
@@ -109,8 +119,8 @@ class Checkpoint:
         """
         if path is None:
             db = connect(":memory:")
-            create(db, header, now)
-            return cls(None, db, db, None, executor)
+            create(db, header, now, boot)
+            return cls(None, db, db, None, executor, boot)
         path = Path(os.path.realpath(path))
         refuse_network_filesystem(path)
         lock = acquire(
@@ -126,10 +136,10 @@ class Checkpoint:
                 make_private(path)
                 db = connect(str(path))
                 if_it_fails.callback(db.close)
-                prepare(db, path, header, now, any_run_key=any_run_key)
+                boot = prepare(db, path, header, now, boot, any_run_key=any_run_key)
                 reader = connect_reader(path)
                 if_it_fails.callback(reader.close)
-                opened = cls(path, db, reader, lock, executor)
+                opened = cls(path, db, reader, lock, executor, boot)
                 if_it_fails.pop_all()
                 return opened
         except BaseException:
@@ -266,13 +276,6 @@ class Checkpoint:
         """What this run's generated ids begin with."""
         return str(self._ask("SELECT run_key FROM run")[0][0])
 
-    @property
-    def pause_until(self) -> float | None:
-        """Until when the service has ordered silence (Unix time)."""
-        until = self._ask("SELECT pause_until FROM run")[0][0]
-        with explained(self.path):
-            return None if until is None else float(until)
-
     def totals(self) -> Totals:
         """Rows by outcome so far."""
         with explained(self.path):
@@ -337,10 +340,10 @@ class Checkpoint:
         with explained(self.path):
             self._commit([(INTERRUPTED, {"now": now})])
 
-    def recent_attempts(self, since: float) -> list[tuple[float, int]]:
-        """See `reading.recent_attempts`."""
+    def past(self, since: float) -> Past:
+        """See `reading.past`."""
         with explained(self.path):
-            return recent_attempts(self._reader, since)
+            return past(self._reader, since)
 
 
 def _columns(ledger: Ledger, now: float) -> tuple[Any, ...]:

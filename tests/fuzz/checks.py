@@ -17,7 +17,7 @@ from test_batching import take_batches
 from bulkwf import batching
 from bulkwf.batching import IdScheme
 from bulkwf.channel import Health
-from bulkwf.checkpoint import Checkpoint, inline, read_recent_attempts, read_results, read_status
+from bulkwf.checkpoint import Checkpoint, inline, read_results, read_run_past, read_status
 from bulkwf.checkpoint.reading import results
 from bulkwf.errors import CheckpointError
 from bulkwf.ledger import Ledger
@@ -267,7 +267,7 @@ def check_checkpoint(path):
     refused = [
         _is_refused(lambda: read_status(path)),
         *(_is_refused(lambda outcome=outcome: list(read_results(path, outcome=outcome))) for outcome in outcomes),
-        _is_refused(lambda: read_recent_attempts(path, 0.0)),
+        _is_refused(lambda: read_run_past(path, 0.0)),
     ]
     opened = not _is_refused(lambda: asyncio.run(_resume(path)))
     assert opened or path.read_bytes() == before
@@ -278,7 +278,7 @@ async def _resume(path):
     """What a run does with the checkpoint of an earlier session."""
     checkpoint = Checkpoint.open(path, HEADER, now=EPOCH, executor=inline)
     try:
-        _ = checkpoint.totals(), checkpoint.run_key, checkpoint.pause_until, checkpoint.recent_attempts(0.0)
+        _ = checkpoint.totals(), checkpoint.run_key, checkpoint.past(0.0)
         for begun in checkpoint.begun():
             if not begun.settled:
                 checkpoint.ledger(begun, b"\n" * begun.rows, "instance").record()

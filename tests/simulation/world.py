@@ -316,7 +316,7 @@ class World:
         checkpoint = Checkpoint.open(self.file, HEADER, now=self.wall(), executor=self._execute)
         source = open_source(str(self.list), first=None, rate=plan.options.rate)
         try:
-            session.paused_until = (checkpoint.pause_until or EPOCH) - EPOCH
+            session.paused_until = (checkpoint.past(0.0).pause_until or EPOCH) - EPOCH
             engine = build_engine(source, checkpoint, Network(self, session), plan.options, clock)
             running = asyncio.ensure_future(engine.run())
             if end:
