@@ -131,7 +131,7 @@ class Channel:
             keep: Makes the outcome durable; done before anything is waited for.
         """
         if isinstance(reply, Reply):
-            self.limiter.observe(reply.headers)
+            self.limiter.observe(reply.headers, reply.elapsed_s)
         if outcome.verdict in _STRAINED:
             self.limiter.overloaded()
         elif outcome.verdict is not Verdict.THROTTLED:

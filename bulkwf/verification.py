@@ -31,7 +31,7 @@ from bulkwf.model import Batch, Fault, Outcome, Reply, Verdict
 from bulkwf.options import REHEARSAL, Options, Target
 from bulkwf.outcome import judge_lookup, judge_page
 from bulkwf.payload import Page
-from bulkwf.windows import quota_text
+from bulkwf.windows import Said, quota_text
 from bulkwf.wiring import open_limiter, open_transport, require_asyncio, restore, system_clock
 
 __all__ = ["Verification", "Verified", "open_verification"]
@@ -287,7 +287,8 @@ class Verification:
 
         outcome, reply = await self._channel.ask(count_and_send, judge)
         if isinstance(reply, Reply) and (quota := quota_text(reply.headers)) is not None:
-            self.findings.said(quota, self._wall())
+            now = self._wall()
+            self.findings.said(Said(now, now - reply.elapsed_s, quota))
         if outcome.verdict in (Verdict.DONE, Verdict.ABSENT):
             self._channel.health.well()
             self.trouble = ""

@@ -7,12 +7,12 @@ send, overrun such a window by up to the double.
 
 import re
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import takewhile
 from math import floor, inf
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
-__all__ = ["Pace", "StoredQuota", "Window", "pause_s", "quota_text"]
+__all__ = ["Pace", "Said", "Window", "pause_s", "quota_text"]
 
 LOWEST_SHARE = 1 / 16
 SLACK_S = 0.002
@@ -127,18 +127,25 @@ def _told(text: str) -> list[tuple[str, str]]:
     return _QUOTA.findall(text)
 
 
-class StoredQuota(NamedTuple):
-    """What the service said to an earlier process.
+class Said(NamedTuple):
+    """What an answer said is left for the token. Times are in seconds of any clock.
 
     Attributes:
-        ago_s: Seconds since it was said.
-        text: As `quota_text` gives it.
-        sent_since: Requests that have been sent since then, or may have been.
+        heard_at: When the answer came.
+        sent_at: When its request went.
+        text: The `Ratelimit` header, or what `quota_text` has made of it.
     """
 
-    ago_s: float
+    heard_at: float
+    sent_at: float
     text: str
-    sent_since: int
+
+    @classmethod
+    def of(cls, heard_at: Any, sent_at: Any, text: Any) -> Self:
+        """From columns. Raises `TypeError` or `ValueError` if they hold what no run writes."""
+        if not isinstance(text, str):
+            raise TypeError("a quota is a text")
+        return cls(float(heard_at), float(sent_at), text)
 
 
 class Pace:
@@ -151,35 +158,55 @@ class Pace:
     def __init__(self, requests_per_s: float) -> None:
         self._allowed = requests_per_s
         self._sent_at = -inf
+        self._quotas: list[tuple[int, int]] = []
+        self._heard_at = -inf
         self._gap_s = 0.0
         self._valid_until = -inf
 
-    def observe(self, now: float, headers: Mapping[str, str]) -> bool:
-        """Take in an answer's headers; True if they say that nothing is left."""
-        return self._learn(now, headers.get("ratelimit", ""), 0)
+    def observe(self, said: Said) -> bool:
+        """Take in what an answer says; True if it says that nothing is left.
 
-    def restore(self, now: float, quota: StoredQuota) -> bool:
-        """Take over what was said to an earlier process; True if nothing is left of it.
-
-        Requests sent since then count as its own, also those that it had counted already.
+        Answers overtake each other: one to a request that went before the last word was heard may be the older one of
+        the two, so it can tighten the pace, not loosen it.
         """
-        return self._learn(now - quota.ago_s, quota.text, quota.sent_since)
-
-    @property
-    def binds_until(self) -> float:
-        """Until when what was said holds requests back."""
-        return self._valid_until if self._gap_s else -inf
-
-    def _learn(self, now: float, text: str, sent: int) -> bool:
-        quotas = [(max(0, int(left) - sent), min(int(seconds), LONGEST_QUOTA_S)) for left, seconds in _told(text)]
+        quotas = [(int(left), min(int(seconds), LONGEST_QUOTA_S)) for left, seconds in _told(said.text)]
         if not quotas:
             return False
-        self._gap_s = max(self._gap(left, seconds) for left, seconds in quotas)
-        self._valid_until = now + max(seconds for _, seconds in quotas)
-        if any(left == 0 for left, _ in quotas):
-            self._sent_at = now  # nothing is left from now on, whenever the last request went
-            return True
-        return False
+        overlapping = said.sent_at < self._heard_at and said.heard_at < self._valid_until
+        if overlapping and self._gap(quotas) < self._gap_s:
+            return False
+        self._quotas, self._heard_at = quotas, said.heard_at
+        return self._obey()
+
+    def restore(self, now: float, words: Iterable[Said], sent: Sequence[float]) -> bool:
+        """Take over what was said to an earlier process; True if nothing is left of it.
+
+        Args:
+            now: By the clock of the words.
+            words: What its last answers said, the oldest first.
+            sent: When requests went or may have gone, the latest last. Those after the word that counts are taken off
+                it, although the service may have done that already. May be later than *now*, if a clock was set back.
+        """
+        for said in words:
+            self.observe(said)
+        later = sum(at > self._heard_at for at in sent)
+        self._quotas = [(max(0, left - later), seconds) for left, seconds in self._quotas]
+        self._heard_at = min(self._heard_at, now)
+        self._sent_at = min(max(sent, default=-inf), now)
+        return bool(self._quotas) and self._obey()
+
+    @property
+    def binds(self) -> bool:
+        """Whether what was said holds requests back."""
+        return self._gap_s > 0
+
+    def expired(self, now: float) -> bool:
+        """Whether what holds requests back was said of a window that has ended, and nothing has been said since."""
+        return self.binds and now >= self._valid_until
+
+    def forget(self) -> None:
+        """Let what was said hold nothing back any more."""
+        self._gap_s = 0.0
 
     def turns(self, now: float, within_s: float) -> float:
         """How many requests may go in the next *within_s* seconds; infinite if only our own limits say."""
@@ -196,10 +223,21 @@ class Pace:
         """A request goes now."""
         self._sent_at = now
 
-    def _gap(self, left: int, seconds: int) -> float:
-        if left == 0:
-            return float(seconds)
-        return seconds / left if left / max(seconds, 1) < self._allowed else 0.0
+    def _obey(self) -> bool:
+        """Set the pace by the last word; True if it says that nothing is left."""
+        self._gap_s = self._gap(self._quotas)
+        self._valid_until = self._heard_at + max(seconds for _, seconds in self._quotas)
+        if any(left == 0 for left, _ in self._quotas):
+            self._sent_at = self._heard_at  # nothing is left from then on, whenever the last request went
+            return True
+        return False
+
+    def _gap(self, quotas: Sequence[tuple[int, int]]) -> float:
+        """The longest gap that one of the service's windows asks for."""
+        return max(
+            float(seconds) if left == 0 else seconds / left if left / max(seconds, 1) < self._allowed else 0.0
+            for left, seconds in quotas
+        )
 
 
 def pause_s(refusals: int, ordered_s: float | None) -> float:

@@ -16,7 +16,7 @@ from bulkwf.errors import ConfigError, TemporaryStop
 from bulkwf.limiter import LOOPBACK_MARGIN_S, NETWORK_MARGIN_S, WindowLimiter
 from bulkwf.model import Clock, Transport
 from bulkwf.options import Options, Target
-from bulkwf.windows import StoredQuota
+from bulkwf.windows import Said
 
 __all__ = ["open_limiter", "open_transport", "require_asyncio", "restore", "system_clock", "uncancelled"]
 
@@ -96,13 +96,9 @@ def restore(limiter: WindowLimiter, past: Past, options: Options, wall: float) -
             f"the service has ordered silence for {paused_s:,.0f} s more, longer than the longest outage of "
             f"{options.retry.max_outage_s:,.0f} s (--max-outage)."
         )
-    # Where the clock has gone back, what seems to be sent later than now was sent just now: it counts longer, not less.
-    attempts = [(max(0.0, wall - at), instances) for at, instances in past.attempts]
-    quota = None
-    if past.quota is not None:
-        said_at, text = past.quota
-        quota = StoredQuota(max(0.0, wall - said_at), text, sum(at > said_at for at, _ in past.attempts))
-    limiter.restore(attempts, paused_s, quota)
+    attempts = [(wall - at, instances) for at, instances in past.attempts]
+    words = [Said(heard_at - wall, sent_at - wall, text) for heard_at, sent_at, text in past.words]
+    limiter.restore(attempts, paused_s, words)
 
 
 async def uncancelled(close: Callable[[], Awaitable[None]]) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from bulkwf.windows import LOWEST_SHARE, SLACK_S, Pace, Window, pause_s
+from bulkwf.windows import LOWEST_SHARE, SLACK_S, Pace, Said, Window, pause_s
 
 
 def fill(window, now, cost):
@@ -244,8 +244,8 @@ def test_as_many_requests_have_their_turn_as_the_gap_lets_through(left, seconds,
     assert had == pytest.approx(min(turns, 500), abs=1)
 
 
-def observe(pace, now, text):
-    return pace.observe(now, {"ratelimit": text})
+def observe(pace, now, text, sent_at=None):
+    return pace.observe(Said(now, now if sent_at is None else sent_at, text))
 
 
 @pytest.mark.parametrize(
@@ -318,7 +318,7 @@ def test_an_answer_without_the_header_changes_nothing():
     pace.sent(0.0)
     observe(pace, 0.0, '"default";r=10;t=100')
 
-    assert pace.observe(1.0, {"content-type": "application/json"}) is False
+    assert observe(pace, 1.0, "") is False
     assert pace.wait_s(1.0) == pytest.approx(9.0)
     pace.sent(10.0)
     assert pace.wait_s(10.0) == pytest.approx(10.0)

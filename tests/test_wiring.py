@@ -18,7 +18,7 @@ def first_slots(attempts, paused_s=0.0, slots=1):
     async def run():
         limiter = WindowLimiter(OPTIONS.rate, clock=now)
         past = [(wall() + at, instances) for at, instances in attempts]
-        restore(limiter, Past(past, wall() + paused_s, None), OPTIONS, wall())
+        restore(limiter, Past(past, wall() + paused_s, []), OPTIONS, wall())
         at = []
         for _ in range(slots):
             async with limiter.slot(1) as slot:

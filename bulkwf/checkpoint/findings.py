@@ -18,11 +18,12 @@ from typing import Any, Self
 import filelock
 
 from bulkwf.checkpoint.file import acquire, connect, connect_reader, make_private, release
-from bulkwf.checkpoint.reading import Status, read_results
+from bulkwf.checkpoint.reading import LAST_WORDS, Status, read_results
 from bulkwf.checkpoint.schema import Past
 from bulkwf.errors import CheckpointError
 from bulkwf.model import UNKNOWN_BOOT, Boot, Finding, Result
 from bulkwf.options import REQUEST_PERIOD_S
+from bulkwf.windows import Said
 
 __all__ = ["Findings", "Scope", "read_past"]
 
@@ -46,7 +47,6 @@ CREATE TABLE IF NOT EXISTS verification (
   begun_at REAL NOT NULL, used_at REAL NOT NULL,
   boot_id TEXT NOT NULL, booted_at REAL NOT NULL, -- see the checkpoint's
   pause_until REAL NOT NULL DEFAULT 0,
-  quota TEXT, quota_at REAL NOT NULL DEFAULT 0, -- what the service last said is left for the token, and when
   listing INTEGER NOT NULL DEFAULT TRUE, -- whether the list is still being read
   pass INTEGER NOT NULL DEFAULT 1, -- for the how-manieth time
   cursor TEXT,                    -- of the list's next page
@@ -63,6 +63,9 @@ CREATE TABLE IF NOT EXISTS instance (
 CREATE TABLE IF NOT EXISTS sent (
   second INTEGER PRIMARY KEY,     -- rounded up: nothing may be taken for older than it is
   requests INTEGER NOT NULL
+);
+CREATE TABLE IF NOT EXISTS said ( -- what the last answers said is left for the token, see the checkpoint's attempts
+  id INTEGER PRIMARY KEY, heard_at REAL NOT NULL, sent_at REAL NOT NULL, quota TEXT NOT NULL
 );
 """
 RETAINED_UNTIL = "SELECT begun_at + retention_s FROM batch WHERE first_row <= ? ORDER BY first_row DESC LIMIT 1"
@@ -200,13 +203,13 @@ class Findings:
             told is not None and told[:2] == (scope.run, scope.sample) and abs(now - told[2]) <= STALE_AFTER_S
         )
         if not self.resumed:  # what was sent still counts, and a silence that was ordered still binds
-            binding = db.execute("SELECT pause_until, quota, quota_at FROM verification").fetchone() or (0, None, 0)
+            pause_until = db.execute("SELECT coalesce(max(pause_until), 0) FROM verification").fetchone()[0]
             for statement in ("DELETE FROM verification", "DROP TABLE instance", *SCHEMA.split(";\n")):
                 db.execute(statement)
             db.execute(
-                "INSERT INTO verification (run, sample, begun_at, used_at, boot_id, booted_at, pause_until, quota, "
-                "quota_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (scope.run, scope.sample, now, now, *self.boot, *binding),
+                "INSERT INTO verification (run, sample, begun_at, used_at, boot_id, booted_at, pause_until) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (scope.run, scope.sample, now, now, *self.boot, pause_until),
             )
         self._want(scope, draw)
         db.execute("COMMIT")
@@ -288,10 +291,11 @@ class Findings:
         with self._writing(now):
             self._db.execute("UPDATE verification SET pause_until = max(pause_until, ?)", (until,))
 
-    def said(self, quota: str, now: float) -> None:
-        """Remember what the service says is left for the token; *quota* as `windows.quota_text` gives it."""
-        with self._writing(now):
-            self._db.execute("UPDATE verification SET quota = ?, quota_at = ?", (quota, now))
+    def said(self, said: Said) -> None:
+        """Remember what an answer says is left for the token, in Unix time."""
+        with self._writing(said.heard_at):
+            self._db.execute("INSERT INTO said (heard_at, sent_at, quota) VALUES (?, ?, ?)", said)
+            self._db.execute("DELETE FROM said WHERE id <= (SELECT max(id) FROM said) - ?", (LAST_WORDS,))
 
     def _find(self, instance_id: str, status: str) -> int:
         query = "UPDATE instance SET status = ? WHERE id = ? AND status IS NULL"
@@ -367,7 +371,7 @@ def read_past(checkpoint: Path, since: float, boot: Boot = UNKNOWN_BOOT) -> Past
         since: Unix time.
         boot: Counts *since* and the times given.
     """
-    past = Past([], 0.0, None)
+    past = Past([], 0.0, [])
     for suffix in SUFFIXES:
         path = _beside(checkpoint, suffix)
         if not path.is_file():
@@ -380,12 +384,12 @@ def read_past(checkpoint: Path, since: float, boot: Boot = UNKNOWN_BOOT) -> Past
 
 
 def _past(db: sqlite3.Connection, since: float) -> Past:
-    pause_until, text, said_at = db.execute("SELECT pause_until, quota, quota_at FROM verification").fetchone()
-    if text is not None:
-        since = min(since, said_at)
+    pause_until = db.execute("SELECT pause_until FROM verification").fetchone()[0]
+    words = sorted(Said.of(*word) for word in db.execute("SELECT heard_at, sent_at, quota FROM said"))
+    since = min([since, *(said.heard_at for said in words)])
     seconds = db.execute("SELECT second, requests FROM sent WHERE second >= ?", (since,)).fetchall()
     sent = [(at, 0) for at, requests in seconds for _ in range(min(requests, MOST_A_SECOND))]
-    return Past(sent, float(pause_until), None if text is None else (float(said_at), str(text)))
+    return Past(sent, float(pause_until), words)
 
 
 def _stored_boot(db: sqlite3.Connection) -> Boot | None:

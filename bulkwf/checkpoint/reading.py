@@ -16,8 +16,10 @@ from bulkwf.checkpoint.schema import HEADER_FIELDS, TOTALS, YEAR_9999, Past, Run
 from bulkwf.errors import CheckpointError
 from bulkwf.model import UNKNOWN_BOOT, Boot, Result, RowOutcome
 from bulkwf.progress import Totals
+from bulkwf.windows import Said
 
 __all__ = [
+    "LAST_WORDS",
     "PAGE_BATCHES",
     "Status",
     "past",
@@ -30,6 +32,8 @@ __all__ = [
 PAGE_BATCHES = 1_000
 MOST_RECENT = 100_000
 """The newest attempts, among which recent ones are looked for: far more than any limit lets through."""
+LAST_WORDS = 64
+"""Of the service on what is left for the token: among so many are those that may have overtaken each other."""
 RESULT_PAGE_BATCHES = 50
 """A batch of a thousand invalid rows holds a thousand reasons."""
 
@@ -163,18 +167,15 @@ def past(db: sqlite3.Connection, since: float) -> Past:
     """What a checkpoint knows of the requests after *since* (Unix time), and of what may bind the next one."""
     pause_until = db.execute("SELECT pause_until FROM run").fetchone()[0]
     oldest = db.execute("SELECT coalesce(max(id), 0) FROM attempt").fetchone()[0] - MOST_RECENT
-    quota = None
     query = (
-        "SELECT started_at + elapsed_s, quota FROM attempt WHERE quota IS NOT NULL AND id > ? ORDER BY id DESC LIMIT 1"
+        "SELECT started_at + elapsed_s AS at, started_at, quota FROM attempt WHERE quota IS NOT NULL AND id > ? "
+        "ORDER BY id DESC LIMIT ?"
     )
-    for said_at, text in db.execute(query, (oldest,)):
-        if not isinstance(text, str):
-            raise TypeError("a quota is a text")
-        quota = float(said_at), text
-        since = min(since, quota[0])
+    words = sorted(Said.of(*word) for word in db.execute(query, (oldest, LAST_WORDS)))
+    since = min([since, *(said.heard_at for said in words)])
     query = "SELECT started_at + elapsed_s AS at, instances FROM attempt WHERE at > ? AND id > ? ORDER BY at"
     attempts = [(float(at), index(instances)) for at, instances in db.execute(query, (since, oldest))]
-    return Past(attempts, 0.0 if pause_until is None else float(pause_until), quota)
+    return Past(attempts, 0.0 if pause_until is None else float(pause_until), words)
 
 
 def read_run_past(path: Path, since: float, boot: Boot = UNKNOWN_BOOT) -> Past:

@@ -4,6 +4,8 @@ from dataclasses import dataclass, fields
 from operator import index
 from typing import Any, NamedTuple, Self
 
+from bulkwf.windows import Said
+
 __all__ = [
     "ANOTHER",
     "APPLICATION_ID",
@@ -144,15 +146,15 @@ class Past(NamedTuple):
     """(when, instances) of each request, the oldest first."""
     pause_until: float
     """The service has ordered silence until then; 0 if it has not."""
-    quota: tuple[float, str] | None
-    """When the service last said what is left for the token, and what; `attempts` go back as far, or further."""
+    words: list[Said]
+    """What the last answers said is left for the token, the oldest first; `attempts` go back as far, or further."""
 
     def joined(self, other: "Past") -> "Past":
         """This and *other*."""
         return Past(
             sorted([*self.attempts, *other.attempts]),
             max(self.pause_until, other.pause_until),
-            max((quota for quota in (self.quota, other.quota) if quota is not None), default=None),
+            sorted([*self.words, *other.words]),
         )
 
     def shifted(self, seconds: float) -> "Past":
@@ -160,7 +162,7 @@ class Past(NamedTuple):
         return Past(
             [(at + seconds, instances) for at, instances in self.attempts],
             self.pause_until and self.pause_until + seconds,
-            self.quota and (self.quota[0] + seconds, self.quota[1]),
+            [Said(heard_at + seconds, sent_at + seconds, text) for heard_at, sent_at, text in self.words],
         )
 
 

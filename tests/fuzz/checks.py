@@ -28,7 +28,7 @@ from bulkwf.outcome import Judge, judge, judge_lookup, judge_page, retry_after_s
 from bulkwf.payload import compose
 from bulkwf.retry import PATIENCE, Wait, plan
 from bulkwf.sources import files, open_source, reader
-from bulkwf.windows import Pace, pause_s
+from bulkwf.windows import Pace, Said, pause_s, quota_text
 from fuzz.inputs import IDS
 from fuzz.reading import LEVELS, Pairs, lines_of, read_line, strictly
 
@@ -246,10 +246,13 @@ def check_headers(headers, at=1_000.0):
         assert pause >= max(1.0, ordered or 0.0)
         assert health.refused(at, ordered) <= health.paused_until - at
     pace = Pace(10 / 3)
-    spent = pace.observe(at, headers)
+    spent = pace.observe(Said(at, at, headers.get("ratelimit", "")))
     assert spent or pace.wait_s(at) == 0.0
     pace.sent(at)
     assert_pause(pace.wait_s(at))
+    kept = Pace(10 / 3)
+    kept.restore(at, [Said(at, at, quota_text(headers) or "")], [at])
+    assert kept.wait_s(at) == pace.wait_s(at)
     limiter = WindowLimiter(RateLimits(), clock=lambda: at)
     limiter.observe(headers)
     limiter.paused(pause)
