@@ -23,11 +23,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bulkwf
-from bulkwf.checkpoint import Attempt, Checkpoint, file, inline, read_results, read_status
+from bulkwf.checkpoint import Attempt, Checkpoint, file, inline, read_results, read_run_past, read_status
+from bulkwf.checkpoint.reading import LAST_WORDS
 from bulkwf.checkpoint.schema import FORMAT, IDENTITY
 from bulkwf.errors import CheckpointError
 from bulkwf.ledger import Ledger
-from bulkwf.model import Answer, Outcome, Result, Verdict
+from bulkwf.model import Answer, Boot, Outcome, Result, Verdict
+from bulkwf.windows import Said
 
 NOW = 1_760_000_000.0
 ANSWER = Answer("queued", "v1", "w1")
@@ -498,6 +500,7 @@ def test_a_damaged_file_is_refused_and_says_so(path, harm):
     "harm",
     [
         "UPDATE run SET created_at = 'yesterday'",
+        "UPDATE run SET booted_at = -1e17",
         "UPDATE run SET pause_until = 1e17",
         "UPDATE batch SET begun_at = x'00'",
         "UPDATE batch SET created = 1e400",
@@ -508,7 +511,7 @@ async def test_a_status_of_values_that_no_run_writes_is_refused_and_says_where(p
     await fill(path)
     query(path, harm)
 
-    with pytest.raises(CheckpointError, match=r"damaged: it holds what no run writes \(\w+ at reading.py:\d+\)"):
+    with pytest.raises(CheckpointError, match=r"damaged: it holds what no run writes \(\w+ at (reading|file).py:\d+\)"):
         read_status(path)
 
 
@@ -523,6 +526,7 @@ async def test_a_status_of_values_that_no_run_writes_is_refused_and_says_where(p
         "UPDATE batch SET retention_s = 'long'",
         "UPDATE batch SET attempts = x'00'",
         "UPDATE attempt SET instances = 'many'",
+        "UPDATE attempt SET quota = x'00'",
     ],
 )
 async def test_values_that_no_run_writes_are_refused_by_the_run_that_resumes(path, harm):
@@ -918,6 +922,54 @@ async def test_the_pause_that_the_service_ordered_is_remembered(path):
         await checkpoint.pause(NOW + 300)
     async with opened(path) as checkpoint:
         assert checkpoint.past(NOW).pause_until == read_status(path).pause_until == NOW + 300
+
+
+async def test_what_the_last_answers_said_is_left_is_remembered_with_all_requests_since(path):
+    async with opened(path) as checkpoint:
+        checkpoint.note(attempt(at=NOW - 2_000, elapsed_s=0.25)._replace(quota="r=7;t=9"))
+        checkpoint.note(attempt(at=NOW - 1_000, elapsed_s=0.5))
+        checkpoint.note(attempt(at=NOW - 900, elapsed_s=2.0)._replace(quota="r=0;t=60,r=20;t=200"))
+        await checkpoint.flush()
+        past = checkpoint.past(NOW - 300)
+    assert past == read_run_past(path, NOW - 300)
+    assert past.words == [
+        Said(NOW - 1_999.75, NOW - 2_000, "r=7;t=9"),
+        Said(NOW - 898, NOW - 900, "r=0;t=60,r=20;t=200"),
+    ]
+    assert past.attempts == [(NOW - 999.5, 100), (NOW - 898.0, 100)]
+
+
+async def test_only_the_last_words_are_read(path):
+    async with opened(path) as checkpoint:
+        for number in range(2 * LAST_WORDS):
+            checkpoint.note(attempt(at=NOW + number)._replace(quota=f"r={number};t=9"))
+        await checkpoint.flush()
+        words = checkpoint.past(NOW).words
+    assert [said.text for said in words] == [f"r={n};t=9" for n in range(LAST_WORDS, 2 * LAST_WORDS)]
+
+
+# --- the clock ----------------------------------------------------------------------------------------------------
+
+
+async def test_one_boot_counts_its_times_as_it_began_to_and_another_boot_anew(path):
+    told = []
+    for boot in (Boot("a", 1_000.0), Boot("a", 5_000.0), Boot("b", 5_000.0), Boot("", 0.0), Boot("b", 7_000.0)):
+        async with opened(path, boot=boot) as checkpoint:
+            told.append((checkpoint.boot, read_status(path).boot))
+    expected = (Boot("a", 1_000.0), Boot("a", 1_000.0), Boot("b", 5_000.0), Boot("", 0.0), Boot("b", 7_000.0))
+    assert told == [(boot, boot) for boot in expected]
+
+
+@pytest.mark.parametrize(("boot", "shift_s"), [(Boot("a", 1_600.0), 600.0), (Boot("b", 1_600.0), 0.0)])
+async def test_who_counts_the_times_of_the_same_boot_otherwise_is_told_them_in_his_own_way(path, boot, shift_s):
+    async with opened(path, boot=Boot("a", 1_000.0)) as checkpoint:
+        checkpoint.note(attempt(at=NOW - 350, elapsed_s=0.0)._replace(quota="r=7;t=9"))
+        checkpoint.note(attempt(at=NOW - 250, elapsed_s=0.0))
+        await checkpoint.pause(NOW + 60)
+    past = read_run_past(path, NOW - 300 + shift_s, boot)
+    assert past.attempts == [(NOW - 250 + shift_s, 100)]
+    assert past.words == [Said(NOW - 350 + shift_s, NOW - 350 + shift_s, "r=7;t=9")]
+    assert past.pause_until == NOW + 60 + shift_s
 
 
 async def test_whatever_ends_the_writing_thread_nobody_waits_for_ever_and_the_lock_is_free_again(path):
