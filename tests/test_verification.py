@@ -681,10 +681,11 @@ def test_a_pause_that_the_run_was_ordered_holds_the_verification_too(folder):
 
 @pytest.mark.parametrize("set_s", [0.0, 3_600.0, -3_600.0])
 def test_what_the_service_has_left_outlives_the_session_and_holds_a_run_too(folder, set_s):
-    """Another tool has left six requests of the token's: each session would send five at once."""
+    """Another tool has left six requests of the token's: each session would send four at once."""
 
     async def go():
-        world = World(folder, limits=replace(Limits.none(), requests_per_5m=6), listing=lambda query, give: NO_LIST)
+        options = replace(FREE, rate=replace(UNLIMITED, concurrency=4))
+        world = World(folder, limits=replace(Limits.none(), requests_per_5m=6), options=options)
         await world.has_run(9)
         machine = Machine()
         world.clock = machine.clock
