@@ -1,6 +1,7 @@
 """What happened in a world, held against the promises."""
 
 import contextlib
+import re
 import sqlite3
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ ALLOWED = {
 }
 """What a row of each kind may come to. One that would be fine is rejected only where the service keeps omitting it."""
 TOLERANCE_S = 1e-6
+QUOTA = re.compile(r"r=(\d+);t=(\d+)")
 
 
 @dataclass
@@ -148,6 +150,7 @@ class Oracle:
 
     def _check_pauses(self, world: World) -> None:
         """Nothing leaves before a pause that the service has ordered is over."""
+        self._check_what_is_left(world)
         for session in world.sessions:
             own = [sent for sent in world.sent if sent.session == session.number]
             for sent in own:
@@ -158,6 +161,26 @@ class Oracle:
                 until = told.told_at + (retry_after_s(told.told) or 0.0)
                 for sent in own:
                     assert not told.told_at + TOLERANCE_S < sent.at < until - TOLERANCE_S, "sent in a pause"
+                self._check_silence(world, told, retry_after_s(told.told) or 0.0, "sent in an earlier session's pause")
+
+    def _check_what_is_left(self, world: World) -> None:
+        """Nothing leaves before the end of a window of which the service has said that nothing is left."""
+        for told in world.sent:
+            if isinstance(told.told, Reply) and told.told_at is not None:
+                quotas = QUOTA.findall(told.told.headers.get("ratelimit", ""))
+                spent_s = max((float(seconds) for left, seconds in quotas if left == "0"), default=0.0)
+                self._check_silence(world, told, spent_s, "sent though nothing was left")
+
+    def _check_silence(self, world: World, told: Sent, seconds: float, what: str) -> None:
+        """Nothing leaves for so long after an answer, also by later sessions if there was the time to write it down."""
+        if not seconds:
+            return
+        assert told.told_at is not None
+        heard_in = world.sessions[told.session]
+        forgotten = heard_in.ended_at - told.told_at <= 3 * world.plan.commit_s + TOLERANCE_S
+        for sent in world.sent:
+            if sent.session == told.session or (sent.session > told.session and not forgotten):
+                assert not told.told_at + TOLERANCE_S < sent.at < told.told_at + seconds - TOLERANCE_S, what
 
 
 def trace(world: World) -> str:

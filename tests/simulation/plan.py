@@ -2,7 +2,7 @@
 
 import json
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import canary
@@ -36,7 +36,8 @@ class Plan:
     """All that happens in one seed's world.
 
     `healthy_from`: when the faults end, in virtual seconds. `ends`: how session after session ends, each as what
-    happens and at which turn of the loop; the session after the last one runs on by itself.
+    happens and at which turn of the loop; the session after the last one runs on by itself. `clock_steps_s`: by how
+    much the machine's clock is set before each further session; None: it is booted anew, with the right time.
     """
 
     seed: int
@@ -53,6 +54,7 @@ class Plan:
     ends: tuple[tuple[End, int], ...]
     downtimes_s: tuple[float, ...]
     tokens: int = 1
+    clock_steps_s: tuple[float | None, ...] = ()
 
 
 def draw_plan(seed: int) -> Plan:
@@ -65,7 +67,7 @@ def draw_plan(seed: int) -> Plan:
     if chance.random() < 0.1:
         tokens = 3
         script += tuple({"request": chance.randint(1, 40), "revoke_token": True} for _ in range(2))
-    return Plan(
+    plan = Plan(
         seed=seed,
         rows=_rows(chance, 2_000 if chance.random() < 0.02 else 400 if chance.random() < 0.3 else 60),
         options=options,
@@ -81,6 +83,14 @@ def draw_plan(seed: int) -> Plan:
         downtimes_s=tuple(chance.choice((0.0, 0.2, 3.0, 400.0)) for _ in range(12)),
         tokens=tokens,
     )
+    # Drawn last, so that what was drawn before stays the same for each seed.
+    if chance.random() < 0.5:
+        steps = tuple(chance.choice((0.0, 0.0, 30.0, 3_600.0, -3_600.0, None)) for _ in range(12))
+        plan = replace(plan, clock_steps_s=steps)
+    if limits.requests_per_5m is not None and chance.random() < 0.3:  # another tool has used the rest of the token's
+        left = max(4, int(limits.requests_per_5m * chance.choice((0.2, 0.5, 0.9))))
+        plan = replace(plan, limits=replace(limits, requests_per_5m=left))
+    return plan
 
 
 def _rows(chance: random.Random, most: int) -> tuple[Row, ...]:
