@@ -181,9 +181,11 @@ class WindowLimiter:
             self.waiting -= 1
             self._changed()
 
-    def give_back(self, cost: int, *, sent: bool, written: bool) -> None:
+    def give_back(self, cost: int, taken_at: float, *, sent: bool, written: bool) -> None:
         """The request has come to its end."""
         self._taken -= 1
+        if not sent:
+            self._pace.unsent(taken_at)
         if not written:
             for window, amount in self._uses(cost):
                 if sent:
@@ -361,7 +363,7 @@ class _WindowSlot:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._limiter.give_back(self._cost, sent=self._sent, written=self._written)
+        self._limiter.give_back(self._cost, self._taken_at, sent=self._sent, written=self._written)
 
     def written(self) -> None:
         if not self._written and not self._probe:

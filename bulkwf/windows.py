@@ -149,17 +149,19 @@ class Said(NamedTuple):
 
 
 class Pace:
-    """The gap between requests that the service's `Ratelimit` header asks for.
+    """What the service's `Ratelimit` header lets through.
 
-    `r` requests are left in the next `t` seconds, for all tools that share the token. Where that is less than our own
-    limit would let through, requests are spread over what is left instead of running into the wall.
+    `r` requests are left in the next `t` seconds, for all tools that share the token. No more go until another answer
+    tells. Where it is less than our own limit would let through, they are
+    spread over the time, instead of running into the wall.
     """
 
     def __init__(self, requests_per_s: float) -> None:
         self._allowed = requests_per_s
         self._sent_at = -inf
-        self._quotas: list[tuple[int, int]] = []
         self._heard_at = -inf
+        self._left: list[tuple[int, float]] = []
+        """Of each of the service's windows: how many requests may still go, and when it ends."""
         self._gap_s = 0.0
         self._valid_until = -inf
 
@@ -172,11 +174,16 @@ class Pace:
         quotas = [(int(left), min(int(seconds), LONGEST_QUOTA_S)) for left, seconds in _told(said.text)]
         if not quotas:
             return False
+        gap_s, least = max(self._gap(*quota) for quota in quotas), min(left for left, _ in quotas)
         overlapping = said.sent_at < self._heard_at and said.heard_at < self._valid_until
-        if overlapping and self._gap(quotas) < self._gap_s:
+        if overlapping and (gap_s, -least) < (self._gap_s, -min(left for left, _ in self._left)):
             return False
-        self._quotas, self._heard_at = quotas, said.heard_at
-        return self._obey()
+        self._heard_at, self._gap_s = said.heard_at, gap_s
+        self._left = [(left, said.heard_at + seconds) for left, seconds in quotas]
+        self._valid_until = max(until for _, until in self._left)
+        if least == 0:
+            self._sent_at = said.heard_at  # nothing is left from then on, whenever the last request went
+        return least == 0
 
     def restore(self, now: float, words: Iterable[Said], sent: Sequence[float]) -> bool:
         """Take over what was said to an earlier process; True if nothing is left of it.
@@ -184,21 +191,22 @@ class Pace:
         Args:
             now: By the clock of the words.
             words: What its last answers said, the oldest first.
-            sent: When requests went or may have gone, the latest last. Those after the word that counts are taken off
+            sent: When requests went or may have gone, the oldest first. Those after the word that counts are taken off
                 it, although the service may have done that already. May be later than *now*, if a clock was set back.
         """
         for said in words:
             self.observe(said)
+        ahead_s = max(0.0, self._heard_at - now)
         later = sum(at > self._heard_at for at in sent)
-        self._quotas = [(max(0, left - later), seconds) for left, seconds in self._quotas]
-        self._heard_at = min(self._heard_at, now)
-        self._sent_at = min(max(sent, default=-inf), now)
-        return bool(self._quotas) and self._obey()
+        self._left = [(left - later, until - ahead_s) for left, until in self._left]
+        self._valid_until -= ahead_s
+        self._sent_at = min(max([self._sent_at, *sent]), now)
+        return any(left <= 0 for left, _ in self._left)
 
     @property
     def binds(self) -> bool:
         """Whether what was said holds requests back."""
-        return self._gap_s > 0
+        return self._gap_s > 0 or any(left <= 0 for left, _ in self._left)
 
     def expired(self, now: float) -> bool:
         """Whether what holds requests back was said of a window that has ended, and nothing has been said since."""
@@ -206,38 +214,37 @@ class Pace:
 
     def forget(self) -> None:
         """Let what was said hold nothing back any more."""
-        self._gap_s = 0.0
+        self._gap_s, self._left = 0.0, []
 
     def turns(self, now: float, within_s: float) -> float:
         """How many requests may go in the next *within_s* seconds; infinite if only our own limits say."""
         wait_s = self.wait_s(now)
         if wait_s > within_s:
             return 0
-        return inf if now + within_s >= self._valid_until or not self._gap_s else (within_s - wait_s) // self._gap_s + 1
+        left = min((left for left, until in self._left if until > now + within_s), default=inf)
+        if now + within_s >= self._valid_until or not self._gap_s:
+            return left
+        return min(left, (within_s - wait_s) // self._gap_s + 1)
 
     def wait_s(self, now: float) -> float:
         """Seconds until the next request may go. What was said of a window ends with that window."""
-        return max(0.0, min(self._sent_at + self._gap_s, self._valid_until) - now)
+        spent_until = max((until for left, until in self._left if left <= 0), default=-inf)
+        return max(0.0, spent_until - now, min(self._sent_at + self._gap_s, self._valid_until) - now)
 
     def sent(self, now: float) -> None:
         """A request goes now."""
         self._sent_at = now
+        self._left = [(left - 1, until) for left, until in self._left]
 
-    def _obey(self) -> bool:
-        """Set the pace by the last word; True if it says that nothing is left."""
-        self._gap_s = self._gap(self._quotas)
-        self._valid_until = self._heard_at + max(seconds for _, seconds in self._quotas)
-        if any(left == 0 for left, _ in self._quotas):
-            self._sent_at = self._heard_at  # nothing is left from then on, whenever the last request went
-            return True
-        return False
+    def unsent(self, at: float) -> None:
+        """What was to go at *at* has not gone."""
+        if at > self._heard_at:  # the last word takes no account of what came before it
+            self._left = [(left + 1, until) for left, until in self._left]
 
-    def _gap(self, quotas: Sequence[tuple[int, int]]) -> float:
-        """The longest gap that one of the service's windows asks for."""
-        return max(
-            float(seconds) if left == 0 else seconds / left if left / max(seconds, 1) < self._allowed else 0.0
-            for left, seconds in quotas
-        )
+    def _gap(self, left: int, seconds: int) -> float:
+        if left == 0:
+            return float(seconds)
+        return seconds / left if left / max(seconds, 1) < self._allowed else 0.0
 
 
 def pause_s(refusals: int, ordered_s: float | None) -> float:

@@ -393,9 +393,9 @@ def test_after_its_window_a_quota_is_no_longer_known_until_an_answer_tells():
         ("r=0;t=200", [70.0], 170.0),
         ("r=0;t=20", [70.0], 0.0),
         ("r=5;t=200", [70.0], 10.0),  # said 30 s ago, one every 40 s
-        ("r=5;t=200", [70.0, 80.0, 90.0], 200 / 3 - 10),  # three are left
+        ("r=5;t=200", [70.0, 80.0, 90.0], 30.0),
         ("r=2;t=200", [70.0, 80.0, 90.0], 170.0),  # nothing is left
-        ("r=5;t=200", [70.0, 500.0], 50.0),  # the clock was set back: it went now
+        ("r=5;t=200", [70.0, 500.0], 40.0),  # the clock was set back: it went now
         ("r=900;t=300", [70.0, 80.0], 0.0),
     ],
 )
@@ -406,6 +406,34 @@ def test_what_an_earlier_process_was_told_holds_less_what_was_sent_since(text, s
 
     assert pace.wait_s(100.0) == pytest.approx(wait_s)
     assert spent is ("r=0" in text or wait_s == 170.0)
+
+
+def test_no_more_go_than_are_left_until_another_answer_tells():
+    """A rate that would be borne for the whole window is no leave to send more than the window holds."""
+    pace = Pace(2.0)
+    observe(pace, 0.0, '"a";r=2;t=1,"b";r=3;t=1')
+    sent = []
+    for at in (0.1, 0.2, 0.3):
+        if pace.wait_s(at) == 0:
+            pace.sent(at)
+            sent.append(at)
+    assert sent == [0.1, 0.2]
+    assert (pace.turns(0.3, 0.5), pace.wait_s(0.3)) == (0, pytest.approx(0.7))
+    assert pace.expired(1.0)
+    observe(pace, 0.4, '"a";r=90;t=5', sent_at=0.35)
+    assert (pace.turns(0.4, 0.5), pace.wait_s(0.4)) == (90, 0)
+
+
+def test_what_has_not_gone_is_left_unless_an_answer_has_told_since():
+    pace = Pace(2.0)
+    observe(pace, 0.0, '"a";r=1;t=100')
+    pace.sent(0.1)
+    pace.unsent(0.1)
+    assert pace._left == [(1, 100.0)]
+    pace.sent(0.2)
+    observe(pace, 0.3, '"a";r=0;t=100')
+    pace.unsent(0.2)
+    assert pace.wait_s(0.3) == pytest.approx(100)
 
 
 def test_of_several_words_of_an_earlier_process_the_one_that_counts_is_found_again():

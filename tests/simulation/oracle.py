@@ -3,8 +3,11 @@
 import contextlib
 import re
 import sqlite3
+from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
+from itertools import accumulate
+from math import inf
 
 from canary import assert_silent, assert_silent_files, report
 from fakes import EPOCH
@@ -161,26 +164,36 @@ class Oracle:
                 until = told.told_at + (retry_after_s(told.told) or 0.0)
                 for sent in own:
                     assert not told.told_at + TOLERANCE_S < sent.at < until - TOLERANCE_S, "sent in a pause"
-                self._check_silence(world, told, retry_after_s(told.told) or 0.0, "sent in an earlier session's pause")
+                assert not _sent_between(world, told, until), "sent in an earlier session's pause"
 
     def _check_what_is_left(self, world: World) -> None:
-        """Nothing leaves before the end of a window of which the service has said that nothing is left."""
-        for told in world.sent:
-            if isinstance(told.told, Reply) and told.told_at is not None:
-                quotas = QUOTA.findall(told.told.headers.get("ratelimit", ""))
-                spent_s = max((float(seconds) for left, seconds in quotas if left == "0"), default=0.0)
-                self._check_silence(world, told, spent_s, "sent though nothing was left")
+        """Until a later answer tells, no more leaves than the service has said is left, and nothing where that is 0."""
+        words = [one for one in world.sent if one.told_at is not None and _left(one)]  # in the order in which they left
+        told_after = list(accumulate((one.told_at or 0.0 for one in reversed(words)), min, initial=inf))[::-1]
+        for told in words:
+            told_at = told.told_at or 0.0
+            told_next = told_after[bisect_left(words, told_at - TOLERANCE_S, key=lambda one: one.at)]
+            for left, seconds in _left(told):
+                sent = _sent_between(world, told, told_at + seconds if left == 0 else min(told_at + seconds, told_next))
+                assert sent <= left, f"{sent} sent though {left} were left for {seconds} s, at {told_at}"
 
-    def _check_silence(self, world: World, told: Sent, seconds: float, what: str) -> None:
-        """Nothing leaves for so long after an answer, also by later sessions if there was the time to write it down."""
-        if not seconds:
-            return
-        assert told.told_at is not None
-        heard_in = world.sessions[told.session]
-        forgotten = heard_in.ended_at - told.told_at <= 3 * world.plan.commit_s + TOLERANCE_S
-        for sent in world.sent:
-            if sent.session == told.session or (sent.session > told.session and not forgotten):
-                assert not told.told_at + TOLERANCE_S < sent.at < told.told_at + seconds - TOLERANCE_S, what
+
+def _sent_between(world: World, told: Sent, until: float) -> int:
+    """How many have left after an answer, in later sessions too if there was the time to write the answer down."""
+    assert told.told_at is not None
+    known_s = world.sessions[told.session].ended_at - told.told_at
+    durable = known_s > 3 * world.plan.commit_s + TOLERANCE_S
+    first = bisect_right(world.sent, told.told_at + TOLERANCE_S, key=lambda sent: sent.at)
+    last = bisect_left(world.sent, until - TOLERANCE_S, key=lambda sent: sent.at)
+    own = (sent for sent in world.sent[first:last] if durable or sent.session == told.session)
+    return sum(sent.written_at is not None for sent in own)
+
+
+def _left(sent: Sent) -> list[tuple[int, float]]:
+    """What the answer to a request has said is left: (requests, seconds) each."""
+    if not isinstance(sent.told, Reply):
+        return []
+    return [(int(left), float(seconds)) for left, seconds in QUOTA.findall(sent.told.headers.get("ratelimit", ""))]
 
 
 def trace(world: World) -> str:
