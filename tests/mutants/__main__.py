@@ -18,6 +18,7 @@ HARNESSES = (
     ("simulation", ("tests/simulation/test_simulation.py",)),
     ("every await", ("tests/simulation/test_every_await.py",)),
     ("engine", ("tests/test_engine.py",)),
+    ("restarts", ("tests/test_restarts.py",)),
     ("modules", ("tests/test_outcome.py", "tests/test_delivery.py", "tests/test_limiter.py", "tests/test_payload.py")),
     ("network", ("tests/test_network.py",)),
 )

@@ -118,4 +118,22 @@ PLANTED = (
         "        return known\n",
         "        return False\n",
     ),
+    Mutant(
+        "forget what is left",
+        "engine.py",
+        "                quota=quota_text(reply.headers) if isinstance(reply, Reply) else None,\n",
+        "                quota=None,\n",
+    ),
+    Mutant(
+        "trust a clock that is set",
+        "model.py",
+        "        return stored if self.id and self.id == stored.id else self\n",
+        "        return self\n",
+    ),
+    Mutant(
+        "no probe after a spent quota",
+        "limiter.py",
+        "        probing = self.probing or self._pace.expired(self._clock())\n",
+        "        probing = self.probing\n",
+    ),
 )

@@ -88,7 +88,7 @@ def draw_plan(seed: int) -> Plan:
         steps = tuple(chance.choice((0.0, 0.0, 30.0, 3_600.0, -3_600.0, None)) for _ in range(12))
         plan = replace(plan, clock_steps_s=steps)
     if limits.requests_per_5m is not None and chance.random() < 0.3:  # another tool has used the rest of the token's
-        left = max(4, int(limits.requests_per_5m * chance.choice((0.2, 0.5, 0.9))))
+        left = min(limits.requests_per_5m, chance.choice((2, 3)) * options.rate.concurrency + 1)
         crashes: tuple[tuple[End, int], ...] = tuple(("crash", chance.randint(10, 150)) for _ in range(4))
         plan = replace(plan, limits=replace(limits, requests_per_5m=left), ends=plan.ends + crashes)
     return plan
