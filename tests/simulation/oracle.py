@@ -167,13 +167,19 @@ class Oracle:
                 assert not _sent_between(world, told, until), "sent in an earlier session's pause"
 
     def _check_what_is_left(self, world: World) -> None:
-        """Until a later answer tells, no more leaves than the service has said is left, and nothing where that is 0."""
-        words = [one for one in world.sent if one.told_at is not None and _left(one)]  # in the order in which they left
-        told_after = list(accumulate((one.told_at or 0.0 for one in reversed(words)), min, initial=inf))[::-1]
-        for told in words:
-            told_at = told.told_at or 0.0
-            told_next = told_after[bisect_left(words, told_at - TOLERANCE_S, key=lambda one: one.at)]
-            for left, seconds in _left(told):
+        """Until a later answer tells, no more leaves than the service has said is left, and nothing where that is 0.
+
+        An answer that another one has overtaken may be the older of the two: only its 0 counts.
+        """
+        words = [(one, one.told_at, _left(one)) for one in world.sent if one.told_at is not None and _left(one)]
+        told_after = list(accumulate((told_at for _, told_at, _ in reversed(words)), min, initial=inf))[::-1]
+        heard = sorted(told_at for _, told_at, _ in words)
+        for told, told_at, quotas in words:
+            overtaken = bisect_left(heard, told_at) - bisect_right(heard, told.at) > 0
+            told_next = told_after[bisect_left(words, told_at - TOLERANCE_S, key=lambda word: word[0].at)]
+            for left, seconds in quotas:
+                if left and overtaken:
+                    continue
                 sent = _sent_between(world, told, told_at + seconds if left == 0 else min(told_at + seconds, told_next))
                 assert sent <= left, f"{sent} sent though {left} were left for {seconds} s, at {told_at}"
 
