@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import secrets
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -281,9 +280,9 @@ async def open_run(
         parts.push_async_callback(uncancelled, source.aclose)
         if transport is None:
             transport = open_transport(parts, target, token, options, clock)
-        file = await _open_checkpoint(
-            parts, target, scheme, list_name, checkpoint, options, known_as or target.base_url
-        )
+        known_as = known_as or target.base_url
+        file = await _open_checkpoint(parts, target, scheme, list_name, checkpoint, options, known_as, clock)
+        clock = clock.counted_by(file.boot)
         limiter = open_limiter(target, options, clock)
         totals = file.totals()
         _take_over(limiter, file, options, clock.wall())
@@ -311,6 +310,7 @@ async def _open_checkpoint(
     checkpoint: str | os.PathLike[str] | None,
     options: Options,
     known_as: str,
+    clock: Clock,
 ) -> Checkpoint:
     rate = options.rate
     header = RunHeader(
@@ -329,7 +329,8 @@ async def _open_checkpoint(
         Checkpoint.open,
         path,
         header,
-        now=time.time(),
+        now=clock.wall(),
+        boot=clock.boot(),
         executor=executor,
         any_run_key=options.run_key is None,
         new=options.new,
@@ -359,6 +360,7 @@ def _writer_thread(parts: AsyncExitStack) -> Executor:
 def _take_over(limiter: WindowLimiter, checkpoint: Checkpoint, options: Options, wall: float) -> None:
     """Let what earlier sessions have sent, and may have sent, count for this one; verifications' requests, too."""
     since = wall - limiter.memory_s
-    asked, silent_until = ([], 0.0) if checkpoint.path is None else read_past(checkpoint.path, since)
-    attempts = sorted([*checkpoint.recent_attempts(since), *asked])
-    restore(limiter, attempts, max(checkpoint.pause_until or wall, silent_until), options, wall)
+    past = checkpoint.past(since)
+    if checkpoint.path is not None:
+        past = past.joined(read_past(checkpoint.path, since, checkpoint.boot))
+    restore(limiter, past, options, wall)

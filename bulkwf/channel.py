@@ -173,7 +173,7 @@ class Channel:
             The outcome; `RENEWED` in place of `UNAUTHORIZED` where there is another credential.
         """
         if isinstance(reply, Reply):
-            self.limiter.observe(reply.headers)
+            self.limiter.observe(reply.headers, reply.elapsed_s)
         if outcome.verdict in _STRAINED:
             self.limiter.overloaded()
         elif outcome.verdict in _ACCEPTED:

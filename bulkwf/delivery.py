@@ -96,7 +96,7 @@ class Courier:
         options: Confirmation, limits of rejection.
         hooks: What the engine does for a delivery.
         tally: Shared by all deliveries of the run.
-        wall: Unix time in seconds.
+        wall: Unix time in seconds, of two clocks the later: ids must not look younger than they are.
         where: A row's place for people.
         judge: Says what answers mean.
     """

@@ -28,6 +28,7 @@ from bulkwf.model import Batch, Clock, Fault, Outcome, Reply, Result, Transport,
 from bulkwf.options import BatchLimits, Options
 from bulkwf.progress import Progress
 from bulkwf.sources import Source
+from bulkwf.windows import quota_text
 
 __all__ = ["Engine"]
 
@@ -98,7 +99,7 @@ class Engine:
             options=options,
             hooks=Hooks(settled=self._settled, attempted=self._attempted, noted=checkpoint.flush),
             tally=self._tally,
-            wall=clock.wall,
+            wall=clock.latest,
             where=source.where,
         )
         self._work: asyncio.Queue[_Work | None] = asyncio.Queue()
@@ -280,6 +281,7 @@ class Engine:
                 http_status=reply.status if isinstance(reply, Reply) else None,
                 verdict=outcome.verdict.value,
                 detail=outcome.message or None,
+                quota=quota_text(reply.headers) if isinstance(reply, Reply) else None,
             )
         )
 

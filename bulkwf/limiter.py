@@ -6,6 +6,8 @@ Rules:
    nothing of the instances' window, have a queue of their own: behind a batch that waits for it they would be late, and
    go out together with it, which blurs the moment of its arrival.
 2. The head of a queue waits for a place among the requests on the wire, then for every window and for any pause.
+   After a pause, and after the end of a window of which the service has said that little is left, one request goes
+   alone, as a probe: how much may follow, its answer tells.
 3. Who holds a slot waits for nothing but its own answer. A backoff holds no slot.
 4. What was written counts, from the moment its body was written. What was never sent gives its places back. The probe
    after a pause counts from its answer: what has been silent is slow to wake, and nothing waits for its place before.
@@ -15,13 +17,13 @@ Rules:
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from math import inf
 from typing import Protocol, Self
 
 from bulkwf.errors import Draining
 from bulkwf.options import INSTANCE_PERIOD_S, REQUEST_PERIOD_S, RateLimits
-from bulkwf.windows import LOWEST_SHARE, Pace, Window
+from bulkwf.windows import LOWEST_SHARE, Pace, Said, Window
 
 __all__ = ["Limiter", "Slot", "WindowLimiter"]
 
@@ -39,6 +41,8 @@ LEADS = 8
 """Of so many requests the quickest from leave to writing counts."""
 RECOVERY_S = 10.0
 """A refused rate rises by a tenth of the full rate each time so many seconds pass without a refusal."""
+PROBE_WITHIN_S = 300.0
+"""A process that starts so soon after the end of a stored pause sends one probe first."""
 
 
 class Slot(Protocol):
@@ -77,8 +81,8 @@ class Limiter(Protocol):
         """How many requests of *cost* instances could go in the next *within_s* seconds, those that wait included."""
         ...
 
-    def observe(self, headers: Mapping[str, str]) -> None:
-        """Take in what an answer's headers say of the limits."""
+    def observe(self, headers: Mapping[str, str], elapsed_s: float = 0.0) -> None:
+        """Take in what an answer's headers say of the limits; *elapsed_s*: so long ago its request went."""
         ...
 
     def succeeded(self) -> None:
@@ -184,9 +188,11 @@ class WindowLimiter:
             self.waiting -= 1
             self._changed()
 
-    def give_back(self, cost: int, *, sent: bool, written: bool) -> None:
+    def give_back(self, cost: int, taken_at: float, *, sent: bool, written: bool) -> None:
         """The request has come to its end."""
         self._taken -= 1
+        if not sent:
+            self._pace.unsent(taken_at)
         if not written:
             for window, amount in self._uses(cost):
                 if sent:
@@ -233,7 +239,8 @@ class WindowLimiter:
         return wait_s
 
     def _free_places(self) -> int:
-        return (1 if self.probing else self._places) - self._taken
+        probing = self.probing or self._pace.expired(self._clock())
+        return (1 if probing else self._places) - self._taken
 
     def _pause_s(self, now: float) -> float:
         return max(0.0, self._paused_until - now)
@@ -266,15 +273,18 @@ class WindowLimiter:
 
     # --- what the answers teach -----------------------------------------------------------------------------------
 
-    def observe(self, headers: Mapping[str, str]) -> None:
+    def observe(self, headers: Mapping[str, str], elapsed_s: float = 0.0) -> None:
         """See `Limiter.observe`."""
-        self._quota_spent = self._pace.observe(self._clock(), headers)
+        now = self._clock()
+        self._quota_spent = self._pace.observe(Said(now, now - elapsed_s, headers.get("ratelimit", "")))
 
     def succeeded(self) -> None:
         """See `Limiter.succeeded`. A round of successes adds a place; time without refusals restores the rate."""
         now = self._clock()
         if now >= self._paused_until:  # one that was on the wire when the pause began is no probe
             self.probing = False
+        if self._pace.expired(now):  # the service has answered without saying what is left
+            self._pace.forget()
         self._successes += 1
         if self._successes >= self._places:
             self._successes = 0
@@ -325,16 +335,24 @@ class WindowLimiter:
         """How long ago something may have been sent and still count."""
         return max((window.span_s for window, _ in self._uses(1)), default=0.0)
 
-    def restore(self, attempts: list[tuple[float, int]], paused_s: float) -> None:
-        """Take over what an earlier process has sent: (seconds ago, instances), the oldest first; and its pause."""
+    def restore(self, attempts: list[tuple[float, int]], paused_s: float, words: Sequence[Said] = ()) -> None:
+        """Take over what an earlier process has sent and was told.
+
+        Args:
+            attempts: (seconds ago, instances) of each request, the oldest first; negative where a clock was set back.
+            paused_s: How long its pause still lasts; negative if it is over.
+            words: What its last answers said is left, in negative seconds from now, the oldest first.
+        """
         now = self._clock()
         for ago, instances in attempts:
             for window, amount in self._uses(instances):
-                if ago < window.span_s:
-                    window.used(now - ago, amount)
-        if paused_s > 0:
-            self._paused_until = now + paused_s
-            self.probing = True
+                if ago < window.span_s:  # what seems to have gone later than now counts from now: longer, not less
+                    window.used(now - max(0.0, ago), amount)
+        self._paused_until = now + paused_s
+        self.probing = paused_s > -PROBE_WITHIN_S
+        moved = [Said(now + heard_at, now + sent_at, text) for heard_at, sent_at, text in words]
+        self._quota_spent = self._pace.restore(now, moved, [now - ago for ago, _ in attempts])
+        self.probing = self.probing or self._pace.binds
 
 
 class _WindowSlot:
@@ -356,7 +374,7 @@ class _WindowSlot:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._limiter.give_back(self._cost, sent=self._sent, written=self._written)
+        self._limiter.give_back(self._cost, self._taken_at, sent=self._sent, written=self._written)
 
     def written(self, at: float | None = None) -> None:
         if not self._written and not self._probe:

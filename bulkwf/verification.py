@@ -24,7 +24,7 @@ from pathlib import Path
 import anyio
 
 from bulkwf.channel import Channel, Health
-from bulkwf.checkpoint import Findings, Scope, read_past, read_recent_attempts, read_status
+from bulkwf.checkpoint import Findings, Scope, read_past, read_run_past, read_status
 from bulkwf.credentials import TokenSource
 from bulkwf.errors import BulkwfError, ServiceRefused
 from bulkwf.model import Batch, Fault, Outcome, Reply, Verdict
@@ -32,6 +32,7 @@ from bulkwf.options import REHEARSAL, Options, Target
 from bulkwf.outcome import judge_lookup, judge_page
 from bulkwf.payload import Page
 from bulkwf.retry import LOOK_UP_FAILURES, LOOK_UP_TRIES
+from bulkwf.windows import Said, quota_text
 from bulkwf.wiring import open_limiter, open_transport, require_asyncio, restore, system_clock
 
 __all__ = ["Verification", "Verified", "open_verification"]
@@ -92,11 +93,19 @@ class Verification:
         findings: What was found so far, and where more goes.
         channel: The way to the service.
         concurrency: Look-ups at a time.
-        wall: Unix time in seconds.
+        wall: Unix time in seconds, as the findings count it.
+        run_shift_s: What to add to the run's times to have them by the system's clock.
     """
 
     def __init__(
-        self, scope: Scope, findings: Findings, channel: Channel, *, concurrency: int, wall: Callable[[], float]
+        self,
+        scope: Scope,
+        findings: Findings,
+        channel: Channel,
+        *,
+        concurrency: int,
+        wall: Callable[[], float],
+        run_shift_s: float = 0.0,
     ) -> None:
         self.findings = findings
         self.requests = 0
@@ -106,6 +115,7 @@ class Verification:
         self._channel = channel
         self._concurrency = concurrency
         self._wall = wall
+        self._run_shift_s = run_shift_s
         self._started_at = channel.clock()
         self._asked_for_all = False
         self._answers = 0
@@ -234,9 +244,9 @@ class Verification:
         window = {}
         totals = status.totals
         if status.first_begun_at and totals.existed - totals.existed_in_doubt <= FEW_EXISTED * self._scope.total:
-            window["date_start"] = _iso(status.first_begun_at - CLOCK_SKEW_S)
+            window["date_start"] = _iso(status.first_begun_at + self._run_shift_s - CLOCK_SKEW_S)
         if status.last_settled_at and status.finished_at:
-            window["date_end"] = _iso(status.last_settled_at + CLOCK_SKEW_S)
+            window["date_end"] = _iso(status.last_settled_at + self._run_shift_s + CLOCK_SKEW_S)
         return window
 
     # --- one by one -----------------------------------------------------------------------------------------------
@@ -310,6 +320,9 @@ class Verification:
             return await send(written)
 
         outcome, reply = await self._channel.ask(count_and_send, judge)
+        if isinstance(reply, Reply) and (quota := quota_text(reply.headers)) is not None:
+            now = self._wall()
+            self.findings.said(Said(now, now - reply.elapsed_s, quota))
         if outcome.verdict in (Verdict.DONE, Verdict.ABSENT):
             self._answers += 1
             self._channel.health.well()
@@ -359,14 +372,15 @@ async def open_verification(
     clock = system_clock()
     async with AsyncExitStack() as parts:
         transport = open_transport(parts, target, token, options, clock)
-        findings = Findings.open(scope, clock.wall(), clock.draw)
+        findings = Findings.open(scope, clock.wall(), clock.draw, clock.boot())
         parts.callback(findings.close)
         limiter = open_limiter(target, options, clock)
+        run_shift_s = clock.boot().shift_s(scope.status.boot)
+        clock = clock.counted_by(findings.boot)
         wall = clock.wall()
         since = wall - limiter.memory_s
-        asked, silent_until = read_past(checkpoint, since)
-        attempts = sorted([*read_recent_attempts(checkpoint, since), *asked])
-        restore(limiter, attempts, max(scope.status.pause_until or wall, silent_until), options, wall)
+        past = read_run_past(checkpoint, since, findings.boot).joined(read_past(checkpoint, since, findings.boot))
+        restore(limiter, past, options, wall)
 
         async def paused(seconds: float) -> None:
             findings.pause(clock.wall() + seconds, clock.wall())
@@ -381,7 +395,14 @@ async def open_verification(
             clock=clock.now,
             draw=clock.draw,
         )
-        yield Verification(scope, findings, channel, concurrency=options.rate.concurrency, wall=clock.wall)
+        yield Verification(
+            scope,
+            findings,
+            channel,
+            concurrency=options.rate.concurrency,
+            wall=clock.wall,
+            run_shift_s=run_shift_s,
+        )
 
 
 def _target(scope: Scope, account_id: str | None, options: Options) -> Target:

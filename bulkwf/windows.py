@@ -7,11 +7,12 @@ send, overrun such a window by up to the double.
 
 import re
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import takewhile
 from math import floor, inf
+from typing import Any, NamedTuple, Self
 
-__all__ = ["Pace", "Window", "pause_s"]
+__all__ = ["Pace", "Said", "Window", "pause_s", "quota_text"]
 
 LOWEST_SHARE = 1 / 16
 SLACK_S = 0.002
@@ -116,46 +117,132 @@ class Window:
             self._used -= written.popleft()[1]
 
 
-class Pace:
-    """The gap between requests that the service's `Ratelimit` header asks for.
+def quota_text(headers: Mapping[str, str]) -> str | None:
+    """What an answer's `Ratelimit` header says is left, as it is stored: `r=<requests>;t=<seconds>,…`; None if nothing.
 
-    `r` requests are left in the next `t` seconds, for all tools that share the token. Where that is less than our own
-    limit would let through, requests are spread over what is left instead of running into the wall.
+    Args:
+        headers: With lower-case names.
+    """
+    return ",".join(f"r={int(left)};t={int(seconds)}" for left, seconds in _told(headers.get("ratelimit", ""))) or None
+
+
+def _told(text: str) -> list[tuple[str, str]]:
+    return _QUOTA.findall(text)
+
+
+class Said(NamedTuple):
+    """What an answer said is left for the token. Times are in seconds of any clock.
+
+    Attributes:
+        heard_at: When the answer came.
+        sent_at: When its request went.
+        text: The `Ratelimit` header, or what `quota_text` has made of it.
+    """
+
+    heard_at: float
+    sent_at: float
+    text: str
+
+    @classmethod
+    def of(cls, heard_at: Any, sent_at: Any, text: Any) -> Self:
+        """From columns. Raises `TypeError` or `ValueError` if they hold what no run writes."""
+        if not isinstance(text, str):
+            raise TypeError("a quota is a text")
+        return cls(float(heard_at), float(sent_at), text)
+
+
+class Pace:
+    """What the service's `Ratelimit` header lets through.
+
+    `r` requests are left in the next `t` seconds, for all tools that share the token. No more go until another answer
+    tells. Where it is less than our own limit would let through, they are
+    spread over the time, instead of running into the wall.
     """
 
     def __init__(self, requests_per_s: float) -> None:
         self._allowed = requests_per_s
         self._sent_at = -inf
+        self._heard_at = -inf
+        self._left: list[tuple[int, float]] = []
+        """Of each of the service's windows: how many requests may still go, and when it ends."""
         self._gap_s = 0.0
         self._valid_until = -inf
 
-    def observe(self, now: float, headers: Mapping[str, str]) -> bool:
-        """Take in an answer's headers; True if they say that nothing is left."""
-        told = _QUOTA.findall(headers.get("ratelimit", ""))
-        quotas = [(int(left), min(int(seconds), LONGEST_QUOTA_S)) for left, seconds in told]
+    def observe(self, said: Said) -> bool:
+        """Take in what an answer says; True if it says that nothing is left.
+
+        Answers overtake each other: one to a request that went before the last word was heard may be the older one of
+        the two, so it can tighten the pace, not loosen it.
+        """
+        quotas = [(int(left), min(int(seconds), LONGEST_QUOTA_S)) for left, seconds in _told(said.text)]
         if not quotas:
             return False
-        self._gap_s = max(self._gap(left, seconds) for left, seconds in quotas)
-        self._valid_until = now + max(seconds for _, seconds in quotas)
-        if any(left == 0 for left, _ in quotas):
-            self._sent_at = now  # nothing is left from now on, whenever the last request went
-            return True
-        return False
+        gap_s, least = max(self._gap(*quota) for quota in quotas), min(left for left, _ in quotas)
+        overlapping = said.sent_at < self._heard_at and said.heard_at < self._valid_until
+        if overlapping and (gap_s, -least) < (self._gap_s, -min(left for left, _ in self._left)):
+            return False
+        self._heard_at, self._gap_s = said.heard_at, gap_s
+        self._left = [(left, said.heard_at + seconds) for left, seconds in quotas]
+        self._valid_until = max(until for _, until in self._left)
+        if least == 0:
+            self._sent_at = said.heard_at  # nothing is left from then on, whenever the last request went
+        return least == 0
+
+    def restore(self, now: float, words: Iterable[Said], sent: Sequence[float]) -> bool:
+        """Take over what was said to an earlier process; True if nothing is left of it.
+
+        Args:
+            now: By the clock of the words.
+            words: What its last answers said, the oldest first.
+            sent: When requests went or may have gone, the oldest first. Those after the word that counts are taken off
+                it, although the service may have done that already. May be later than *now*, if a clock was set back.
+        """
+        for said in words:
+            self.observe(said)
+        ahead_s = max(0.0, self._heard_at - now)
+        later = sum(at > self._heard_at for at in sent)
+        self._left = [(left - later, until - ahead_s) for left, until in self._left]
+        self._valid_until -= ahead_s
+        self._sent_at = min(max([self._sent_at, *sent]), now)
+        return any(left <= 0 for left, _ in self._left)
+
+    @property
+    def binds(self) -> bool:
+        """Whether what was said holds requests back."""
+        return self._gap_s > 0 or any(left <= 0 for left, _ in self._left)
+
+    def expired(self, now: float) -> bool:
+        """Whether what holds requests back was said of a window that has ended, and nothing has been said since."""
+        return self.binds and now >= self._valid_until
+
+    def forget(self) -> None:
+        """Let what was said hold nothing back any more."""
+        self._gap_s, self._left = 0.0, []
 
     def turns(self, now: float, within_s: float) -> float:
         """How many requests may go in the next *within_s* seconds; infinite if only our own limits say."""
         wait_s = self.wait_s(now)
         if wait_s > within_s:
             return 0
-        return inf if now + within_s >= self._valid_until or not self._gap_s else (within_s - wait_s) // self._gap_s + 1
+        left = min((left for left, until in self._left if until > now + within_s), default=inf)
+        if now + within_s >= self._valid_until or not self._gap_s:
+            return left
+        return min(left, (within_s - wait_s) // self._gap_s + 1)
 
     def wait_s(self, now: float) -> float:
         """Seconds until the next request may go. What was said of a window ends with that window."""
-        return max(0.0, min(self._sent_at + self._gap_s, self._valid_until) - now)
+        spent_until = max((until for left, until in self._left if left <= 0), default=-inf)
+        return max(0.0, spent_until - now, min(self._sent_at + self._gap_s, self._valid_until) - now)
 
     def sent(self, now: float) -> None:
         """A request goes now."""
         self._sent_at = now
+        self._left = [(left - 1, until) for left, until in self._left]
+
+    def unsent(self, at: float) -> None:
+        """What was to go at *at* has not gone."""
+        if at > self._heard_at:  # the last word takes no account of what came before it
+            self._left = [(left + 1, until) for left, until in self._left]
 
     def _gap(self, left: int, seconds: int) -> float:
         if left == 0:

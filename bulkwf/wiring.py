@@ -4,17 +4,19 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 import anyio
 
+from bulkwf.checkpoint import Past
 from bulkwf.credentials import Credentials, TokenSource
 from bulkwf.errors import ConfigError, TemporaryStop
 from bulkwf.limiter import BLIND_MARGIN_S, LOOPBACK_MARGIN_S, NETWORK_MARGIN_S, WindowLimiter
 from bulkwf.model import Clock, Transport
 from bulkwf.options import Options, Target
 from bulkwf.uncancelled import uncancelled
+from bulkwf.windows import Said
 from bulkwf.wire import kernel_counts
 
 __all__ = ["open_limiter", "open_transport", "require_asyncio", "restore", "system_clock"]
@@ -35,7 +37,26 @@ def require_asyncio() -> None:
 
 def system_clock() -> Clock:
     """This machine's time and chance, in the running event loop."""
-    return Clock(now=asyncio.get_running_loop().time, wall=time.time, sleep=anyio.sleep, draw=random.random)
+    return Clock(
+        now=asyncio.get_running_loop().time,
+        wall=time.time,
+        sleep=anyio.sleep,
+        draw=random.random,
+        boot_id=_boot_id(),
+        uptime=lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
+    )
+
+
+def _boot_id() -> str:
+    """Names this boot of this machine, and whose boot clock it is; empty where the system does not say (only Linux)."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+    except (OSError, ValueError):
+        return ""
+    try:  # a time namespace has a boot clock of its own
+        return f"{boot} {Path('/proc/self/ns/time').readlink()}"
+    except OSError:  # no kernel before 5.6 has such namespaces
+        return boot
 
 
 def open_transport(
@@ -56,11 +77,19 @@ def open_limiter(target: Target, options: Options, clock: Clock) -> WindowLimite
     return WindowLimiter(options.rate, clock=clock.now, margin_s=margin_s)
 
 
-def restore(
-    limiter: WindowLimiter, attempts: Sequence[tuple[float, int]], pause_until: float, options: Options, wall: float
-) -> None:
-    """Take over what earlier sessions have sent, as (Unix time, instances), and the pause they were ordered."""
-    paused_s = pause_until - wall
+def restore(limiter: WindowLimiter, past: Past, options: Options, wall: float) -> None:
+    """Take over what earlier sessions have sent, and the pause and the quota that the service told them.
+
+    Args:
+        limiter: Takes it over.
+        past: Counted by the same clock as *wall*.
+        options: The longest outage.
+        wall: Unix time.
+
+    Raises:
+        TemporaryStop: The pause lasts longer than the longest outage.
+    """
+    paused_s = past.pause_until - wall
     if paused_s > LONGEST_STORED_PAUSE_S:
         log.warning("the checkpoint asks for a pause of %.0f h, which is not believed", paused_s / 3_600)
         paused_s = 0.0
@@ -69,5 +98,6 @@ def restore(
             f"the service has ordered silence for {paused_s:,.0f} s more, longer than the longest outage of "
             f"{options.retry.max_outage_s:,.0f} s (--max-outage)."
         )
-    # Where the clock has gone back, what seems to be sent later than now was sent just now: it counts longer, not less.
-    limiter.restore([(max(0.0, wall - at), instances) for at, instances in attempts], paused_s)
+    attempts = [(wall - at, instances) for at, instances in past.attempts]
+    words = [Said(heard_at - wall, sent_at - wall, text) for heard_at, sent_at, text in past.words]
+    limiter.restore(attempts, paused_s, words)

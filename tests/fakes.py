@@ -14,7 +14,7 @@ import selectors
 import sqlite3
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -126,6 +126,36 @@ def clock(seed: int = 0) -> Clock:
     """The virtual clock as the engine takes it."""
     draw = random.Random(seed).random
     return Clock(now=asyncio.get_running_loop().time, wall=wall, sleep=asyncio.sleep, draw=draw)
+
+
+@dataclass
+class Machine:
+    """A machine whose clock can be set to another time, and that can be booted anew.
+
+    `now`: virtual seconds. `set_s`: how far its clock is ahead of the service's.
+    """
+
+    now: Callable[[], float] = now
+    set_s: float = 0.0
+    boots: int = 1
+    booted_at: float = -1_000.0
+
+    def wall(self) -> float:
+        """Unix time by its clock."""
+        return EPOCH + self.now() + self.set_s
+
+    def uptime(self) -> float:
+        """Seconds since it was booted."""
+        return self.now() - self.booted_at
+
+    def boot_anew(self) -> None:
+        """Switch it off and on again."""
+        self.boots += 1
+        self.booted_at = self.now()
+
+    def clock(self, seed: int = 0) -> Clock:
+        """Its clock as the engine takes it."""
+        return replace(clock(seed), wall=self.wall, boot_id=f"boot-{self.boots}", uptime=self.uptime)
 
 
 # --- replies ------------------------------------------------------------------------------------------------------
@@ -241,7 +271,7 @@ class _Recorder:
             written()
 
         try:
-            request.reply = await self._answer(request, body, note)
+            request.reply = replace(await self._answer(request, body, note), elapsed_s=now() - request.at)
             return request.reply
         finally:
             request.ended_at = now()

@@ -23,13 +23,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bulkwf
-from bulkwf.checkpoint import Attempt, Begun, Checkpoint, file, inline, read_results, read_status
-from bulkwf.checkpoint.records import read_batches
+from bulkwf.checkpoint import Attempt, Begun, Checkpoint, file, inline, read_results, read_run_past, read_status
+from bulkwf.checkpoint.records import LAST_WORDS, read_batches
 from bulkwf.checkpoint.schema import FORMAT, IDENTITY
 from bulkwf.errors import CheckpointError
 from bulkwf.ledger import Ledger
-from bulkwf.model import Answer, Outcome, Result, Verdict
+from bulkwf.model import Answer, Boot, Outcome, Result, Verdict
 from bulkwf.progress import Totals
+from bulkwf.windows import Said
 
 NOW = 1_760_000_000.0
 ANSWER = Answer("queued", "v1", "w1")
@@ -492,7 +493,7 @@ def nudged(value):
     if value is None:
         return 1
     if isinstance(value, str):
-        return value[:-1] + chr(ord(value[-1]) ^ 1)
+        return value[:-1] + chr(ord(value[-1]) ^ 1) if value else "x"
     return value + 1
 
 
@@ -663,14 +664,17 @@ def test_a_checkpoint_has_one_record_of_its_run(path, harm):
         read_status(path)
 
 
-async def test_an_attempt_that_no_run_writes_is_refused_before_anything_is_written(path):
+@pytest.mark.parametrize("harm", ["instances = 'many'", "quota = x'00'"])
+async def test_an_attempt_that_no_run_writes_is_refused_before_anything_is_written(path, harm):
     async with opened(path) as checkpoint:
         checkpoint.note(attempt())
         await checkpoint.flush()
-    query(path, "UPDATE attempt SET instances = 'many'")
+    query(path, f"UPDATE attempt SET {harm}")
     before = path.read_bytes()
 
-    with pytest.raises(CheckpointError, match=r"damaged: it holds what no run writes \(\w+ at records.py:\d+\)"):
+    with pytest.raises(
+        CheckpointError, match=r"damaged: it holds what no run writes \(\w+ at (records|windows).py:\d+\)"
+    ):
         start(path)
     assert path.read_bytes() == before
 
@@ -1033,7 +1037,7 @@ async def test_recent_attempts_are_told_from_their_end_the_oldest_first(path):
         checkpoint.note(attempt(instances=5, at=NOW - 9, elapsed_s=0.5))
         checkpoint.note(attempt(instances=3, at=NOW - 400, elapsed_s=1.0))
         await checkpoint.flush()
-        assert checkpoint.recent_attempts(NOW - 300) == [(NOW - 8.5, 5), (NOW - 1.0, 7)]
+        assert checkpoint.past(NOW - 300).attempts == [(NOW - 8.5, 5), (NOW - 1.0, 7)]
 
 
 async def test_each_batch_in_doubt_counts_as_an_attempt_of_now(path):
@@ -1046,16 +1050,64 @@ async def test_each_batch_in_doubt_counts_as_an_attempt_of_now(path):
         for ledger in (done, partly):
             await checkpoint.settle(ledger, NOW - 999)
     async with opened(path) as checkpoint:
-        assert sorted(checkpoint.recent_attempts(NOW - 300)) == [(NOW, 7), (NOW, 10)]
+        assert sorted(checkpoint.past(NOW - 300).attempts) == [(NOW, 7), (NOW, 10)]
         assert query(path, "SELECT DISTINCT verdict FROM attempt") == [("interrupted",)]
 
 
 async def test_the_pause_that_the_service_ordered_is_remembered(path):
     async with opened(path) as checkpoint:
-        assert checkpoint.pause_until is None
+        assert checkpoint.past(NOW).pause_until == 0
         await checkpoint.pause(NOW + 300)
     async with opened(path) as checkpoint:
-        assert checkpoint.pause_until == read_status(path).pause_until == NOW + 300
+        assert checkpoint.past(NOW).pause_until == read_status(path).pause_until == NOW + 300
+
+
+async def test_what_the_last_answers_said_is_left_is_remembered_with_all_requests_since(path):
+    async with opened(path) as checkpoint:
+        checkpoint.note(attempt(at=NOW - 2_000, elapsed_s=0.25)._replace(quota="r=7;t=9"))
+        checkpoint.note(attempt(at=NOW - 1_000, elapsed_s=0.5))
+        checkpoint.note(attempt(at=NOW - 900, elapsed_s=2.0)._replace(quota="r=0;t=60,r=20;t=200"))
+        await checkpoint.flush()
+        past = checkpoint.past(NOW - 300)
+    assert past == read_run_past(path, NOW - 300)
+    assert past.words == [
+        Said(NOW - 1_999.75, NOW - 2_000, "r=7;t=9"),
+        Said(NOW - 898, NOW - 900, "r=0;t=60,r=20;t=200"),
+    ]
+    assert past.attempts == [(NOW - 999.5, 100), (NOW - 898.0, 100)]
+
+
+async def test_only_the_last_words_are_read(path):
+    async with opened(path) as checkpoint:
+        for number in range(2 * LAST_WORDS):
+            checkpoint.note(attempt(at=NOW + number)._replace(quota=f"r={number};t=9"))
+        await checkpoint.flush()
+        words = checkpoint.past(NOW).words
+    assert [said.text for said in words] == [f"r={n};t=9" for n in range(LAST_WORDS, 2 * LAST_WORDS)]
+
+
+# --- the clock ----------------------------------------------------------------------------------------------------
+
+
+async def test_one_boot_counts_its_times_as_it_began_to_and_another_boot_anew(path):
+    told = []
+    for boot in (Boot("a", 1_000.0), Boot("a", 5_000.0), Boot("b", 5_000.0), Boot("", 0.0), Boot("b", 7_000.0)):
+        async with opened(path, boot=boot) as checkpoint:
+            told.append((checkpoint.boot, read_status(path).boot))
+    expected = (Boot("a", 1_000.0), Boot("a", 1_000.0), Boot("b", 5_000.0), Boot("", 0.0), Boot("b", 7_000.0))
+    assert told == [(boot, boot) for boot in expected]
+
+
+@pytest.mark.parametrize(("boot", "shift_s"), [(Boot("a", 1_600.0), 600.0), (Boot("b", 1_600.0), 0.0)])
+async def test_who_counts_the_times_of_the_same_boot_otherwise_is_told_them_in_his_own_way(path, boot, shift_s):
+    async with opened(path, boot=Boot("a", 1_000.0)) as checkpoint:
+        checkpoint.note(attempt(at=NOW - 350, elapsed_s=0.0)._replace(quota="r=7;t=9"))
+        checkpoint.note(attempt(at=NOW - 250, elapsed_s=0.0))
+        await checkpoint.pause(NOW + 60)
+    past = read_run_past(path, NOW - 300 + shift_s, boot)
+    assert past.attempts == [(NOW - 250 + shift_s, 100)]
+    assert past.words == [Said(NOW - 350 + shift_s, NOW - 350 + shift_s, "r=7;t=9")]
+    assert past.pause_until == NOW + 60 + shift_s
 
 
 async def test_whatever_ends_the_writing_thread_nobody_waits_for_ever_and_the_lock_is_free_again(path):

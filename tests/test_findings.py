@@ -16,8 +16,10 @@ from fakes import EPOCH, HEADER, lines, run_virtual, write_run
 
 from bulkwf.checkpoint import Findings, Scope, findings, read_past, read_status
 from bulkwf.checkpoint.findings import _draw
+from bulkwf.checkpoint.records import LAST_WORDS
 from bulkwf.errors import CheckpointError
-from bulkwf.model import Finding
+from bulkwf.model import Boot, Finding
+from bulkwf.windows import Said
 
 HOUR_S = 3_600.0
 DAY_S = 86_400.0
@@ -47,8 +49,8 @@ def scope(path, sample=None):
     return Scope(path, read_status(path), sample)
 
 
-def start(path, sample=None, now=EPOCH, draw=None):
-    return Findings.open(scope(path, sample), now, draw or random.Random(1).random)
+def start(path, sample=None, now=EPOCH, draw=None, **more):
+    return Findings.open(scope(path, sample), now, draw or random.Random(1).random, **more)
 
 
 @contextlib.contextmanager
@@ -349,6 +351,43 @@ def test_an_ordered_silence_is_remembered(path):
         found.pause(EPOCH + 90.5, EPOCH)
     with opened(path) as found:
         assert read_past(path, 0)[1] == EPOCH + 90.5
+
+
+def test_what_the_last_answers_said_is_left_is_remembered_also_for_another_sample(path):
+    words = [Said(EPOCH + 3.5, EPOCH + 3, "r=3;t=60"), Said(EPOCH + 4, EPOCH + 1, "r=2;t=60")]
+    a_run(path, 50)
+    with opened(path) as found:
+        for number in range(LAST_WORDS):
+            found.said(Said(EPOCH + number / 100, EPOCH, "r=900;t=300"))
+        for said in words:
+            found.sent(said.sent_at)
+            found.said(said)
+    with opened(path, 5, EPOCH + 10) as found:
+        past = read_past(path, EPOCH + 300)
+        assert len(past.words) == LAST_WORDS
+        assert past.words[-2:] == words
+        assert past.attempts == [(EPOCH + 1, 0), (EPOCH + 3, 0)]  # as far back as the words go
+
+
+@pytest.mark.parametrize("set_s", [3_600, -3_600, 200_000])
+def test_within_a_boot_a_clock_that_is_set_changes_nothing(path, set_s):
+    a_run(path)
+    boot, later = Boot("a", EPOCH - 1_000), Boot("a", EPOCH - 1_000 + set_s)
+    with opened(path, boot=boot) as found:
+        found.sent(EPOCH)
+        found.pause(EPOCH + 60, EPOCH)
+        found.said(Said(EPOCH + 1, EPOCH, "r=3;t=60"))
+    with opened(path, now=EPOCH + 5 + set_s, boot=later) as found:
+        assert found.resumed
+        assert found.boot == boot
+        assert read_past(path, EPOCH - 1, found.boot) == (
+            [(EPOCH, 0)],
+            EPOCH + 60,
+            [Said(EPOCH + 1, EPOCH, "r=3;t=60")],
+        )
+    past = read_past(path, EPOCH - 1 + set_s, later)
+    assert past.attempts == [(EPOCH + set_s, 0)]
+    assert past.pause_until == EPOCH + set_s + 60
 
 
 # --- cut off and continued ----------------------------------------------------------------------------------------

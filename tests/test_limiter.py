@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import random
+from math import inf
 
 import pytest
 from fakes import now, run_virtual, windows
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from bulkwf.errors import Draining
 from bulkwf.limiter import RECOVERY_S, WindowLimiter
 from bulkwf.options import RateLimits
-from bulkwf.windows import SLACK_S
+from bulkwf.windows import SLACK_S, Said
 
 MARGIN_S = 0.005
 
@@ -538,6 +539,20 @@ def test_a_wider_quota_ends_the_slowness():
     assert granted_at(run_virtual(run())) == [0.0, 10.0]
 
 
+@pytest.mark.parametrize("header", ['"default";r=0;t=60', '"default";r=1;t=60'])
+def test_after_the_window_of_a_quota_one_request_goes_alone(header):
+    """How much the next window holds, its answer tells: here nothing, so all go."""
+
+    async def run():
+        traffic = Traffic(limiter(None, 1_000))
+        traffic.limits._pace.sent(traffic.limits._clock())
+        traffic.limits.observe({"ratelimit": header})
+        await asyncio.gather(*(traffic.send(i, latency_s=2.0) for i in range(3)))
+        return traffic
+
+    assert granted_at(run_virtual(run())) == [60.0, 62.0, 62.0]
+
+
 # --- stopping and cancelling --------------------------------------------------------------------------------------
 
 
@@ -641,3 +656,34 @@ def test_an_earlier_process_s_pause_is_kept_and_one_probe_goes_first():
         return traffic
 
     assert granted_at(run_virtual(run())) == [60.0, 62.0, 62.0]
+
+
+@pytest.mark.parametrize(("paused_s", "at_once"), [(-1.0, 1), (-299.0, 1), (-301.0, 3)])
+def test_soon_after_an_earlier_process_s_pause_one_probe_goes_first(paused_s, at_once):
+    async def run():
+        traffic = Traffic(limiter(None))
+        traffic.limits.restore([], paused_s)
+        await asyncio.gather(*(traffic.send(i, latency_s=2.0) for i in range(3)))
+        return traffic
+
+    assert granted_at(run_virtual(run())).count(0.0) == at_once
+
+
+def test_an_earlier_process_s_quota_is_kept_and_one_probe_goes_first():
+    async def run():
+        traffic = Traffic(limiter(None, 1_000))
+        traffic.limits.restore([(20.0, 0)], -inf, [Said(-20.0, -21.0, "r=0;t=100")])
+        await asyncio.gather(*(traffic.send(i, latency_s=2.0) for i in range(3)))
+        return traffic
+
+    assert granted_at(run_virtual(run())) == [80.0, 82.0, 82.0]
+
+
+def test_where_an_earlier_process_s_quota_is_spent_a_refusal_lowers_the_request_rate():
+    async def run():
+        limits = limiter(100, 1_000)
+        limits.restore([], -inf, [Said(-20.0, -21.0, "r=0;t=100")])
+        limits.paused(10.0)
+        return limits._instances.share, limits._requests.share
+
+    assert run_virtual(run()) == (1.0, 0.5)

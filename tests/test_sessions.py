@@ -209,7 +209,7 @@ async def test_a_file_that_lost_its_log_says_so_and_rows_that_it_does_not_know_a
     async with opened(left) as checkpoint:
         assert checkpoint.lost_since == NOW
         assert "The run goes on: rows get the same ids as before" in missing(caplog)[-1]
-        [(_, instances)] = checkpoint.recent_attempts(NOW - 1)
+        [(_, instances)] = checkpoint.past(NOW - 1).attempts
         assert instances >= 10_000
     assert sessions_of(left) == [(None, 0, 1, None), (None, 1, 0, None)]
     async with opened(left) as checkpoint:  # a later session still does not know them

@@ -15,6 +15,7 @@ from fakes import (
     HEADER,
     TARGET,
     UNLIMITED,
+    Machine,
     ScriptedTransport,
     ServiceTransport,
     clock,
@@ -80,6 +81,7 @@ class World:
         self.held = service(limits, epoch=EPOCH)
         self.transport = OddTransport(self.held, **more)
         self.options = options
+        self.clock = clock
         self.recorded = 0
         self.bad = []
 
@@ -100,7 +102,7 @@ class World:
     async def opened(self, *, sample=None, options=None, transport=None):
         """A verification as the command opens it, but for the time and the network."""
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(verification, "system_clock", clock)
+            patch.setattr(verification, "system_clock", self.clock)
             patch.setattr(verification, "open_transport", lambda *_: transport or self.transport)
             async with open_verification(
                 self.file, account_id=TARGET.account, token=dict, options=options or self.options, sample=sample
@@ -676,6 +678,35 @@ def test_a_pause_that_the_run_was_ordered_holds_the_verification_too(folder):
 
     assert (told.found, told.exit_code) == (100, 75)
     assert 600 <= world.transport.requests[2].at < 601
+
+
+@pytest.mark.parametrize("set_s", [0.0, 3_600.0, -3_600.0])
+def test_what_the_service_has_left_outlives_the_session_and_holds_a_run_too(folder, set_s):
+    """Another tool has left six requests of the token's: each session would send four at once."""
+
+    async def go():
+        options = replace(FREE, rate=replace(UNLIMITED, concurrency=4))
+        world = World(folder, limits=replace(Limits.none(), requests_per_5m=6), options=options)
+        await world.has_run(9)
+        machine = Machine()
+        world.clock = machine.clock
+        for _ in range(4):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(world.verify(), 20)
+            machine.set_s += set_s
+        at = machine.clock()
+        limiter = WindowLimiter(FREE.rate, clock=at.now)
+        checkpoint = Checkpoint.open(world.file, HEADER, now=at.wall(), executor=inline, boot=at.boot())
+        at = at.counted_by(checkpoint.boot)
+        api._take_over(limiter, checkpoint, FREE, at.wall())
+        await checkpoint.aclose()
+        held = limiter.vacancies(0)
+        return world, held, await world.verify()
+
+    world, held, told = run_virtual(go())
+
+    assert (told.found, told.missing, held) == (9, 0, 0)
+    assert world.held.admission.overruns["requests"] == 0
 
 
 def test_a_stored_pause_that_is_too_long_to_wait_for_ends_it_before_anything_is_sent(folder):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from bulkwf.windows import LOWEST_SHARE, SLACK_S, Pace, Window, pause_s
+from bulkwf.windows import LOWEST_SHARE, SLACK_S, Pace, Said, Window, pause_s, quota_text
 
 
 def fill(window, now, cost):
@@ -257,8 +257,8 @@ def test_as_many_requests_have_their_turn_as_the_gap_lets_through(left, seconds,
     assert had == pytest.approx(min(turns, 500), abs=1)
 
 
-def observe(pace, now, text):
-    return pace.observe(now, {"ratelimit": text})
+def observe(pace, now, text, sent_at=None):
+    return pace.observe(Said(now, now if sent_at is None else sent_at, text))
 
 
 @pytest.mark.parametrize(
@@ -331,7 +331,7 @@ def test_an_answer_without_the_header_changes_nothing():
     pace.sent(0.0)
     observe(pace, 0.0, '"default";r=10;t=100')
 
-    assert pace.observe(1.0, {"content-type": "application/json"}) is False
+    assert observe(pace, 1.0, "") is False
     assert pace.wait_s(1.0) == pytest.approx(9.0)
     pace.sent(10.0)
     assert pace.wait_s(10.0) == pytest.approx(10.0)
@@ -352,6 +352,116 @@ def test_without_a_limit_of_our_own_any_quota_sets_the_pace():
     observe(pace, 0.0, '"default";r=600;t=300')
 
     assert pace.wait_s(0.0) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("header", "kept"),
+    [
+        ('"default";r=50;t=300', "r=50;t=300"),
+        ('"a";r=007;t=300, "b"; r=3 ; t=30', "r=7;t=300,r=3;t=30"),
+        ('"default";r=0;t=0', "r=0;t=0"),
+        ("nonsense", None),
+    ],
+)
+def test_what_is_left_is_kept_in_a_form_that_sets_the_same_pace(header, kept):
+    told, stored = Pace(1_000 / 300), Pace(1_000 / 300)
+    assert quota_text({"ratelimit": header}) == kept
+    observe(told, 7.0, header)
+    stored.restore(7.0, [] if kept is None else [Said(7.0, 7.0, kept)], [])
+    assert stored.wait_s(7.0) == told.wait_s(7.0)
+
+
+@pytest.mark.parametrize(("sent_at", "gap"), [(0.5, 99.0), (1.5, 0.0)])
+def test_an_answer_that_may_be_older_than_the_last_word_loosens_nothing(sent_at, gap):
+    pace = Pace(1_000 / 300)
+    pace.sent(2.0)
+    observe(pace, 1.0, '"default";r=1;t=100')
+    observe(pace, 2.0, '"default";r=1200;t=300', sent_at)
+
+    assert pace.wait_s(2.0) == pytest.approx(gap)
+
+
+def test_an_answer_that_may_be_older_tightens_the_pace_all_the_same():
+    pace = Pace(1_000 / 300)
+    observe(pace, 1.0, '"default";r=3;t=100')
+
+    assert observe(pace, 2.0, '"default";r=0;t=100', sent_at=0.5) is True
+    assert pace.wait_s(2.0) == pytest.approx(100.0)
+
+
+def test_after_its_window_a_quota_is_no_longer_known_until_an_answer_tells():
+    pace = Pace(1_000 / 300)
+    observe(pace, 0.0, '"default";r=0;t=100')
+    assert [pace.expired(at) for at in (0.0, 99.0, 100.0)] == [False, False, True]
+
+    pace.forget()
+    assert not pace.expired(100.0)
+    observe(pace, 100.0, '"default";r=1200;t=300')
+    assert not pace.expired(500.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "sent", "wait_s"),
+    [
+        ("r=0;t=200", [70.0], 170.0),
+        ("r=0;t=20", [70.0], 0.0),
+        ("r=5;t=200", [70.0], 10.0),  # said 30 s ago, one every 40 s
+        ("r=5;t=200", [70.0, 80.0, 90.0], 30.0),
+        ("r=2;t=200", [70.0, 80.0, 90.0], 170.0),  # nothing is left
+        ("r=5;t=200", [70.0, 500.0], 40.0),  # the clock was set back: it went now
+        ("r=900;t=300", [70.0, 80.0], 0.0),
+    ],
+)
+def test_what_an_earlier_process_was_told_holds_less_what_was_sent_since(text, sent, wait_s):
+    pace = Pace(2.0)
+
+    spent = pace.restore(100.0, [Said(70.0, 69.0, text)], sent)
+
+    assert pace.wait_s(100.0) == pytest.approx(wait_s)
+    assert spent is ("r=0" in text or wait_s == 170.0)
+
+
+def test_no_more_go_than_are_left_until_another_answer_tells():
+    """A rate that would be borne for the whole window is no leave to send more than the window holds."""
+    pace = Pace(2.0)
+    observe(pace, 0.0, '"a";r=2;t=1,"b";r=3;t=1')
+    sent = []
+    for at in (0.1, 0.2, 0.3):
+        if pace.wait_s(at) == 0:
+            pace.sent(at)
+            sent.append(at)
+    assert sent == [0.1, 0.2]
+    assert (pace.turns(0.3, 0.5), pace.wait_s(0.3)) == (0, pytest.approx(0.7))
+    assert pace.expired(1.0)
+    observe(pace, 0.4, '"a";r=90;t=5', sent_at=0.35)
+    assert (pace.turns(0.4, 0.5), pace.wait_s(0.4)) == (90, 0)
+
+
+def test_what_has_not_gone_is_left_unless_an_answer_has_told_since():
+    pace = Pace(2.0)
+    observe(pace, 0.0, '"a";r=1;t=100')
+    pace.sent(0.1)
+    pace.unsent(0.1)
+    assert pace._left == [(1, 100.0)]
+    pace.sent(0.2)
+    observe(pace, 0.3, '"a";r=0;t=100')
+    pace.unsent(0.2)
+    assert pace.wait_s(0.3) == pytest.approx(100)
+
+
+def test_of_several_words_of_an_earlier_process_the_one_that_counts_is_found_again():
+    pace = Pace(2.0)
+    words = [Said(10.0, 9.0, "r=0;t=300"), Said(50.0, 40.0, "r=4;t=200"), Said(51.0, 41.0, "r=5;t=200")]
+
+    assert pace.restore(60.0, words, [10.0, 50.0]) is False
+    assert pace.wait_s(60.0) == pytest.approx(40.0)  # r=4; the third may be older, the first is
+
+
+def test_a_quota_from_a_clock_that_was_ahead_holds_for_its_own_time_at_most():
+    pace = Pace(2.0)
+    pace.restore(100.0, [Said(5_000.0, 4_999.0, "r=0;t=200")], [])
+
+    assert pace.wait_s(100.0) == pytest.approx(200.0)
 
 
 # --- the pause ----------------------------------------------------------------------------------------------------

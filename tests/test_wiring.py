@@ -1,24 +1,36 @@
 """What a session takes over from the ones before it."""
 
+import asyncio
+import time
+from pathlib import Path
+
 import pytest
-from fakes import clock, now, run_virtual, wall
+from fakes import Machine, clock, now, run_virtual, wall
 
 from bulkwf import wiring
+from bulkwf.checkpoint import Past
 from bulkwf.errors import TemporaryStop
 from bulkwf.limiter import BLIND_MARGIN_S, LOOPBACK_MARGIN_S, NETWORK_MARGIN_S, WindowLimiter
+from bulkwf.model import UNKNOWN_BOOT
 from bulkwf.options import Options, RateLimits, Target
-from bulkwf.wiring import open_limiter, restore
+from bulkwf.windows import Said
+from bulkwf.wiring import open_limiter, restore, system_clock
 
 OPTIONS = Options(rate=RateLimits(instances_per_s=100, requests_per_5m=4))
 
 
-def first_slots(attempts, paused_s=0.0, slots=1):
+def first_slots(attempts, paused_s=0.0, slots=1, words=()):
     """When requests may leave after a past of (seconds from now, instances), and a pause until so many from now."""
 
     async def run():
         limiter = WindowLimiter(OPTIONS.rate, clock=now)
         past = [(wall() + at, instances) for at, instances in attempts]
-        restore(limiter, past, wall() + paused_s, OPTIONS, wall())
+        restore(
+            limiter,
+            Past(past, wall() + paused_s, [Said(wall() + at, wall() + at, text) for at, text in words]),
+            OPTIONS,
+            wall(),
+        )
         at = []
         for _ in range(slots):
             async with limiter.slot(1) as slot:
@@ -68,3 +80,39 @@ def test_the_margin_is_wider_where_the_kernel_does_not_tell_what_has_left(monkey
         return open_limiter(target, OPTIONS, clock()).memory_s - 300.0
 
     assert run_virtual(run()) == pytest.approx(margin_s)
+
+
+def test_a_quota_is_kept_less_what_has_been_sent_since():
+    assert first_slots([(-50, 1), (-10, 1)], words=[(-50, "r=0;t=200")]) == [150]
+    assert first_slots([(-50, 1), (-10, 1), (-5, 0)], words=[(-50, "r=2;t=200")]) == [150]
+    assert first_slots([(-50, 1), (-10, 1)], words=[(-50, "r=2;t=200")]) == [90]
+
+
+def test_the_boot_clock_is_the_one_that_runs_while_the_machine_sleeps():
+    async def told():
+        return system_clock()
+
+    clock = asyncio.run(told())
+    if not clock.boot_id:
+        pytest.skip("this system does not name its boots")
+    elapsed_s = float(Path("/proc/uptime").read_text().split()[0])
+    assert clock.uptime() == pytest.approx(elapsed_s, abs=5)
+    assert clock.boot().at == pytest.approx(time.time() - clock.uptime(), abs=1)
+    assert clock.boot_id == asyncio.run(told()).boot_id
+
+
+def test_a_clock_counted_by_a_boot_is_not_set_and_its_latest_is_never_behind():
+    machine = Machine(now=lambda: 100.0)
+
+    async def told():
+        return machine.clock()
+
+    clock = run_virtual(told())
+    counted = clock.counted_by(clock.boot())
+    began = counted.wall()
+    assert began == clock.wall() == clock.latest() == counted.latest()
+    machine.set_s = 3_600.0
+    assert (counted.wall(), counted.latest()) == (began, began + 3_600)
+    machine.set_s = -3_600.0
+    assert (counted.wall(), counted.latest()) == (began, began)
+    assert clock.counted_by(UNKNOWN_BOOT) is clock

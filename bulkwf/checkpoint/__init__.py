@@ -15,9 +15,9 @@ of a commit is shared by as many batches as happen to wait for it.
 
 from bulkwf.checkpoint.file import damaged, explain
 from bulkwf.checkpoint.findings import Findings, Scope, read_past
-from bulkwf.checkpoint.reading import Status, read_recent_attempts, read_results, read_status
+from bulkwf.checkpoint.reading import Status, read_results, read_run_past, read_status
 from bulkwf.checkpoint.records import Begun
-from bulkwf.checkpoint.schema import ANOTHER, Attempt, RunHeader
+from bulkwf.checkpoint.schema import ANOTHER, Attempt, Past, RunHeader
 from bulkwf.checkpoint.writer import Checkpoint, Executor, inline
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "Checkpoint",
     "Executor",
     "Findings",
+    "Past",
     "RunHeader",
     "Scope",
     "Status",
@@ -34,7 +35,7 @@ __all__ = [
     "explain",
     "inline",
     "read_past",
-    "read_recent_attempts",
     "read_results",
+    "read_run_past",
     "read_status",
 ]

@@ -10,11 +10,12 @@ import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import asdict
+from math import inf
 from pathlib import Path
 
 import filelock
 
-from bulkwf.checkpoint.records import Damage, Survey, recent_attempts, seal_run, survey
+from bulkwf.checkpoint.records import Damage, Survey, past, seal_run, survey
 from bulkwf.checkpoint.schema import (
     ANOTHER,
     APPLICATION_ID,
@@ -27,6 +28,7 @@ from bulkwf.checkpoint.schema import (
 )
 from bulkwf.checkpoint.sessions import has_log
 from bulkwf.errors import CheckpointError
+from bulkwf.model import Boot
 from bulkwf.payload import clean
 
 __all__ = [
@@ -107,7 +109,7 @@ def is_new(path: Path) -> bool:
     return not path.exists() or path.stat().st_size == 0
 
 
-def create(db: sqlite3.Connection, header: RunHeader, now: float) -> None:
+def create(db: sqlite3.Connection, header: RunHeader, now: float, boot: Boot) -> None:
     """Make the tables of a new checkpoint."""
     names = ", ".join(HEADER_FIELDS)
     places = ", ".join(f":{name}" for name in HEADER_FIELDS)
@@ -116,14 +118,15 @@ def create(db: sqlite3.Connection, header: RunHeader, now: float) -> None:
         f"PRAGMA user_version = {FORMAT};"
     )
     db.execute(
-        f"INSERT INTO run (created_at, {names}) VALUES (:created_at, {places})",  # noqa: S608 - names of ours
-        asdict(header) | {"created_at": float(now)},
+        f"INSERT INTO run (created_at, boot_id, booted_at, {names}) "  # noqa: S608 - names of ours
+        f"VALUES (:created_at, :boot_id, :booted_at, {places})",
+        asdict(header) | {"created_at": float(now), "boot_id": boot.id, "booted_at": boot.at},
     )
     seal_run(db)
     db.execute("COMMIT")
 
 
-def create_file(path: Path, header: RunHeader, now: float) -> None:
+def create_file(path: Path, header: RunHeader, now: float, boot: Boot) -> None:
     """Make a new checkpoint: all of it, durable, or nothing.
 
     It is made under another name. Under its own, a kill could leave a rollback journal beside the file; SQLite would
@@ -135,7 +138,7 @@ def create_file(path: Path, header: RunHeader, now: float) -> None:
         make_private(new)
         with contextlib.closing(connect(str(new))) as db:
             db.execute("PRAGMA synchronous = EXTRA")
-            create(db, header, now)
+            create(db, header, now, boot)
             # Not before: with a log, the main file alone would lack the run key.
             db.execute("PRAGMA journal_mode = WAL")
         new.rename(path)
@@ -156,7 +159,7 @@ def check(db: sqlite3.Connection, path: Path, header: RunHeader, *, any_run_key:
     """Refuse a checkpoint that is damaged or another run's, before anything is written to it; what it holds."""
     found = survey(db)
     _check_header(found.run.header, path, header, any_run_key=any_run_key)
-    recent_attempts(db, 0.0)
+    past(db, inf)
     for (started_at,) in db.execute("SELECT started_at FROM session"):
         float(started_at)
     return found

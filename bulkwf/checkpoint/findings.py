@@ -20,16 +20,18 @@ import filelock
 from bulkwf.batching import ids_are_good
 from bulkwf.checkpoint.file import acquire, connect, connect_reader, explained, make_private, release, remove
 from bulkwf.checkpoint.reading import Status, read_results
-from bulkwf.checkpoint.records import read_batch
+from bulkwf.checkpoint.records import LAST_WORDS, read_batch
+from bulkwf.checkpoint.schema import Past
 from bulkwf.errors import CheckpointError
-from bulkwf.model import Finding, Result
+from bulkwf.model import UNKNOWN_BOOT, Boot, Finding, Result
 from bulkwf.options import REQUEST_PERIOD_S
+from bulkwf.windows import Said
 
 __all__ = ["Findings", "Scope", "read_past"]
 
 STALE_AFTER_S = 86_400.0
 """A verification that was cut off longer ago than this begins anew: what it found says too little about today."""
-FORMAT = 1
+FORMAT = 2
 CONFIRMED = 2
 """So often must an instance be asked for and be absent to be called missing."""
 PAGE_IDS = 1_000
@@ -45,6 +47,7 @@ CREATE TABLE IF NOT EXISTS verification (
   run TEXT NOT NULL,              -- of which run this is: when it was created, and its run key
   sample INTEGER,                 -- so many instances drawn at random; NULL for all
   begun_at REAL NOT NULL, used_at REAL NOT NULL,
+  boot_id TEXT NOT NULL, booted_at REAL NOT NULL, -- see the checkpoint's
   pause_until REAL NOT NULL DEFAULT 0,
   listing INTEGER NOT NULL DEFAULT TRUE, -- whether the list is still being read
   pass INTEGER NOT NULL DEFAULT 1, -- for the how-manieth time
@@ -62,6 +65,9 @@ CREATE TABLE IF NOT EXISTS instance (
 CREATE TABLE IF NOT EXISTS sent (
   second INTEGER PRIMARY KEY,     -- rounded up: nothing may be taken for older than it is
   requests INTEGER NOT NULL
+);
+CREATE TABLE IF NOT EXISTS said ( -- what the last answers said is left for the token, see the checkpoint's attempts
+  id INTEGER PRIMARY KEY, heard_at REAL NOT NULL, sent_at REAL NOT NULL, quota TEXT NOT NULL
 );
 """
 
@@ -106,10 +112,13 @@ class Findings:
         pass_found: The same of this reading of the list.
         resumed: An earlier session was cut off, and is continued.
         begun_at: When the first session began, in Unix time.
+        boot: How this session's times must be counted.
         spent: The verification has come to its end, and what it found has been told.
     """
 
-    def __init__(self, path: Path, checkpoint: Path, db: sqlite3.Connection, lock: filelock.BaseFileLock) -> None:
+    def __init__(
+        self, path: Path, checkpoint: Path, db: sqlite3.Connection, lock: filelock.BaseFileLock, boot: Boot
+    ) -> None:
         self.path = path
         self._checkpoint = checkpoint
         self._db = db
@@ -120,17 +129,19 @@ class Findings:
         self.cursor: str | None = None
         self.resumed = False
         self.begun_at = 0.0
+        self.boot = boot
         self.spent = False
         self._pass = 1
 
     @classmethod
-    def open(cls, scope: Scope, now: float, draw: Callable[[], float]) -> Self:
+    def open(cls, scope: Scope, now: float, draw: Callable[[], float], boot: Boot = UNKNOWN_BOOT) -> Self:
         """Open the file of a verification that was cut off, or make one.
 
         Args:
             scope: What is to be verified.
             now: Unix time.
             draw: A random number from 0 to 1; draws the sample.
+            boot: This boot, by the clock that *now* is of.
 
         Raises:
             CheckpointError: Another verification holds it, or the folder can't be written.
@@ -148,7 +159,7 @@ class Findings:
                     db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
                     db.execute("PRAGMA journal_mode = WAL")
                     db.execute("PRAGMA synchronous = NORMAL")
-                    findings = cls(path, scope.path, db, lock)
+                    findings = cls(path, scope.path, db, lock, boot)
                     findings._prepare(scope, now, draw)
                 except BaseException:
                     db.close()
@@ -184,6 +195,10 @@ class Findings:
         db.execute("BEGIN IMMEDIATE")
         for statement in SCHEMA.split(";\n"):
             db.execute(statement)
+        if (stored := _stored_boot(db)) is not None:
+            now -= self.boot.shift_s(stored)
+            self.boot = self.boot.going_on(stored)
+            db.execute("UPDATE verification SET boot_id = ?, booted_at = ?", self.boot)
         told = db.execute("SELECT run, sample, used_at FROM verification").fetchone()
         self.resumed = (
             told is not None and told[:2] == (scope.run, scope.sample) and abs(now - told[2]) <= STALE_AFTER_S
@@ -193,8 +208,9 @@ class Findings:
             for statement in ("DELETE FROM verification", "DROP TABLE instance", *SCHEMA.split(";\n")):
                 db.execute(statement)
             db.execute(
-                "INSERT INTO verification (run, sample, begun_at, used_at, pause_until) VALUES (?, ?, ?, ?, ?)",
-                (scope.run, scope.sample, now, now, pause_until),
+                "INSERT INTO verification (run, sample, begun_at, used_at, boot_id, booted_at, pause_until) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (scope.run, scope.sample, now, now, *self.boot, pause_until),
             )
         self._want(scope, draw)
         db.execute("COMMIT")
@@ -276,6 +292,12 @@ class Findings:
         """Remember that the service has ordered silence until *until* (Unix time)."""
         with self._writing(now):
             self._db.execute("UPDATE verification SET pause_until = max(pause_until, ?)", (until,))
+
+    def said(self, said: Said) -> None:
+        """Remember what an answer says is left for the token, in Unix time."""
+        with self._writing(said.heard_at):
+            self._db.execute("INSERT INTO said (heard_at, sent_at, quota) VALUES (?, ?, ?)", said)
+            self._db.execute("DELETE FROM said WHERE id <= (SELECT max(id) FROM said) - ?", (LAST_WORDS,))
 
     def _find(self, instance_id: str, status: str) -> int:
         query = "UPDATE instance SET status = ? WHERE id = ? AND status IS NULL"
@@ -365,24 +387,39 @@ class Findings:
             return self._db.execute(query, values).fetchall()
 
 
-def read_past(checkpoint: Path, since: float) -> tuple[list[tuple[float, int]], float]:
-    """What verifications of *checkpoint* have sent, and the silence that they were ordered.
+def read_past(checkpoint: Path, since: float, boot: Boot = UNKNOWN_BOOT) -> Past:
+    """What verifications of *checkpoint* know of the requests after *since*, and of what may bind the next one.
 
-    Returns:
-        (Unix time, 0 instances) of each request since then; until when nothing may be sent (0 if it may).
+    Args:
+        checkpoint: The checkpoint's file.
+        since: Unix time.
+        boot: Counts *since* and the times given.
     """
-    sent: list[tuple[float, int]] = []
-    silent_until = 0.0
+    past = Past([], 0.0, [])
     for suffix in SUFFIXES:
         path = _beside(checkpoint, suffix)
         if not path.is_file():
             continue
-        with contextlib.suppress(sqlite3.Error, TypeError), contextlib.closing(connect(str(path))) as db:
-            seconds = db.execute("SELECT second, requests FROM sent WHERE second >= ?", (since,)).fetchall()
-            sent += [(at, 0) for at, requests in seconds for _ in range(min(requests, MOST_A_SECOND))]
-            pause_until = db.execute("SELECT max(pause_until) FROM verification").fetchone()[0]
-            silent_until = max(silent_until, pause_until or 0.0)
-    return sent, silent_until
+        with contextlib.suppress(sqlite3.Error, TypeError, ValueError), contextlib.closing(connect(str(path))) as db:
+            if (stored := _stored_boot(db)) is not None:
+                shift_s = boot.shift_s(stored)
+                past = past.joined(_past(db, since - shift_s).shifted(shift_s))
+    return past
+
+
+def _past(db: sqlite3.Connection, since: float) -> Past:
+    pause_until = db.execute("SELECT pause_until FROM verification").fetchone()[0]
+    words = sorted(Said.of(*word) for word in db.execute("SELECT heard_at, sent_at, quota FROM said"))
+    since = min([since, *(said.heard_at for said in words)])
+    seconds = db.execute("SELECT second, requests FROM sent WHERE second >= ?", (since,)).fetchall()
+    sent = [(at, 0) for at, requests in seconds for _ in range(min(requests, MOST_A_SECOND))]
+    return Past(sent, float(pause_until), words)
+
+
+def _stored_boot(db: sqlite3.Connection) -> Boot | None:
+    """The last boot that has written to the file; None if none has finished to set it up."""
+    stored = db.execute("SELECT boot_id, booted_at FROM verification").fetchone()
+    return None if stored is None else Boot(str(stored[0]), float(stored[1]))
 
 
 def _beside(checkpoint: Path, suffix: str) -> Path:

@@ -10,13 +10,13 @@ from typing import Any, get_args
 import orjson
 
 from bulkwf.checkpoint.file import connect_reader, explained
-from bulkwf.checkpoint.records import Begun, Damage, read_batches, recent_attempts, survey
-from bulkwf.checkpoint.schema import RunHeader
+from bulkwf.checkpoint.records import Begun, Damage, past, read_batches, read_run, survey
+from bulkwf.checkpoint.schema import Past, RunHeader
 from bulkwf.checkpoint.sessions import log_is_missing, tell_of_missing_log
-from bulkwf.model import Result, RowOutcome
+from bulkwf.model import UNKNOWN_BOOT, Boot, Result, RowOutcome
 from bulkwf.progress import Totals
 
-__all__ = ["Status", "read_recent_attempts", "read_results", "read_status", "results"]
+__all__ = ["Status", "read_results", "read_run_past", "read_status", "results"]
 
 RESULT_PAGE_BATCHES = 50
 """A batch of a thousand invalid rows holds a thousand reasons."""
@@ -27,6 +27,8 @@ class Status:
     """A checkpoint as `bulkwf status` shows it."""
 
     header: RunHeader
+    boot: Boot
+    """Of its last session; by it, that session's times are counted."""
     created_at: float
     finished_at: float | None
     pause_until: float | None
@@ -109,6 +111,7 @@ def read_status(path: str | os.PathLike[str]) -> Status:
         attempts = db.execute("SELECT count(*) FROM attempt WHERE verdict <> 'interrupted'").fetchone()[0]
         return Status(
             header=found.run.header,
+            boot=found.run.boot,
             created_at=found.run.created_at,
             finished_at=found.run.finished_at,
             pause_until=found.run.pause_until,
@@ -123,7 +126,8 @@ def read_status(path: str | os.PathLike[str]) -> Status:
         )
 
 
-def read_recent_attempts(path: Path, since: float) -> list[tuple[float, int]]:
-    """(Unix time, instances) of the attempts after *since* in the checkpoint at *path*, the oldest first."""
+def read_run_past(path: Path, since: float, boot: Boot = UNKNOWN_BOOT) -> Past:
+    """What `records.past` says of the checkpoint at *path*; *since* and the times given are counted by *boot*."""
     with explained(path), contextlib.closing(connect_reader(path)) as db:
-        return recent_attempts(db, since)
+        shift_s = boot.shift_s(read_run(db).boot)
+        return past(db, since - shift_s).shifted(shift_s)

@@ -17,16 +17,20 @@ from zlib import crc32
 import msgspec
 
 from bulkwf.batching import ids_are_good
-from bulkwf.checkpoint.schema import HEADER_FIELDS, RunHeader
+from bulkwf.checkpoint.schema import HEADER_FIELDS, Past, RunHeader
+from bulkwf.model import Boot
 from bulkwf.options import is_run_key, is_target_name
 from bulkwf.progress import Totals
+from bulkwf.windows import Said
 
 __all__ = [
+    "LAST_WORDS",
     "Begun",
     "Damage",
     "RunRecord",
     "Survey",
     "checksum",
+    "past",
     "read_batch",
     "read_batches",
     "read_run",
@@ -39,6 +43,8 @@ PAGE_BATCHES = 1_000
 PAGE_ATTEMPTS = 10_000
 """So many attempts in a row that are older than asked for: those before them are older still."""
 YEAR_9999 = 253_370_000_000
+LAST_WORDS = 64
+"""Of the service on what is left for the token: among so many are those that may have overtaken each other."""
 BEFORE_ALL = -(2**63)
 """Less than the number of any row that a file can hold."""
 
@@ -170,6 +176,7 @@ class RunRecord(NamedTuple):
     """What a checkpoint says of its run; times are Unix time."""
 
     header: RunHeader
+    boot: Boot
     created_at: float
     pause_until: float | None
     finished_at: float | None
@@ -195,7 +202,10 @@ def read_run(db: sqlite3.Connection) -> RunRecord:
     if not named or header.row_shape not in ("instance", "params"):
         raise Damage("the record of the run has a run key, a row shape or a name that no run writes")
     created_at, pause_until, finished_at = map(_moment, map(values.get, ("created_at", "pause_until", "finished_at")))
-    return RunRecord(header, created_at or 0.0, pause_until, finished_at)
+    boot = Boot(*msgspec.convert((values["boot_id"], values["booted_at"]), tuple[str, float]))
+    if not abs(boot.at) < YEAR_9999:
+        raise Damage("it holds a time that no calendar knows")
+    return RunRecord(header, boot, created_at or 0.0, pause_until, finished_at)
 
 
 def _run_values(db: sqlite3.Connection) -> tuple[dict[str, Any], Any]:
@@ -268,6 +278,21 @@ def survey(db: sqlite3.Connection) -> Survey:
         elif settled_at is None or begun.settled_at > settled_at:
             settled_at = begun.settled_at
     return Survey(run, totals, rows, batches, in_doubt, _moment(begun_at), _moment(settled_at))
+
+
+def past(db: sqlite3.Connection, since: float) -> Past:
+    """What a checkpoint knows of the requests after *since* (Unix time), and of what may bind the next one.
+
+    Raises:
+        ValueError: A record is damaged.
+    """
+    query = (
+        "SELECT started_at + elapsed_s, started_at, quota FROM attempt "
+        "WHERE quota IS NOT NULL AND id > (SELECT max(id) FROM attempt) - ? ORDER BY id DESC LIMIT ?"
+    )
+    words = sorted(Said.of(*word) for word in db.execute(query, (PAGE_ATTEMPTS, LAST_WORDS)))
+    since = min([since, *(said.heard_at for said in words)])
+    return Past(recent_attempts(db, since), read_run(db).pause_until or 0.0, words)
 
 
 def recent_attempts(db: sqlite3.Connection, since: float) -> list[tuple[float, int]]:

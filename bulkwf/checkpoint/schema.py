@@ -3,6 +3,8 @@
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
+from bulkwf.windows import Said
+
 __all__ = [
     "ANOTHER",
     "APPLICATION_ID",
@@ -15,6 +17,7 @@ __all__ = [
     "SESSIONS",
     "SETTLE",
     "Attempt",
+    "Past",
     "RunHeader",
 ]
 
@@ -23,6 +26,8 @@ ANOTHER = "In another checkpoint (-c) every row starts again, unless it brings i
 """What to bear in mind before naming another checkpoint."""
 APPLICATION_ID = 0x62776B66
 """`bwkf`, in the file's header: tells a checkpoint from any other SQLite database."""
+YEAR_9999 = 253_370_000_000
+"""Unix time of the last year that calendars know."""
 
 SCHEMA = """
 CREATE TABLE run (
@@ -32,6 +37,8 @@ CREATE TABLE run (
   row_shape TEXT NOT NULL,
   input TEXT NOT NULL,            -- the list's name, for people
   limits TEXT NOT NULL,           -- JSON, for people
+  boot_id TEXT NOT NULL,          -- the last boot that has written here; '': not known, times are the system clock's
+  booted_at REAL NOT NULL,        -- Unix time at which that boot's clock was zero: its times here are counted from it
   pause_until REAL,               -- the service has ordered silence until then (Unix time)
   finished_at REAL,               -- the list was read to its end with every row settled
   crc INTEGER                     -- of all other columns, see `records`; NULL only inside a transaction
@@ -58,7 +65,8 @@ CREATE TABLE batch (
 CREATE TABLE attempt (
   id INTEGER PRIMARY KEY, first_row INTEGER NOT NULL, started_at REAL NOT NULL, elapsed_s REAL NOT NULL,
   instances INTEGER NOT NULL,     -- 0 for a look-up
-  http_status INTEGER, verdict TEXT NOT NULL, detail TEXT
+  http_status INTEGER, verdict TEXT NOT NULL, detail TEXT,
+  quota TEXT                      -- what the answer said is left for the token: 'r=<requests>;t=<seconds>', …
 );
 CREATE VIEW result AS             -- a line a row, blank ones left out: first the rows that differ, then the others
 SELECT first_row + CAST(odd.key AS INTEGER) AS row,
@@ -97,8 +105,8 @@ UPDATE batch SET rows = ?, settled_at = ?, attempts = ?, created = ?, existed = 
   invalid = ?, pending = ?, answer = ?, exceptions = ?, size = ?, digest = ?, settled_crc = ? WHERE first_row = ?
 """
 NOTE = """
-INSERT INTO attempt (first_row, started_at, elapsed_s, instances, http_status, verdict, detail)
-VALUES (?, ?, ?, ?, ?, ?, ?)
+INSERT INTO attempt (first_row, started_at, elapsed_s, instances, http_status, verdict, detail, quota)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?)
 """
 
 
@@ -130,3 +138,32 @@ class Attempt(NamedTuple):
     http_status: int | None
     verdict: str
     detail: str | None
+    quota: str | None = None
+    """What the answer said is left for the token; see `windows.quota_text`."""
+
+
+class Past(NamedTuple):
+    """What a file knows of earlier sessions' requests, as far as it may still bind. Times are in Unix seconds."""
+
+    attempts: list[tuple[float, int]]
+    """(when, instances) of each request, the oldest first."""
+    pause_until: float
+    """The service has ordered silence until then; 0 if it has not."""
+    words: list[Said]
+    """What the last answers said is left for the token, the oldest first; `attempts` go back as far, or further."""
+
+    def joined(self, other: "Past") -> "Past":
+        """This and *other*."""
+        return Past(
+            sorted([*self.attempts, *other.attempts]),
+            max(self.pause_until, other.pause_until),
+            sorted([*self.words, *other.words]),
+        )
+
+    def shifted(self, seconds: float) -> "Past":
+        """The same by a clock that is so much ahead."""
+        return Past(
+            [(at + seconds, instances) for at, instances in self.attempts],
+            self.pause_until and self.pause_until + seconds,
+            [Said(heard_at + seconds, sent_at + seconds, text) for heard_at, sent_at, text in self.words],
+        )

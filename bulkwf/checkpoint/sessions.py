@@ -22,6 +22,7 @@ from pathlib import Path
 from bulkwf.checkpoint.records import Survey, seal_run
 from bulkwf.checkpoint.schema import NOTE, Attempt, RunHeader
 from bulkwf.errors import CheckpointError
+from bulkwf.model import Boot
 
 __all__ = [
     "begin_session",
@@ -82,7 +83,14 @@ def refuse_torn(db: sqlite3.Connection, path: Path) -> None:
 
 
 def begin_session(
-    db: sqlite3.Connection, path: Path | None, header: RunHeader, found: Survey, now: float, *, log_lost: bool
+    db: sqlite3.Connection,
+    path: Path | None,
+    header: RunHeader,
+    found: Survey,
+    now: float,
+    boot: Boot,
+    *,
+    log_lost: bool,
 ) -> None:
     """Write down that a process goes on with the run, in the main file.
 
@@ -94,7 +102,8 @@ def begin_session(
         path: The checkpoint; None if it is in memory.
         header: This session's input and limits take the place of the last one's.
         found: What the checkpoint holds.
-        now: Unix time.
+        now: Unix time, as *boot* counts it.
+        boot: How this session's times are counted.
         log_lost: The log of the last session is missing.
     """
     db.execute("PRAGMA journal_mode = WAL")
@@ -106,7 +115,10 @@ def begin_session(
         interrupted.append((0, UNKNOWN_INSTANCES))
     db.executemany(NOTE, (Attempt(row, now, 0.0, sent, None, INTERRUPTED, None) for row, sent in interrupted))
     # Proves, before the first request, that the file can be written.
-    db.execute("UPDATE run SET input = ?, limits = ?, finished_at = NULL", (header.input, header.limits))
+    db.execute(
+        "UPDATE run SET input = ?, limits = ?, boot_id = ?, booted_at = ?, finished_at = NULL",
+        (header.input, header.limits, *boot),
+    )
     seal_run(db)
     db.execute("INSERT INTO session (started_at, pid, host) VALUES (?, ?, ?)", (now, os.getpid(), socket.gethostname()))
     db.execute("COMMIT")

@@ -44,13 +44,13 @@ from bulkwf.checkpoint.records import (
     Begun,
     Survey,
     checksum,
+    past,
     read_batch,
     read_batches,
-    recent_attempts,
     seal_run,
     survey,
 )
-from bulkwf.checkpoint.schema import BEGIN, NOTE, SETTLE, Attempt, RunHeader
+from bulkwf.checkpoint.schema import BEGIN, NOTE, SETTLE, Attempt, Past, RunHeader
 from bulkwf.checkpoint.sessions import (
     begin_session,
     end_session,
@@ -61,7 +61,7 @@ from bulkwf.checkpoint.sessions import (
 )
 from bulkwf.errors import CheckpointError
 from bulkwf.ledger import Ledger
-from bulkwf.model import Answer, Batch
+from bulkwf.model import UNKNOWN_BOOT, Answer, Batch, Boot
 from bulkwf.progress import Totals
 from bulkwf.uncancelled import until_done
 
@@ -89,7 +89,12 @@ def inline(function: Callable[[], Any]) -> Awaitable[Any]:
 
 
 class Checkpoint:
-    """The one writer of a checkpoint. Made by `open`; `aclose` leaves one portable file behind, if there is room."""
+    """The one writer of a checkpoint. Made by `open`; `aclose` leaves one portable file behind, if there is room.
+
+    Attributes:
+        path: The file; None if it is in memory.
+        boot: How this session's times must be counted.
+    """
 
     def __init__(
         self,
@@ -99,8 +104,10 @@ class Checkpoint:
         lock: filelock.BaseFileLock | None,
         executor: Executor,
         found: Survey,
+        boot: Boot,
     ) -> None:
         self.path = path
+        self.boot = boot
         self._found = found
         self._db = db
         self._reader = reader
@@ -128,6 +135,7 @@ class Checkpoint:
         *,
         now: float,
         executor: Executor,
+        boot: Boot = UNKNOWN_BOOT,
         any_run_key: bool = True,
         new: bool = False,
     ) -> "Checkpoint":
@@ -140,6 +148,7 @@ class Checkpoint:
             header: What it belongs to.
             now: Unix time.
             executor: Where commits run.
+            boot: This boot, by the clock that *now* is of.
             any_run_key: The header's run key is for a new file only; an old one keeps its own.
             new: Move a finished checkpoint aside first.
 
@@ -148,10 +157,10 @@ class Checkpoint:
         """
         if path is None:
             db = connect(":memory:")
-            create(db, header, now)
+            create(db, header, now, boot)
             found = survey(db)
-            begin_session(db, None, header, found, now, log_lost=False)
-            return cls(None, db, db, None, executor, found)
+            begin_session(db, None, header, found, now, boot, log_lost=False)
+            return cls(None, db, db, None, executor, found, boot)
         path = Path(os.path.realpath(path))
         with explained(path):
             refuse_place(path)
@@ -166,7 +175,7 @@ class Checkpoint:
                 if new:
                     move_aside(path, now)
                 if is_new(path):
-                    create_file(path, header, now)
+                    create_file(path, header, now, boot)
                 make_private(path)
                 before = if_it_fails.enter_context(contextlib.closing(connect_reader(path)))
                 found = check(before, path, header, any_run_key=any_run_key)
@@ -175,9 +184,11 @@ class Checkpoint:
                     refuse_torn(before, path)
                 db = connect(str(path))
                 if_it_fails.callback(db.close)  # and after it the reader, which does not fold the log
-                begin_session(db, path, header, found, now, log_lost=log_lost)
+                now -= boot.shift_s(found.run.boot)
+                boot = boot.going_on(found.run.boot)
+                begin_session(db, path, header, found, now, boot, log_lost=log_lost)
                 reader = if_it_fails.enter_context(contextlib.closing(connect_reader(path)))
-                opened = cls(path, db, reader, lock, executor, found)
+                opened = cls(path, db, reader, lock, executor, found, boot)
                 if log_lost and opened.lost_since is not None:
                     tell_of_lost_log(path, opened.lost_since)
                 if_it_fails.pop_all()
@@ -386,11 +397,6 @@ class Checkpoint:
         """What this run's generated ids begin with."""
         return self._found.run.header.run_key
 
-    @property
-    def pause_until(self) -> float | None:
-        """Until when the service had ordered silence when the checkpoint was opened (Unix time)."""
-        return self._found.run.pause_until
-
     def totals(self) -> Totals:
         """Rows by outcome when the checkpoint was opened."""
         return replace(self._found.totals)
@@ -427,10 +433,10 @@ class Checkpoint:
             told = None if begun.answer is None else Answer(**orjson.loads(begun.answer))
             return Ledger.resumed(batch, begun.attempts, told, begun.exceptions)
 
-    def recent_attempts(self, since: float) -> list[tuple[float, int]]:
-        """See `records.recent_attempts`."""
+    def past(self, since: float) -> Past:
+        """See `records.past`."""
         with explained(self.path):
-            return recent_attempts(self._reader, since)
+            return past(self._reader, since)
 
 
 def _columns(ledger: Ledger, now: float) -> tuple[Any, ...]:

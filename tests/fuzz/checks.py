@@ -19,7 +19,7 @@ from test_batching import take_batches
 from bulkwf import batching
 from bulkwf.batching import IdScheme
 from bulkwf.channel import Health
-from bulkwf.checkpoint import Begun, Checkpoint, inline, read_recent_attempts, read_results, read_status
+from bulkwf.checkpoint import Begun, Checkpoint, inline, read_results, read_run_past, read_status
 from bulkwf.checkpoint.reading import results
 from bulkwf.checkpoint.writer import _columns
 from bulkwf.errors import CheckpointError
@@ -31,7 +31,7 @@ from bulkwf.outcome import Judge, judge, judge_lookup, judge_page, retry_after_s
 from bulkwf.payload import compose
 from bulkwf.retry import PATIENCE, Wait, plan
 from bulkwf.sources import files, open_source, reader
-from bulkwf.windows import Pace, pause_s
+from bulkwf.windows import Pace, Said, pause_s, quota_text
 from fuzz.inputs import IDS
 from fuzz.reading import LEVELS, Pairs, lines_of, read_line, strictly
 
@@ -253,10 +253,13 @@ def check_headers(headers, at=1_000.0):
         assert pause >= max(1.0, ordered or 0.0)
         assert health.refused(at, ordered) <= health.paused_until - at
     pace = Pace(10 / 3)
-    spent = pace.observe(at, headers)
+    spent = pace.observe(Said(at, at, headers.get("ratelimit", "")))
     assert spent or pace.wait_s(at) == 0.0
     pace.sent(at)
     assert_pause(pace.wait_s(at))
+    kept = Pace(10 / 3)
+    kept.restore(at, [Said(at, at, quota_text(headers) or "")], [at])
+    assert kept.wait_s(at) == pace.wait_s(at)
     limiter = WindowLimiter(RateLimits(), clock=lambda: at)
     limiter.observe(headers)
     limiter.paused(pause)
@@ -274,7 +277,7 @@ def check_checkpoint(path):
     refused = [
         _is_refused(lambda: read_status(path)),
         *(_is_refused(lambda outcome=outcome: list(read_results(path, outcome=outcome))) for outcome in outcomes),
-        _is_refused(lambda: read_recent_attempts(path, 0.0)),
+        _is_refused(lambda: read_run_past(path, 0.0)),
     ]
     opened = []
     resumed = not _is_refused(lambda: asyncio.run(_resume(path, opened)))
@@ -298,7 +301,7 @@ async def _resume(path, opened):
     checkpoint = Checkpoint.open(path, HEADER, now=EPOCH, executor=inline)
     opened.append(checkpoint)
     try:
-        _ = checkpoint.totals(), checkpoint.run_key, checkpoint.pause_until, checkpoint.recent_attempts(0.0)
+        _ = checkpoint.totals(), checkpoint.run_key, checkpoint.past(0.0)
         for begun in checkpoint.begun():
             if not begun.settled:
                 checkpoint.ledger(begun, b"\n" * begun.rows, "instance").record()

@@ -22,6 +22,7 @@ HARNESSES = (
     ("simulation", ("tests/simulation/test_simulation.py",)),
     ("every await", ("tests/simulation/test_every_await.py",)),
     ("engine", ("tests/test_engine.py",)),
+    ("restarts", ("tests/test_restarts.py",)),
     ("modules", tuple(f"tests/test_{name}.py" for name in MODULES)),
     ("checkpoint", ("tests/test_sessions.py", "tests/test_place.py")),
     ("travel", ("tests/crash/test_travel.py",)),

@@ -245,4 +245,22 @@ PLANTED = (
         "ON CONFLICT (second) DO UPDATE",
         "ON CONFLICT DO UPDATE",
     ),
+    Mutant(
+        "forget what is left",
+        "engine.py",
+        "                quota=quota_text(reply.headers) if isinstance(reply, Reply) else None,\n",
+        "                quota=None,\n",
+    ),
+    Mutant(
+        "trust a clock that is set",
+        "model.py",
+        "        return stored if self.id and self.id == stored.id else self\n",
+        "        return self\n",
+    ),
+    Mutant(
+        "no probe after a spent quota",
+        "limiter.py",
+        "        probing = self.probing or self._pace.expired(self._clock())\n",
+        "        probing = self.probing\n",
+    ),
 )

@@ -1,9 +1,13 @@
 """What happened in a world, held against the promises."""
 
 import contextlib
+import re
 import sqlite3
+from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
+from itertools import accumulate
+from math import inf
 
 from canary import assert_silent, assert_silent_files, report
 from fakes import EPOCH
@@ -28,6 +32,7 @@ ABSENCE_GAP_S = 10.0
 PROBING_S = 30.0
 PROBES = 3
 REFUSALS = frozenset({400, 409, 413, 422})
+QUOTA = re.compile(r"r=(\d+);t=(\d+)")
 
 
 @dataclass
@@ -177,6 +182,7 @@ class Oracle:
 
     def _check_pauses(self, world: World) -> None:
         """Nothing leaves before a pause that the service has ordered is over."""
+        self._check_what_is_left(world)
         for session in world.sessions:
             own = [sent for sent in world.sent if sent.session == session.number]
             for sent in own:
@@ -187,6 +193,24 @@ class Oracle:
                 until = told.told_at + (retry_after_s(told.told) or 0.0)
                 for sent in own:
                     assert not told.told_at + TOLERANCE_S < sent.at < until - TOLERANCE_S, "sent in a pause"
+                assert not _sent_between(world, told, until), "sent in an earlier session's pause"
+
+    def _check_what_is_left(self, world: World) -> None:
+        """Until a later answer tells, no more leaves than the service has said is left, and nothing where that is 0.
+
+        An answer that another one has overtaken may be the older of the two: only its 0 counts.
+        """
+        words = [(one, one.told_at, _left(one)) for one in world.sent if one.told_at is not None and _left(one)]
+        told_after = list(accumulate((told_at for _, told_at, _ in reversed(words)), min, initial=inf))[::-1]
+        heard = sorted(told_at for _, told_at, _ in words)
+        for told, told_at, quotas in words:
+            overtaken = bisect_left(heard, told_at) - bisect_right(heard, told.at) > 0
+            told_next = told_after[bisect_left(words, told_at - TOLERANCE_S, key=lambda word: word[0].at)]
+            for left, seconds in quotas:
+                if left and overtaken:
+                    continue
+                sent = _sent_between(world, told, told_at + seconds if left == 0 else min(told_at + seconds, told_next))
+                assert sent <= left, f"{sent} sent though {left} were left for {seconds} s, at {told_at}"
 
     def _check_stops(self, world: World) -> None:
         """Once the service has created something for a session, no odd answer ends it before three probes over 30 s."""
@@ -202,6 +226,24 @@ class Oracle:
                 continue
             assert len(odd) > PROBES, f"session {session.number} was ended by {len(odd)} odd answers"
             assert odd[-1] - odd[0] >= PROBING_S - TOLERANCE_S, f"session {session.number} was ended too early"
+
+
+def _sent_between(world: World, told: Sent, until: float) -> int:
+    """How many have left after an answer, in later sessions too if there was the time to write the answer down."""
+    assert told.told_at is not None
+    known_s = world.sessions[told.session].ended_at - told.told_at
+    durable = known_s > 3 * world.plan.commit_s + TOLERANCE_S
+    first = bisect_right(world.sent, told.told_at + TOLERANCE_S, key=lambda sent: sent.at)
+    last = bisect_left(world.sent, until - TOLERANCE_S, key=lambda sent: sent.at)
+    own = (sent for sent in world.sent[first:last] if durable or sent.session == told.session)
+    return sum(sent.written_at is not None for sent in own)
+
+
+def _left(sent: Sent) -> list[tuple[int, float]]:
+    """What the answer to a request has said is left: (requests, seconds) each."""
+    if not isinstance(sent.told, Reply):
+        return []
+    return [(int(left), float(seconds)) for left, seconds in QUOTA.findall(sent.told.headers.get("ratelimit", ""))]
 
 
 def _is_odd(sent: Sent) -> bool:

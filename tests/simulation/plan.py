@@ -36,7 +36,8 @@ class Plan:
     """All that happens in one seed's world.
 
     `healthy_from`: when the faults end, in virtual seconds. `ends`: how session after session ends, each as what
-    happens and at which turn of the loop; the session after the last one runs on by itself.
+    happens and at which turn of the loop; the session after the last one runs on by itself. `clock_steps_s`: by how
+    much the machine's clock is set before each further session; None: it is booted anew, with the right time.
     """
 
     seed: int
@@ -59,6 +60,7 @@ class Plan:
     """How likely a TLS handshake is to fail, while there are faults."""
     unanswered: str = "^$"
     """Pattern of the ids whose look-ups are never answered, while there are faults."""
+    clock_steps_s: tuple[float | None, ...] = ()
 
 
 def draw_plan(seed: int) -> Plan:
@@ -88,13 +90,21 @@ def draw_plan(seed: int) -> Plan:
         tokens=tokens,
     )
     # What is drawn last leaves the worlds of before as they were.
-    return replace(
+    plan = replace(
         plan,
         script=script + _odd_answers(chance, healthy_from, tokens),
         lag_s=chance.choice((0.0, 0.0, 0.0, 3.0, 9.0)),
         handshakes=chance.choice((0.0, 0.0, 0.0, 0.05, 0.5)),
         unanswered=chance.choice(("^$", "^$", "^$", "1$", "[02468]$")),
     )
+    if chance.random() < 0.5:
+        steps = tuple(chance.choice((0.0, 0.0, 30.0, 3_600.0, -3_600.0, None)) for _ in range(12))
+        plan = replace(plan, clock_steps_s=steps)
+    if limits.requests_per_5m is not None and chance.random() < 0.3:  # another tool has used the rest of the token's
+        left = min(limits.requests_per_5m, chance.choice((2, 3)) * options.rate.concurrency + 1)
+        crashes: tuple[tuple[End, int], ...] = tuple(("crash", chance.randint(10, 150)) for _ in range(4))
+        plan = replace(plan, limits=replace(limits, requests_per_5m=left), ends=plan.ends + crashes)
+    return plan
 
 
 def _odd_answers(chance: random.Random, until_s: float, tokens: int) -> tuple[dict[str, Any], ...]:

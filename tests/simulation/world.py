@@ -16,7 +16,7 @@ from random import Random
 from typing import Any
 
 import canary
-from fakes import EPOCH, HEADER, TARGET, VirtualLoop
+from fakes import EPOCH, HEADER, TARGET, Machine, VirtualLoop
 
 from bulkwf.api import _take_over
 from bulkwf.batching import IdScheme
@@ -95,6 +95,7 @@ class Session:
     turn: int = 0
     summary: Summary | None = None
     error: BaseException | None = None
+    ended_at: float = 0.0
     paused_until: float = 0.0
     """What the checkpoint asked for when it began, in virtual seconds."""
 
@@ -132,6 +133,7 @@ class World:
         self.shared = frozenset(row.id for row in plan.rows if row.kind == "twin")
         """Ids that stand in several rows."""
         self._loop: SimulatedLoop | None = None
+        self.machine = Machine(self.monotonic)
         self.schedule(plan.healthy_from, self._heal)
         items = [row for row in plan.rows if row.kind == TAKEN]
         for row in items:
@@ -175,10 +177,6 @@ class World:
         """The sessions' clock."""
         self._tick()
         return self.now
-
-    def wall(self) -> float:
-        """Unix time."""
-        return EPOCH + self.monotonic()
 
     # --- the service ---
 
@@ -274,7 +272,7 @@ class World:
     def play(self) -> None:
         """Session after session, until the run has come to its end."""
         ends = list(self.plan.ends)
-        downtimes = list(self.plan.downtimes_s)
+        downtimes, steps = list(self.plan.downtimes_s), list(self.plan.clock_steps_s)
         while True:
             end = ends.pop(0) if ends else ("", 0)
             session = self._play_session(*end)
@@ -288,6 +286,10 @@ class World:
             assert len(self.sessions) < MOST_SESSIONS, "the run comes to no end"
             ill = session.error is not None and self.now < self.plan.healthy_from
             self.let_pass(60.0 if ill else downtimes.pop(0) if downtimes else 5.0)
+            step_s = steps.pop(0) if steps else 0.0
+            if step_s is None:
+                self.machine.boot_anew()
+            self.machine.set_s = 0.0 if step_s is None else self.machine.set_s + step_s
 
     def _play_session(self, end: str, turn: int) -> Session:
         session = Session(len(self.sessions), self.now, end)
@@ -307,6 +309,7 @@ class World:
         finally:
             session.turn = loop.turn
             self._tick()
+            session.ended_at = self.now
             self._loop = None
             _unwind(loop)
         return session
@@ -320,13 +323,12 @@ class World:
 
     async def _run(self, loop: SimulatedLoop, session: Session, end: str, turn: int) -> Summary:
         plan = self.plan
-        clock = Clock(
-            now=loop.time, wall=self.wall, sleep=asyncio.sleep, draw=Random(plan.seed + session.number + 2).random
-        )
-        checkpoint = Checkpoint.open(self.file, HEADER, now=self.wall(), executor=self._execute)
+        clock = self.machine.clock(plan.seed + session.number + 2)
+        checkpoint = Checkpoint.open(self.file, HEADER, now=clock.wall(), executor=self._execute, boot=clock.boot())
+        clock = clock.counted_by(checkpoint.boot)
         source = open_source(str(self.list), first=None, rate=plan.options.rate)
         try:
-            session.paused_until = (checkpoint.pause_until or EPOCH) - EPOCH
+            session.paused_until = (checkpoint.past(0.0).pause_until or EPOCH) - EPOCH
             engine = build_engine(source, checkpoint, Network(self, session), plan.options, clock)
             running = asyncio.ensure_future(engine.run())
             if end:
@@ -408,8 +410,9 @@ class Network:
         assert not twice, f"on the wire twice at one time: {sorted(twice)}"
         self._on_wire.update(ids)
         try:
-            sent.told = await self._exchange(sent, body, written)
+            told = await self._exchange(sent, body, written)
             sent.told_at = world.monotonic()
+            sent.told = replace(told, elapsed_s=sent.told_at - sent.at)
             return sent.told
         finally:
             self._on_wire.difference_update(ids)
