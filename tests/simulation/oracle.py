@@ -1,8 +1,6 @@
 """What happened in a world, held against the promises."""
 
-import contextlib
 import re
-import sqlite3
 from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
@@ -49,7 +47,7 @@ class Oracle:
         assert_silent_files(world.folder)
         if (error := world.sessions[-1].error) is not None:
             assert_silent(report(error), "an error with its locals")
-        if not world.file.exists() or not _has_tables(world):
+        if not world.file.exists():
             return
         status = read_status(world.file)
         totals = status.totals
@@ -326,11 +324,6 @@ def _check_window(uses: list[tuple[float | None, int]], period_s: float, limit: 
         held.append((at, amount))
         total = sum(n for _, n in held)
         assert total <= limit, f"{total} {what} in {period_s} s, at {at}"
-
-
-def _has_tables(world: World) -> bool:
-    with contextlib.closing(sqlite3.connect(world.file)) as db:
-        return db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] > 0
 
 
 __all__ = ["EPOCH", "Crash", "Oracle", "TemporaryStop", "trace"]
