@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import stat
 import zlib
 from collections.abc import Sequence
@@ -13,12 +14,16 @@ import anyio
 
 from bulkwf.errors import InputError
 from bulkwf.sources.reader import Chunk
+from bulkwf.threads import in_daemon_thread
 
 __all__ = ["FileFeed"]
 
 CHUNK_BYTES = 1_048_576
 BOM = b"\xef\xbb\xbf"
 GZIP_MAGIC = b"\x1f\x8b"
+PIECE_BYTES = 8_192
+"""Unpacked at a time: at the end of each member, zlib copies what is left of the piece."""
+_NO_PADDING = re.compile(rb"[^\0]")
 
 
 class FileFeed:
@@ -95,7 +100,7 @@ class FileFeed:
         assert self._file is not None
         self._done_bytes += self._file.read_bytes
         file, self._file = self._file, None
-        await asyncio.to_thread(file.close)
+        await in_daemon_thread(file.close)
 
 
 class _File(Protocol):
@@ -122,7 +127,7 @@ class _RegularFile:
         if self._is_cached():
             data = os.read(self._descriptor, CHUNK_BYTES)
         else:
-            data = await asyncio.to_thread(os.read, self._descriptor, CHUNK_BYTES)
+            data = await in_daemon_thread(lambda: os.read(self._descriptor, CHUNK_BYTES))
         self.read_bytes += len(data)
         if not data and self.read_bytes < self._size:
             raise EOFError(f"the file shrank from {self._size:,} to {self.read_bytes:,} bytes while it was read.")
@@ -174,6 +179,8 @@ class _Gzip:
         self.name = file.name
         self._file = file
         self._packed = begun
+        self._at = 0
+        """So many of the packed bytes are unpacked."""
         self._proving = False
         self._unpacker = zlib.decompressobj(wbits=31)
 
@@ -192,34 +199,36 @@ class _Gzip:
                 pass
             self._proving = False
             self._file.rewind()
-            self._packed, self._unpacker = b"", zlib.decompressobj(wbits=31)
+            self._packed, self._at, self._unpacker = b"", 0, zlib.decompressobj(wbits=31)
 
     async def read(self) -> bytes:
         while True:
-            data = await asyncio.to_thread(self._unpack)
-            if data:
+            if data := await asyncio.to_thread(self._unpack):
                 return data
-            if self._unpacker.eof and not self._packed.strip(b"\0"):
-                packed = await self._file.read()
-                if not packed:
-                    return b""
-                self._packed = packed
-                continue
-            if self._packed:
-                continue
-            self._packed = await self._file.read()
+            self._packed, self._at = await self._file.read(), 0
             if not self._packed:
+                if self._unpacker.eof:
+                    return b""
                 raise EOFError("the gzip file is cut off: its end is missing.")
 
     def _unpack(self) -> bytes:
-        if self._unpacker.eof:
-            self._packed = self._packed.lstrip(b"\0")
-            if not self._packed:
-                return b""
-            self._unpacker = zlib.decompressobj(wbits=31)
-        data = self._unpacker.decompress(self._packed, CHUNK_BYTES)
-        self._packed = self._unpacker.unused_data or self._unpacker.unconsumed_tail
-        return data
+        """A chunk of what the packed bytes hold, over as many members as that takes; nothing once they are used up."""
+        pieces, room = [], CHUNK_BYTES
+        while room:
+            if self._unpacker.eof:
+                begins = _NO_PADDING.search(self._packed, self._at)
+                if begins is None:
+                    break
+                self._at = begins.start()
+                self._unpacker = zlib.decompressobj(wbits=31)
+            packed = self._packed[self._at : self._at + PIECE_BYTES]
+            data = self._unpacker.decompress(packed, room)
+            self._at += len(packed) - len(self._unpacker.unused_data or self._unpacker.unconsumed_tail)
+            if not data and not packed:
+                break
+            pieces.append(data)
+            room -= len(data)
+        return b"".join(pieces)
 
     def close(self) -> None:
         self._file.close()
@@ -251,7 +260,7 @@ async def _open(path: str) -> _File:
     name = "stdin" if path == "-" else path
     # Without O_NONBLOCK, opening a named pipe would wait for its writer where nothing can end the wait.
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
-    descriptor = 0 if path == "-" else await asyncio.to_thread(os.open, path, flags)
+    descriptor = 0 if path == "-" else await in_daemon_thread(lambda: os.open(path, flags))
     mode = os.fstat(descriptor).st_mode
     waited_for = stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(descriptor)  # not /dev/null, a disk
     file: _File = _Stream(name, descriptor) if waited_for else _RegularFile(name, descriptor)
