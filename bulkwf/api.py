@@ -52,7 +52,8 @@ async def submit_all(
         rows: The path of a file of JSON lines (`.gz` too, `-` is standard input), or an iterable or async iterable of
             mappings or `Instance`. A row's keys are the API's: `instance_id`, `params`, `instance_retention`,
             `location_hint`, all of them optional. An ordinary iterable is drawn in the event loop: one that waits for
-            something should be an async one.
+            something should be an async one. A generator belongs to the call: it is closed before the call returns,
+            however the run ends, and an async one has 5 s for its cleanup. No other iterator is closed.
         workflow: Name of the workflow.
         account_id: None takes `CLOUDFLARE_ACCOUNT_ID`.
         api_token: The token, or a function that gives it and is asked again, in a thread, when the service refuses

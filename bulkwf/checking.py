@@ -1,22 +1,28 @@
 """Validate a list without any network: what would be refused, which ids stand twice, and how long it will take."""
 
 import tempfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from heapq import nsmallest
 from pathlib import Path
 from zlib import crc32
 
 from bulkwf.batching import IdScheme, Packer
+from bulkwf.errors import InputError
 from bulkwf.model import Batch
 from bulkwf.options import REQUEST_PERIOD_S, Options
 from bulkwf.sources import Source
+from bulkwf.threads import in_daemon_thread
 
 __all__ = ["CheckReport", "check_list"]
 
 EXAMPLES = 20
 BUCKETS = 256
 """Ids are spread over so many files, so that one at a time fits in memory however long the list is."""
+WAITING_ROWS = 100_000
+"""So many ids are written at a time."""
 
 
 @dataclass(slots=True)
@@ -64,17 +70,26 @@ async def check_list(source: Source, scheme: IdScheme, options: Options) -> Chec
     """Read the whole list as a run would.
 
     Raises:
-        InputError: It can't be read to its end.
+        InputError: It can't be read to its end, or the temporary files that its ids need can't be written.
     """
     report = CheckReport()
-    with tempfile.TemporaryDirectory(prefix="bulkwf-check-") as folder:
-        buckets = _Buckets(Path(folder))
-        while (batch := await _next_batch(source, scheme, options)) is not None:
-            _count(report, batch, source)
-            buckets.add(batch)
-        for row, earlier, instance_id in buckets.duplicates():
-            report.duplicates += 1
-            report.note(source.where(row), f"the id {instance_id!r} is that of {source.where(earlier)} already")
+    try:
+        with tempfile.TemporaryDirectory(prefix="bulkwf-check-") as folder:
+            ids = _Ids(Path(folder))
+            while (batch := await _next_batch(source, scheme, options)) is not None:
+                _count(report, batch, source)
+                if ids.add(batch):
+                    await in_daemon_thread(ids.write)
+            await in_daemon_thread(ids.write)
+            first = await in_daemon_thread(ids.find_repeated)
+    except OSError as error:
+        raise InputError(
+            f"the ids of the list can't be written to temporary files: {error.strerror or error}. Make room in "
+            f"{tempfile.tempdir or 'TMPDIR'}, or name another folder with TMPDIR, and run the same command again."
+        ) from None
+    report.duplicates = ids.repeated
+    for row, earlier, instance_id in first:
+        report.note(source.where(row), f"the id {instance_id!r} is that of {source.where(earlier)} already")
     return report
 
 
@@ -98,41 +113,59 @@ def _count(report: CheckReport, batch: Batch, source: Source) -> None:
         report.note(source.where(result.row), str(result.message))
 
 
-class _Buckets:
-    """The ids of a list, spread over files by their crc."""
+class _Ids:
+    """The ids of a list with their rows, spread over temporary files by their crc.
+
+    A file is a sequence of blocks: their size in 4 bytes, then lines `<row> <id>` in the order of the rows, compressed.
+    Only the different ids of one file at a time are held in memory.
+
+    Attributes:
+        repeated: Rows whose id an earlier row has, once `find_repeated` has counted them.
+    """
 
     def __init__(self, folder: Path) -> None:
+        self.repeated = 0
         self._paths = [folder / f"{number:03}" for number in range(BUCKETS)]
         self._waiting: list[list[str]] = [[] for _ in range(BUCKETS)]
         self._count = 0
 
-    def add(self, batch: Batch) -> None:
-        """Take in a batch's ids, those that stand twice in it too."""
-        again = [(r.row, r.id) for r in batch.refused if r.code == "duplicate_id" and r.id is not None]
-        sent = zip((batch.first_row + offset for offset in batch.offsets), batch.ids, strict=True)
-        for row, instance_id in (*sent, *again):
-            self._waiting[crc32(instance_id.encode()) % BUCKETS].append(f"{row:015} {instance_id}\n")
-            self._count += 1
-        if self._count > 100_000:
-            self._flush()
+    def add(self, batch: Batch) -> bool:
+        """Take in a batch's ids, those that stand twice in it too; whether `write` is due."""
+        rows = [(batch.first_row + offset, one) for offset, one in zip(batch.offsets, batch.ids, strict=True)]
+        again = [(one.row, one.id) for one in batch.refused if one.code == "duplicate_id" and one.id is not None]
+        for row, instance_id in sorted(rows + again) if again else rows:
+            self._waiting[crc32(instance_id.encode()) % BUCKETS].append(f"{row} {instance_id}")
+        self._count += len(rows) + len(again)
+        return self._count >= WAITING_ROWS
 
-    def duplicates(self) -> Iterator[tuple[int, int, str]]:
-        """(row, earlier row, id) of each id that an earlier row has."""
-        self._flush()
+    def write(self) -> None:
+        """Write what `add` has left waiting."""
+        for path, lines in zip(self._paths, self._waiting, strict=True):
+            if lines:
+                block = zlib.compress("\n".join(lines).encode("ascii"), 1)
+                with path.open("ab") as file:
+                    file.write(len(block).to_bytes(4, "little") + block)
+                lines.clear()
+        self._count = 0
+
+    def find_repeated(self) -> list[tuple[int, int, str]]:
+        """(row, earlier row, id) of the first `EXAMPLES` rows whose id an earlier row has; all of them are counted."""
+        return nsmallest(EXAMPLES, self._find_all())
+
+    def _find_all(self) -> Iterator[tuple[int, int, str]]:
         for path in self._paths:
-            if not path.exists():
-                continue
             first: dict[str, int] = {}
-            for line in sorted(path.read_text("ascii").splitlines()):
+            for line in _lines(path):
                 row, _, instance_id = line.partition(" ")
                 earlier = first.setdefault(instance_id, int(row))
                 if earlier != int(row):
+                    self.repeated += 1
                     yield int(row), earlier, instance_id
 
-    def _flush(self) -> None:
-        for path, lines in zip(self._paths, self._waiting, strict=True):
-            if lines:
-                with path.open("ab") as file:
-                    file.write("".join(lines).encode("ascii"))
-                lines.clear()
-        self._count = 0
+
+def _lines(path: Path) -> Iterator[str]:
+    if path.exists():
+        with path.open("rb") as file:
+            while size := file.read(4):
+                block = file.read(int.from_bytes(size, "little"))
+                yield from zlib.decompress(block).decode("ascii").split("\n")

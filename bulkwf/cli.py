@@ -1,6 +1,5 @@
 """The commands. stdout carries data only; everything else goes to stderr. Each command imports what it needs."""
 
-import asyncio
 import os
 import signal
 import sys
@@ -8,10 +7,11 @@ import traceback
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal, TextIO
+from typing import Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
+from bulkwf import output, process
 from bulkwf.errors import BulkwfError, ConfigError
 from bulkwf.flags import Inputs, ListFlags, RunFlags, ServiceFlags, default_checkpoint, input_paths, parse_rate
 from bulkwf.model import RowOutcome
@@ -73,7 +73,7 @@ def run(
     file = checkpoint or default_checkpoint(paths, emulate=emulate)
     make_descriptors_last(options.rate.concurrency, ends=2 if emulate else 1)
     session = Session(paths, workflow, account, file, options, service_flags.api_token_file, emulate=emulate)
-    summary = asyncio.run(session.run(quiet=quiet))
+    summary = process.run(session.run(quiet=quiet))
     if json:
         name = os.fsencode(file).decode("utf-8", "replace")
         return _print_last(_json_line({**asdict(summary), "checkpoint": name}), summary.exit_code)
@@ -98,7 +98,7 @@ def check(*inputs: Inputs, list_flags: ListFlags = ListFlags()) -> int:
     options = list_flags.options()
     source = open_source(input_paths(inputs), first=options.first, rate=options.rate)
     scheme = IdScheme(options.run_key or "0", options.id_template)
-    report = asyncio.run(until_signalled(check_list(source, scheme, options)))
+    report = process.run(until_signalled(check_list(source, scheme, options)))
     if isinstance(report, signal.Signals):
         return 128 + report
     for line in check_lines(report, options):
@@ -121,8 +121,8 @@ def status(checkpoint: Path, *, json: bool = False) -> int:
     from bulkwf.console import status_lines  # noqa: PLC0415
 
     found = read_status(checkpoint)
-    lines = [_json_line(asdict(found))] if json else list(status_lines(found))
-    sys.stdout.writelines(line + "\n" for line in lines)
+    for line in [_json_line(asdict(found))] if json else status_lines(found):
+        output.write_line(line)
     return 0
 
 
@@ -148,7 +148,7 @@ def results(
     from bulkwf.printing import write_csv, write_jsonl  # noqa: PLC0415
 
     write = write_csv if format == "csv" else write_jsonl
-    write(read_results(checkpoint, outcome=outcome), sys.stdout.buffer)
+    write(read_results(checkpoint, outcome=outcome), output.data())
     return 0
 
 
@@ -200,18 +200,18 @@ def verify(
     def tell(verified: Verified, findings: Iterable[Finding]) -> None:
         try:
             if json:
-                write_report(verified, findings, sys.stdout.buffer)
+                write_report(verified, findings, output.data())
             elif format == "csv":
-                write_csv(findings, sys.stdout.buffer, Finding)
+                write_csv(findings, output.data(), Finding)
             else:
-                write_jsonl(findings, sys.stdout.buffer)
-            sys.stdout.flush()
-        except BrokenPipeError:  # whoever reads has enough of it; the exit code says all the same what was found
-            _drop(sys.stdout)
+                write_jsonl(findings, output.data())
+            output.finish()
+        except output.ReaderGone:  # the exit code says all the same what was found
+            return
 
     account = account or os.environ.get("CLOUDFLARE_ACCOUNT_ID", "").strip() or None
     session = VerifySession(checkpoint, account, options, service_flags.api_token_file, sample)
-    return asyncio.run(session.run(tell, quiet=quiet))
+    return process.run(session.run(tell, quiet=quiet))
 
 
 @app.command
@@ -257,9 +257,14 @@ def emulate(
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--faults {faults}: the script can't be read: {error}.") from None
     try:
-        asyncio.run(until_signalled(serve(service, started=_print_line, faults=script, host=host, port=port, log=log)))
+        process.run(
+            until_signalled(serve(service, started=output.write_line, faults=script, host=host, port=port, log=log))
+        )
     except FaultScriptError as error:
         raise ConfigError(f"--faults {faults}: {error}") from None
+    except output.OutputError as error:
+        _say(f"the base URL can't be written to standard output: {error.strerror}.")
+        return EXIT_SYSTEM
     except (OSError, OverflowError) as error:
         raise ConfigError(f"can't serve: {error}") from None
     _say(
@@ -272,20 +277,15 @@ def emulate(
 # --- the process ---------------------------------------------------------------------------------------------------
 
 
-def _print_line(text: str) -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
-
-
 def _print_last(text: str, code: int) -> int:
     """Print a run's summary; returns the exit code. What the run has come to outweighs who could be told of it."""
     try:
-        _print_line(text)
-    except OSError as error:
-        _drop(sys.stdout)
-        if not isinstance(error, BrokenPipeError):
-            _say(f"the summary can't be written: {error.strerror}.")
-            return code or EXIT_SYSTEM
+        output.write_line(text)
+    except output.ReaderGone:
+        return code
+    except output.OutputError as error:
+        _say(f"the summary can't be written: {error.strerror}.")
+        return code or EXIT_SYSTEM
     return code
 
 
@@ -306,7 +306,6 @@ def _say(text: str) -> None:
 def _call(words: list[str]) -> int:
     try:
         code = app(words, exit_on_error=False, print_error=False)
-        sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except CycloptsError as error:
         _say(f"{error} See `bulkwf --help`.")
@@ -323,36 +322,37 @@ def _call(words: list[str]) -> int:
 
 
 def _hold_standard_files() -> None:
-    """Fill the places of standard files that are closed: the next file to be opened would be taken for one of them."""
-    for number in range(3):
+    """Fill the places of standard files that are closed: the next file to be opened would be taken for one of them.
+
+    Reading from such an input and writing to such an output fail, as with closed ones. What is said to a closed
+    stderr is lost.
+    """
+    for number, flags in enumerate((os.O_WRONLY, os.O_RDONLY, os.O_WRONLY)):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_WRONLY)  # reading from it fails, as from a closed one
-    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115 - there is no path; as long as we live
-    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
-
-
-def _drop(file: TextIO) -> None:
-    """Let what *file* still holds go nowhere, so that Python does not fail over it on its way out."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
+            os.open(os.devnull, flags)
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115 - there is no path; as long as we live
 
 
 def main() -> None:
     """The command's entry: runs it and exits with its code."""
+    code = 0
     try:
         _hold_standard_files()
+        output.take_over()
+        process.watch_signals()
         code = _call(sys.argv[1:])
+        output.finish()
     except KeyboardInterrupt:  # of a command that has no way of its own to end, or not yet
+        output.abandon()
         code = 128 + signal.SIGINT
-    except BrokenPipeError:
-        code = 0  # whoever reads our output has enough of it (`| head`)
+    except output.ReaderGone:
+        pass  # `| head` is no error
+    except output.OutputError as error:
+        _say(f"standard output can't be written: {error.strerror}. It is incomplete: run the same command again.")
+        code = code or EXIT_SYSTEM
     except OSError as error:
-        _say(f"the output, or a temporary file, can't be written: {error}.")
+        _say(f"the system refuses what the command needs: {error}.")
         code = EXIT_SYSTEM
-    for file in (sys.stdout, sys.stderr):
-        try:
-            file.flush()
-        except OSError:
-            _drop(file)
-    sys.exit(code)
+    process.leave(code)

@@ -41,6 +41,9 @@ A rule of ours, because a parser's own limit is none: it moves with the Python v
 of the caller's stack too, so that a row that could be read once might not be readable again.
 """
 
+MAX_ERRORS_BYTES = 262_144
+"""A longer list of errors is not the service's. Decoded, a list of empty objects takes forty times its own size."""
+
 UTF8_PIECE_BYTES = 16_384
 
 _TEXT = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
@@ -231,26 +234,26 @@ class ServiceError(msgspec.Struct, frozen=True, gc=False):
 
 class _NewerResult(msgspec.Struct):
     created: list[Answered]
-    errors: list[Refused] = []
+    errors: msgspec.Raw = msgspec.Raw(b"[]")
 
 
-class Envelope(msgspec.Struct):
-    """The service's answer to a batch create: `{success, errors, messages, result}`."""
-
+class _Envelope(msgspec.Struct):
     success: bool
     result: list[Answered] | _NewerResult | None = None
 
-    @property
-    def answered(self) -> list[Answered]:
-        """The instances that the answer names as created."""
-        if isinstance(self.result, _NewerResult):
-            return self.result.created
-        return self.result or []
 
-    @property
-    def refused(self) -> list[Refused]:
-        """The instances that the answer names as refused."""
-        return self.result.errors if isinstance(self.result, _NewerResult) else []
+class Envelope(msgspec.Struct):
+    """The service's answer to a batch create: `{success, errors, messages, result}`.
+
+    Attributes:
+        success: What the answer says of itself.
+        answered: The instances that the answer names as created.
+        refused: The instances that the answer names as refused.
+    """
+
+    success: bool
+    answered: list[Answered]
+    refused: list[Refused]
 
 
 class Listed(msgspec.Struct, gc=False):
@@ -296,13 +299,25 @@ class _PageEnvelope(msgspec.Struct):
     result_info: _PageInfo | None = None
 
 
-_ENVELOPE = msgspec.json.Decoder(Envelope)
+class _ErrorEnvelope(msgspec.Struct):
+    errors: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+_ENVELOPE = msgspec.json.Decoder(_Envelope)
+_REFUSED = msgspec.json.Decoder(list[Refused])
+_ERROR_ENVELOPE = msgspec.json.Decoder(_ErrorEnvelope)
 
 
 def decode_answer(body: bytes) -> Envelope | None:
     """The answer to a batch create; None if *body* is not one."""
     try:
-        return _ENVELOPE.decode(body)
+        envelope = _ENVELOPE.decode(body)
+        result = envelope.result
+        if not isinstance(result, _NewerResult):
+            return Envelope(envelope.success, result or [], [])
+        if len(memoryview(result.errors)) > MAX_ERRORS_BYTES:
+            return None
+        return Envelope(envelope.success, result.created, _REFUSED.decode(result.errors))
     except (ValueError, RecursionError):
         return None
 
@@ -331,14 +346,21 @@ def decode_page(body: bytes) -> Page | None:
 
 
 def decode_errors(body: bytes) -> tuple[ServiceError, ...] | None:
-    """The errors that an envelope lists, inner ones of an `error_chain` too; None if *body* is no JSON object."""
+    """The errors that an envelope lists, inner ones of an `error_chain` too.
+
+    Returns:
+        None if *body* is no JSON object, or its errors take more than `MAX_ERRORS_BYTES`. All else that stands in it
+        is passed over: however large the body is, only its errors take memory.
+    """
     try:
-        value = msgspec.json.decode(body)
+        errors = _ERROR_ENVELOPE.decode(body).errors
+        if isinstance(errors, msgspec.UnsetType):
+            return ()
+        if len(memoryview(errors)) > MAX_ERRORS_BYTES:
+            return None
+        return tuple(_errors(msgspec.json.decode(errors), depth=3))
     except (ValueError, RecursionError):
         return None
-    if not isinstance(value, dict):
-        return None
-    return tuple(_errors(value.get("errors"), depth=3))
 
 
 def _errors(value: Any, depth: int) -> list[ServiceError]:

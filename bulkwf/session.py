@@ -9,10 +9,10 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 
@@ -22,6 +22,7 @@ from bulkwf.credentials import TokenSource, environment_credential, file_credent
 from bulkwf.errors import BulkwfError, CheckpointError, ConfigError, InputError
 from bulkwf.model import Finding, Summary
 from bulkwf.options import REHEARSAL, Options
+from bulkwf.process import caught_signals
 from bulkwf.verification import Verified, open_verification
 
 if TYPE_CHECKING:
@@ -34,8 +35,6 @@ DESCRIPTORS_BESIDE_SOCKETS = 48
 LARGE_BYTES = 20_000_000
 """A checkpoint of this size takes more than a second to be read."""
 T = TypeVar("T")
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,8 @@ class Session:
             endpoint = await stack.enter_async_context(self._endpoint())
             opened = await stack.enter_async_context(open_run(self.paths, checkpoint=self.checkpoint, **endpoint))
             then = "the answers in flight are still read; a second signal stops at once"
-            signals = stack.enter_context(Signals(opened.drain, opened.abort, then))
+            signals = Signals(opened.drain, opened.abort, then)
+            stack.enter_context(signals.caught())
             try:
                 async with show_progress(ShownRun(opened), quiet=quiet):
                     summary = await opened.finish()
@@ -125,7 +125,8 @@ class VerifySession:
                 since = when(findings.begun_at)
                 say(f"bulkwf: goes on with what was found since {since}; to start over, delete {findings.path}")
             working = anyio.CancelScope()
-            signals = stack.enter_context(Signals(working.cancel, working.cancel, "what was found so far is kept"))
+            signals = Signals(working.cancel, working.cancel, "what was found so far is kept")
+            stack.enter_context(signals.caught())
             try:
                 with working:
                     async with show_progress(ShownVerification(verification), quiet=quiet):
@@ -159,15 +160,9 @@ class Signals:
         self._then = then
         self.received: signal.Signals | None = None
 
-    def __enter__(self) -> Self:
-        for number in SIGNALS:
-            if signal.getsignal(number) != signal.SIG_IGN:  # nohup stays nohup
-                asyncio.get_running_loop().add_signal_handler(number, self._receive, number)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number in SIGNALS:
-            asyncio.get_running_loop().remove_signal_handler(number)
+    def caught(self) -> AbstractContextManager[None]:
+        """Receive the process's signals while the block lasts."""
+        return caught_signals(self._receive, f"To continue, run:\n  {_resume_command()}")
 
     def _receive(self, number: signal.Signals) -> None:
         if self.received is None:
@@ -216,14 +211,13 @@ async def until_signalled(work: Coroutine[Any, Any, T]) -> T | signal.Signals:
         received.append(number)
         task.cancel()
 
-    for number in SIGNALS:
-        asyncio.get_running_loop().add_signal_handler(number, stop, number)
-    try:
-        return await task
-    except asyncio.CancelledError:
-        if not received:
-            raise
-        return received[0]
+    with caught_signals(stop):
+        try:
+            return await task
+        except asyncio.CancelledError:
+            if not received:
+                raise
+            return received[0]
 
 
 def emulated_service(

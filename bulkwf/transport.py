@@ -26,6 +26,7 @@ from bulkwf.credentials import Credentials
 from bulkwf.errors import ConfigError
 from bulkwf.model import Fault, FaultKind, Reply, Written
 from bulkwf.options import Options, Target
+from bulkwf.threads import in_daemon_thread
 from bulkwf.wire import Upload
 
 __all__ = ["AiohttpTransport"]
@@ -106,7 +107,7 @@ class AiohttpTransport:
     async def renew(self, credential: int) -> bool:
         """See `Transport.renew`."""
         async with self._renewing:
-            return await asyncio.to_thread(self._credentials.renew, credential)
+            return await in_daemon_thread(lambda: self._credentials.renew(credential))
 
     def distrust(self) -> None:
         """See `Transport.distrust`. Requests under way on the old connections are let through to their end."""

@@ -6,14 +6,11 @@ library too. So what has to end is a future or a task of its own, which is await
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import anyio
 
-__all__ = ["in_thread", "uncancelled", "until_done"]
-
-T = TypeVar("T")
+__all__ = ["uncancelled", "until_done"]
 
 
 async def until_done(future: asyncio.Future[Any], cancelled: Callable[[], object] = lambda: None) -> None:
@@ -59,21 +56,3 @@ async def uncancelled(close: Callable[[], Awaitable[None]]) -> None:
 
 async def _run(close: Callable[[], Awaitable[None]]) -> None:
     await close()
-
-
-async def in_thread(function: Callable[..., T], *args: Any, undo: Callable[[T], object] = lambda _: None) -> T:
-    """Call *function* in a thread; a cancellation is raised when it has returned, and what it uses may be closed.
-
-    Args:
-        function: Called once.
-        args: Given to it.
-        undo: Given what it has returned if the caller was cancelled meanwhile.
-    """
-    running = asyncio.get_running_loop().run_in_executor(None, partial(function, *args))
-    try:
-        await until_done(running)
-    except asyncio.CancelledError:
-        if not running.cancelled() and running.exception() is None:
-            undo(running.result())
-        raise
-    return running.result()

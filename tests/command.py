@@ -233,17 +233,19 @@ class Running:
         *words: str | Path,
         env: Mapping[str, str | None] | None = None,
         stdin: Any = subprocess.DEVNULL,
+        stdout: Any = None,
         ignored: Sequence[int] = (),
         limits: Mapping[int, int] | None = None,
+        prefix: Sequence[str] = (),
     ) -> None:
         number = next(_counter)
         self._out, self._err = Path(f"{number}.out").absolute(), Path(f"{number}.err").absolute()
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.process = subprocess.Popen(
-                [*_launched(limits, ignored), *COMMAND, *map(str, words)],
+                [*prefix, *_launched(limits, ignored), *COMMAND, *map(str, words)],
                 env=environment(env),
                 stdin=stdin,
-                stdout=out,
+                stdout=out if stdout is None else stdout,
                 stderr=err,
             )
 

@@ -216,23 +216,183 @@ async def test_a_stream_that_nobody_reads_holds_up_the_run_and_not_the_caller(fo
         assert results.summary.created < 20_000
 
 
+# --- the generator that gives the rows ----------------------------------------------------------------------------
+
+
+class Generators:
+    """Generators of rows that hold something open, as a connection to a database would be.
+
+    Attributes:
+        opened: How many have begun.
+        closed: How many have ended their cleanup.
+    """
+
+    def __init__(self, *, awaited):
+        self.opened = self.closed = 0
+        self.give = self._awaited if awaited else self._plain
+
+    def _plain(self, n):
+        self.opened += 1
+        try:
+            yield from mappings(n)
+        finally:
+            self.closed += 1
+
+    async def _awaited(self, n):
+        self.opened += 1
+        try:
+            for row in mappings(n):
+                await asyncio.sleep(0)
+                yield row
+        finally:
+            await asyncio.sleep(0)
+            self.closed += 1
+
+
+async def all_of(rows, known):
+    return await submit_all(rows, **known)
+
+
+async def a_few_of(rows, known):
+    async with submit_stream(rows, **known) as results:
+        await anext(results)
+
+
+async def timed_out(rows, known):
+    async with asyncio.timeout(0.2):
+        await submit_all(rows, **known)
+
+
+async def cancelled_at_once(rows, known):
+    task = asyncio.ensure_future(submit_all(rows, **known))
+    await asyncio.sleep(0)
+    task.cancel()
+    await task
+
+
+SILENT = {"hang": True}
+ENDS = {
+    "complete": (all_of, {}, {}, None),
+    "only the first rows": (all_of, {}, {"first": 10}, None),
+    "a stream that is left early": (a_few_of, {}, {}, None),
+    "refused": (all_of, {"status": 401}, {}, ServiceRefused),
+    "given up": (all_of, {"status": 500}, {"retry": RetryPolicy(base_s=0.001, max_outage_s=0.0)}, TemporaryStop),
+    "cancelled": (timed_out, SILENT, {}, TimeoutError),
+    "cancelled at once": (cancelled_at_once, {}, {}, asyncio.CancelledError),
+    "a checkpoint that can't be made": (all_of, {}, {}, CheckpointError),
+}
+
+
+@pytest.mark.parametrize("awaited", [False, True], ids=["generator", "async generator"])
+@pytest.mark.parametrize("end", ENDS)
+async def test_the_generator_is_closed_before_the_call_returns_however_the_run_ends(folder, end, awaited):
+    call, fault, options, error = ENDS[end]
+    generators = Generators(awaited=awaited)
+    rows = generators.give(2_000)
+    async with emulated(folder, *([fault] if fault else [])) as place:
+        known = place.known(**options)
+        if error is CheckpointError:
+            known["checkpoint"] = folder / "nowhere" / "run.bulkwf"
+        with pytest.raises(error) if error else contextlib.nullcontext():
+            await call(rows, known)
+        assert generators.closed == generators.opened
+        with pytest.raises(StopAsyncIteration if awaited else StopIteration):
+            await anext(rows) if awaited else next(rows)
+
+
+async def test_the_generator_of_an_object_that_can_be_iterated_is_closed_too(folder):
+    generators = Generators(awaited=False)
+
+    class Table:
+        def __iter__(self):
+            return generators.give(2_000)
+
+    async with emulated(folder) as place:
+        await submit_all(Table(), **place.known(first=10))
+
+    assert (generators.opened, generators.closed) == (1, 1)
+
+
+@pytest.mark.parametrize("awaited", [False, True])
+async def test_an_iterator_that_is_no_generator_is_left_to_its_owner(folder, awaited):
+    class Cursor:
+        closed = False
+
+        def __init__(self):
+            self.rows = iter(mappings(2_000))
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            return next(self.rows)
+
+        def close(self):
+            self.closed = True
+
+    class AsyncCursor(Cursor):
+        __iter__ = None
+
+        def __aiter__(self):
+            return self
+
+        async def __anext__(self):
+            return next(self)
+
+        async def aclose(self):
+            self.closed = True
+
+    rows = AsyncCursor() if awaited else Cursor()
+    async with emulated(folder) as place:
+        await submit_all(rows, **place.known(first=10))
+
+    assert not rows.closed
+
+
+@pytest.mark.parametrize("awaited", [False, True])
+async def test_a_generator_whose_cleanup_fails_hides_neither_the_summary_nor_the_error(folder, awaited, caplog):
+    async def later():
+        try:
+            for row in mappings(100_000):
+                yield row
+        finally:
+            raise OSError("the pool is gone")
+
+    def at_once():
+        try:
+            yield from mappings(100_000)
+        finally:
+            raise OSError("the pool is gone")
+
+    rows = later if awaited else at_once
+    async with emulated(folder) as place:
+        assert (await submit_all(rows(), **place.known(first=10))).created == 10
+    async with emulated(folder, {"status": 401}) as place:
+        with pytest.raises(ServiceRefused):
+            await submit_all(rows(), **(place.known() | {"checkpoint": None}))
+
+    assert caplog.text.count("OSError('the pool is gone')") == 2
+
+
 # --- cancelling ---------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(turns=st.lists(st.integers(0, 400), min_size=1, max_size=4))
-def test_cancelled_at_any_await_it_leaves_a_checkpoint_that_resumes(tmp_path_factory, turns):
+@given(turns=st.lists(st.integers(0, 400), min_size=1, max_size=4), awaited=st.booleans())
+def test_cancelled_at_any_await_it_leaves_a_checkpoint_that_resumes_and_nothing_open(tmp_path_factory, turns, awaited):
     async def run():
+        generators = Generators(awaited=awaited)
         folder = tmp_path_factory.mktemp("run")
         async with emulated(folder, {"chance": 0.1, "status": 500, "when": "after"}) as place:
             known = place.known(batch=BatchLimits(instances=20))
             for number in turns:
-                task = asyncio.ensure_future(submit_all(mappings(300), **known))
+                task = asyncio.ensure_future(submit_all(generators.give(300), **known))
                 for _ in range(number):
                     await asyncio.sleep(0)
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await task
+                assert generators.closed == generators.opened
                 assert {one.name for one in folder.iterdir()} <= {"run.bulkwf"}
             summary = await submit_all(mappings(300), **known)
             assert summary.complete

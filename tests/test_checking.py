@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from command import UNLIMITED, Forker, bulkwf, measured, row, write_rows
 
+from bulkwf import checking
 from bulkwf.batching import IdScheme
 from bulkwf.checking import check_list
 from bulkwf.options import Options, RateLimits
@@ -25,6 +26,12 @@ def quick(tmp_path_factory):
 
 def write(path, text):
     Path(path).write_text(text)
+
+
+def write_copies(path, rows):
+    """A file of so many rows with one id; returns its name."""
+    write(path, '{"instance_id":"order-1"}\n' * rows)
+    return path
 
 
 async def report_of(*paths, options=None):
@@ -139,17 +146,51 @@ def test_an_empty_list_is_good(folder, quick):
     assert "0 rows" in ended.err
 
 
-def test_a_full_temporary_folder_exits_with_4_and_is_said(folder):
+def test_temporary_files_that_can_not_be_written_exit_with_4_and_the_folder_is_named(folder):
     ended = bulkwf("check", write_rows("rows.jsonl", 10_000), limits={resource.RLIMIT_FSIZE: 100})
     assert ended.code == 4
-    assert "a temporary file, can't be written: [Errno 27] File too large" in ended.err
+    assert "can't be written to temporary files: File too large. Make room in /" in ended.err
+    assert "or name another folder with TMPDIR" in ended.err
 
 
-def test_memory_does_not_grow_with_the_length_of_the_list(folder):
+async def test_temporary_files_are_smaller_than_the_list_and_deleted(folder, monkeypatch):
+    found, temporary = [], folder / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(checking.tempfile, "tempdir", str(temporary))
+    find = checking._Ids.find_repeated
+
+    def measured_find(ids):
+        found.append(sum(file.stat().st_size for file in temporary.rglob("*") if file.is_file()))
+        return find(ids)
+
+    monkeypatch.setattr(checking._Ids, "find_repeated", measured_find)
+    write("rows.jsonl", "".join(f'{{"instance_id":"order-{number}"}}\n' for number in range(250_000)))
+
+    assert (await report_of("rows.jsonl")).good
+    assert found[0] < 250_000 * len('{"instance_id":"order-100000"}') / 4
+    assert not list(temporary.iterdir())
+
+
+async def test_the_first_duplicates_of_the_list_are_the_examples(folder):
+    write("rows.jsonl", "".join(row(number % 1_000) for number in range(3_000)))
+    report = await report_of("rows.jsonl")
+    assert report.duplicates == 2_000
+    assert [place for place, _ in report.examples] == [f"rows.jsonl:{number}" for number in range(1_001, 1_021)]
+
+
+@pytest.mark.parametrize(
+    ("rows_of", "code", "lengths", "more_mb"),
+    [
+        (write_rows, 0, (20_000, 400_000), 30),  # the ids of one of many files, and those that wait to be written
+        (write_copies, 1, (110_000, 300_000), 10),
+    ],
+    ids=["different ids", "one id"],
+)
+def test_memory_does_not_grow_with_the_length_of_the_list(folder, rows_of, code, lengths, more_mb):
     peaks = []
-    for rows in (20_000, 400_000):
-        ended = measured("check", write_rows("rows.jsonl", rows))
-        assert ended.code == 0
+    for rows in lengths:
+        ended = measured("check", rows_of("rows.jsonl", rows))
+        assert ended.code == code
         peaks.append(ended.peak_mb)
     assert max(peaks) < 120
-    assert peaks[1] < peaks[0] + 30  # the ids of one of many files, and those that wait to be written
+    assert peaks[1] < peaks[0] + more_mb

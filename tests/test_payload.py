@@ -2,6 +2,7 @@
 
 import json
 import sys
+import tracemalloc
 import unicodedata
 from itertools import product
 
@@ -480,6 +481,43 @@ def test_a_chain_of_errors_is_followed_only_so_far():
 )
 def test_a_body_without_a_list_of_errors_has_none_and_one_that_is_no_object_is_told_apart(body, expected):
     assert decode_errors(body) == expected
+
+
+LARGE_BYTES = 8 * 1_048_576
+"""The largest answer that is read."""
+
+
+def filled(head, entry, tail):
+    """A body of the largest size, with as many entries as it holds."""
+    return head + b",".join([entry] * ((LARGE_BYTES - len(head) - len(tail)) // (len(entry) + 1))) + tail
+
+
+@pytest.mark.parametrize("entry", [b"{}", b"[]", b"0", b'{"code":7,"message":"a"}', b'{"error_chain":[{}]}'])
+@pytest.mark.parametrize(
+    ("head", "tail", "read"),
+    [
+        (b'{"success":false,"errors":[', b"]}", None),
+        (b'{"success":false,"errors":[{"code":1}],"messages":[', b"]}", (ServiceError(1),)),
+        (b'{"success":false,"errors":[{"code":1}],"result":[', b"]}", (ServiceError(1),)),
+        (b'{"success":true,"errors":[{"code":1}],"result":{"created":[],"errors":[', b"]}}", (ServiceError(1),)),
+    ],
+    ids=["errors", "messages", "result", "refused instances"],
+)
+def test_a_large_error_answer_takes_no_more_memory_than_its_errors_may(head, entry, tail, read):
+    body = filled(head, entry, tail)
+    tracemalloc.start()
+    try:
+        assert decode_errors(body) == read
+        decode_answer(body)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1_000_000
+
+
+def test_as_many_errors_are_read_as_a_list_may_hold():
+    body = json.dumps({"errors": [{"code": n, "message": "x" * 100} for n in range(1_000)]}).encode()
+    assert [error.code for error in decode_errors(body)] == list(range(1_000))
 
 
 @given(st.binary(max_size=80) | VALUES.map(str.encode))

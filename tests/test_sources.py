@@ -2,6 +2,7 @@
 
 import array
 import asyncio
+import contextlib
 import datetime as dt
 import fcntl
 import gzip
@@ -30,6 +31,7 @@ from bulkwf.errors import InputError
 from bulkwf.model import Slice
 from bulkwf.options import RateLimits
 from bulkwf.sources import files, name_source, open_source
+from bulkwf.sources import rows as rows_module
 from bulkwf.sources.reader import Chunk, Source
 from bulkwf.sources.rows import CHUNK_ROWS, encode_row
 
@@ -714,6 +716,22 @@ def test_the_members_of_a_gzip_file_are_one_list(packed, bytes_at_once, tmp_path
     assert lines_of(read(path)) == numbered(10).split(b"\n")[:-1]
 
 
+@pytest.mark.parametrize("between", [b"", b"\0"], ids=["", "padded"])
+def test_many_small_members_are_unpacked_in_few_calls_of_a_thread(between, tmp_path, monkeypatch):
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(b"".join(gzip.compress(b'{"params":%d}\n' % n, 1) + between for n in range(20_000)))
+    in_thread, calls = files.in_daemon_thread, []
+
+    def counted(function):
+        calls.append(function)
+        return in_thread(function)
+
+    monkeypatch.setattr(files, "in_daemon_thread", counted)
+
+    assert lines_of(read(path)) == numbered(20_000).split(b"\n")[:-1]
+    assert len(calls) < 20  # for each of two passes, one or two a megabyte
+
+
 def test_gzip_is_known_by_its_first_bytes_not_by_its_name(tmp_path):
     plain, packed = tmp_path / "plain.gz", tmp_path / "packed.jsonl"
     plain.write_bytes(b"1\n")
@@ -1240,6 +1258,55 @@ async def test_closing_an_async_list_that_waits_ends_its_wait():
 
     assert closing.done()
     assert ended.is_set()
+
+
+async def test_an_async_generator_that_goes_on_after_a_cancellation_is_closed_all_the_same():
+    log = []
+
+    async def rows():
+        try:
+            yield {}
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+            log.append("goes on")
+            yield {}
+            yield {}
+        finally:
+            log.append("closed")
+
+    source = open_source(rows())
+    await source.take(1, EVERYTHING)
+    async with asyncio.timeout(10):
+        await source.aclose()
+
+    assert log == ["goes on", "closed"]
+
+
+@pytest.mark.parametrize("waits_in", ["the rows", "the cleanup"])
+async def test_the_cleanup_of_an_async_generator_is_cut_off_in_the_end(waits_in, monkeypatch, caplog):
+    monkeypatch.setattr(rows_module, "CLEANUP_S", 0.0)
+    cut = asyncio.Event()
+
+    async def rows():
+        try:
+            yield {}
+            if waits_in == "the rows":
+                await asyncio.Event().wait()
+            while True:
+                yield {}
+        finally:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                cut.set()
+
+    source = open_source(rows())
+    await source.take(1, EVERYTHING)
+    async with asyncio.timeout(10):
+        await source.aclose()
+        await cut.wait()
+
+    assert "took over 0 s and was cut off" in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["iterable", "async iterable"])

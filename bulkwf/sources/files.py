@@ -1,10 +1,13 @@
 """Files of JSON lines, plain or gzip, one after another as one list; `-` is standard input."""
 
 import os
+import re
 import stat
+import threading
 import zlib
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -12,13 +15,16 @@ import anyio
 
 from bulkwf.errors import InputError
 from bulkwf.sources.reader import Chunk
-from bulkwf.uncancelled import in_thread
+from bulkwf.threads import in_daemon_thread
 
 __all__ = ["FileFeed"]
 
 CHUNK_BYTES = 1_048_576
 BOM = b"\xef\xbb\xbf"
 GZIP_MAGIC = b"\x1f\x8b"
+PIECE_BYTES = 8_192
+"""Unpacked at a time: at the end of each member, zlib copies what is left of the piece."""
+_NO_PADDING = re.compile(rb"[^\0]")
 
 
 class FileFeed:
@@ -95,7 +101,7 @@ class FileFeed:
         assert self._file is not None
         self._done_bytes += self._file.read_bytes
         file, self._file = self._file, None
-        await in_thread(file.close)
+        await in_daemon_thread(file.close)
 
 
 class _File(Protocol):
@@ -108,13 +114,19 @@ class _File(Protocol):
 
 
 class _RegularFile:
-    """Read at once where it is in memory, else in a thread: a disk must not hold up the event loop."""
+    """Read at once where it is in memory, else in a thread: a disk must not hold up the event loop.
+
+    A read in a thread may hang, and outlive the run. The descriptor is closed when it has returned: until then its
+    number must not be given to another file.
+    """
 
     def __init__(self, name: str, descriptor: int) -> None:
         self.name = name
         self.read_bytes = 0
         self._descriptor = descriptor
-        self._close = descriptor != 0
+        self._lock = threading.Lock()
+        self._in_thread = False
+        self._closed = False
         self._start = os.lseek(descriptor, 0, os.SEEK_CUR)  # standard input may have been read from already
         self._size = os.fstat(descriptor).st_size - self._start
 
@@ -122,11 +134,27 @@ class _RegularFile:
         if self._is_cached():
             data = os.read(self._descriptor, CHUNK_BYTES)
         else:
-            data = await in_thread(os.read, self._descriptor, CHUNK_BYTES)
+            data = await in_daemon_thread(self._read_in_thread)
         self.read_bytes += len(data)
         if not data and self.read_bytes < self._size:
             raise EOFError(f"the file shrank from {self._size:,} to {self.read_bytes:,} bytes while it was read.")
         return data
+
+    def _read_in_thread(self) -> bytes:
+        with self._lock:
+            if self._closed:
+                return b""
+            self._in_thread = True
+        try:
+            return os.read(self._descriptor, CHUNK_BYTES)
+        finally:
+            self._leave_thread()
+
+    def _leave_thread(self) -> None:
+        with self._lock:
+            self._in_thread = False
+            if self._closed:
+                self._release()
 
     def _is_cached(self) -> bool:
         """Whether the last one of the next bytes is in memory, as those before it are then; only Linux can tell."""
@@ -141,7 +169,13 @@ class _RegularFile:
         self.read_bytes = 0
 
     def close(self) -> None:
-        if self._close:
+        with self._lock:
+            self._closed = True
+            if not self._in_thread:
+                self._release()
+
+    def _release(self) -> None:
+        if self._descriptor != 0:
             os.close(self._descriptor)
 
 
@@ -174,6 +208,8 @@ class _Gzip:
         self.name = file.name
         self._file = file
         self._packed = begun
+        self._at = 0
+        """So many of the packed bytes are unpacked."""
         self._proving = False
         self._unpacker = zlib.decompressobj(wbits=31)
 
@@ -192,34 +228,36 @@ class _Gzip:
                 pass
             self._proving = False
             self._file.rewind()
-            self._packed, self._unpacker = b"", zlib.decompressobj(wbits=31)
+            self._packed, self._at, self._unpacker = b"", 0, zlib.decompressobj(wbits=31)
 
     async def read(self) -> bytes:
         while True:
-            data = await in_thread(self._unpack)
-            if data:
+            if data := await in_daemon_thread(self._unpack):
                 return data
-            if self._unpacker.eof and not self._packed.strip(b"\0"):
-                packed = await self._file.read()
-                if not packed:
-                    return b""
-                self._packed = packed
-                continue
-            if self._packed:
-                continue
-            self._packed = await self._file.read()
+            self._packed, self._at = await self._file.read(), 0
             if not self._packed:
+                if self._unpacker.eof:
+                    return b""
                 raise EOFError("the gzip file is cut off: its end is missing.")
 
     def _unpack(self) -> bytes:
-        if self._unpacker.eof:
-            self._packed = self._packed.lstrip(b"\0")
-            if not self._packed:
-                return b""
-            self._unpacker = zlib.decompressobj(wbits=31)
-        data = self._unpacker.decompress(self._packed, CHUNK_BYTES)
-        self._packed = self._unpacker.unused_data or self._unpacker.unconsumed_tail
-        return data
+        """A chunk of what the packed bytes hold, over as many members as that takes; nothing once they are used up."""
+        pieces, room = [], CHUNK_BYTES
+        while room:
+            if self._unpacker.eof:
+                begins = _NO_PADDING.search(self._packed, self._at)
+                if begins is None:
+                    break
+                self._at = begins.start()
+                self._unpacker = zlib.decompressobj(wbits=31)
+            packed = self._packed[self._at : self._at + PIECE_BYTES]
+            data = self._unpacker.decompress(packed, room)
+            self._at += len(packed) - len(self._unpacker.unused_data or self._unpacker.unconsumed_tail)
+            if not data and not packed:
+                break
+            pieces.append(data)
+            room -= len(data)
+        return b"".join(pieces)
 
     def close(self) -> None:
         self._file.close()
@@ -251,7 +289,7 @@ async def _open(path: str) -> _File:
     name = "stdin" if path == "-" else path
     # Without O_NONBLOCK, opening a named pipe would wait for its writer where nothing can end the wait.
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
-    descriptor = 0 if path == "-" else await in_thread(os.open, path, flags, undo=os.close)
+    descriptor = 0 if path == "-" else await in_daemon_thread(partial(os.open, path, flags), undo=os.close)
     mode = os.fstat(descriptor).st_mode
     waited_for = stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(descriptor)  # not /dev/null, a disk
     file: _File = _Stream(name, descriptor) if waited_for else _RegularFile(name, descriptor)

@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sized
+import logging
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Generator, Iterable, Iterator, Mapping, Sized
 from enum import Enum
 from typing import Any
 
@@ -15,10 +16,14 @@ from bulkwf.sources.reader import Chunk
 
 __all__ = ["AsyncRowFeed", "RowFeed", "encode_row"]
 
+log = logging.getLogger("bulkwf")
+
 CHUNK_ROWS = 500
 CHUNK_BYTES = 1_048_576
 LONGEST_DRAW_S = 0.05
 """An iterable that takes its time must not hold up the event loop for longer than one row takes."""
+CLEANUP_S = 5.0
+"""So long may an async generator take over its own cleanup when it is closed."""
 _REFUSE_CLASSES = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_SUBCLASS
 
 
@@ -111,6 +116,11 @@ def _broken(row: int, error: BaseException) -> InputError:
     return broken
 
 
+def _cleanup_failed(error: BaseException) -> None:
+    # Logged, not raised: it may hide neither the run's result nor the error that has ended it.
+    log.warning("the generator that gives the rows failed while it was closed: %r", error)
+
+
 class RowFeed:
     """Rows of an ordinary iterable, drawn in the event loop: one that blocks should be an async one instead."""
 
@@ -151,7 +161,12 @@ class RowFeed:
         self._read += page.rows
 
     async def aclose(self) -> None:
-        """See `Feed.aclose`."""
+        """See `Feed.aclose`. Only a generator is closed: any other iterator may be used again by its owner."""
+        if isinstance(self._rows, Generator):
+            try:
+                self._rows.close()
+            except Exception as error:  # noqa: BLE001 - the caller's own code
+                _cleanup_failed(error)
 
 
 class AsyncRowFeed:
@@ -165,6 +180,7 @@ class AsyncRowFeed:
         self._space = asyncio.Event()
         self._error: InputError | None = None
         self._ended = False
+        self._closing = False
         self._drawing: asyncio.Task[None] | None = None
 
     read_share: float | None = None
@@ -185,14 +201,28 @@ class AsyncRowFeed:
         return None
 
     async def aclose(self) -> None:
-        """See `Feed.aclose`."""
-        if self._drawing is not None:
+        """See `Feed.aclose`. An async generator is closed; what its cleanup awaits may take `CLEANUP_S`."""
+        self._closing = True
+        until = asyncio.get_running_loop().time() + CLEANUP_S
+        if self._drawing is not None:  # it can't be closed while it is drawn from
             self._drawing.cancel()
-            await asyncio.gather(self._drawing, return_exceptions=True)
+            if not await _has_ended(self._drawing, until):
+                return
+        if isinstance(self._rows, AsyncGenerator):
+            await _has_ended(asyncio.ensure_future(self._close(self._rows)), until)
+
+    @staticmethod
+    async def _close(rows: AsyncGenerator[Any, None]) -> None:
+        try:
+            await rows.aclose()
+        except Exception as error:  # noqa: BLE001 - the caller's own code
+            _cleanup_failed(error)
 
     async def _draw(self) -> None:
         try:
             async for row in self._rows:
+                if self._closing:  # the generator has swallowed the cancellation
+                    return
                 self._page.add(row)
                 del row  # error trackers keep the locals of every frame
                 self._read += 1
@@ -208,3 +238,13 @@ class AsyncRowFeed:
         finally:
             self._ended = True
             self._some.set()
+
+
+async def _has_ended(task: asyncio.Task[None], until: float) -> bool:
+    """Wait for a generator's cleanup until the loop's time is *until*; then cancel it, and wait no longer."""
+    await asyncio.wait((task,), timeout=max(0.0, until - asyncio.get_running_loop().time()))
+    if not task.done():
+        task.cancel()
+        log.warning("the cleanup of the generator that gives the rows took over %.0f s and was cut off", CLEANUP_S)
+        return False
+    return True

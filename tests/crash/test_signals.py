@@ -1,18 +1,29 @@
-"""A signal at any moment, with a service that is slow or silent: the command ends in time, and the next one goes on."""
+"""A signal at any moment, with a service that is slow or silent: the command ends in time, and the next one goes on.
 
+A second one, and each one after the work, ends the process within two seconds, though a part of it hangs: the source of
+the token, the name server, the disk, whoever reads its output.
+"""
+
+import contextlib
+import os
 import random
 import signal
+import socket
+import subprocess
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Self
 
 import pytest
-from command import Running, emulator, ids, write_rows
+from canary import TOKEN
+from command import Running, emulator, ids, until, write_rows
 from torture import figures, scaled
 
 from bulkwf.checkpoint import read_status
 from bulkwf.emulator import read_log
 from crash.oracle import RULES, Oracle, count_flaws, draw_rows, take_ids, write_list
+from crash.syscalls import why_not
 
 RUNS = scaled(6, 200)
 ILL_FOR_S = 1.5
@@ -95,3 +106,175 @@ def test_a_run_whose_service_is_silent_ends_when_the_drain_time_is_over(memory, 
         assert drain_s <= took_s < drain_s + AT_MOST_S
         assert quick(*words).code == 0
         assert service.created == Counter(ids(1_000))
+
+
+# --- parts that hang ----------------------------------------------------------------------------------------------
+
+GONE_WITHIN_S = 2.0
+LOAD_S = 1.0
+"""A busy machine may take so much longer."""
+SECOND = "a second signal stops at once"
+
+
+class TokenFile:
+    """A named pipe as a token file: it gives the token once, and hangs whoever reads it again."""
+
+    def __init__(self) -> None:
+        self.path = Path("token")
+        self._held: int | None = None
+        os.mkfifo(self.path)
+
+    def give(self) -> None:
+        """Give the token to whoever waits for it."""
+        self.path.write_text(TOKEN)
+
+    def hangs(self) -> None:
+        """Wait until it is read again; no token comes."""
+        until(self._opened, "the token to be read again")
+
+    def _opened(self) -> bool:
+        with contextlib.suppress(OSError):  # nobody reads it yet
+            self._held = os.open(self.path, os.O_WRONLY | os.O_NONBLOCK)
+        return self._held is not None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._held is not None:
+            os.close(self._held)
+
+
+@pytest.fixture
+def token(memory):
+    with TokenFile() as token:
+        yield token
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_a_token_file_that_hangs_does_not_hold_up_the_end(token, quick, signals):
+    rows = write_rows("rows.jsonl", 1_000)
+    drain_s = 0.5 if signals == 1 else 600.0
+    with emulator(faults=[{"request": 3, "revoke_token": True}], start=quick.start) as service:
+        words = ("run", rows, *service.flags(), "--concurrency", "1", "--drain-timeout", f"{drain_s}s")
+        with Running(*words, "--api-token-file", token.path) as run:
+            token.give()
+            service.has_created(200)
+            token.hangs()
+            ended, took_s = end(run, signal.SIGTERM) if signals == 1 else end_twice(run)
+        assert ended.code == 143
+        assert took_s < (drain_s + AT_MOST_S if signals == 1 else GONE_WITHIN_S + LOAD_S)
+        assert ended.resume_command
+        assert not Path("rows.jsonl.bulkwf.lock").exists()
+        assert quick(*words, env={"CLOUDFLARE_API_TOKEN": "another-token-of-the-same"}).code == 0
+        assert service.created == Counter(ids(1_000))
+
+
+def end_twice(run):
+    """Send two signals; returns how the run has ended, and how long after the second."""
+    run.signal(signal.SIGTERM)
+    run.says(SECOND)
+    return end(run, signal.SIGINT)
+
+
+def test_a_token_file_that_hangs_does_not_hold_up_the_end_of_a_verification(token, quick):
+    rows = write_rows("rows.jsonl", 300)
+    with emulator(faults=[{"method": "GET", "revoke_token": True}], start=quick.start) as service:
+        assert quick("run", rows, *service.flags()).code == 0
+        words = ("verify", "rows.jsonl.bulkwf", "--base-url", service.base_url, "--api-token-file", token.path)
+        with Running(*words) as run:
+            token.give()
+            run.listens()  # and has the token
+            token.hangs()
+            ended, took_s = end(run, signal.SIGTERM)
+    assert ended.code == 143
+    assert took_s < GONE_WITHIN_S + LOAD_S
+
+
+SILENT_SERVER = "127.77.53.1"
+MOUNT_AND_RUN = 'mount --bind "$0" /etc/resolv.conf && exec "$@"'
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_a_name_server_that_does_not_answer_does_not_hold_up_the_end(memory, signals):
+    if os.geteuid() != 0 or subprocess.run(["unshare", "-m", "true"], check=False).returncode:
+        pytest.skip("NOT TESTED: only root may give a process name servers of its own")
+    Path("resolv.conf").write_text(f"nameserver {SILENT_SERVER}\noptions timeout:30 attempts:5\n")
+    prefix = ("unshare", "-m", "sh", "-c", MOUNT_AND_RUN, "resolv.conf")
+    words = ("run", write_rows("rows.jsonl", 10), "-w", "resize", "--base-url", "https://service.test/client/v4")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind((SILENT_SERVER, 53))
+        server.settimeout(60)
+        drain = () if signals == 2 else ("--drain-timeout", "0.5s")
+        with Running(*words, *drain, prefix=prefix) as run:
+            assert b"service" in server.recv(512)
+            ended, took_s = end(run, signal.SIGTERM) if signals == 1 else end_twice(run)
+    assert ended.code == 143
+    assert took_s < (0.5 + AT_MOST_S if signals == 1 else GONE_WITHIN_S + LOAD_S)
+    assert ended.resume_command
+
+
+@contextlib.contextmanager
+def hanging_disk(pid):
+    """Meanwhile, no call that writes to a disk for good returns, whichever thread of the process makes it."""
+    calls = "fsync,fdatasync"
+    words = ["strace", "-f", "-o", "trace", "-e", f"trace={calls}", "-e", f"inject={calls}:delay_enter=600000000"]
+    strace = subprocess.Popen([*words, "-p", str(pid)], stderr=subprocess.PIPE, text=True)
+    try:
+        assert "attached" in strace.stderr.readline()
+        yield
+    finally:
+        strace.kill()
+        strace.communicate()
+
+
+@pytest.mark.skipif(bool(why_not()), reason=why_not())
+def test_a_disk_that_hangs_does_not_hold_up_the_end(memory, quick):
+    rows = write_rows("rows.jsonl", 1_000)
+    with emulator(faults=[{"method": "POST", "latency_s": 0.2}], start=quick.start) as service:
+        words = ("run", rows, *service.flags(), "--concurrency", "1")
+        with Running(*words) as run:
+            service.has_created(100)
+            with hanging_disk(run.process.pid):
+                run.signal(signal.SIGTERM)
+                run.says(SECOND)
+                run.signal(signal.SIGINT)
+                at = time.monotonic()
+                run.says("SIGINT: the process was ended: a disk")
+                took_s = time.monotonic() - at
+            ended = run.wait()  # strace has let go of the thread that it held, which could not exit before
+        assert ended.code == 143
+        assert took_s < GONE_WITHIN_S + LOAD_S
+        assert ended.resume_command
+        assert quick(*words).code == 0
+        assert service.created == Counter(ids(1_000))
+
+
+def test_an_output_that_nobody_reads_does_not_hold_up_the_end(memory, quick):
+    rows = write_rows("rows.jsonl", 100)
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writer, b"x" * 4_096)
+    os.set_blocking(writer, True)
+    with emulator(start=quick.start) as service:
+        words = ("run", rows, *service.flags(), "--json")
+        with Running(*words, stdout=writer) as run:
+            run.says("100 rows settled")
+            until(lambda: not Path("rows.jsonl.bulkwf.lock").exists(), "the checkpoint to be closed")
+            ended, took_s = end(run, signal.SIGTERM)
+        os.close(reader)
+        os.close(writer)
+        assert ended.code == 143
+        assert took_s < GONE_WITHIN_S + LOAD_S
+        assert quick(*words).summary["complete"]
+
+
+def test_a_check_that_waits_for_its_list_ends_at_once(memory):
+    os.mkfifo("rows.jsonl")
+    with Running("check", "rows.jsonl") as run:
+        run.listens()
+        ended, took_s = end(run, signal.SIGTERM)
+    assert ended.code == 143
+    assert took_s < GONE_WITHIN_S + LOAD_S

@@ -1,0 +1,116 @@
+"""Data on standard output: complete, as UTF-8, or an error. Nothing else of bulkwf writes there."""
+
+import io
+import os
+import select
+import sys
+from typing import TYPE_CHECKING, BinaryIO
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+__all__ = ["OutputError", "ReaderGone", "abandon", "data", "finish", "take_over", "write_line"]
+
+
+class OutputError(OSError):
+    """Standard output can't be written: what has reached it is incomplete."""
+
+
+class ReaderGone(OutputError):
+    """Nobody reads standard output any more (`| head`)."""
+
+
+class _Whole(io.RawIOBase):
+    """A file whose `write` writes all that it is given, or raises `OutputError`.
+
+    Python's own raw file writes a part and says so in its return value, which a text layer passes over: under
+    PYTHONUNBUFFERED, when a disk fills, a pipe does not block, or the process is stopped and continued. After an error
+    nothing more is written, so that what still lies in a buffer fails nobody.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self._descriptor = descriptor
+        self.failed = False
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def isatty(self) -> bool:
+        return os.isatty(self._descriptor)
+
+    def write(self, given: "ReadableBuffer", /) -> int:
+        left = memoryview(given).cast("B")
+        size = len(left)
+        try:
+            while left and not self.failed:
+                try:
+                    left = left[os.write(self._descriptor, left) :]
+                except BlockingIOError:
+                    _wait_writable(self._descriptor)
+        except OSError as error:
+            self._fail(error)
+        return size
+
+    def settle(self) -> None:
+        """Raise what the system has kept for the end: a network file system tells of a full disk at a close."""
+        try:
+            if not self.failed:
+                os.close(os.dup(self._descriptor))
+        except OSError as error:
+            self._fail(error)
+
+    def _fail(self, error: OSError) -> None:
+        self.failed = True
+        kind = ReaderGone if isinstance(error, BrokenPipeError) else OutputError
+        raise kind(error.errno, error.strerror) from None
+
+
+def _wait_writable(descriptor: int) -> None:
+    waiting = select.poll()
+    waiting.register(descriptor, select.POLLOUT)
+    waiting.poll()
+
+
+def take_over() -> None:
+    """Make `sys.stdout` complete or an error, whoever writes to it."""
+    sys.stdout = io.TextIOWrapper(io.BufferedWriter(_Whole(1)), "utf-8", errors="backslashreplace")
+
+
+def abandon() -> None:
+    """Write nothing more: what is left is dropped."""
+    if isinstance(raw := _raw(), _Whole):
+        raw.failed = True
+
+
+def data() -> BinaryIO:
+    """Where a command writes its data; `finish` ends it."""
+    return sys.stdout.buffer
+
+
+def write_line(text: str) -> None:
+    """Write one line of data, at once.
+
+    Raises:
+        OutputError: It can't be written.
+    """
+    data().write(text.encode("utf-8", "backslashreplace") + b"\n")
+    finish()
+
+
+def finish() -> None:
+    """Write what is left.
+
+    Raises:
+        OutputError: It can't be written.
+    """
+    sys.stdout.flush()
+    if isinstance(raw := _raw(), _Whole):
+        raw.settle()
+
+
+def _raw() -> object:
+    return getattr(sys.stdout.buffer, "raw", None)  # another file where `take_over` was not called
