@@ -13,7 +13,7 @@ of a commit is shared by as many batches as happen to wait for it.
 """
 
 from bulkwf.checkpoint.findings import Findings, Scope, read_past
-from bulkwf.checkpoint.reading import Status, read_results, read_run_past, read_status
+from bulkwf.checkpoint.reading import Status, read_boot, read_results, read_run_past, read_status
 from bulkwf.checkpoint.schema import ANOTHER, Attempt, Begun, Past, RunHeader
 from bulkwf.checkpoint.writer import Checkpoint, Executor, inline
 
@@ -29,6 +29,7 @@ __all__ = [
     "Scope",
     "Status",
     "inline",
+    "read_boot",
     "read_past",
     "read_results",
     "read_run_past",

@@ -23,6 +23,7 @@ __all__ = [
     "PAGE_BATCHES",
     "Status",
     "past",
+    "read_boot",
     "read_results",
     "read_run_past",
     "read_status",
@@ -43,8 +44,6 @@ class Status:
     """A checkpoint as `bulkwf status` shows it."""
 
     header: RunHeader
-    boot: Boot
-    """Of its last session; by it, that session's times are counted."""
     created_at: float
     finished_at: float | None
     pause_until: float | None
@@ -140,7 +139,6 @@ def read_status(path: str | os.PathLike[str]) -> Status:
         known = dict(zip(columns, run, strict=True))
         return Status(
             header=RunHeader(**{name: str(known[name]) for name in HEADER_FIELDS}),
-            boot=stored_boot(db),
             created_at=_moment(known["created_at"]) or 0.0,
             finished_at=_moment(known["finished_at"]),
             pause_until=_moment(known["pause_until"]),
@@ -161,6 +159,12 @@ def _moment(stored: Any) -> float | None:
     if not 0 <= stored < YEAR_9999:
         raise ValueError("no time of day")
     return float(stored)
+
+
+def read_boot(path: Path) -> Boot:
+    """How the times of the last session are counted in the checkpoint at *path*."""
+    with explained(path), contextlib.closing(connect_reader(path)) as db:
+        return stored_boot(db)
 
 
 def past(db: sqlite3.Connection, since: float) -> Past:
