@@ -24,7 +24,7 @@ from pathlib import Path
 import anyio
 
 from bulkwf.channel import Channel, Health
-from bulkwf.checkpoint import Findings, Scope, read_past, read_run_past, read_status
+from bulkwf.checkpoint import Findings, Scope, read_boot, read_past, read_run_past, read_status
 from bulkwf.credentials import TokenSource
 from bulkwf.errors import BulkwfError, ServiceRefused
 from bulkwf.model import Batch, Fault, Outcome, Reply, Verdict
@@ -375,7 +375,7 @@ async def open_verification(
         findings = Findings.open(scope, clock.wall(), clock.draw, clock.boot())
         parts.callback(findings.close)
         limiter = open_limiter(target, options, clock)
-        run_shift_s = clock.boot().shift_s(scope.status.boot)
+        run_shift_s = clock.boot().shift_s(read_boot(checkpoint))
         clock = clock.counted_by(findings.boot)
         wall = clock.wall()
         since = wall - limiter.memory_s

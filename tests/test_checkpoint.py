@@ -23,7 +23,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bulkwf
-from bulkwf.checkpoint import Attempt, Begun, Checkpoint, file, inline, read_results, read_run_past, read_status
+from bulkwf.checkpoint import (
+    Attempt,
+    Begun,
+    Checkpoint,
+    file,
+    inline,
+    read_boot,
+    read_results,
+    read_run_past,
+    read_status,
+)
 from bulkwf.checkpoint.records import LAST_WORDS, read_batches
 from bulkwf.checkpoint.schema import FORMAT, IDENTITY
 from bulkwf.errors import CheckpointError
@@ -1089,11 +1099,23 @@ async def test_only_the_last_words_are_read(path):
 # --- the clock ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("at", ["1e17", "-1e400", "'then'", "x'00'"])
+async def test_a_boot_at_no_time_of_day_is_damage(path, at):
+    await fill(path)
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        db.execute(f"UPDATE run SET booted_at = {at}")
+    reseal(path)
+
+    for use in (start, read_boot):
+        with pytest.raises(CheckpointError, match="the checkpoint is damaged: "):
+            use(path)
+
+
 async def test_one_boot_counts_its_times_as_it_began_to_and_another_boot_anew(path):
     told = []
     for boot in (Boot("a", 1_000.0), Boot("a", 5_000.0), Boot("b", 5_000.0), Boot("", 0.0), Boot("b", 7_000.0)):
         async with opened(path, boot=boot) as checkpoint:
-            told.append((checkpoint.boot, read_status(path).boot))
+            told.append((checkpoint.boot, read_boot(path)))
     expected = (Boot("a", 1_000.0), Boot("a", 1_000.0), Boot("b", 5_000.0), Boot("", 0.0), Boot("b", 7_000.0))
     assert told == [(boot, boot) for boot in expected]
 

@@ -722,9 +722,9 @@ def test_many_small_members_are_unpacked_in_few_calls_of_a_thread(between, tmp_p
     path.write_bytes(b"".join(gzip.compress(b'{"params":%d}\n' % n, 1) + between for n in range(20_000)))
     in_thread, calls = files.in_daemon_thread, []
 
-    def counted(function):
+    def counted(function, **more):
         calls.append(function)
-        return in_thread(function)
+        return in_thread(function, **more)
 
     monkeypatch.setattr(files, "in_daemon_thread", counted)
 

@@ -15,7 +15,7 @@ of a commit is shared by as many batches as happen to wait for it.
 
 from bulkwf.checkpoint.file import damaged, explain
 from bulkwf.checkpoint.findings import Findings, Scope, read_past
-from bulkwf.checkpoint.reading import Status, read_results, read_run_past, read_status
+from bulkwf.checkpoint.reading import Status, read_boot, read_results, read_run_past, read_status
 from bulkwf.checkpoint.records import Begun
 from bulkwf.checkpoint.schema import ANOTHER, Attempt, Past, RunHeader
 from bulkwf.checkpoint.writer import Checkpoint, Executor, inline
@@ -34,6 +34,7 @@ __all__ = [
     "damaged",
     "explain",
     "inline",
+    "read_boot",
     "read_past",
     "read_results",
     "read_run_past",

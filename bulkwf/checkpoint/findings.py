@@ -401,9 +401,8 @@ def read_past(checkpoint: Path, since: float, boot: Boot = UNKNOWN_BOOT) -> Past
         if not path.is_file():
             continue
         with contextlib.suppress(sqlite3.Error, TypeError, ValueError), contextlib.closing(connect(str(path))) as db:
-            if (stored := _stored_boot(db)) is not None:
-                shift_s = boot.shift_s(stored)
-                past = past.joined(_past(db, since - shift_s).shifted(shift_s))
+            shift_s = boot.shift_s(_stored_boot(db) or UNKNOWN_BOOT)
+            past = past.joined(_past(db, since - shift_s).shifted(shift_s))
     return past
 
 
@@ -417,7 +416,7 @@ def _past(db: sqlite3.Connection, since: float) -> Past:
 
 
 def _stored_boot(db: sqlite3.Connection) -> Boot | None:
-    """The last boot that has written to the file; None if none has finished to set it up."""
+    """The last boot that has written to the file; None if it is new."""
     stored = db.execute("SELECT boot_id, booted_at FROM verification").fetchone()
     return None if stored is None else Boot(str(stored[0]), float(stored[1]))
 

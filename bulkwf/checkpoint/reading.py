@@ -16,7 +16,7 @@ from bulkwf.checkpoint.sessions import log_is_missing, tell_of_missing_log
 from bulkwf.model import UNKNOWN_BOOT, Boot, Result, RowOutcome
 from bulkwf.progress import Totals
 
-__all__ = ["Status", "read_results", "read_run_past", "read_status", "results"]
+__all__ = ["Status", "read_boot", "read_results", "read_run_past", "read_status", "results"]
 
 RESULT_PAGE_BATCHES = 50
 """A batch of a thousand invalid rows holds a thousand reasons."""
@@ -27,8 +27,6 @@ class Status:
     """A checkpoint as `bulkwf status` shows it."""
 
     header: RunHeader
-    boot: Boot
-    """Of its last session; by it, that session's times are counted."""
     created_at: float
     finished_at: float | None
     pause_until: float | None
@@ -111,7 +109,6 @@ def read_status(path: str | os.PathLike[str]) -> Status:
         attempts = db.execute("SELECT count(*) FROM attempt WHERE verdict <> 'interrupted'").fetchone()[0]
         return Status(
             header=found.run.header,
-            boot=found.run.boot,
             created_at=found.run.created_at,
             finished_at=found.run.finished_at,
             pause_until=found.run.pause_until,
@@ -124,6 +121,12 @@ def read_status(path: str | os.PathLike[str]) -> Status:
             last_settled_at=found.last_settled_at,
             log_missing=log_missing,
         )
+
+
+def read_boot(path: Path) -> Boot:
+    """How the times of the last session are counted in the checkpoint at *path*."""
+    with explained(path), contextlib.closing(connect_reader(path)) as db:
+        return read_run(db).boot
 
 
 def read_run_past(path: Path, since: float, boot: Boot = UNKNOWN_BOOT) -> Past:
