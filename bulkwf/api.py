@@ -9,26 +9,31 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Self
 
 import anyio
 
 from bulkwf.batching import IdScheme
-from bulkwf.checkpoint import Checkpoint, Executor, RunHeader, inline, read_past
+from bulkwf.checkpoint import Checkpoint, Executor, RunHeader, explain, inline, read_past
 from bulkwf.credentials import Token, TokenSource, account_from_environment, token_credential
 from bulkwf.engine import Engine
 from bulkwf.errors import BulkwfError
 from bulkwf.limiter import WindowLimiter
 from bulkwf.model import Clock, Result, Summary, Transport
 from bulkwf.options import Options, Target
-from bulkwf.progress import Progress, Totals
+from bulkwf.progress import Progress
 from bulkwf.sources import Paths, Rows, Source, name_source, open_source
-from bulkwf.wiring import open_limiter, open_transport, require_asyncio, restore, system_clock, uncancelled
+from bulkwf.uncancelled import uncancelled, until_done
+from bulkwf.wiring import open_limiter, open_transport, require_asyncio, restore, system_clock
 
 __all__ = ["Results", "Run", "open_run", "submit_all", "submit_stream"]
 
 Emit = Callable[[Sequence[Result]], Awaitable[None]]
+RUN_KEY_BYTES = 8
+"""Of chance. Two runs that draw the same key take each other's rows for their own: of ten thousand runs inside one
+retention some do in 1 of 100 nights with 4 bytes, and in 1 of 3 · 10¹¹ with 8."""
 
 
 async def submit_all(
@@ -136,8 +141,7 @@ async def submit_stream(
         finally:
             receiver.close()
             run.drain()
-            with anyio.CancelScope(shield=True):
-                await asyncio.wait((working,))
+            await until_done(working, working.cancel)
 
 
 class Results:
@@ -268,7 +272,7 @@ async def open_run(
         account_id=account_from_environment() if account_id is None else account_id,
         workflow=workflow,
     )
-    scheme = IdScheme(options.run_key or secrets.token_hex(4), options.id_template)
+    scheme = IdScheme(options.run_key or secrets.token_hex(RUN_KEY_BYTES), options.id_template)
     clock = system_clock()
     async with AsyncExitStack() as parts:
         list_name = name_source(rows)
@@ -277,10 +281,12 @@ async def open_run(
         parts.push_async_callback(uncancelled, source.aclose)
         if transport is None:
             transport = open_transport(parts, target, token, options, clock)
-        file = _open_checkpoint(parts, target, scheme, list_name, checkpoint, options, known_as or target.base_url)
+        file = await _open_checkpoint(
+            parts, target, scheme, list_name, checkpoint, options, known_as or target.base_url
+        )
         limiter = open_limiter(target, options, clock)
         totals = file.totals()
-        _take_over(limiter, file, totals, options, clock.wall())
+        _take_over(limiter, file, options, clock.wall())
         progress = Progress(clock.now(), totals, settled_before=totals.settled, reading=lambda: source.read_share)
         engine = Engine(
             source,
@@ -297,7 +303,7 @@ async def open_run(
         yield Run(engine, source, options, clock, file.path)
 
 
-def _open_checkpoint(
+async def _open_checkpoint(
     parts: AsyncExitStack,
     target: Target,
     scheme: IdScheme,
@@ -317,34 +323,41 @@ def _open_checkpoint(
         input=list_name,
         limits=json.dumps({"instances_per_s": rate.instances_per_s, "requests_per_5m": rate.requests_per_5m}),
     )
-    executor = inline if checkpoint is None else _writer_thread(parts)
-    file = Checkpoint.open(
-        None if checkpoint is None else Path(checkpoint),
+    path = None if checkpoint is None else Path(checkpoint)
+    executor = inline if path is None else _writer_thread(parts)
+    begin = partial(
+        Checkpoint.open,
+        path,
         header,
         now=time.time(),
         executor=executor,
         any_run_key=options.run_key is None,
         new=options.new,
     )
-    parts.push_async_callback(uncancelled, file.aclose)
-    return file
+    try:
+        opening: asyncio.Future[Checkpoint] = asyncio.ensure_future(executor(begin))
+    except RuntimeError as error:  # no thread can be had
+        raise explain(error, path) from None
+    parts.push_async_callback(uncancelled, partial(_close_opened, opening))
+    await until_done(opening)
+    return opening.result()
+
+
+async def _close_opened(opening: asyncio.Future[Checkpoint]) -> None:
+    await until_done(opening)
+    if opening.exception() is None:
+        await opening.result().aclose()
 
 
 def _writer_thread(parts: AsyncExitStack) -> Executor:
-    """A thread for the checkpoint's commits alone: they wait for the disk."""
+    """A thread for the checkpoint alone: what it writes waits for the disk, and so may its opening."""
     pool = ThreadPoolExecutor(1, thread_name_prefix="bulkwf-checkpoint")
     parts.callback(pool.shutdown)
-
-    async def execute(function: Callable[[], None]) -> None:
-        await asyncio.get_running_loop().run_in_executor(pool, function)
-
-    return execute
+    return partial(asyncio.get_running_loop().run_in_executor, pool)
 
 
-def _take_over(limiter: WindowLimiter, checkpoint: Checkpoint, totals: Totals, options: Options, wall: float) -> None:
+def _take_over(limiter: WindowLimiter, checkpoint: Checkpoint, options: Options, wall: float) -> None:
     """Let what earlier sessions have sent, and may have sent, count for this one; verifications' requests, too."""
-    if totals.pending:
-        checkpoint.interrupted(wall)
     since = wall - limiter.memory_s
     asked, silent_until = ([], 0.0) if checkpoint.path is None else read_past(checkpoint.path, since)
     attempts = sorted([*checkpoint.recent_attempts(since), *asked])

@@ -25,6 +25,8 @@ __all__ = [
     "Packer",
     "cut",
     "fingerprint",
+    "has_its_ids",
+    "ids_are_good",
     "too_long",
 ]
 
@@ -184,11 +186,43 @@ def _id_flaw(instance_id: str, template: str | None = None) -> Flaw | None:
     return Flaw(code, f"{called} {why}")
 
 
-def _ids_are_good(ids: Sequence[str]) -> bool:
+def ids_are_good(ids: Sequence[str]) -> bool:
+    """Whether *ids*, one or more, are ids that the service takes, each another one."""
     joined = "\n".join(ids) + "\n"
     if _IDS.fullmatch(joined) is None or len(set(ids)) != len(ids) or joined.count("\n") != len(ids):
         return False  # the last: an id that holds a newline looks like two good ones
     return _URL_WORDS.isdisjoint(ids) and ("cf_" not in joined or not any(map(_SYSTEM_ID.fullmatch, ids)))
+
+
+def has_its_ids(batch: Batch, scheme: IdScheme, refused: frozenset[int]) -> bool:
+    """Whether the rows of a batch that was begun before, read again, still get the ids that were stored for them.
+
+    Args:
+        batch: The rows, and the stored ids.
+        scheme: How rows get ids.
+        refused: Offsets of the rows that were refused: those may have been corrected since.
+    """
+    stored = dict(zip(batch.offsets, batch.ids, strict=True))
+    return all(
+        stored.get(offset) == _id_of(line, batch.first_row + offset, batch.row_shape, scheme)
+        for offset, line in enumerate(batch.region.split(b"\n")[:-1])
+        if offset not in refused
+    )
+
+
+def _id_of(line: bytes, number: int, row_shape: Literal["instance", "params"], scheme: IdScheme) -> str | Flaw | None:
+    """The id under which row *number* is sent, or why it has none; None for a blank line."""
+    if not line or line.isspace():
+        return None
+    row = read_row(line, row_shape)
+    return row if isinstance(row, Flaw) else _id_for(row, number, line, scheme)
+
+
+def _id_for(row: Row, number: int, line: bytes, scheme: IdScheme) -> str | Flaw:
+    """The id that a row brings, or the one that is made for it."""
+    if row.instance_id is not msgspec.UNSET:
+        return row.instance_id
+    return scheme.make(number, line, None if row.params is msgspec.UNSET else bytes(row.params))
 
 
 # --- retention ----------------------------------------------------------------------------------------------------
@@ -288,7 +322,7 @@ class Packer:
         if rows is None:
             return False
         ids = [row.instance_id for row in rows]
-        if msgspec.UNSET in ids or not _ids_are_good(ids):  # type: ignore[arg-type]
+        if msgspec.UNSET in ids or not ids_are_good(ids):  # type: ignore[arg-type]
             return False
         # Lists have few different retentions.
         for retention in set(map(_RETENTION, rows)):
@@ -327,7 +361,7 @@ class Packer:
         if flaw is not None:
             self._refuse(offset, given, flaw)
             return
-        made = given if given is not None else self._make_id(offset, line, row)
+        made = _id_for(row, self._slices[0].first_row + offset, line, self._scheme)
         if isinstance(made, Flaw):
             self._refuse(offset, None, made)
         elif made in self._rows_of_ids:
@@ -340,10 +374,6 @@ class Packer:
             self._rows_of_ids[made] = offset
             self._ids.append(made)
             self._offsets.append(offset)
-
-    def _make_id(self, offset: int, line: bytes, row: Row) -> str | Flaw:
-        params = None if row.params is msgspec.UNSET else bytes(row.params)
-        return self._scheme.make(self._slices[0].first_row + offset, line, params)
 
     def _row_flaw(self, row: Row) -> Flaw | None:
         if row.params is not msgspec.UNSET and len(row.params) > MAX_PARAMS_BYTES:

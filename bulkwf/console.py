@@ -241,7 +241,9 @@ def verified_lines(verified: Verified) -> Iterator[str]:
     for status, count in verified.statuses.items():
         yield f"{count:>12,}  {clean(status)}"
     yield f"{verified.missing:>12,}  missing"
-    unasked = verified.instances - verified.found - verified.missing
+    if verified.unknown:
+        yield f"{verified.unknown:>12,}  unknown: the service does not answer when it is asked for them"
+    unasked = verified.instances - verified.found - verified.missing - verified.unknown
     if unasked:
         yield f"{unasked:>12,}  not asked for yet"
     yield f"{verified.requests:,} requests in {duration(verified.elapsed_s)}"

@@ -13,6 +13,7 @@ Rules:
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
+from math import inf
 
 from bulkwf.channel import Channel
 from bulkwf.errors import CheckpointError, ServiceRefused
@@ -21,14 +22,18 @@ from bulkwf.model import Fault, Outcome, Reply, Result, Verdict
 from bulkwf.options import Options
 from bulkwf.outcome import Judge, existence, judge_lookup, rejection
 from bulkwf.payload import compose
-from bulkwf.retry import backoff_s, reject_limit
+from bulkwf.retry import LOOK_UP_FAILURES, LOOK_UP_TRIES, backoff_s, reject_limit
 
 __all__ = ["Courier", "Hooks", "Tally"]
 
 LOOK_UP_AT_MOST = 2
 """Up to so many omitted ids are asked for one by one; more are sent again together, then one speaks for all."""
 ABSENCES = 3
-"""So often must a row be asked for and be absent, while others are created, to be called rejected."""
+"""How many times a row must be asked for and be absent, while others are created, to be called rejected."""
+ABSENCE_GAP_S = 10.0
+"""Absences count if they are this far apart: a replica that answers look-ups may lag behind the creations."""
+UNANSWERED_ROUNDS = 3
+"""How many times look-ups of a batch may fail `LOOK_UP_TRIES` times in a row; then its omitted rows stay pending."""
 PROBE_FROM = 10
 """A first batch of so many rows that is refused is probed before it is taken apart."""
 
@@ -45,6 +50,8 @@ class Tally:
         pending: Instances begun and not settled.
         rows: Rows begun so far.
         max_bytes: The service has called a request of twice this size too large; None if it has not.
+        unknown: Instances that were left pending because their look-ups are never answered.
+        unanswered: What is known of the first of them, for people; empty if there is none.
         probing: Held while a refused first batch is probed.
     """
 
@@ -53,6 +60,8 @@ class Tally:
     pending: int = 0
     rows: int = 0
     max_bytes: int | None = None
+    unknown: int = 0
+    unanswered: str = ""
     probing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def settled(self, outcome: Outcome) -> None:
@@ -88,6 +97,7 @@ class Courier:
         hooks: What the engine does for a delivery.
         tally: Shared by all deliveries of the run.
         wall: Unix time in seconds.
+        where: A row's place for people.
         judge: Says what answers mean.
     """
 
@@ -96,10 +106,11 @@ class Courier:
     hooks: Hooks
     tally: Tally
     wall: Callable[[], float]
+    where: Callable[[int], str]
     judge: Judge = field(default_factory=Judge)
 
     async def deliver(self, ledger: Ledger, begun_at: float) -> None:
-        """Send what is pending in *ledger* until nothing is.
+        """Send what is pending in *ledger* until nothing is, but for instances whose look-ups are never answered.
 
         Args:
             ledger: The batch's account.
@@ -127,7 +138,11 @@ class _Delivery:
     created_before: int
     """Instances that the run had created when the delivery began, or when ids were last found omitted."""
     absences: dict[int, int] = field(default_factory=dict)
-    """How often each instance has been asked for and was absent."""
+    """How many times each instance has been asked for and was absent, `ABSENCE_GAP_S` apart."""
+    absent_at: dict[int, float] = field(default_factory=dict)
+    """When the last of those absences was."""
+    unanswered_rounds: int = 0
+    """How many times look-ups have failed `LOOK_UP_TRIES` times in a row."""
     refused: set[int] = field(default_factory=set)
     """The instances that have been refused alone."""
 
@@ -143,6 +158,9 @@ class _Delivery:
                 in_a_row = self.ledger.attempts == attempts + 1
                 part = await self._confirm(part, again=in_a_row and omitted.issuperset(part))
                 omitted, attempts = frozenset(part), self.ledger.attempts
+                if self.unanswered_rounds >= UNANSWERED_ROUNDS:
+                    self._leave_unknown(part)
+                    part = ()
             elif outcome.verdict in (Verdict.REFUSED, Verdict.TOO_LARGE):
                 await self._take_apart(part, outcome)
                 part = ()
@@ -176,13 +194,28 @@ class _Delivery:
         ledger.attempts += 1
         if outcome.verdict in _DOUBTFUL:
             ledger.in_doubt.update(outcome.unsettled)
+            for position in outcome.unsettled:  # an absence from before says nothing of what this attempt has created
+                self.absences.pop(position, None)
+                self.absent_at.pop(position, None)
         courier.hooks.attempted(ledger, len(part), reply, outcome)
-        await channel.learn(outcome, reply, self._keep)
-        return outcome
+        return await channel.learn(outcome, reply, self._keep)
 
     async def _look_up(self, position: int) -> Outcome:
-        """Ask for one instance until the service says whether it exists."""
-        return await self.courier.channel.persist(lambda: self._ask(position))
+        """Ask for one instance until the service says whether it exists; `UNANSWERED` if it keeps failing to."""
+        failures = 0
+
+        async def attempt() -> Outcome:
+            nonlocal failures
+            outcome = await self._ask(position)
+            failed = outcome.verdict in LOOK_UP_FAILURES
+            failures += failed
+            if not failed or failures < LOOK_UP_TRIES:
+                return outcome
+            # Sending the row again tells whether it is the service that fails, or this look-up alone.
+            self.unanswered_rounds += 1
+            return replace(outcome, verdict=Verdict.UNANSWERED)
+
+        return await self.courier.channel.persist(attempt)
 
     async def _ask(self, position: int) -> Outcome:
         ledger, channel = self.ledger, self.courier.channel
@@ -191,8 +224,7 @@ class _Delivery:
             lambda reply: judge_lookup(ledger.batch, position, reply),
         )
         self.courier.hooks.attempted(ledger, 0, reply, outcome)
-        await channel.learn(outcome, reply, self._keep)
-        return outcome
+        return await channel.learn(outcome, reply, self._keep)
 
     async def _keep(self, outcome: Outcome) -> None:
         """Make what an attempt has come to durable."""
@@ -255,9 +287,15 @@ class _Delivery:
         One that an earlier attempt may have created is asked for first: what runs is not rejected.
         """
         if position in self.refused:
-            in_doubt = position in self.ledger.in_doubt
-            if not in_doubt or (await self._look_up(position)).verdict is Verdict.ABSENT:
+            if position not in self.ledger.in_doubt:
                 await self._reject(position, outcome)
+                return
+            await self.courier.channel.sleep(ABSENCE_GAP_S)
+            found = await self._look_up(position)
+            if found.verdict is Verdict.ABSENT:
+                await self._reject(position, outcome)
+            elif found.verdict is Verdict.UNANSWERED:
+                self._leave_unknown((position,))
             return
         self.refused.add(position)
         self.courier.channel.transport.distrust()
@@ -310,19 +348,42 @@ class _Delivery:
     async def _is_absent(self, position: int, *, idle: bool) -> bool:
         """Ask for one omitted instance; True if it has to be sent again. *idle*: nothing was created meanwhile."""
         outcome = await self._look_up(position)
+        if outcome.verdict is Verdict.UNANSWERED:
+            return True
         if outcome.verdict is not Verdict.ABSENT:
             return False
-        if idle:  # a full queue, say: it is not this row's fault, unless it is one of the last of all
-            await self.courier.channel.pause(replace(outcome, retry_after_s=None, message=_OMISSION))
-            if not self._is_last():
+        channel = self.courier.channel
+        if idle:  # a full queue, say: nothing shows that it is this row's fault
+            await channel.pause(replace(outcome, message=self._omission(position)))
+            if not (self.courier.options.reject_omitted and self._is_last()):
                 return True
-        times = self.absences[position] = self.absences.get(position, 0) + 1
-        if times >= ABSENCES:
+        if channel.clock() - self.absent_at.get(position, -inf) >= ABSENCE_GAP_S:
+            self.absent_at[position] = channel.clock()
+            self.absences[position] = self.absences.get(position, 0) + 1
+        if self.absences[position] >= ABSENCES:
             await self._reject(position, replace(outcome, code=None, message=_OMISSION))
             return False
         if not idle:
-            await self._back_off(times)
+            await channel.sleep(ABSENCE_GAP_S)
         return True
+
+    def _omission(self, position: int) -> str:
+        """Why nothing goes on while *position* stays omitted."""
+        return (
+            f"no instance is created any more, and the service leaves {self._name(position)} out of its answers "
+            "without a reason. Its queue may be full; if the row is one of the last of the list and stays omitted, "
+            "--reject-omitted gives it up"
+        )
+
+    def _leave_unknown(self, part: Sequence[int]) -> None:
+        """Leave *part* pending, for the next run: whether the instances exist can't be found out now."""
+        tally = self.courier.tally
+        tally.unanswered = tally.unanswered or self._name(part[0])
+        tally.unknown += len(part)
+
+    def _name(self, position: int) -> str:
+        batch = self.ledger.batch
+        return f"{self.courier.where(batch.first_row + batch.offsets[position])} (id {batch.ids[position]})"
 
     async def _back_off(self, times: int) -> None:
         channel = self.courier.channel

@@ -17,11 +17,11 @@ from itertools import groupby
 
 import anyio
 
-from bulkwf.batching import IdScheme, Packer
+from bulkwf.batching import IdScheme, Packer, has_its_ids
 from bulkwf.channel import Channel, Health
-from bulkwf.checkpoint import ANOTHER, Attempt, Begun, Checkpoint
+from bulkwf.checkpoint import ANOTHER, Attempt, Begun, Checkpoint, damaged
 from bulkwf.delivery import Courier, Hooks, Tally
-from bulkwf.errors import BulkwfError, Draining, InputError
+from bulkwf.errors import BulkwfError, Draining, InputError, TemporaryStop
 from bulkwf.ledger import Ledger
 from bulkwf.limiter import Limiter
 from bulkwf.model import Batch, Clock, Fault, Outcome, Reply, Result, Transport, Verdict
@@ -99,6 +99,7 @@ class Engine:
             hooks=Hooks(settled=self._settled, attempted=self._attempted, noted=checkpoint.flush),
             tally=self._tally,
             wall=clock.wall,
+            where=source.where,
         )
         self._work: asyncio.Queue[_Work | None] = asyncio.Queue()
         self._carriers = 0
@@ -133,6 +134,8 @@ class Engine:
                     ended = await self._feed(carriers)
                 for _ in range(self._carriers):
                     self._work.put_nowait(None)
+        if self._tally.unknown and not self.drained:
+            self.error = self.error or self._unknown()
         # What of a pause was still to come has not been waited for.
         self.progress.paused_s -= max(0.0, self._paused_until - self._clock.now())
         cut = self._whole.cancelled_caught  # batches on their way to the disk may be known to nobody
@@ -311,6 +314,13 @@ class Engine:
         stopped = type(self.error).__name__ if self.error is not None else "drained"
         self._checkpoint.end(self._clock.wall(), "finished" if complete and self.error is None else stopped)
 
+    def _unknown(self) -> TemporaryStop:
+        tally = self._tally
+        return TemporaryStop(
+            f"{tally.unknown:,} rows stay pending, {tally.unanswered} first: the service leaves them out of its "
+            "answers, and does not answer when it is asked for them. All other rows are done."
+        )
+
     # --- resuming -------------------------------------------------------------------------------------------------
 
     async def _resume(self, carriers: anyio.abc.TaskGroup) -> None:
@@ -332,6 +342,10 @@ class Engine:
         if ledger.fingerprint() != (begun.size, begun.digest):
             raise self._differs(begun, ended=False)
         if not begun.settled:
+            if not has_its_ids(ledger.batch, self._scheme, ledger.refused()):
+                raise damaged(
+                    self._checkpoint.path, f"the rows from row {begun.first_row} on do not have the ids that it holds"
+                )
             await self._have_room(len(ledger.pending))
             self._tally.pending += len(ledger.pending)
             self._hand_over(carriers, (ledger, begun.begun_at, None))

@@ -112,6 +112,8 @@ class RunFlags:
 
     max_rejects: int | None = None
     "Stop when more rows are rejected; by default 100 and 1 % of the rows so far."
+    reject_omitted: bool = False
+    "Give up the last rows of a list if the service keeps leaving them out of its answers; by default the run waits."
     drain_timeout: str = "20s"
     "The longest to wait for answers after the first signal."
     in_doubt: Literal["stop", "resend"] = "stop"
@@ -128,6 +130,7 @@ class RunFlags:
         return flags.options(
             concurrency=service.concurrency,
             max_rejects=self.max_rejects,
+            reject_omitted=self.reject_omitted,
             drain_timeout_s=parse_time("--drain-timeout", self.drain_timeout),
             in_doubt=self.in_doubt,
             fail_on_existed=self.fail_on_existed,

@@ -85,12 +85,16 @@ class Ledger:
         results = [self._result(position, outcome.answer) for position in outcome.created]
         return results + [self.others[position] for position, _ in outcome.others]
 
+    def refused(self) -> frozenset[int]:
+        """Offsets of the rows that are invalid or rejected."""
+        if not self.batch.refused and not self.others:
+            return frozenset()
+        rejected = [result for result in self.others.values() if result.outcome == "rejected"]
+        return frozenset(result.row - self.batch.first_row for result in (*self.batch.refused, *rejected))
+
     def fingerprint(self) -> tuple[int, int]:
         """Size and crc32 of the batch's lines, less those that are refused."""
-        dropped: frozenset[int] = frozenset()
-        if self.batch.refused or self.others:
-            rejected = [result for result in self.others.values() if result.outcome == "rejected"]
-            dropped = frozenset(result.row - self.batch.first_row for result in (*self.batch.refused, *rejected))
+        dropped = self.refused()
         if self._fingerprint is None or self._fingerprint[0] != len(dropped):
             self._fingerprint = len(dropped), fingerprint(self.batch.region, dropped)
         return self._fingerprint[1]

@@ -30,6 +30,9 @@ HASTE = 2.0
 and the late end of it would meet the first of the next second."""
 LOOPBACK_MARGIN_S = 0.007
 NETWORK_MARGIN_S = 0.020
+BLIND_MARGIN_S = 0.100
+"""Where the kernel does not tell what is still in the socket: 128 KB, what macOS gives a socket at first, leave in this
+time at 10 Mbit/s."""
 WIDEST_MARGIN_S = 0.250
 EARLY_S = 0.005
 LEADS = 8
@@ -44,8 +47,8 @@ class Slot(Protocol):
     async def __aenter__(self) -> Self: ...
     async def __aexit__(self, *_: object) -> None: ...
 
-    def written(self) -> None:
-        """The request's body has been handed to the network."""
+    def written(self, at: float | None = None) -> None:
+        """The request's body has left this machine: at *at*, a moment in the past, or now."""
         ...
 
     def unsent(self) -> None:
@@ -88,6 +91,10 @@ class Limiter(Protocol):
 
     def paused(self, seconds: float) -> None:
         """The service has refused a request for its rate: nothing is sent for so long."""
+        ...
+
+    def hold(self, seconds: float) -> None:
+        """Send nothing for so long, for another reason than the rate; then one request, a probe, before all others."""
         ...
 
     def stop(self) -> None:
@@ -189,14 +196,14 @@ class WindowLimiter:
         self._wake()
         self._changed()
 
-    def written(self, cost: int, taken_at: float) -> None:
-        """The request's body has been written: its places in the windows are taken from now on."""
-        now = self._clock()
+    def written(self, cost: int, taken_at: float, at: float | None = None) -> None:
+        """The request's body left at *at*, or now: its places in the windows are taken from then on."""
+        at = self._clock() if at is None else at
         if cost:  # a look-up has no body, and is known to be written only when its answer begins
-            self._leads.append(now - taken_at)
+            self._leads.append(at - taken_at)
         for window, amount in self._uses(cost):
             window.lead_s = min(self._leads, default=0.0)
-            window.written(now, amount)
+            window.written(at, amount)
         self._wake()
 
     def stop(self) -> None:
@@ -213,7 +220,7 @@ class WindowLimiter:
             return 0.0
         now, (places, instances, requests) = self._clock(), self._names
         waits = [
-            (self._pause_s(now), "a pause that the service ordered"),
+            (self._pause_s(now), "a pause"),
             (inf if self._free_places() <= 0 else 0.0, places),
             (self._pace.wait_s(now), "what the service has left for this token"),
         ]
@@ -302,9 +309,13 @@ class WindowLimiter:
                 window.margin_s = min(WIDEST_MARGIN_S, window.margin_s * 2)
                 if self._quota_spent or window.share < 1.0 or now - self._paused_until < RECOVERY_S:
                     window.share = max(LOWEST_SHARE, window.share / 2)
-        self._paused_until = max(self._paused_until, now + seconds)
-        self.probing = True
+        self.hold(seconds)
         self._refused_at = self._paused_until
+
+    def hold(self, seconds: float) -> None:
+        """See `Limiter.hold`."""
+        self._paused_until = max(self._paused_until, self._clock() + seconds)
+        self.probing = True
         self._wake()
 
     # --- the past -------------------------------------------------------------------------------------------------
@@ -347,10 +358,10 @@ class _WindowSlot:
     async def __aexit__(self, *_: object) -> None:
         self._limiter.give_back(self._cost, sent=self._sent, written=self._written)
 
-    def written(self) -> None:
+    def written(self, at: float | None = None) -> None:
         if not self._written and not self._probe:
             self._written = True
-            self._limiter.written(self._cost, self._taken_at)
+            self._limiter.written(self._cost, self._taken_at, at)
 
     def unsent(self) -> None:
         self._sent = False

@@ -107,19 +107,20 @@ class Result:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """What a verification has found amiss with one row.
+    """What is wrong with one row, as a verification found it.
 
     Attributes:
         row: Number of the row, counted from 0 over the whole list.
         id: The instance's id.
-        outcome: `missing`: the checkpoint calls it created or existed, and the service does not have it. `errored`.
-        status: The workflow instance's status, in the service's own word; None if it is missing.
+        outcome: `missing`: the checkpoint calls it created or existed, and the service does not have it. `errored`: the
+            instance ended with an error. `unknown`: the service does not answer when it is asked for the instance.
+        status: The workflow instance's status, in the service's own word; None if it is missing or unknown.
         message: The reason, for a person.
     """
 
     row: int
     id: str
-    outcome: Literal["missing", "errored"]
+    outcome: Literal["missing", "errored", "unknown"]
     status: str | None = None
     message: str
 
@@ -217,8 +218,10 @@ class FaultKind(Enum):
     """No byte of it reached the service."""
     IN_DOUBT = "in_doubt"
     """The service may have acted on it."""
+    HANDSHAKE = "handshake"
+    """No byte of it reached the service: the TLS handshake failed, for another reason than the certificate."""
     FATAL = "fatal"
-    """No byte of it reached the service, and none will: TLS or the address is wrong."""
+    """No byte of it reached the service, and none will: the certificate, the proxy or the address is wrong."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -250,15 +253,24 @@ class Verdict(Enum):
     """Something in the request is bad: send it in halves."""
     TOO_LARGE = "too_large"
     THROTTLED = "throttled"
+    HANDSHAKE = "handshake"
+    """The TLS handshake failed, for another reason than the certificate."""
     UNAUTHORIZED = "unauthorized"
+    RENEWED = "renewed"
+    """The credential was refused, and its source has another one by now."""
     CHALLENGED = "challenged"
     """Blocked at the edge by a page meant for browsers."""
     NO_SUCH_WORKFLOW = "no_such_workflow"
+    WRONG_ADDRESS = "wrong_address"
+    """A redirect, or a status with which the API answers no request of ours (405, 415, 501)."""
     ORIGIN_TLS = "origin_tls"
     """The service's edge has no secure connection to its own origin (525, 526)."""
     FATAL = "fatal"
+    """The certificate, the proxy or the address is wrong: no later attempt can succeed."""
     ABSENT = "absent"
     """A look-up found no such instance."""
+    UNANSWERED = "unanswered"
+    """A look-up failed several times in a row: it says nothing of the instance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,6 +297,7 @@ class Outcome:
         code: The service's error code, or the HTTP status.
         message: What the service said, cleaned of control characters and cut to a line's length.
         retry_after_s: The pause that the service ordered, in seconds; None if it ordered none.
+        elapsed_s: From the start of the request to its answer or fault; 0 where that is not of interest.
     """
 
     verdict: Verdict
@@ -295,6 +308,7 @@ class Outcome:
     code: int | None = None
     message: str = ""
     retry_after_s: float | None = None
+    elapsed_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -314,11 +328,19 @@ class Clock:
     draw: Callable[[], float]
 
 
+class Written(Protocol):
+    """Called once the body of a request has left this machine."""
+
+    def __call__(self, at: float | None = None) -> None:
+        """It left at *at*, on the run's monotonic clock: a moment in the past, or now."""
+        ...
+
+
 class Transport(Protocol):
     """The way to one target. It never raises for the network: what went wrong is a `Fault`."""
 
-    async def post(self, body: bytes, written: Callable[[], None]) -> Reply | Fault:
-        """Send one batch-create request; `written` is called once its body has been handed to the network."""
+    async def post(self, body: bytes, written: Written) -> Reply | Fault:
+        """Send one batch-create request; `written` is called once its body has left this machine."""
         ...
 
     async def get(self, instance_id: str, written: Callable[[], None]) -> Reply | Fault:

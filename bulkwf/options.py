@@ -19,6 +19,8 @@ __all__ = [
     "RateLimits",
     "RetryPolicy",
     "Target",
+    "is_run_key",
+    "is_target_name",
 ]
 
 DEFAULT_BASE_URL = "https://api.cloudflare.com/client/v4"
@@ -37,6 +39,16 @@ LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 
 _TARGET_NAME = re.compile(ID_PATTERN + "{0,63}", re.ASCII)
 _RUN_KEY = re.compile(ID_PATTERN + "{0,63}", re.ASCII)
+
+
+def is_run_key(text: str) -> bool:
+    """Whether generated ids may begin with *text*."""
+    return _RUN_KEY.fullmatch(text) is not None
+
+
+def is_target_name(text: str) -> bool:
+    """Whether *text* may name an account or a workflow."""
+    return _TARGET_NAME.fullmatch(text) is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,6 +156,8 @@ class Options:
         id_template: Makes an id for a row that has none, from its params: `"order-{order_id}"`.
         run_key: What generated ids begin with; None draws one, and keeps it in the checkpoint.
         max_rejects: The run stops when more rows than this are rejected. None: 100 and 1 % of the rows so far.
+        reject_omitted: Reject a row that the service keeps leaving out of its answers without a reason when nothing
+            else is left to be created. Otherwise the run waits, and ends with `TemporaryStop` after `max_outage_s`.
         confirm_existing: Ask the service before an id that it left out of its answer is called `existed`.
         in_doubt: What to do with rows that may have been sent so long ago that the service may have forgotten their
             ids: `stop`, or `resend` and risk that they run twice.
@@ -164,6 +178,7 @@ class Options:
     id_template: str | None = None
     run_key: str | None = None
     max_rejects: int | None = None
+    reject_omitted: bool = False
     confirm_existing: bool = True
     in_doubt: Literal["stop", "resend"] = "stop"
     fail_on_existed: bool = False
@@ -185,7 +200,7 @@ class Options:
             _check_proxy(self.proxy)
         if self.run_key is not None:
             _require(
-                _RUN_KEY.fullmatch(self.run_key) is not None,
+                is_run_key(self.run_key),
                 "run key",
                 "1 to 64 of the characters A-Z a-z 0-9 _ -, not starting with -",
                 self.run_key,
@@ -207,8 +222,8 @@ class Target:
 
     def __post_init__(self) -> None:
         rule = "1 to 64 of the characters A-Z a-z 0-9 _ -, not starting with -"
-        _require(_TARGET_NAME.fullmatch(self.workflow) is not None, "workflow name", rule, self.workflow)
-        _require(_TARGET_NAME.fullmatch(self.account_id) is not None, "account id", rule, self.account_id)
+        _require(is_target_name(self.workflow), "workflow name", rule, self.workflow)
+        _require(is_target_name(self.account_id), "account id", rule, self.account_id)
         object.__setattr__(self, "base_url", self.base_url.rstrip("/"))
         _check_base_url(self.base_url)
 

@@ -16,6 +16,7 @@ from bulkwf.model import Answer, Batch, Fault, FaultKind, Outcome, Reply, Result
 from bulkwf.payload import (
     Answered,
     Envelope,
+    Lookup,
     Page,
     Refused,
     ServiceError,
@@ -33,7 +34,7 @@ WORKFLOW_NOT_FOUND = 10200
 INTERNAL_ERRORS = frozenset({10001})
 """Codes with which the service says that it failed, whatever the HTTP status around them."""
 RATE_ERRORS = frozenset({971, 10429})
-"""Codes that blame the rate."""
+"""Codes that blame the rate, whatever the HTTP status around them."""
 AUTHENTICATION_ERRORS = frozenset({6003, *range(6100, 6200), 9106, 9109, 10000})
 """Codes that blame the credential; some of them come with status 400."""
 ROUTE_ERRORS = frozenset({WORKFLOW_NOT_FOUND, 7000, 7003})
@@ -46,13 +47,14 @@ _BY_STATUS = {
     401: Verdict.UNAUTHORIZED,
     403: Verdict.UNAUTHORIZED,
     404: Verdict.NO_SUCH_WORKFLOW,
+    407: Verdict.FATAL,
     413: Verdict.TOO_LARGE,
-    429: Verdict.THROTTLED,
-    501: Verdict.FATAL,
+    501: Verdict.WRONG_ADDRESS,
 }
 _BY_FAULT = {
     FaultKind.NOT_SENT: Verdict.NOT_SENT,
     FaultKind.IN_DOUBT: Verdict.IN_DOUBT,
+    FaultKind.HANDSHAKE: Verdict.HANDSHAKE,
     FaultKind.FATAL: Verdict.FATAL,
 }
 _CHALLENGE = re.compile(rb"cdn-cgi/challenge-platform|cf-chl|Just a moment|Attention Required", re.IGNORECASE)
@@ -142,7 +144,7 @@ def judge_lookup(batch: Batch, position: int, reply: Reply | Fault) -> Outcome:
         found = decode_lookup(reply.body)
         if found is None or found.id not in (None, batch.ids[position]):
             return _unsettled(part, Verdict.CONTRADICTION, reply.status, "no answer to a look-up: " + _excerpt(reply))
-        if found.success:
+        if found.success or _says_how_it_fares(found, reply):
             existed = _result(batch, position, "existed", status=found.status)
             return Outcome(verdict=Verdict.DONE, others=((position, existed),))
     outcome = _failure(part, reply)
@@ -154,6 +156,15 @@ def judge_lookup(batch: Batch, position: int, reply: Reply | Fault) -> Outcome:
     if outcome.verdict in (Verdict.REFUSED, Verdict.TOO_LARGE):
         return _unsettled(part, Verdict.CONTRADICTION, outcome.code, outcome.message)
     return outcome
+
+
+def _says_how_it_fares(found: Lookup, reply: Reply) -> bool:
+    """Whether a look-up that the service calls failed tells the instance's status all the same.
+
+    The service is known to answer 200 with `success: false`, code 10001 and a complete result.
+    """
+    codes = {error.code for error in decode_errors(reply.body) or ()}
+    return found.status is not None and bool(codes) and codes <= INTERNAL_ERRORS
 
 
 def judge_page(reply: Reply | Fault) -> tuple[Outcome, Page | None]:
@@ -278,7 +289,7 @@ def _judge_failure(batch: Batch, part: Sequence[int], reply: Reply | Fault) -> O
 
 def _failure(part: Sequence[int], reply: Reply | Fault) -> Outcome:
     if isinstance(reply, Fault):
-        return _unsettled(part, _BY_FAULT[reply.kind], None, reply.message)
+        return _unsettled(part, _BY_FAULT[reply.kind], None, reply.message, elapsed_s=reply.elapsed_s)
     errors = decode_errors(reply.body)
     told = _main_error(errors or ())
     code = told.code if told.code is not None else reply.status
@@ -288,12 +299,12 @@ def _failure(part: Sequence[int], reply: Reply | Fault) -> Outcome:
             f"HTTP {reply.status}, a redirect to {clean(reply.headers.get('location', '?'))}, which is not followed"
         )
     verdict = _failure_verdict(reply, errors)
-    return _unsettled(part, verdict, code, message, retry_after_s(reply))
+    return _unsettled(part, verdict, code, message, retry_after_s(reply), reply.elapsed_s)
 
 
 def _failure_verdict(reply: Reply, errors: tuple[ServiceError, ...] | None) -> Verdict:
     codes = {error.code for error in errors or ()}
-    if reply.status == 429:
+    if reply.status == 429 or codes & RATE_ERRORS:
         return Verdict.THROTTLED
     if 200 <= reply.status < 300:
         return Verdict.IN_DOUBT if codes & INTERNAL_ERRORS else Verdict.CONTRADICTION
@@ -305,7 +316,7 @@ def _failure_verdict(reply: Reply, errors: tuple[ServiceError, ...] | None) -> V
         # Only the service's own word makes a row bad; this is somebody else's: a proxy's, a captive portal's.
         return Verdict.CONTRADICTION
     verdict = _BY_STATUS.get(reply.status)
-    return verdict or (Verdict.IN_DOUBT if reply.status >= 500 else Verdict.FATAL)
+    return verdict or (Verdict.IN_DOUBT if reply.status >= 500 else Verdict.WRONG_ADDRESS)
 
 
 def _is_challenge(reply: Reply) -> bool:
@@ -315,9 +326,12 @@ def _is_challenge(reply: Reply) -> bool:
 
 
 def _main_error(errors: Sequence[ServiceError]) -> ServiceError:
-    """The error that decides: one that blames the credential, else the first."""
-    blamed = (error for error in errors if error.code in AUTHENTICATION_ERRORS)
-    return next(blamed, errors[0] if errors else ServiceError())
+    """The error that decides: one that blames the rate, or else the credential; else the first."""
+    for blamed in (RATE_ERRORS, AUTHENTICATION_ERRORS):
+        for error in errors:
+            if error.code in blamed:
+                return error
+    return errors[0] if errors else ServiceError()
 
 
 def _excerpt(reply: Reply) -> str:
@@ -327,9 +341,16 @@ def _excerpt(reply: Reply) -> str:
 
 
 def _unsettled(
-    part: Sequence[int], verdict: Verdict, code: int | None, message: str, after_s: float | None = None
+    part: Sequence[int],
+    verdict: Verdict,
+    code: int | None,
+    message: str,
+    after_s: float | None = None,
+    elapsed_s: float = 0.0,
 ) -> Outcome:
-    return Outcome(verdict=verdict, unsettled=part, code=code, message=message, retry_after_s=after_s)
+    return Outcome(
+        verdict=verdict, unsettled=part, code=code, message=message, retry_after_s=after_s, elapsed_s=elapsed_s
+    )
 
 
 def _http_date(text: str) -> float | None:

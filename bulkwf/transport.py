@@ -17,15 +17,16 @@ import errno
 import ssl
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode, urlsplit
 
 import aiohttp
 from aiohttp.abc import AbstractStreamWriter
 
 from bulkwf.credentials import Credentials
 from bulkwf.errors import ConfigError
-from bulkwf.model import Fault, FaultKind, Reply
+from bulkwf.model import Fault, FaultKind, Reply, Written
 from bulkwf.options import Options, Target
+from bulkwf.wire import Upload
 
 __all__ = ["AiohttpTransport"]
 
@@ -45,10 +46,11 @@ _NOT_SENT = (
 )
 _FATAL = (
     aiohttp.ClientConnectorCertificateError,
-    aiohttp.ClientConnectorSSLError,
     aiohttp.ServerFingerprintMismatch,
     aiohttp.InvalidURL,
 )
+_PROXY_REFUSALS = frozenset({403, 407})
+"""With these a proxy refuses every CONNECT alike: the address is forbidden, or a password is wanted."""
 
 
 class AiohttpTransport:
@@ -74,6 +76,7 @@ class AiohttpTransport:
         self._url = target.instances_url
         self._credentials = credentials
         self._options = options
+        self._limited = options.rate.instances_per_s is not None or options.rate.requests_per_5m is not None
         self._clock = clock
         self._wall = wall
         self._tls = _tls_context(options.ca_file)
@@ -83,14 +86,18 @@ class AiohttpTransport:
         self._renewing = asyncio.Lock()
         self._rays: OrderedDict[str, None] = OrderedDict()
 
-    async def post(self, body: bytes, written: Callable[[], None]) -> Reply | Fault:
+    async def post(self, body: bytes, written: Written) -> Reply | Fault:
         """See `Transport.post`."""
         headers = {"Content-Type": "application/json"}
-        return await self._request("POST", self._url + "/batch", headers, _Body(body, written), written)
+        payload = _Body(body, written, self._clock if self._limited else None)
+        try:
+            return await self._request("POST", self._url + "/batch", headers, payload, payload.answered)
+        finally:
+            payload.unwatch()
 
     async def get(self, instance_id: str, written: Callable[[], None]) -> Reply | Fault:
         """See `Transport.get`."""
-        return await self._request("GET", f"{self._url}/{instance_id}?simple=true", {}, None, written)
+        return await self._request("GET", f"{self._url}/{quote(instance_id, safe='')}?simple=true", {}, None, written)
 
     async def list(self, query: Mapping[str, str], written: Callable[[], None]) -> Reply | Fault:
         """See `Transport.list`."""
@@ -134,8 +141,7 @@ class AiohttpTransport:
                     proxy=self._options.proxy,
                     timeout=self._timeout,
                 ) as response:
-                    if body is None:
-                        written()
+                    written()
                     answer = await _read(response)
                     status, received = response.status, self._headers(response)
                     if self._is_copy(received):
@@ -143,7 +149,7 @@ class AiohttpTransport:
                         text = "a copy of an earlier answer: it has the same cf-ray"
                         return Fault(kind=FaultKind.IN_DOUBT, message=text, elapsed_s=self._clock() - started)
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            return _fault(error, self._clock() - started)
+            return _fault(error, self._clock() - started, self._options.proxy)
         if answer is None:
             text = f"an answer that is compressed, or larger than {MAX_BODY_BYTES:,} bytes"
             return Fault(kind=FaultKind.IN_DOUBT, message=text, elapsed_s=self._clock() - started)
@@ -219,18 +225,42 @@ class _Pool:
 
 
 class _Body(aiohttp.BytesPayload):
-    """A body that says when it has been written: aiohttp's own trace hook fires before the write."""
+    """A body that says when it has left: aiohttp's own trace hook fires before the write.
 
-    def __init__(self, value: bytes, written: Callable[[], None]) -> None:
+    Args:
+        value: Its bytes.
+        written: Called once the body has left this machine.
+        clock: Monotonic seconds. None if no rate is limited: then `written` is called when asyncio has the body.
+    """
+
+    def __init__(self, value: bytes, written: Written, clock: Callable[[], float] | None) -> None:
         # Past BytesPayload's own constructor, which warns of bodies over 1 MiB.
         super(aiohttp.BytesPayload, self).__init__(value, content_type="application/json")
         self._size = len(value)
         self._written = written
+        self._clock = clock
+        self._upload: Upload | None = None
 
     async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
+        transport, size = getattr(writer, "transport", None), writer.output_size
+        if transport is not None and self._clock is not None:
+            self._upload = Upload(transport, self._written, self._clock)
         await super().write_with_length(writer, content_length)
         await writer.drain()
-        self._written()
+        if self._upload is not None:  # which looks from timers of its own: what is waited for here delays the answer
+            self._upload.follow(writer.output_size - size)
+        else:
+            self._written()
+
+    def answered(self) -> None:
+        """The answer has begun."""
+        if self._upload is not None:
+            self._upload.answered()
+
+    def unwatch(self) -> None:
+        """The request has ended."""
+        if self._upload is not None:
+            self._upload.close()
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytes | None:
@@ -249,7 +279,7 @@ async def _read(response: aiohttp.ClientResponse) -> bytes | None:
     return None
 
 
-def _fault(error: Exception, elapsed_s: float) -> Fault:
+def _fault(error: Exception, elapsed_s: float, proxy: str | None) -> Fault:
     """What is known of a request that raised. Only an error of connecting proves that nothing was sent."""
     cause = getattr(error, "os_error", error)
     what = type(error).__name__
@@ -258,10 +288,16 @@ def _fault(error: Exception, elapsed_s: float) -> Fault:
         what = cause.reason or what
     elif isinstance(number, int) and number in errno.errorcode:
         what = f"{what} {errno.errorcode[number]}"
-    if isinstance(error, _FATAL):
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        what = f"the proxy {_without_password(proxy)} answers CONNECT with HTTP {error.status}"
+        kind = FaultKind.FATAL if error.status in _PROXY_REFUSALS else FaultKind.NOT_SENT
+        message = f"no connection to the service: {what}"
+    elif isinstance(error, _FATAL):
         certificate = getattr(error, "certificate_error", None)
         reason = getattr(certificate, "verify_message", "") or what
         kind, message = FaultKind.FATAL, f"no secure connection to the service: {reason}"
+    elif isinstance(error, aiohttp.ClientConnectorSSLError):
+        kind, message = FaultKind.HANDSHAKE, f"no secure connection to the service: {what}"
     elif isinstance(error, _NOT_SENT):
         kind, message = FaultKind.NOT_SENT, f"no connection to the service: {what}"
     elif isinstance(error, TimeoutError):
@@ -269,6 +305,11 @@ def _fault(error: Exception, elapsed_s: float) -> Fault:
     else:
         kind, message = FaultKind.IN_DOUBT, f"the connection broke before the answer was complete: {what}"
     return Fault(kind=kind, message=message, elapsed_s=elapsed_s)
+
+
+def _without_password(proxy: str | None) -> str:
+    """Host and port of a proxy's URL."""
+    return "?" if proxy is None else urlsplit(proxy).netloc.rpartition("@")[2]
 
 
 def _tls_context(ca_file: str | None) -> ssl.SSLContext:

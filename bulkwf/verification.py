@@ -7,7 +7,7 @@ Rules:
 
 1. The list only ever shows that instances are there. It may skip some, repeat a page or lose its place: what it has
    not shown is asked for by id, and only an instance that was asked for twice, the second time after all others, and
-   was not there is missing.
+   was not there is missing. One whose look-ups fail while others are answered is unknown.
 2. The list is read while a page of it finds more than a look-up each would: a list that holds mostly other runs'
    instances, or goes round in circles, is given up.
 3. What was found is kept in a file (`Findings`): a verification that is cut off goes on where it was.
@@ -31,6 +31,7 @@ from bulkwf.model import Batch, Fault, Outcome, Reply, Verdict
 from bulkwf.options import REHEARSAL, Options, Target
 from bulkwf.outcome import judge_lookup, judge_page
 from bulkwf.payload import Page
+from bulkwf.retry import LOOK_UP_FAILURES, LOOK_UP_TRIES
 from bulkwf.wiring import open_limiter, open_transport, require_asyncio, restore, system_clock
 
 __all__ = ["Verification", "Verified", "open_verification"]
@@ -61,9 +62,10 @@ class Verified:
         total: Rows that the checkpoint calls created or existed; more than `instances` if a sample was drawn.
         found: How many of `instances` the service holds.
         missing: How many it does not.
+        unknown: How many it does not answer for, while it answers for others. 0 while not all were asked for.
         statuses: The instances found, by the workflow status that the service names.
         run_finished: The run had come to its end.
-        complete: All of `instances` were asked for.
+        complete: All of `instances` were asked for, and none is unknown.
         requests: Of this session.
         elapsed_s: Length of this session.
         exit_code: What the command line exits with.
@@ -73,6 +75,7 @@ class Verified:
     total: int
     found: int
     missing: int
+    unknown: int = 0
     statuses: dict[str, int] = field(default_factory=dict)
     run_finished: bool
     complete: bool
@@ -104,7 +107,10 @@ class Verification:
         self._concurrency = concurrency
         self._wall = wall
         self._started_at = channel.clock()
-        self._complete = False
+        self._asked_for_all = False
+        self._answers = 0
+        """Requests that the service has answered as it should."""
+        self._asking_others = anyio.Lock()
         self._list_is_ill = False
 
     @property
@@ -136,25 +142,29 @@ class Verification:
                 if not detour:
                     findings.end_listing(self._wall())
         await self._look_up_all(findings.unanswered(0))
+        await self._look_up_all(findings.unanswered(0))  # again those whose look-ups failed
         if self.answered < findings.wanted:  # absent so far
             if not findings.found:
                 await self._page({"per_page": "1"})  # is there such a workflow at all?
             await self._channel.sleep(CONFIRM_AFTER_S)
             await self._look_up_all(findings.unanswered(1))
-        self._complete = True
+        self._asked_for_all = True
 
     def verified(self) -> Verified:
         """What it has come to so far."""
         findings, finished = self.findings, self._scope.status.finished_at is not None
-        code = 1 if findings.missing else 0 if self._complete and finished else 75
+        unknown = findings.wanted - self.answered if self._asked_for_all else 0
+        complete = self._asked_for_all and not unknown
+        code = 1 if findings.missing else 0 if complete and finished else 75
         return Verified(
             instances=findings.wanted,
             total=findings.wanted if self._scope.sample is None else self._scope.total,
             found=findings.found,
             missing=findings.missing,
+            unknown=unknown,
             statuses=findings.statuses(),
             run_finished=finished,
-            complete=self._complete,
+            complete=complete,
             requests=self.requests,
             elapsed_s=self._channel.clock() - self._started_at,
             exit_code=code,
@@ -211,7 +221,7 @@ class Verification:
             outcome = await self._ask(lambda written: self._channel.transport.list(query, written), judge)
             failures += outcome.verdict in _ILL
             self._list_is_ill = failures >= LIST_TRIES
-            if self._list_is_ill or outcome.verdict is Verdict.FATAL:
+            if self._list_is_ill or outcome.verdict is Verdict.WRONG_ADDRESS:
                 return replace(outcome, verdict=Verdict.REFUSED)
             return outcome
 
@@ -250,20 +260,44 @@ class Verification:
             raise errors[0]
 
     async def _look_up(self, instance_id: str) -> None:
-        asked = _alone(instance_id)
+        failures, answers = 0, self._answers
 
         async def attempt() -> Outcome:
-            return await self._ask(
-                lambda written: self._channel.transport.get(instance_id, written),
-                lambda reply: judge_lookup(asked, 0, reply),
-            )
+            nonlocal failures
+            outcome = await self._ask_for(instance_id)
+            failed = outcome.verdict in LOOK_UP_FAILURES
+            failures += failed
+            if failed and failures % LOOK_UP_TRIES == 0 and await self._answers_others(answers):
+                return replace(outcome, verdict=Verdict.UNANSWERED)
+            return outcome
 
         outcome = await self._channel.persist(attempt)
+        if outcome.verdict is Verdict.UNANSWERED:
+            return
         if outcome.verdict is Verdict.ABSENT:
             self.findings.absent(instance_id, self._wall())
         else:
             (_, result), *_ = outcome.others
             self.findings.present(instance_id, result.status or UNTOLD, self._wall())
+
+    async def _ask_for(self, instance_id: str) -> Outcome:
+        """One look-up."""
+        asked = _alone(instance_id)
+        return await self._ask(
+            lambda written: self._channel.transport.get(instance_id, written),
+            lambda reply: judge_lookup(asked, 0, reply),
+        )
+
+    async def _answers_others(self, answers: int) -> bool:
+        """Whether the service has answered anything since it had answered *answers* requests; asks, if need be."""
+        async with self._asking_others:
+            if self._answers == answers:
+                known = self.findings.any_found()
+                if known is None:
+                    await self._page({"per_page": "1"})
+                else:
+                    await self._ask_for(known)
+        return self._answers > answers
 
     async def _ask(
         self, send: Callable[[Callable[[], None]], Awaitable[Reply | Fault]], judge: Callable[[Reply | Fault], Outcome]
@@ -277,12 +311,12 @@ class Verification:
 
         outcome, reply = await self._channel.ask(count_and_send, judge)
         if outcome.verdict in (Verdict.DONE, Verdict.ABSENT):
+            self._answers += 1
             self._channel.health.well()
             self.trouble = ""
         else:
             self.trouble = outcome.message
-        await self._channel.learn(outcome, reply, _keep)
-        return outcome
+        return await self._channel.learn(outcome, reply, _keep)
 
 
 async def _keep(_: Outcome) -> None:

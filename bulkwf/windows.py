@@ -87,15 +87,18 @@ class Window:
         self._reserved += cost
         self._next_at = max(self._next_at, now - SLACK_S) + self._gap_s(cost)
 
-    def written(self, now: float, cost: int) -> None:
-        """What was reserved has been sent: its period runs from *now*."""
+    def written(self, at: float, cost: int) -> None:
+        """What was reserved was sent at *at*: its period runs from then."""
         self._reserved -= cost
-        self.used(now, cost)
+        self.used(at, cost)
 
-    def used(self, now: float, cost: int) -> None:
-        """Something was sent at *now* without a reservation: by an earlier process, say."""
+    def used(self, at: float, cost: int) -> None:
+        """Something was sent at *at* without a reservation: by an earlier process, say."""
         self._used += cost
-        self._written.append((now, cost))
+        place = len(self._written)
+        while place and self._written[place - 1][0] > at:  # which may have become known first
+            place -= 1
+        self._written.insert(place, (at, cost))
 
     def give_back(self, cost: int) -> None:
         """What was reserved has not been sent."""

@@ -4,18 +4,20 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
 import anyio
 
 from bulkwf.credentials import Credentials, TokenSource
 from bulkwf.errors import ConfigError, TemporaryStop
-from bulkwf.limiter import LOOPBACK_MARGIN_S, NETWORK_MARGIN_S, WindowLimiter
+from bulkwf.limiter import BLIND_MARGIN_S, LOOPBACK_MARGIN_S, NETWORK_MARGIN_S, WindowLimiter
 from bulkwf.model import Clock, Transport
 from bulkwf.options import Options, Target
+from bulkwf.uncancelled import uncancelled
+from bulkwf.wire import kernel_counts
 
-__all__ = ["open_limiter", "open_transport", "require_asyncio", "restore", "system_clock", "uncancelled"]
+__all__ = ["open_limiter", "open_transport", "require_asyncio", "restore", "system_clock"]
 
 log = logging.getLogger("bulkwf")
 
@@ -49,7 +51,8 @@ def open_transport(
 
 def open_limiter(target: Target, options: Options, clock: Clock) -> WindowLimiter:
     """The target's limits, with the margin that the way there calls for."""
-    margin_s = LOOPBACK_MARGIN_S if target.loopback else NETWORK_MARGIN_S
+    network_s = NETWORK_MARGIN_S if kernel_counts() else BLIND_MARGIN_S
+    margin_s = LOOPBACK_MARGIN_S if target.loopback else network_s
     return WindowLimiter(options.rate, clock=clock.now, margin_s=margin_s)
 
 
@@ -68,9 +71,3 @@ def restore(
         )
     # Where the clock has gone back, what seems to be sent later than now was sent just now: it counts longer, not less.
     limiter.restore([(max(0.0, wall - at), instances) for at, instances in attempts], paused_s)
-
-
-async def uncancelled(close: Callable[[], Awaitable[None]]) -> None:
-    """Close something to the end, whoever is cancelled."""
-    with anyio.CancelScope(shield=True):
-        await close()

@@ -6,21 +6,25 @@ waited for. `ServiceTransport` plays the emulator's rules on that clock; `Script
 """
 
 import asyncio
+import contextlib
 import json
 import os
 import random
 import selectors
+import sqlite3
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import orjson
 
 from bulkwf.batching import IdScheme, Packer
 from bulkwf.channel import Channel, Health
-from bulkwf.checkpoint import Checkpoint, RunHeader, inline
+from bulkwf.checkpoint import Begun, Checkpoint, RunHeader, inline
+from bulkwf.checkpoint.records import checksum, seal_run
 from bulkwf.delivery import Courier, Hooks, Tally
 from bulkwf.emulator import Caller, Limits, Service, Target, parse_script
 from bulkwf.emulator.answers import Answer, refusal
@@ -463,6 +467,7 @@ class Desk:
             hooks=Hooks(settled=self._settled, attempted=self._attempted, noted=self._noted),
             tally=self.tally,
             wall=wall,
+            where=lambda row: f"row {row}",
         )
 
     async def deliver(self, batch, *, begun_at: float | None = None, ledger: Ledger | None = None) -> Ledger:
@@ -549,6 +554,20 @@ async def write_run(
             await checkpoint.finish(at)
     finally:
         await checkpoint.aclose()
+
+
+def reseal(path: Path) -> None:
+    """Make the checksums of a checkpoint fit what it holds, as somebody who makes a file up would."""
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        fields = Begun._fields
+        for found in db.execute(f"SELECT rowid, {', '.join(fields)} FROM batch").fetchall():
+            rowid, values = found[0], dict(zip(fields, found[1:], strict=True))
+            values["ids_crc"] = crc32(str(values["ids"]).encode("utf-8", "surrogatepass"))
+            begun = [values[name] for name in ("first_row", "begun_at", "retention_s", "ids_crc")]
+            settled = [values[name] for name in fields[: fields.index("settled_crc")]]
+            crcs = (checksum(settled), values["ids_crc"], checksum(begun))
+            db.execute(f"UPDATE batch SET settled_crc = ?, ids_crc = ?, begun_crc = ? WHERE rowid = {rowid}", crcs)
+        seal_run(db)
 
 
 def _settling(batch: Batch, others: Mapping[int, RowOutcome]) -> Outcome:

@@ -399,16 +399,28 @@ def unmeasured(answer: bytes) -> bytes:
 # --- bytes --------------------------------------------------------------------------------------------------------
 
 
+ALERT = b"\x15\x03\x03\x00\x02\x02\x50"
+"""TLS's fatal `internal_error`."""
+
+
 class Tunnel(_Listener):
-    """Passes on bytes; the next connection is cut after so many bytes in one direction, if `cut` says so."""
+    """Passes on bytes; the next connection is cut after so many bytes in one direction, if `cut` says so.
+
+    The connection numbered `alert_at` (from 1) is answered with a TLS alert instead, as an overloaded edge does.
+    """
 
     def __init__(self, upstream: int) -> None:
         super().__init__(upstream)
         self.cut: tuple[Literal["up", "down"], int, End] | None = None
+        self.alert_at = 0
         self.passed = {"up": 0, "down": 0}
         """Bytes that have passed in all."""
 
     async def _serve(self, wires: list[Wire]) -> None:
+        if self.connections == self.alert_at:
+            await wires[0].some()
+            await wires[0].send(ALERT)
+            return
         client, server = wires[0], await self.connect(wires)
         cut, self.cut = self.cut, None
         pumps = (self._pump("up", client, server, cut), self._pump("down", server, client, cut))

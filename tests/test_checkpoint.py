@@ -18,16 +18,18 @@ from pathlib import Path
 
 import orjson
 import pytest
-from fakes import HEADER, lines, make_batch
+from fakes import HEADER, lines, make_batch, reseal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bulkwf
-from bulkwf.checkpoint import Attempt, Checkpoint, file, inline, read_results, read_status
+from bulkwf.checkpoint import Attempt, Begun, Checkpoint, file, inline, read_results, read_status
+from bulkwf.checkpoint.records import read_batches
 from bulkwf.checkpoint.schema import FORMAT, IDENTITY
 from bulkwf.errors import CheckpointError
 from bulkwf.ledger import Ledger
 from bulkwf.model import Answer, Outcome, Result, Verdict
+from bulkwf.progress import Totals
 
 NOW = 1_760_000_000.0
 ANSWER = Answer("queued", "v1", "w1")
@@ -38,8 +40,8 @@ def path(folder):
     return folder / "run.bulkwf"
 
 
-def start(path, executor=inline, header=HEADER, **more):
-    return Checkpoint.open(path, header, now=NOW, executor=executor, **more)
+def start(path, executor=inline, header=HEADER, now=NOW, **more):
+    return Checkpoint.open(path, header, now=now, executor=executor, **more)
 
 
 @contextlib.asynccontextmanager
@@ -114,7 +116,7 @@ async def test_what_is_begun_is_pending_and_what_is_settled_is_told(path):
         ledger = Ledger(make_batch(4))
         await checkpoint.begin(ledger, NOW)
         assert [result.outcome for result in every_result(path)] == ["pending"] * 4
-        assert checkpoint.totals().pending == 4
+        assert read_status(path).totals.pending == 4
         created(ledger, [0, 2])
         await checkpoint.settle(ledger, NOW + 1)
         assert [result.outcome for result in every_result(path)] == ["created", "pending", "created", "pending"]
@@ -231,11 +233,10 @@ def test_the_view_for_sql_the_reader_and_a_resumed_ledger_all_tell_the_same(batc
 
 
 async def test_more_batches_than_a_page_are_listed_in_order(path, monkeypatch):
-    monkeypatch.setattr("bulkwf.checkpoint.reading.PAGE_BATCHES", 3)
-    monkeypatch.setattr("bulkwf.checkpoint.writer.PAGE_BATCHES", 3)
+    monkeypatch.setattr("bulkwf.checkpoint.reading.RESULT_PAGE_BATCHES", 3)
     await fill(path, batches=10, rows=5)
-    async with opened(path) as checkpoint:
-        assert [begun.first_row for begun in checkpoint.begun()] == list(range(0, 50, 5))
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        assert [begun.first_row for begun in read_batches(db, page=3)] == list(range(0, 50, 5))
 
     assert [result.row for result in read_results(path)] == list(range(50))
     assert list(read_results(path, outcome="rejected")) == []
@@ -299,7 +300,7 @@ async def test_what_queues_up_during_a_commit_makes_the_next_one(path, threaded)
 
             await asyncio.gather(*(settle(ledger) for ledger in ledgers))
             assert len(commits) <= 2
-            assert checkpoint.totals().created == 1_000
+            assert read_status(path).totals.created == 1_000
 
 
 async def test_whoever_waits_alone_is_served_at_once(path):
@@ -337,7 +338,8 @@ async def test_a_checkpoint_in_memory_holds_the_same(folder, caplog):
         await checkpoint.begin(ledger, NOW)
         created(ledger)
         await checkpoint.settle(ledger, NOW)
-        assert (checkpoint.totals().created, checkpoint.run_key, checkpoint.path) == (3, "key", None)
+        assert [begun.created for begun in checkpoint.begun()] == [3]
+        assert (checkpoint.totals(), checkpoint.run_key, checkpoint.path) == (Totals(), "key", None)
     assert list(folder.iterdir()) == []
     assert not caplog.records
 
@@ -485,59 +487,201 @@ def test_a_damaged_file_is_refused_and_says_so(path, harm):
             use(path)
 
 
+def nudged(value):
+    """Another value, which parses as well."""
+    if value is None:
+        return 1
+    if isinstance(value, str):
+        return value[:-1] + chr(ord(value[-1]) ^ 1)
+    return value + 1
+
+
+def columns(path, table):
+    return [name for _, name, *_ in query(path, f"PRAGMA table_info({table})")]
+
+
+def damage(path, table, column, where="TRUE"):
+    """Change one stored value."""
+    ((value,),) = query(path, f"SELECT {column} FROM {table} WHERE {where}")
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        db.execute(f"UPDATE {table} SET {column} = ? WHERE {where}", (nudged(value),))
+
+
+async def three_batches(path):
+    """A settled batch with rows that differ, one in doubt, and one that is begun."""
+    async with opened(path) as checkpoint:
+        for number, fates in enumerate((["created", "rejected", "existed", "invalid"], ["created", "pending"], None)):
+            ledger = Ledger(make_batch(4, first_row=6)) if fates is None else ledger_of(fates, first_row=4 * number)
+            await checkpoint.begin(ledger, NOW)
+            if fates is not None:
+                settle_by(ledger, fates, 1)
+                await checkpoint.settle(ledger, NOW)
+        await checkpoint.pause(NOW + 60)
+
+
+def use_all(path):
+    list(read_results(path))
+    list(read_results(path, outcome="pending"))
+
+
+READERS = {"results": use_all, "status": read_status, "run": start}
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("where", ["first_row = 0", "first_row = 4", "first_row = 6"])
+def test_a_changed_value_of_any_column_of_a_batch_is_found_by_all_who_read_it(path, where, reader):
+    asyncio.run(three_batches(path))
+    whole = path.read_bytes()
+    names = columns(path, "batch")
+    assert len(names) == len(Begun._fields)
+    for column in names:
+        path.write_bytes(whole)
+        damage(path, "batch", column, where)
+        if (column, where, reader) in (("ids", "first_row = 0", "run"), ("ids", "first_row = 0", "status")):
+            continue  # of settled batches, they do not read the ids
+        with pytest.raises(CheckpointError, match="the checkpoint is damaged: "):
+            READERS[reader](path)
+
+
+@pytest.mark.parametrize("reader", ["status", "run"])
+def test_a_changed_value_of_any_column_of_the_run_is_found_by_all_who_read_it(path, reader):
+    asyncio.run(three_batches(path))
+    whole = path.read_bytes()
+    for column in columns(path, "run"):
+        path.write_bytes(whole)
+        damage(path, "run", column)
+        with pytest.raises(CheckpointError, match="the checkpoint is damaged: the record of the run does not match"):
+            READERS[reader](path)
+
+
+async def test_damaged_ids_of_a_settled_batch_with_rows_to_compare_are_found_when_they_are_read(path):
+    await three_batches(path)
+    damage(path, "batch", "ids", "first_row = 0")
+
+    async with opened(path) as checkpoint:
+        begun = next(checkpoint.begun())
+        with pytest.raises(CheckpointError, match="the ids of the batch at row 0 do not match their checksum"):
+            checkpoint.ledger(begun, lines(4), "instance")
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_records_that_have_changed_places_are_found(path, reader):
+    asyncio.run(fill(path))
+    query(path, "UPDATE batch SET first_row = -1 WHERE first_row = 10")
+    query(path, "UPDATE batch SET first_row = 10 WHERE first_row = 20")
+    query(path, "UPDATE batch SET first_row = 20 WHERE first_row = -1")
+
+    with pytest.raises(CheckpointError, match="the record of the batch at row 10 does not match"):
+        READERS[reader](path)
+
+
+@pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize(
-    "harm",
+    ("harm", "why"),
     [
-        "UPDATE run SET created_at = 'yesterday'",
-        "UPDATE run SET pause_until = 1e17",
-        "UPDATE batch SET begun_at = x'00'",
-        "UPDATE batch SET created = 1e400",
-        "DELETE FROM run",
+        ("UPDATE batch SET first_row = 11 WHERE first_row = 10", "rows 10 to 10 are missing"),
+        ("UPDATE batch SET rows = 11 WHERE first_row = 10", "row 20 stands in two batches|has ids that no run writes"),
+        ("UPDATE batch SET first_row = -1 WHERE first_row = 20", "no run writes"),
+        ("UPDATE batch SET size = 9", "fewer bytes than lines"),
+        ("UPDATE batch SET created = 1e400", "no run writes"),
+        ("UPDATE batch SET settled_at = x'00'", "no run writes"),
     ],
 )
-async def test_a_status_of_values_that_no_run_writes_is_refused_and_says_where(path, harm):
-    await fill(path)
+def test_a_made_up_record_whose_checksum_fits_is_refused_where_no_run_writes_it(path, harm, why, reader):
+    asyncio.run(fill(path))
+    query(path, harm)
+    reseal(path)
+
+    with pytest.raises(CheckpointError, match=why):
+        READERS[reader](path)
+
+
+MADE_UP_IDS = ["../../user/tokens", "..", "", "a b", 'x","params":{}', "batch", "cf_" + "0" * 64, "id-1", None, 7]
+
+
+@pytest.mark.parametrize("reader", ["results", "run"])
+@pytest.mark.parametrize("made_up", MADE_UP_IDS)
+def test_made_up_ids_are_refused_though_their_checksum_fits(path, made_up, reader):
+    async def begin():
+        async with opened(path) as checkpoint:
+            await checkpoint.begin(Ledger(make_batch(2)), NOW)
+
+    asyncio.run(begin())
+    ids = [made_up, "id-1"] if made_up is not None else ["id-0"]
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        db.execute("UPDATE batch SET ids = ?", (orjson.dumps(ids).decode(),))
+    reseal(path)
+
+    with pytest.raises(CheckpointError, match=r"damaged: .* that no run writes|damaged: it holds what no run writes"):
+        READERS[reader](path)
+
+
+@pytest.mark.parametrize("entry", [{"outcome": "existed", "id": "../x"}, {"outcome": "rejected"}])
+def test_a_made_up_result_cannot_bring_an_id_of_its_own(path, entry):
+    asyncio.run(fill(path, batches=1, rows=2))
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        ids = '[null,"id-1"]' if "id" not in entry else '["id-0","id-1"]'
+        values = (orjson.dumps({"0": entry}).decode(), ids)
+        db.execute("UPDATE batch SET exceptions = ?, ids = ?", values)
+    reseal(path)
+
+    with pytest.raises(CheckpointError, match="row 0 has come to something without having been sent"):
+        list(read_results(path))
+
+
+@pytest.mark.parametrize("reader", ["status", "run"])
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        *(("run_key", value) for value in ("", "-a", "k" * 65, 'x","params":{"a":"', "../x", "a b")),
+        *(("workflow", value) for value in ("", "../w", "w" * 65)),
+        *(("account_id", value) for value in ("", "a/b")),
+        ("row_shape", "other"),
+        ("base_url", b"https://elsewhere.example"),
+        ("created_at", "yesterday"),
+        ("pause_until", 1e17),
+        ("pause_until", "later"),
+        ("finished_at", -1.0),
+    ],
+)
+def test_a_made_up_record_of_the_run_is_refused_though_its_checksum_fits(path, column, value, reader):
+    asyncio.run(fill(path))
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        db.execute(f"UPDATE run SET {column} = ?", (value,))
+    reseal(path)
+
+    with pytest.raises(CheckpointError, match=r"the checkpoint is damaged: "):
+        READERS[reader](path)
+
+
+@pytest.mark.parametrize("harm", ["DELETE FROM run", "INSERT INTO run SELECT * FROM run"])
+def test_a_checkpoint_has_one_record_of_its_run(path, harm):
+    asyncio.run(fill(path))
     query(path, harm)
 
-    with pytest.raises(CheckpointError, match=r"damaged: it holds what no run writes \(\w+ at reading.py:\d+\)"):
+    with pytest.raises(CheckpointError, match=r"it has [02] records of its run"):
         read_status(path)
 
 
-@pytest.mark.parametrize(
-    "harm",
-    [
-        "UPDATE run SET pause_until = 'later'",
-        "UPDATE batch SET size = 2.5",
-        "UPDATE batch SET size = 0, digest = 0",
-        "UPDATE batch SET rows = 0",
-        "UPDATE batch SET begun_at = 'then'",
-        "UPDATE batch SET retention_s = 'long'",
-        "UPDATE batch SET attempts = x'00'",
-        "UPDATE attempt SET instances = 'many'",
-    ],
-)
-async def test_values_that_no_run_writes_are_refused_by_the_run_that_resumes(path, harm):
+async def test_an_attempt_that_no_run_writes_is_refused_before_anything_is_written(path):
     async with opened(path) as checkpoint:
-        await checkpoint.begin(Ledger(make_batch(3)), NOW)
-        checkpoint.interrupted(NOW)
-    query(path, harm)
+        checkpoint.note(attempt())
+        await checkpoint.flush()
+    query(path, "UPDATE attempt SET instances = 'many'")
+    before = path.read_bytes()
 
-    async with opened(path) as checkpoint:
-        with pytest.raises(CheckpointError, match="damaged: it holds what no run writes"):
-            _ = (
-                checkpoint.pause_until,
-                [checkpoint.ledger(one, lines(3), "instance") for one in checkpoint.begun()],
-                checkpoint.recent_attempts(NOW - 300),
-            )
+    with pytest.raises(CheckpointError, match=r"damaged: it holds what no run writes \(\w+ at records.py:\d+\)"):
+        start(path)
+    assert path.read_bytes() == before
 
 
 async def test_a_gap_between_the_batches_is_damage(path):
     await fill(path)
     query(path, "DELETE FROM batch WHERE first_row = 10")
 
-    async with opened(path) as checkpoint:
+    for use in READERS.values():
         with pytest.raises(CheckpointError, match="rows 10 to 19 are missing"):
-            list(checkpoint.begun())
+            use(path)
 
 
 HOLD = """
@@ -902,7 +1046,6 @@ async def test_each_batch_in_doubt_counts_as_an_attempt_of_now(path):
         for ledger in (done, partly):
             await checkpoint.settle(ledger, NOW - 999)
     async with opened(path) as checkpoint:
-        checkpoint.interrupted(NOW)
         assert sorted(checkpoint.recent_attempts(NOW - 300)) == [(NOW, 7), (NOW, 10)]
         assert query(path, "SELECT DISTINCT verdict FROM attempt") == [("interrupted",)]
 
@@ -928,7 +1071,7 @@ async def test_whatever_ends_the_writing_thread_nobody_waits_for_ever_and_the_lo
         pass
 
 
-async def test_closed_twice_cancelled_the_lock_is_free_again(path):
+async def test_closing_waits_for_the_commit_under_way_however_often_it_is_cancelled(path):
     held = asyncio.Event()
 
     async def slow(function):
@@ -936,16 +1079,57 @@ async def test_closed_twice_cancelled_the_lock_is_free_again(path):
         function()
 
     checkpoint = start(path, slow)
-    begun = asyncio.ensure_future(checkpoint.begin(Ledger(make_batch(3)), NOW))
-    closing = asyncio.ensure_future(checkpoint.aclose())
-    await asyncio.sleep(0)
-    closing.cancel()
-    await asyncio.gather(closing, return_exceptions=True)
+    waiting = [checkpoint.begin(Ledger(make_batch(3, first_row=3 * number)), NOW) for number in range(2)]
+    waiting[0].cancel()
+    closing = [asyncio.ensure_future(checkpoint.aclose()) for _ in range(2)]
+    for _ in range(5):
+        await asyncio.sleep(0)
+        closing[0].cancel()
+    assert not any(one.done() for one in (*closing, waiting[1]))
+    with pytest.raises(CheckpointError, match="another run is writing"):
+        start(path)
+    held.set()
+    await asyncio.wait(closing)
+
+    assert closing[0].cancelled()
+    assert [await closing[1], await waiting[1]] == [None, None]
+    with pytest.raises(CheckpointError, match="the checkpoint is closed"):
+        checkpoint.flush()
+    async with opened(path) as checkpoint:
+        assert len(list(checkpoint.begun())) == 2
+
+
+async def test_where_no_thread_can_be_had_a_write_fails_and_closing_frees_the_lock(path):
+    def none(function):
+        raise RuntimeError("can't start new thread")
+
+    async with opened(path, none) as checkpoint:
+        with pytest.raises(CheckpointError, match="can't start new thread"):
+            await checkpoint.begin(Ledger(make_batch(3)), NOW)
     async with opened(path):
         pass
-    begun.cancel()
-    held.set()
-    await asyncio.gather(begun, return_exceptions=True)
+
+
+async def test_a_commit_that_is_cut_off_fails_whoever_waits_for_it(path):
+    async def endless(function):
+        await asyncio.Event().wait()
+
+    tasks = asyncio.all_tasks()
+    checkpoint = start(path, endless)
+    begun = checkpoint.begin(Ledger(make_batch(3)), NOW)
+    for _ in range(4):
+        await asyncio.sleep(0)
+    for task in asyncio.all_tasks() - tasks:
+        task.cancel()
+    with pytest.raises(CheckpointError, match="the commit was cut off"):
+        await begun
+    closing = asyncio.ensure_future(checkpoint.aclose())
+    await asyncio.sleep(0)
+    for task in asyncio.all_tasks() - tasks - {closing}:
+        task.cancel()
+    await closing
+    async with opened(path):
+        pass
 
 
 async def test_another_programs_database_stays_as_it_is(path):

@@ -4,12 +4,13 @@ import json
 import os
 import signal
 import socket
+import threading
 from collections import Counter
 from pathlib import Path
 from zlib import crc32
 
 import pytest
-from command import HERE, TOKEN, Running, bulkwf, closed_port, emulator, ids, outcomes, row, write_rows
+from command import ACCOUNT, HERE, TOKEN, Running, bulkwf, closed_port, emulator, ids, outcomes, row, write_rows
 
 from bulkwf import read_results
 
@@ -234,9 +235,10 @@ def test_a_redirect_is_not_followed_but_exits_with_3(rows):
     assert not results("rows.jsonl.bulkwf", "rejected")
 
 
-def test_a_token_revoked_in_mid_run_rejects_no_row_and_a_new_one_finishes_the_list(folder):
+def test_a_token_that_is_revoked_between_two_sessions_rejects_no_row_and_a_new_one_finishes_the_list(folder):
     rows = write_rows("rows.jsonl", 2_000)
     with emulator(faults=[{"method": "POST", "request": 6, "revoke_token": True}]) as service:
+        assert bulkwf("run", rows, *service.flags(), "--first", "500").code == 0
         ended = bulkwf("run", rows, *service.flags(), "--concurrency", "2")
         assert ended.code == 3
         assert "no row was rejected for this" in ended.err
@@ -317,7 +319,34 @@ def test_a_full_queue_ends_with_75_and_pending_rows_never_with_existed(rows):
         assert not service.created
     assert ended.code == 75
     assert set(outcomes("rows.jsonl.bulkwf")) == {"pending"}
-    assert "leaves the id out of its answers" in ended.err
+    assert "(id row-0) out of its answers" in ended.err
+    assert "--reject-omitted" in ended.err
+
+
+def test_the_last_row_that_stays_omitted_ends_with_75_and_is_named_with_its_place(rows):
+    with emulator(faults=[{"method": "POST", "omit": "^row-249$"}]) as service:
+        ended = bulkwf("run", rows, *service.flags(), "--max-outage", "3s", "--concurrency", "1")
+    assert ended.code == 75
+    assert "rows.jsonl:250 (id row-249)" in ended.err
+    assert outcomes("rows.jsonl.bulkwf") == {"created": 249, "pending": 1}
+
+
+def test_a_proxy_that_refuses_every_connection_exits_with_3_at_once_with_its_status(rows):
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def refuse():
+            with listening.accept()[0] as client:
+                client.recv(65_536)
+                client.sendall(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
+
+        threading.Thread(target=refuse, daemon=True).start()
+        place = f"127.0.0.1:{listening.getsockname()[1]}"
+        env = {"CLOUDFLARE_API_TOKEN": TOKEN, "BULKWF_PROXY": f"http://me:proxy-password@{place}"}
+        words = ("-w", "resize", "-a", ACCOUNT, "--base-url", "https://api.invalid/client/v4")
+        ended = bulkwf("run", rows, *words, env=env)
+    assert ended.code == 3
+    assert f"the proxy {place} answers CONNECT with HTTP 407" in ended.err
+    assert "proxy-password" not in ended.err
 
 
 def test_a_queue_that_fills_up_in_mid_run_loses_no_row(rows):

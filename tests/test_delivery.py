@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import replace
+from itertools import pairwise
 from math import log2
 
 import pytest
@@ -29,6 +30,7 @@ from fakes import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bulkwf.emulator.answers import refusal
 from bulkwf.errors import CheckpointError, Draining, ServiceRefused, TemporaryStop
 from bulkwf.ledger import Ledger
 from bulkwf.model import FaultKind, Verdict
@@ -510,8 +512,8 @@ def test_an_answer_that_names_a_foreign_id_settles_nothing():
     assert count(outcomes(ledger).values()) == {"created": 3}
 
 
-@pytest.mark.parametrize("status", [301, 405, 415])
-def test_an_answer_that_no_patience_changes_stops_the_run_at_once(status):
+@pytest.mark.parametrize("status", [301, 405, 407, 415])
+def test_an_answer_that_no_retry_changes_stops_the_run_at_once(status):
     _, transport, ledger, _ = stopped(ServiceRefused, lambda ids: reply(status))
 
     assert len(transport.posts) == 1
@@ -640,13 +642,170 @@ def test_rows_that_do_not_exist_are_never_called_existed_when_one_of_them_is_rej
     assert {told[f"id-{i}"] for i in (2, 3, 4, 5)} == {"rejected"}
 
 
-def test_the_last_row_of_a_list_that_is_always_omitted_comes_to_an_end_too():
-    """Nothing else is left to be created beside it: that is no reason to wait for ever."""
-    _, transport, _, told = omitting("^id-7$", rows=10, batches=1)
+def omitted_last(**options):
+    """Deliver the last batch of a list; the service never creates one of its rows, and does not say so."""
+
+    async def run():
+        transport = ServiceTransport(service(), script=[{"method": "POST", "omit": "^id-7$"}])
+        desk, error = Desk(transport, Options(**options)), None
+        try:
+            await desk.deliver(make_batch(10))
+        except TemporaryStop as stop:
+            error = stop
+        return transport, outcomes(desk.ledger), error, now()
+
+    return run_virtual(run())
+
+
+def test_the_last_row_of_a_list_that_is_always_omitted_is_an_outage_that_names_the_row_and_the_flag():
+    """The service's queue may be full: nothing shows that the row is bad."""
+    _, told, error, ended_at = omitted_last()
+
+    assert told.pop("id-7") == "pending"
+    assert set(told.values()) == {"created"}
+    assert "row 7 (id id-7)" in str(error)
+    assert "--reject-omitted" in str(error)
+    assert 900 < ended_at <= 1_800
+
+
+def test_the_last_row_of_a_list_that_is_always_omitted_is_given_up_where_the_user_says_so():
+    transport, told, error, _ = omitted_last(reject_omitted=True)
 
     assert told.pop("id-7") == "rejected"
     assert set(told.values()) == {"created"}
-    assert transport.gets == ["id-7"] * 3
+    assert error is None
+    times = [request.at for request in transport.requests if request.method == "GET"]
+    assert len(times) == 3
+    assert all(later - earlier >= 10.0 for earlier, later in pairwise(times))
+
+
+def test_absences_lie_ten_seconds_apart():
+    """The replica that answers look-ups may lag behind the creations."""
+    _held, transport, _, told = omitting("^id-7$", rows=10)
+
+    times = [request.at for request in transport.requests if request.method == "GET"]
+    assert told["id-7"] == "rejected"
+    assert all(later - earlier >= 10.0 for earlier, later in pairwise(times))
+
+
+@pytest.mark.parametrize("lag_s", [3.0, 15.0])
+def test_a_row_whose_look_ups_lag_behind_its_creation_is_existed(lag_s):
+    """Its answer was lost; the other batches go on meanwhile."""
+
+    async def run():
+        held = service()
+        born = {}
+
+        class Lagging(ServiceTransport):
+            def _look_up(self, instance_id):
+                seen = held.holds(TARGET, instance_id) and born.setdefault(instance_id, now()) + lag_s <= now()
+                return super()._look_up(instance_id if seen else "nobody")
+
+        transport = Lagging(held, script=[{"method": "POST", "request": 1, "status": 500, "when": "after"}])
+        desk = Desk(transport)
+
+        async def others():
+            for number in range(1, 100):
+                await desk.courier.deliver(Ledger(make_batch(1, first_row=number)), wall())
+                await asyncio.sleep(1.0)
+
+        first = Ledger(make_batch(1))
+        await asyncio.gather(desk.courier.deliver(first, wall()), others())
+        return first
+
+    assert outcomes(run_virtual(run())) == {"id-0": "existed"}
+
+
+def test_a_refused_row_in_doubt_is_asked_for_long_after_it_may_have_begun():
+    lost = fault(FaultKind.IN_DOUBT)
+    desk, transport, _ = deliver(lambda ids: lost, *[lambda ids: error(400, 10002, "no")] * 2, absent, rows=1)
+
+    assert transport.requests[-1].at - transport.requests[-2].ended_at >= 10.0
+    assert desk.ledger.others[0].outcome == "rejected"
+
+
+# --- look-ups that are never answered -------------------------------------------------------------------------------
+
+
+def test_a_row_whose_look_up_is_never_answered_stays_pending_and_holds_up_nobody():
+    class Failing(ServiceTransport):
+        def _look_up(self, instance_id):
+            return refusal(500, 10001, "no") if instance_id == "id-1" else super()._look_up(instance_id)
+
+    async def run():
+        held = service()
+        held.create(TARGET, held.read(b'[{"instance_id":"id-0"},{"instance_id":"id-1"}]').items)
+        transport = Failing(held)
+        desk = Desk(transport)
+        return transport, desk, await desk.deliver(make_batch(5))
+
+    transport, desk, ledger = run_virtual(run())
+
+    assert outcomes(ledger) == {
+        "id-0": "existed",
+        "id-1": "pending",
+        "id-2": "created",
+        "id-3": "created",
+        "id-4": "created",
+    }
+    assert (desk.tally.unknown, desk.tally.unanswered) == (1, "row 1 (id id-1)")
+    assert len(transport.requests) < 20
+
+
+# --- a refusal of the run after something was settled ---------------------------------------------------------------
+
+ODD_ANSWERS = {
+    "401": forbidden,
+    "403": lambda ids: error(403, 9109, "Unauthorized"),
+    "400 that blames the credential": lambda ids: error(400, 6003, "Invalid request headers"),
+    "404": missing,
+    "302": lambda ids: reply(302),
+    "405": lambda ids: reply(405),
+    "415": lambda ids: reply(415),
+    "501": lambda ids: reply(501),
+    "an alert in the handshake": lambda ids: fault(FaultKind.HANDSHAKE),
+    "three challenges": challenge,
+    "three pages of a portal": nonsense,
+}
+
+
+@pytest.mark.parametrize("odd", ODD_ANSWERS.values(), ids=ODD_ANSWERS.keys())
+@pytest.mark.parametrize("number", [1, 3])
+def test_odd_answers_after_something_was_created_end_no_run(odd, number):
+    async def run():
+        transport = ScriptedTransport(created, *[odd] * number, then=created)
+        desk = Desk(transport)
+        await desk.deliver(make_batch(3))
+        return await desk.deliver(make_batch(3, first_row=3)), now()
+
+    ledger, ended_at = run_virtual(run())
+
+    assert count(outcomes(ledger).values()) == {"created": 3}
+    assert ended_at < 35.0
+
+
+@pytest.mark.parametrize("odd", [forbidden, missing, lambda ids: reply(405)])
+def test_a_refusal_that_stays_ends_the_run_and_rejects_no_row(odd):
+    async def run():
+        transport = ScriptedTransport(created, then=odd, latency_s=0.1)
+        desk = Desk(transport)
+        await desk.deliver(make_batch(3))
+        batches = [Ledger(make_batch(1, first_row=number)) for number in range(3, 11)]
+        ends = await asyncio.gather(
+            *(desk.courier.deliver(ledger, wall()) for ledger in batches), return_exceptions=True
+        )
+        return transport, batches, ends
+
+    transport, batches, ends = run_virtual(run())
+
+    assert any(isinstance(end, ServiceRefused) for end in ends)
+    assert all(outcomes(ledger).popitem()[1] == "pending" for ledger in batches)
+    odd_at = [request.at for request in transport.requests[1:]]
+    assert odd_at[-1] - odd_at[0] >= 30.0
+    # All eight were on the wire together; then one probe at a time, until the first error ends the run.
+    first = next(number for number, at in enumerate(odd_at) if at > odd_at[0] + 1)
+    assert first == 8
+    assert odd_at[first : first + 3] == pytest.approx([odd_at[0] + 2.1, odd_at[0] + 10.2, odd_at[0] + 30.3], abs=0.1)
 
 
 def test_an_order_to_wait_no_time_again_and_again_is_no_leave_to_hammer():

@@ -6,10 +6,11 @@ import gc
 import random
 import sqlite3
 from collections import Counter
+from dataclasses import replace
 
 import orjson
 import pytest
-from fakes import HEADER, TARGET, ServiceTransport, clock, fault, lines, now, run_virtual, service, wall
+from fakes import HEADER, TARGET, ServiceTransport, clock, fault, lines, now, reseal, run_virtual, service, wall
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -18,6 +19,7 @@ from bulkwf.batching import IdScheme
 from bulkwf.checkpoint import Checkpoint, read_results, read_status
 from bulkwf.checkpoint.file import release
 from bulkwf.emulator import Limits
+from bulkwf.emulator.answers import refusal
 from bulkwf.engine import AHEAD, Engine
 from bulkwf.errors import BulkwfError, InputError, ServiceRefused, TemporaryStop
 from bulkwf.ledger import Ledger
@@ -109,7 +111,7 @@ class World:
     def _engine(self, checkpoint, source, options, at):
         limiter = WindowLimiter(options.rate, clock=at.now)
         totals = checkpoint.totals()
-        _take_over(limiter, checkpoint, totals, options, at.wall())
+        _take_over(limiter, checkpoint, options, at.wall())
         begin = checkpoint.begin
 
         def noted(ledger, when):
@@ -483,6 +485,92 @@ def test_drained_again_and_again_no_settled_row_is_sent_again(folder, seed):
     assert sessions > 3
     assert world.held.created == 9_000
     world.check(range(9_000))
+
+
+@pytest.mark.parametrize("room", [198, 199, 190, 100])
+def test_a_queue_that_is_full_near_the_end_of_a_list_rejects_no_row(folder, room):
+    """It has room again after five minutes."""
+
+    async def go():
+        world = World(folder, mappings(200), limits=replace(Limits.none(), max_queued=room))
+
+        async def make_room(engine):
+            await asyncio.sleep(300.0)
+            world.held.limits = Limits.none()
+
+        return world, await world.session(act=make_room), now()
+
+    world, summary, ended_at = run_virtual(go())
+
+    assert (summary.created, summary.rejected, summary.complete) == (200, 0, True)
+    assert ended_at < 900.0
+    world.check(range(200))
+
+
+@pytest.mark.parametrize("every_s", [5.0, 30.0])
+def test_a_queue_that_is_full_for_a_while_rejects_no_row_of_a_slow_source(folder, every_s):
+    async def rows():
+        for row in mappings(40):
+            yield row
+            await asyncio.sleep(every_s)
+
+    async def go():
+        world = World(folder, rows())
+
+        async def fill(engine):
+            await asyncio.sleep(50.0)
+            world.held.limits = replace(Limits.none(), max_queued=0)
+            await asyncio.sleep(600.0)
+            world.held.limits = Limits.none()
+
+        return world, await world.session(act=fill)
+
+    world, summary = run_virtual(go())
+
+    assert (summary.created, summary.rejected, summary.complete) == (40, 0, True)
+    world.check(range(40))
+
+
+def test_a_queue_that_stays_full_ends_the_run_with_its_rows_pending_and_the_next_run_goes_on(folder):
+    async def go():
+        world = World(folder, mappings(200), limits=replace(Limits.none(), max_queued=199))
+        with pytest.raises(TemporaryStop, match="--reject-omitted") as raised:
+            await world.session()
+        world.held.limits = Limits.none()
+        return world, raised.value, await world.session()
+
+    world, stop, summary = run_virtual(go())
+
+    assert (stop.summary.created, stop.summary.pending, stop.summary.rejected) == (199, 1, 0)
+    assert (summary.created, summary.rejected, summary.complete) == (200, 0, True)
+    world.check(range(200))
+
+
+def test_a_row_whose_look_up_is_never_answered_stays_pending_while_the_run_finishes_all_others(folder):
+    failing = {"id-7", "id-230"}
+
+    class Failing(ServiceTransport):
+        def _look_up(self, instance_id):
+            return refusal(500, 10001, "no") if instance_id in failing else super()._look_up(instance_id)
+
+    async def go():
+        world = World(folder, mappings(500))
+        world.transport = Failing(world.held)
+        body = orjson.dumps([{"instance_id": one} for one in sorted(failing)])
+        world.held.create(TARGET, world.held.read(body).items)
+        with pytest.raises(TemporaryStop) as raised:
+            await world.session()
+        ended_at = now()
+        failing.clear()
+        return raised.value, ended_at, await world.session()
+
+    stop, ended_at, summary = run_virtual(go())
+
+    assert (stop.summary.created, stop.summary.pending) == (498, 2)
+    assert "2 rows stay pending" in str(stop)
+    assert "id-7" in str(stop)
+    assert ended_at < 120.0
+    assert (summary.created, summary.existed, summary.complete) == (498, 2, True)
 
 
 def test_a_finished_run_has_nothing_left_to_do(folder):
@@ -867,6 +955,7 @@ def test_a_stored_pause_of_more_than_a_day_is_not_believed(folder, caplog):
         with contextlib.closing(sqlite3.connect(world.file)) as db:
             db.execute("UPDATE run SET pause_until = ?", (wall() + 90_000,))
             db.commit()
+        reseal(world.file)
         await world.session()
         return now()
 

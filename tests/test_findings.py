@@ -191,13 +191,13 @@ def test_only_the_second_absence_makes_an_instance_missing(path):
     a_run(path)
     with opened(path) as found:
         found.absent("id-3", EPOCH)
-        assert (found.missing, unanswered(found, 1), list(found.bad(EPOCH))) == (0, ["id-3"], [])
+        assert (found.missing, unanswered(found, 1), list(found.bad(EPOCH, asked_for_all=False))) == (0, ["id-3"], [])
         assert "id-3" not in unanswered(found)
         found.absent("id-3", EPOCH)
         assert (found.missing, unanswered(found, 1)) == (1, [])
         found.absent("id-3", EPOCH)
         assert found.missing == 1
-        assert [one.id for one in found.bad(EPOCH)] == ["id-3"]
+        assert [one.id for one in found.bad(EPOCH, asked_for_all=False)] == ["id-3"]
 
 
 def test_an_instance_that_was_absent_and_then_there_is_not_missing(path):
@@ -206,7 +206,7 @@ def test_an_instance_that_was_absent_and_then_there_is_not_missing(path):
         found.absent("id-3", EPOCH)
         found.present("id-3", "queued", EPOCH)
         found.absent("id-3", EPOCH)
-        assert (found.found, found.missing, list(found.bad(EPOCH))) == (1, 0, [])
+        assert (found.found, found.missing, list(found.bad(EPOCH, asked_for_all=False))) == (1, 0, [])
 
 
 def test_a_page_says_how_many_rows_this_reading_had_not_shown_and_how_many_nothing_had(path):
@@ -231,7 +231,7 @@ def test_an_id_in_two_rows_is_asked_for_once_and_answers_for_both(path):
         found.absent("id-2", EPOCH)
         found.absent("id-2", EPOCH)
         assert found.missing == 2
-        assert [(one.row, one.id) for one in found.bad(EPOCH)] == [(2, "id-2"), (4, "id-2")]
+        assert [(one.row, one.id) for one in found.bad(EPOCH, asked_for_all=False)] == [(2, "id-2"), (4, "id-2")]
 
 
 def test_what_is_amiss_is_told_in_the_order_of_the_rows(path):
@@ -242,7 +242,7 @@ def test_what_is_amiss_is_told_in_the_order_of_the_rows(path):
             found.absent(one, EPOCH)
         found.present("id-9", "errored", EPOCH)
         found.present("id-1", "terminated", EPOCH)
-        assert list(found.bad(EPOCH + HOUR_S)) == [
+        assert list(found.bad(EPOCH + HOUR_S, asked_for_all=False)) == [
             Finding(row=2, id="id-2", outcome="missing", message=missing("created")),
             Finding(row=9, id="id-9", outcome="errored", status="errored", message="the instance ended with an error"),
             Finding(row=10, id="id-10", outcome="missing", message=missing("created")),
@@ -264,9 +264,9 @@ def test_an_instance_that_may_have_passed_its_retention_is_missing_with_a_word_o
         for one in ("id-0", "id-99", "id-101"):
             found.absent(one, EPOCH)
             found.absent(one, EPOCH)
-        hour_later = {one.id: "retention" in one.message for one in found.bad(EPOCH + HOUR_S + 1)}
+        hour_later = {one.id: "retention" in one.message for one in found.bad(EPOCH + HOUR_S + 1, asked_for_all=False)}
         assert hour_later == {"id-0": False, "id-99": False, "id-101": True}
-        assert all("retention" in one.message for one in found.bad(EPOCH + 3 * DAY_S + 1))
+        assert all("retention" in one.message for one in found.bad(EPOCH + 3 * DAY_S + 1, asked_for_all=False))
 
 
 # --- requests and pauses ------------------------------------------------------------------------------------------
@@ -368,7 +368,10 @@ def test_a_verification_that_was_cut_off_goes_on_where_it_was(path):
         assert (found.wanted, found.found, found.missing) == (8, 3, 1)
         assert (found.listing, found.cursor, found.pages, found.found_by_list) == (True, "second", 2, 3)
         assert (unanswered(found), unanswered(found, 1)) == (["id-5", "id-6", "id-7"], ["id-3"])
-        assert [(one.id, one.outcome) for one in found.bad(EPOCH)] == [("id-1", "errored"), ("id-4", "missing")]
+        assert [(one.id, one.outcome) for one in found.bad(EPOCH, asked_for_all=False)] == [
+            ("id-1", "errored"),
+            ("id-4", "missing"),
+        ]
         # The second reading still goes on: what it has shown is not fresh, and what only the first has shown is.
         assert found.listed([("id-0", "queued"), ("id-1", "queued"), ("id-2", "queued")], None, EPOCH) == (1, 0)
         found.end_listing(EPOCH)
@@ -531,7 +534,7 @@ def test_the_checkpoint_is_left_as_it_was(path):
         for number in range(50):
             found.absent(f"id-{number}", EPOCH)
             found.absent(f"id-{number}", EPOCH)
-        assert len(list(found.bad(EPOCH))) == 50
+        assert len(list(found.bad(EPOCH, asked_for_all=False))) == 50
     assert path.read_bytes() == before
 
 

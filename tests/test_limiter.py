@@ -134,6 +134,21 @@ def test_a_place_counts_from_the_moment_of_writing_not_of_leave():
     assert granted_at(run_virtual(run())) == pytest.approx([0.0, 6.0], abs=1e-5)
 
 
+def test_a_body_that_is_known_late_to_have_left_counts_from_when_it_left():
+    async def run():
+        limits = limiter(100)
+        async with limits.slot(100) as slot:
+            await asyncio.sleep(0.4)
+            left_at = limits._clock()
+            await asyncio.sleep(0.06)  # until it is acknowledged
+            slot.written(left_at)
+            await asyncio.sleep(0.3)
+        async with limits.slot(100):
+            return now()
+
+    assert run_virtual(run()) == pytest.approx(1.4, abs=1e-5)
+
+
 def test_the_time_from_leave_to_writing_comes_off_the_margin_and_never_off_the_period():
     async def run(write_s):
         traffic = Traffic(limiter(100, margin_s=0.005))

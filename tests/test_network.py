@@ -349,6 +349,66 @@ async def test_a_long_run_survives_a_mixture_of_all_faults(seed):
 # --- what ends a run ----------------------------------------------------------------------------------------------
 
 
+ODD_ANSWERS = [
+    {"status": 401},
+    {"status": 403},
+    {"status": 404},
+    {"status": 302, "body": "", "headers": {"location": "https://elsewhere.example/"}},
+    {"status": 405},
+    {"status": 501},
+    {"status": 403, "html": True},
+    {"status": 400, "code": 10000},
+    {"status": 200, "body": "<html>ok</html>"},
+    {"status": 400, "body": "<html>bad request</html>"},
+]
+
+
+@pytest.mark.parametrize("number", scaled([1], [1, 2]))
+async def test_an_odd_answer_after_rows_were_created_ends_no_run(folder, number):
+    """All kinds at once, each in a run of its own: the runs wait for their probes side by side."""
+
+    async def go(kind, odd):
+        service = Service(Limits.none(), time.monotonic)
+        async with emulate(service, faults=[{"request": 5, "times": number, **odd}]) as emulator:
+            options = Options(base_url=emulator.base_url, rate=RateLimits(instances_per_s=None, requests_per_5m=None))
+            rows = [{"instance_id": f"{kind}-{at}"} for at in range(2_000)]
+            told = {"workflow": "resize", "account_id": "acct", "api_token": TOKEN}
+            return await submit_all(rows, **told, checkpoint=folder / f"{kind}.bulkwf", options=options)
+
+    summaries = await asyncio.gather(*(go(kind, odd) for kind, odd in enumerate(ODD_ANSWERS)))
+
+    assert [(summary.created + summary.existed, summary.exit_code) for summary in summaries] == [(2_000, 0)] * 10
+
+
+async def test_an_alert_in_a_handshake_after_rows_were_created_ends_no_run(certificates):
+    good = certificates["good"]
+    async with bench() as through:
+        async with (
+            net.listening(net.Proxy, through.emulated, tls=good.server) as secure,
+            net.listening(net.Tunnel, secure.port) as way,
+        ):
+            secure.faults.extend([net.altered(lambda answer: answer)] * 10)  # a connection for each request
+            way.alert_at, through.base_url = 3, base_url(way, "https")
+            summary = await through.run("a", rows=4 * BATCH, ca_file=good.file)
+
+        assert (summary.created, way.connections) == (4 * BATCH, 5)
+        assert set(through.ends("a")) == {"created"}
+
+
+async def test_an_alert_in_the_first_handshake_ends_the_run_with_its_name(certificates):
+    good = certificates["good"]
+    async with bench() as through:
+        async with (
+            net.listening(net.Proxy, through.emulated, tls=good.server) as secure,
+            net.listening(net.Tunnel, secure.port) as way,
+        ):
+            way.alert_at, through.base_url = 1, base_url(way, "https")
+            assert "ALERT" in await through.refused(ServiceRefused, "a", ca_file=good.file)
+            await through.run("a", ca_file=good.file)
+
+        assert set(through.ends("a")) == {"created"}
+
+
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 async def test_a_redirect_ends_the_run_and_the_other_place_hears_nothing(status):
     async with bench() as through, net.listening(net.Proxy, through.emulated) as other:

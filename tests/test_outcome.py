@@ -305,6 +305,7 @@ def test_the_newer_result_without_errors_is_a_complete_answer():
     [
         (FaultKind.NOT_SENT, Verdict.NOT_SENT),
         (FaultKind.IN_DOUBT, Verdict.IN_DOUBT),
+        (FaultKind.HANDSHAKE, Verdict.HANDSHAKE),
         (FaultKind.FATAL, Verdict.FATAL),
     ],
 )
@@ -318,7 +319,7 @@ def test_a_fault_means_what_the_transport_knows_of_it(kind, verdict):
 
 
 ENVELOPE_TABLE = [
-    *((status, (), Verdict.FATAL) for status in (301, 302, 303, 307, 308, 304)),
+    *((status, (), Verdict.WRONG_ADDRESS) for status in (301, 302, 303, 307, 308, 304)),
     (400, (10010,), Verdict.REFUSED),
     (400, (), Verdict.CONTRADICTION),
     (409, (), Verdict.CONTRADICTION),
@@ -339,7 +340,7 @@ ENVELOPE_TABLE = [
     (403, (7003,), Verdict.UNAUTHORIZED),
     (404, (10200,), Verdict.NO_SUCH_WORKFLOW),
     (404, (), Verdict.NO_SUCH_WORKFLOW),
-    *((status, (), Verdict.FATAL) for status in (402, 405, 406, 410, 411, 414, 415, 431, 451, 501)),
+    *((status, (), Verdict.WRONG_ADDRESS) for status in (402, 405, 406, 410, 411, 414, 415, 431, 451, 501)),
     *((status, (), Verdict.IN_DOUBT) for status in (408, 425, 499)),
     (413, (), Verdict.TOO_LARGE),
     (429, (), Verdict.THROTTLED),
@@ -352,6 +353,12 @@ ENVELOPE_TABLE = [
     (200, (10001,), Verdict.IN_DOUBT),
     (200, (10000,), Verdict.CONTRADICTION),
     (200, (), Verdict.CONTRADICTION),
+    (407, (), Verdict.FATAL),
+    *(
+        (status, codes, Verdict.THROTTLED)
+        for codes in ((971,), (10429,), (10000, 971), (10001, 10429))
+        for status in (200, 400, 401, 403, 404, 409, 500, 503)
+    ),
 ]
 
 
@@ -376,7 +383,7 @@ HTML_TABLE = [
     (503, {"cf_mitigated": "challenge"}, Verdict.CHALLENGED),
     (520, {}, Verdict.IN_DOUBT),
     (525, {}, Verdict.ORIGIN_TLS),
-    (302, {}, Verdict.FATAL),
+    (302, {}, Verdict.WRONG_ADDRESS),
 ]
 
 
@@ -465,6 +472,8 @@ LOOKUP_TABLE = [
     (good([]), Verdict.CONTRADICTION),
     (reply(200, HTML), Verdict.CONTRADICTION),
     (failed(200, 10001), Verdict.IN_DOUBT),
+    (failed(200, 971), Verdict.THROTTLED),
+    (failed(404, 10429), Verdict.THROTTLED),
     (failed(400, 10010), Verdict.CONTRADICTION),
     (failed(413), Verdict.CONTRADICTION),
     (failed(409, 10405), Verdict.CONTRADICTION),
@@ -477,8 +486,37 @@ LOOKUP_TABLE = [
     (failed(429), Verdict.THROTTLED),
     (failed(500), Verdict.IN_DOUBT),
     (failed(525), Verdict.ORIGIN_TLS),
-    (failed(302), Verdict.FATAL),
+    (failed(302), Verdict.WRONG_ADDRESS),
 ]
+
+
+def failed_but_told(result, *codes):
+    errors = [{"code": code, "message": "x"} for code in codes]
+    return reply(200, {"success": False, "errors": errors, "messages": [], "result": result})
+
+
+@pytest.mark.parametrize("result", [{"id": "c", "status": "complete"}, {"status": "complete"}])
+def test_a_look_up_that_is_called_failed_and_tells_the_status_settles_the_instance_as_existed(result):
+    outcome = judge_lookup(BATCH, 2, failed_but_told(result, 10001))
+
+    assert (outcome.verdict, settled(outcome)) == (Verdict.DONE, {2: "existed"})
+    assert outcome.others[0][1].status == "complete"
+
+
+@pytest.mark.parametrize(
+    ("answer", "verdict"),
+    [
+        (failed_but_told({"id": "other", "status": "complete"}, 10001), Verdict.CONTRADICTION),
+        (failed_but_told({"id": "c"}, 10001), Verdict.IN_DOUBT),
+        (failed_but_told({"status": "complete"}), Verdict.CONTRADICTION),
+        (failed_but_told({"status": "complete"}, 10400), Verdict.CONTRADICTION),
+        (failed_but_told({"status": "complete"}, 10001, 10400), Verdict.IN_DOUBT),
+    ],
+)
+def test_a_look_up_that_is_called_failed_settles_nothing_otherwise(answer, verdict):
+    outcome = judge_lookup(BATCH, 2, answer)
+
+    assert (outcome.verdict, outcome.others) == (verdict, ())
 
 
 @pytest.mark.parametrize(("answer", "verdict"), LOOKUP_TABLE)
@@ -529,7 +567,7 @@ def test_an_empty_page_is_a_page():
         (reply(403, HTML), Verdict.CHALLENGED),
         (failed(429), Verdict.THROTTLED),
         (failed(500), Verdict.IN_DOUBT),
-        (failed(302), Verdict.FATAL),
+        (failed(302), Verdict.WRONG_ADDRESS),
         (Fault(kind=FaultKind.NOT_SENT, message="no"), Verdict.NOT_SENT),
         (Fault(kind=FaultKind.IN_DOUBT, message="no"), Verdict.IN_DOUBT),
     ],
@@ -639,5 +677,5 @@ def test_a_redirect_is_named_with_where_it_leads():
     reply = Reply(status=302, headers={"location": "https://elsewhere.example/\x1b[31m"}, body=b"")
     outcome = judge(new_batch(), (0,), reply)
 
-    assert outcome.verdict is Verdict.FATAL
+    assert outcome.verdict is Verdict.WRONG_ADDRESS
     assert "a redirect to https://elsewhere.example/ [31m, which is not followed" in outcome.message

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from bulkwf.errors import ServiceRefused
 from bulkwf.model import Outcome, Verdict
 from bulkwf.options import RetryPolicy
-from bulkwf.retry import PATIENCE, Stop, Wait, backoff_s, plan, reject_limit
+from bulkwf.retry import PATIENCE, PROBE_AFTER_S, Probe, Stop, Wait, backoff_s, plan, reject_limit
 
 POLICY = RetryPolicy()
 
@@ -16,35 +16,46 @@ def outcome(verdict, retry_after_s=None):
     return Outcome(verdict=verdict, unsettled=(0,), message="the reason", retry_after_s=retry_after_s)
 
 
-@pytest.mark.parametrize(
-    ("verdict", "retries"),
-    [
-        (Verdict.NOT_SENT, None),
-        (Verdict.IN_DOUBT, None),
-        (Verdict.CONTRADICTION, 2),
-        (Verdict.CHALLENGED, 3),
-        (Verdict.NO_SUCH_WORKFLOW, 1),
-        (Verdict.ORIGIN_TLS, 5),
-        (Verdict.FATAL, 0),
-    ],
-)
-def test_each_verdict_is_met_with_as_much_patience_as_the_table_grants(verdict, retries):
-    last = 10_000 if retries is None else retries
-    for streak in range(1, last + 1):
-        assert isinstance(plan(POLICY, outcome(verdict), streak, 0.5), Wait)
-    if retries is not None:
-        step = plan(POLICY, outcome(verdict), retries + 1, 0.5)
-        assert isinstance(step, Stop)
-        assert isinstance(step.error, ServiceRefused)
-        assert "the reason" in str(step.error)
+FOREVER = 10_000
+RETRIES = [
+    # verdict, retries before anything is settled by the session, retries afterwards
+    (Verdict.NOT_SENT, FOREVER, FOREVER),
+    (Verdict.IN_DOUBT, FOREVER, FOREVER),
+    (Verdict.HANDSHAKE, 0, FOREVER),
+    (Verdict.CONTRADICTION, 2, 2),
+    (Verdict.CHALLENGED, 3, 3),
+    (Verdict.UNAUTHORIZED, 0, 0),
+    (Verdict.NO_SUCH_WORKFLOW, 1, 0),
+    (Verdict.WRONG_ADDRESS, 0, 0),
+    (Verdict.ORIGIN_TLS, 5, 5),
+    (Verdict.FATAL, 0, 0),
+]
+
+
+@pytest.mark.parametrize(("verdict", "retries", "proven_retries"), RETRIES)
+def test_each_verdict_gets_as_many_retries_as_the_table_grants(verdict, retries, proven_retries):
+    for proven, number in ((False, retries), (True, proven_retries)):
+        for streak in range(1, number + 1):
+            assert isinstance(plan(POLICY, outcome(verdict), streak, 0.5, proven=proven), Wait)
+        if number != FOREVER:
+            step = plan(POLICY, outcome(verdict), number + 1, 0.5, proven=proven)
+            assert isinstance(step, Probe if proven and verdict is not Verdict.FATAL else Stop)
+            assert isinstance(step.error, ServiceRefused)
+            assert "the reason" in str(step.error)
+
+
+def test_three_probes_over_thirty_seconds_follow_a_refusal_of_the_run():
+    assert len(PROBE_AFTER_S) >= 3
+    assert sum(PROBE_AFTER_S) >= 30.0
 
 
 def test_each_stop_tells_what_is_to_be_done():
-    texts = [str(plan(POLICY, outcome(v), 99, 0.5).error) for v, rule in PATIENCE.items() if rule.retries < 99]
+    limited = [verdict for verdict, retries, _ in RETRIES if retries != FOREVER]
+    texts = [str(plan(POLICY, outcome(verdict), 99, 0.5, proven=False).error) for verdict in limited]
 
-    remedies = [text.removeprefix("the service refuses the run: the reason. ") for text in texts]
+    remedies = [text.partition(": the reason. ")[2] for text in texts]
     assert all(remedies)
-    assert len(set(remedies)) == 5
+    assert len(set(remedies)) == len(limited)
 
 
 def test_verdicts_that_call_for_another_act_than_waiting_are_not_planned():
@@ -54,11 +65,13 @@ def test_verdicts_that_call_for_another_act_than_waiting_are_not_planned():
         Verdict.REFUSED,
         Verdict.TOO_LARGE,
         Verdict.THROTTLED,
-        Verdict.UNAUTHORIZED,
+        Verdict.RENEWED,
         Verdict.ABSENT,
+        Verdict.UNANSWERED,
     }
 
     assert set(Verdict) - set(PATIENCE) == others
+    assert set(PATIENCE) == {verdict for verdict, _, _ in RETRIES}
 
 
 @pytest.mark.parametrize(
@@ -84,7 +97,7 @@ def test_full_jitter_spreads_the_wait_from_nothing_to_its_bound(base, longest, s
 
 @pytest.mark.parametrize(("ordered", "expected"), [(None, 2.0), (1.0, 2.0), (0.0, 2.0), (90.0, 90.0)])
 def test_a_wait_that_the_service_ordered_is_never_shortened(ordered, expected):
-    assert plan(POLICY, outcome(Verdict.IN_DOUBT, ordered), 3, 1.0) == Wait(expected)
+    assert plan(POLICY, outcome(Verdict.IN_DOUBT, ordered), 3, 1.0, proven=False) == Wait(expected)
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ async def emulated(*faults, service=None, **options):
 async def post(way, body=BODY):
     """Post, and tell how often `written` was called."""
     calls = []
-    reply = await way.post(body, lambda: calls.append(time.monotonic()))
+    reply = await way.post(body, lambda at=None: calls.append(at))
     return reply, len(calls)
 
 
@@ -229,7 +229,7 @@ async def test_written_is_told_after_the_body_has_gone_and_before_the_answer():
 
     async with raw(answer) as server, way_to(server.url) as way:
         async with asyncio.timeout(10):
-            reply = await way.post(b"x" * 500_000, told.set)
+            reply = await way.post(b"x" * 500_000, lambda at=None: told.set())
 
     assert (reply.status, len(server.bodies[0])) == (200, 500_000)
 
@@ -248,7 +248,7 @@ async def test_written_is_not_told_while_the_body_is_held_up():
         writer.close()
 
     async with connected(serve) as way:
-        sending = asyncio.ensure_future(way.post(b"x" * 30_000_000, lambda: told.append(go_on.is_set())))
+        sending = asyncio.ensure_future(way.post(b"x" * 30_000_000, lambda at=None: told.append(go_on.is_set())))
         await met.wait()
         for _ in range(100):
             await asyncio.sleep(0)
@@ -516,6 +516,18 @@ async def test_a_proxy_that_is_named_is_used():
     assert (reply.kind, written) == (FaultKind.NOT_SENT, 0)
 
 
+@pytest.mark.parametrize("status", ["407 Proxy Authentication Required", "403 Forbidden"])
+async def test_a_proxy_that_refuses_to_connect_is_named_with_its_status_and_without_its_password(status):
+    async with raw(http(b"", status)) as proxy:
+        url = proxy.url.replace("http://", "http://me:proxy-password@")
+        async with way_to("https://api.example", proxy=url) as way:
+            reply, written = await post(way)
+
+    assert (reply.kind, written) == (FaultKind.FATAL, 0)
+    assert f"the proxy 127.0.0.1:{proxy.port} answers CONNECT with HTTP {status[:3]}" in reply.message
+    assert "proxy-password" not in reply.message
+
+
 async def test_cookies_are_not_sent_back():
     async with raw(http(Set_Cookie="session=1; Path=/")) as server, way_to(server.url) as way:
         await post(way)
@@ -705,7 +717,7 @@ async def test_a_certificate_of_ones_own_authority_is_trusted(certificate):
     assert (reply.status, written) == (200, 1)
 
 
-async def test_a_server_without_tls_ends_the_run_and_hears_no_token():
+async def test_a_server_without_tls_fails_the_handshake_and_hears_no_token():
     async def hang_up(reader, writer):
         told.append(await reader.read(1_000))
         writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
@@ -715,8 +727,21 @@ async def test_a_server_without_tls_ends_the_run_and_hears_no_token():
     async with connected(hang_up, "https") as way:
         reply, written = await post(way)
 
-    assert (reply.kind, written) == (FaultKind.FATAL, 0)
+    assert (reply.kind, written) == (FaultKind.HANDSHAKE, 0)
     assert TOKEN.encode() not in told[0]
+
+
+async def test_an_alert_in_the_handshake_means_not_sent_and_is_no_wrong_certificate():
+    async def alert(reader, writer):
+        await reader.read(1_000)
+        writer.write(b"\x15\x03\x03\x00\x02\x02\x50")  # internal_error, as an overloaded edge sends it
+        writer.close()
+
+    async with connected(alert, "https") as way:
+        reply, written = await post(way)
+
+    assert (reply.kind, written) == (FaultKind.HANDSHAKE, 0)
+    assert "ALERT" in reply.message
 
 
 @pytest.mark.parametrize("manner", ["close", "reset"])
@@ -755,14 +780,14 @@ async def test_neither_token_nor_params_are_in_any_fault_representation_or_trace
         writer.close()
 
     async with raw(say) as server, way_to(server.url) as way:
-        seen += [await way.post(BODY, lambda: None) for _ in range(6)]
+        seen += [await way.post(BODY, lambda at=None: None) for _ in range(6)]
         seen += [await way.get("a", lambda: None), way, way._credentials, way._pool]
     async with way_to(f"http://127.0.0.1:{free_port()}") as way:
-        seen.append(await way.post(BODY, lambda: None))
+        seen.append(await way.post(BODY, lambda at=None: None))
     async with way_to(
         "http://127.0.0.1:1", credentials=Credentials(lambda: {"Authorization": f"{TOKEN}\r\nX: y"})
     ) as way:
-        seen.append(await way.post(BODY, lambda: None))
+        seen.append(await way.post(BODY, lambda at=None: None))
 
     texts = [repr(one) for one in seen] + [str(one) for one in seen] + [caplog.text]
     assert sum(isinstance(one, Fault) for one in seen) >= 8
@@ -770,7 +795,7 @@ async def test_neither_token_nor_params_are_in_any_fault_representation_or_trace
 
 
 async def test_a_mistake_in_a_callback_shows_no_token_in_its_traceback():
-    def broken():
+    def broken(at=None):
         raise KeyError("the caller's own mistake")
 
     async with emulated() as way:

@@ -34,7 +34,7 @@ from hypothesis import strategies as st
 from bulkwf import api, verification
 from bulkwf.checkpoint import Checkpoint, Findings, Scope, inline, read_past, read_results, read_status
 from bulkwf.emulator import Limits
-from bulkwf.emulator.answers import refusal, success
+from bulkwf.emulator.answers import Answer, refusal, success
 from bulkwf.emulator.state import Tampering
 from bulkwf.errors import CheckpointError, ServiceRefused, TemporaryStop
 from bulkwf.limiter import WindowLimiter
@@ -115,7 +115,8 @@ class World:
             finally:
                 self.recorded = len(read_past(self.file, 0)[0])
             verified = opened.verified()
-            self.bad = list(opened.findings.bad(wall()))
+            asked_for_all = verified.complete or verified.unknown > 0
+            self.bad = list(opened.findings.bad(wall(), asked_for_all=asked_for_all))
             opened.findings.spent = verified.complete
             return verified
 
@@ -791,7 +792,7 @@ def test_a_run_counts_what_a_verification_has_just_sent(folder):
         limits = RateLimits(instances_per_s=None, requests_per_5m=10)
         limiter = WindowLimiter(limits, clock=asyncio.get_running_loop().time)
         checkpoint = Checkpoint.open(world.file, HEADER, now=wall(), executor=inline)
-        api._take_over(limiter, checkpoint, checkpoint.totals(), FREE, wall())
+        api._take_over(limiter, checkpoint, FREE, wall())
         await checkpoint.aclose()
         return limiter.vacancies(0)
 
@@ -850,11 +851,62 @@ def test_one_worker_that_is_refused_stops_the_others(folder):
         folder,
         200,
         listing=lambda *_: NO_LIST,
-        looking=lambda one, give: refusal(501, 10001, "no") if one == "id-100" else give(one),
+        looking=lambda one, give: refusal(407, 10001, "no") if one == "id-100" else give(one),
         travel_s=(0.1, 0.5),
     )
 
     assert len(world.transport.gets) < 40
+
+
+@pytest.mark.parametrize("status", [500, 501, 403])
+def test_an_instance_whose_look_ups_are_never_answered_is_unknown_and_holds_up_no_other(folder, status):
+    world, told = verified(
+        folder,
+        200,
+        listing=lambda *_: NO_LIST,
+        looking=lambda one, give: refusal(status, 10001, "no") if one == "id-100" else give(one),
+    )
+
+    assert (told.found, told.missing, told.unknown, told.complete, told.exit_code) == (199, 0, 1, False, 75)
+    assert [(one.row, one.id, one.outcome) for one in world.bad] == [(100, "id-100", "unknown")]
+
+
+def test_the_only_instance_whose_look_up_is_never_answered_is_unknown_if_the_list_is_answered(folder):
+    _, told = verified(folder, 1, looking=lambda one, give: refusal(500, 10001, "no"))
+
+    assert (told.found, told.unknown, told.exit_code) == (0, 1, 75)
+
+
+def test_an_unknown_instance_is_asked_for_again_by_the_next_verification(folder):
+    async def go():
+        failing = {"id-3"}
+        world = World(
+            folder,
+            listing=lambda *_: NO_LIST,
+            looking=lambda one, give: refusal(500, 10001, "no") if one in failing else give(one),
+        )
+        await world.has_run(20)
+        first = await world.verify()
+        failing.clear()
+        asked = len(world.transport.gets)
+        return first, await world.verify(), world.transport.gets[asked:]
+
+    first, second, asked = run_virtual(go())
+
+    assert (first.found, first.unknown) == (19, 1)
+    assert (second.found, second.unknown, second.exit_code) == (20, 0, 0)
+    assert asked == ["id-3"]
+
+
+FAILED_BUT_TOLD = Answer(
+    200, b'{"success":false,"errors":[{"code":10001,"message":"internal"}],"result":{"status":"complete"}}'
+)
+
+
+def test_a_look_up_that_is_called_failed_and_tells_the_status_all_the_same_finds_the_instance(folder):
+    _, told = verified(folder, 5, looking=lambda *_: FAILED_BUT_TOLD)
+
+    assert (told.found, told.statuses, told.exit_code) == (5, {"complete": 5}, 0)
 
 
 def test_an_answer_that_no_service_gives_ends_it(folder):

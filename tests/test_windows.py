@@ -21,6 +21,7 @@ STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("send"), st.integers(1, 12)),
         st.tuples(st.just("written"), st.integers(0, 9)),
+        st.tuples(st.just("written before"), st.integers(0, 9)),
         st.tuples(st.just("unsent"), st.integers(0, 9)),
         st.tuples(st.just("pass"), st.floats(0, 1.5)),
         st.tuples(st.just("share"), st.sampled_from([1.0, 0.5, 0.25, LOWEST_SHARE])),
@@ -40,13 +41,14 @@ def test_no_period_ever_sees_more_than_the_limit_whatever_is_reserved_written_or
     for step, value in steps:
         if step == "send" and window.wait_s(now, value) == 0:
             window.reserve(now, value)
-            in_flight.append(value)
-        elif step == "written" and in_flight:
-            cost = in_flight.pop(value % len(in_flight))
-            window.written(now, cost)
-            written.append((now, cost))
+            in_flight.append((now, value))
+        elif step in ("written", "written before") and in_flight:
+            reserved_at, cost = in_flight.pop(value % len(in_flight))
+            at = now if step == "written" else (reserved_at + now) / 2  # which became known only now
+            window.written(at, cost)
+            written.append((at, cost))
         elif step == "unsent" and in_flight:
-            window.give_back(in_flight.pop(value % len(in_flight)))
+            window.give_back(in_flight.pop(value % len(in_flight))[1])
         elif step == "pass":
             now += value
         elif step == "share":
@@ -92,6 +94,17 @@ def test_a_place_is_taken_from_the_reservation_on_and_runs_out_a_period_after_th
     assert window.wait_s(60.0, 1) == pytest.approx(1.25)
     assert window.wait_s(61.0, 1) == pytest.approx(0.25)
     assert (window.wait_s(61.25, 3), window.turns(61.25, 1, 0.0)) == (0.0, 3)
+
+
+def test_a_use_that_becomes_known_late_runs_from_when_it_was():
+    window = Window(10, 1.0, 0.0)
+    for cost in (4, 6):
+        window.reserve(0.0, cost)
+    window.written(0.3, 6)
+    window.written(0.1, 4)
+
+    assert [window.wait_s(0.4, cost) for cost in (4, 5)] == pytest.approx([0.7, 0.9])
+    assert window.turns(1.1, 4, 0.0) == 1
 
 
 def test_a_reservation_that_was_given_back_leaves_no_trace():

@@ -1,12 +1,13 @@
 """What a session takes over from the ones before it."""
 
 import pytest
-from fakes import now, run_virtual, wall
+from fakes import clock, now, run_virtual, wall
 
+from bulkwf import wiring
 from bulkwf.errors import TemporaryStop
-from bulkwf.limiter import WindowLimiter
-from bulkwf.options import Options, RateLimits
-from bulkwf.wiring import restore
+from bulkwf.limiter import BLIND_MARGIN_S, LOOPBACK_MARGIN_S, NETWORK_MARGIN_S, WindowLimiter
+from bulkwf.options import Options, RateLimits, Target
+from bulkwf.wiring import open_limiter, restore
 
 OPTIONS = Options(rate=RateLimits(instances_per_s=100, requests_per_5m=4))
 
@@ -49,3 +50,21 @@ def test_a_pause_that_is_too_long_to_wait_for_ends_the_run_at_once():
 def test_a_pause_that_only_a_wrong_clock_can_have_written_is_not_believed(caplog):
     assert first_slots([], paused_s=90_000) == [0]
     assert "a pause of 25 h, which is not believed" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("counts", "base_url", "margin_s"),
+    [
+        (True, "https://api.example", NETWORK_MARGIN_S),
+        (False, "https://api.example", BLIND_MARGIN_S),
+        (False, "http://localhost:8787", LOOPBACK_MARGIN_S),
+    ],
+)
+def test_the_margin_is_wider_where_the_kernel_does_not_tell_what_has_left(monkeypatch, counts, base_url, margin_s):
+    monkeypatch.setattr(wiring, "kernel_counts", lambda: counts)
+
+    async def run():
+        target = Target(base_url=base_url, account_id="a", workflow="w")
+        return open_limiter(target, OPTIONS, clock()).memory_s - 300.0
+
+    assert run_virtual(run()) == pytest.approx(margin_s)

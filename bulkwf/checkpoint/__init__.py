@@ -7,14 +7,17 @@ Rules:
 3. Batches begin in the order of the rows, so the file covers the list's rows from the first one without a gap.
 4. One process writes, others may read at any time.
 5. Neither params nor credentials are written. What the service says of a row is kept, less the credential.
+6. Each record is sealed with a checksum, and verified wherever it is read (`records`).
 
 All writing goes through one connection in one thread. What queues up during one commit makes the next one, so the cost
 of a commit is shared by as many batches as happen to wait for it.
 """
 
+from bulkwf.checkpoint.file import damaged, explain
 from bulkwf.checkpoint.findings import Findings, Scope, read_past
 from bulkwf.checkpoint.reading import Status, read_recent_attempts, read_results, read_status
-from bulkwf.checkpoint.schema import ANOTHER, Attempt, Begun, RunHeader
+from bulkwf.checkpoint.records import Begun
+from bulkwf.checkpoint.schema import ANOTHER, Attempt, RunHeader
 from bulkwf.checkpoint.writer import Checkpoint, Executor, inline
 
 __all__ = [
@@ -27,6 +30,8 @@ __all__ = [
     "RunHeader",
     "Scope",
     "Status",
+    "damaged",
+    "explain",
     "inline",
     "read_past",
     "read_recent_attempts",

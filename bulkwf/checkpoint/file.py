@@ -14,6 +14,7 @@ from pathlib import Path
 
 import filelock
 
+from bulkwf.checkpoint.records import Damage, Survey, recent_attempts, seal_run, survey
 from bulkwf.checkpoint.schema import (
     ANOTHER,
     APPLICATION_ID,
@@ -35,6 +36,7 @@ __all__ = [
     "connect_reader",
     "create",
     "create_file",
+    "damaged",
     "explain",
     "explained",
     "inode",
@@ -115,8 +117,9 @@ def create(db: sqlite3.Connection, header: RunHeader, now: float) -> None:
     )
     db.execute(
         f"INSERT INTO run (created_at, {names}) VALUES (:created_at, {places})",  # noqa: S608 - names of ours
-        asdict(header) | {"created_at": now},
+        asdict(header) | {"created_at": float(now)},
     )
+    seal_run(db)
     db.execute("COMMIT")
 
 
@@ -134,12 +137,16 @@ def create_file(path: Path, header: RunHeader, now: float) -> None:
             db.execute("PRAGMA synchronous = EXTRA")
             create(db, header, now)
             # Not before: with a log, the main file alone would lack the run key.
-            db.execute("PRAGMA journal_mode = WAL")
+            mode = db.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+        if mode != "wal":  # SQLite tells no reason
+            raise CheckpointError(
+                f"{path}: SQLite can't keep a log there: the disk fails, or its file system has no shared memory. "
+                f"Name another place with -c. {ANOTHER}"
+            )
         new.rename(path)
-    except BaseException:
+    finally:
         with contextlib.suppress(OSError):
             remove(new)
-        raise
     _sync_folder(path)
 
 
@@ -149,13 +156,14 @@ def remove(path: Path) -> None:
         path.with_name(path.name + suffix).unlink(missing_ok=True)
 
 
-def check(db: sqlite3.Connection, path: Path, header: RunHeader, *, any_run_key: bool) -> None:
-    """Refuse a checkpoint that is damaged or another run's, before anything is written to it."""
-    _check_header(db, path, header, any_run_key=any_run_key)
-    for table in ("batch", "attempt"):
-        db.execute(f"SELECT total(first_row) FROM {table}").fetchone()  # noqa: S608 - names of ours
+def check(db: sqlite3.Connection, path: Path, header: RunHeader, now: float, *, any_run_key: bool) -> Survey:
+    """Refuse a checkpoint that is damaged or another run's, before anything is written; what it holds."""
+    found = survey(db)
+    _check_header(found.run.header, path, header, any_run_key=any_run_key)
+    recent_attempts(db, now)
     for (started_at,) in db.execute("SELECT started_at FROM session"):
         float(started_at)
+    return found
 
 
 def _check_format(db: sqlite3.Connection, path: Path) -> None:
@@ -180,14 +188,13 @@ def _check_format(db: sqlite3.Connection, path: Path) -> None:
         )
 
 
-def _check_header(db: sqlite3.Connection, path: Path, header: RunHeader, *, any_run_key: bool) -> None:
+def _check_header(known: RunHeader, path: Path, given: RunHeader, *, any_run_key: bool) -> None:
     for name in IDENTITY:
-        known = db.execute(f"SELECT {name} FROM run").fetchone()[0]  # noqa: S608 - names of ours
-        given = getattr(header, name)
-        if given != known and not (name == "run_key" and any_run_key):
+        theirs, ours = getattr(known, name), getattr(given, name)
+        if theirs != ours and not (name == "run_key" and any_run_key):
             what = name.replace("_", " ")
             raise CheckpointError(
-                f"{path}: the checkpoint belongs to another run: its {what} is {known!r}, this run's is {given!r}. "
+                f"{path}: the checkpoint belongs to another run: its {what} is {theirs!r}, this run's is {ours!r}. "
                 f"Run with what it was made for. {ANOTHER}"
             )
 
@@ -197,9 +204,8 @@ def move_aside(path: Path, now: float) -> None:
     if is_new(path):
         return
     with contextlib.closing(connect_reader(path)) as reader:
-        finished = reader.execute(
-            "SELECT finished_at IS NOT NULL AND NOT EXISTS (SELECT 1 FROM batch WHERE settled_at IS NULL) FROM run"
-        ).fetchone()[0]
+        found = survey(reader)
+    finished = found.run.finished_at is not None and not found.in_doubt
     if not finished:
         raise CheckpointError(
             f"{path}: the run in this checkpoint is not finished, and --new would forget which rows are started. "
@@ -313,13 +319,20 @@ def explained(path: Path | None) -> Iterator[None]:
         yield
     except (sqlite3.Error, OSError) as error:
         raise explain(error, path) from None
+    except Damage as damage:
+        raise damaged(path, str(damage)) from None
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
         at = traceback.extract_tb(error.__traceback__)[-1]  # in case it is the code that is wrong
         why = f"it holds what no run writes ({type(error).__name__} at {Path(at.filename).name}:{at.lineno})"
-        raise CheckpointError(f"{path}: the checkpoint is damaged: {why}. Restore it from a copy. {ANOTHER}") from None
+        raise damaged(path, why) from None
 
 
-def explain(error: Exception, path: Path | None) -> CheckpointError:
+def damaged(path: Path | None, why: str) -> CheckpointError:
+    """The error for a checkpoint that holds what no run has written there."""
+    return CheckpointError(f"{path}: the checkpoint is damaged: {why}. Restore it from a copy. {ANOTHER}")
+
+
+def explain(error: BaseException, path: Path | None) -> CheckpointError:
     """The error that a user is told: what, where, why, and what to do."""
     if isinstance(error, CheckpointError):
         return error

@@ -17,8 +17,10 @@ from typing import Any, Self
 
 import filelock
 
-from bulkwf.checkpoint.file import acquire, connect, connect_reader, make_private, release, remove
+from bulkwf.batching import ids_are_good
+from bulkwf.checkpoint.file import acquire, connect, connect_reader, explained, make_private, release, remove
 from bulkwf.checkpoint.reading import Status, read_results
+from bulkwf.checkpoint.records import read_batch
 from bulkwf.errors import CheckpointError
 from bulkwf.model import Finding, Result
 from bulkwf.options import REQUEST_PERIOD_S
@@ -62,7 +64,6 @@ CREATE TABLE IF NOT EXISTS sent (
   requests INTEGER NOT NULL
 );
 """
-RETAINED_UNTIL = "SELECT begun_at + retention_s FROM batch WHERE first_row <= ? ORDER BY first_row DESC LIMIT 1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,32 +309,54 @@ class Findings:
         """The ids of which nothing is known yet, and that were absent so often."""
         query = "SELECT DISTINCT id FROM instance WHERE status IS NULL AND absences = ? AND id > ? ORDER BY id LIMIT ?"
         after = ""
-        while page := self._all(query, absences, after, PAGE_IDS):
-            yield from (instance_id for (instance_id,) in page)
-            after = page[-1][0]
+        while page := [instance_id for (instance_id,) in self._all(query, absences, after, PAGE_IDS)]:
+            with _explained(self.path):
+                if not ids_are_good(page):
+                    raise ValueError("it holds an id that no run writes")
+            yield from page
+            after = page[-1]
+
+    def any_found(self) -> str | None:
+        """The id of an instance that the service is known to hold; None if none is known."""
+        found = [
+            instance_id for (instance_id,) in self._all("SELECT id FROM instance WHERE status IS NOT NULL LIMIT 1")
+        ]
+        return found[0] if found and ids_are_good(found) else None
 
     def statuses(self) -> dict[str, int]:
         """How many rows' instances have which status, the most frequent first."""
         query = "SELECT status, count(*) FROM instance WHERE status IS NOT NULL GROUP BY status ORDER BY 2 DESC, 1"
         return dict(self._all(query))
 
-    def bad(self, now: float) -> Iterator[Finding]:
-        """The rows whose instances are missing or errored, in the order of the rows."""
+    def bad(self, now: float, *, asked_for_all: bool) -> Iterator[Finding]:
+        """The rows whose instances are missing, errored or unknown, in the order of the rows.
+
+        Args:
+            now: Unix time.
+            asked_for_all: Every instance was asked for: what nothing is known of is unknown, not left for later.
+        """
         query = (
-            "SELECT row, id, outcome, status FROM instance "
+            "SELECT row, id, outcome, status, absences FROM instance "
             "WHERE status = 'errored' OR (status IS NULL AND absences >= ?) ORDER BY row"
         )
+        least = 0 if asked_for_all else CONFIRMED
         with _explained(self.path), contextlib.closing(connect_reader(self._checkpoint)) as checkpoint:
-            for row, instance_id, outcome, status in self._db.execute(query, (CONFIRMED,)):
+            for row, instance_id, outcome, status, absences in self._db.execute(query, (least,)):
                 if status is not None:
                     message = "the instance ended with an error"
                     yield Finding(row=row, id=instance_id, outcome="errored", status=status, message=message)
                     continue
-                retained_until = checkpoint.execute(RETAINED_UNTIL, (row,)).fetchone()[0]
+                if absences < CONFIRMED:
+                    message = (
+                        "the service does not answer when it is asked for the instance; run the same command again"
+                    )
+                    yield Finding(row=row, id=instance_id, outcome="unknown", message=message)
+                    continue
+                with explained(self._checkpoint):
+                    begun = read_batch(checkpoint, row)
                 message = f"the checkpoint calls it {outcome}, and the service has no such instance"
-                if (
-                    now > retained_until or outcome == "existed"
-                ):  # that one is older than the run, by who knows how much
+                forgotten = now > begun.begun_at + begun.retention_s
+                if forgotten or outcome == "existed":  # an `existed` one is older than the run
                     message += "; it may have passed its retention"
                 yield Finding(row=row, id=instance_id, outcome="missing", message=message)
 

@@ -2,36 +2,22 @@
 
 import contextlib
 import os
-import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
-from operator import index
 from pathlib import Path
 from typing import Any, get_args
 
 import orjson
 
 from bulkwf.checkpoint.file import connect_reader, explained
-from bulkwf.checkpoint.schema import HEADER_FIELDS, TOTALS, RunHeader
+from bulkwf.checkpoint.records import Begun, Damage, read_batches, recent_attempts, survey
+from bulkwf.checkpoint.schema import RunHeader
 from bulkwf.checkpoint.sessions import log_is_missing, tell_of_missing_log
-from bulkwf.errors import CheckpointError
 from bulkwf.model import Result, RowOutcome
 from bulkwf.progress import Totals
 
-__all__ = [
-    "PAGE_BATCHES",
-    "Status",
-    "read_recent_attempts",
-    "read_results",
-    "read_status",
-    "recent_attempts",
-    "results",
-]
+__all__ = ["Status", "read_recent_attempts", "read_results", "read_status", "results"]
 
-PAGE_BATCHES = 1_000
-YEAR_9999 = 253_370_000_000
-MOST_RECENT = 100_000
-"""The newest attempts, among which recent ones are looked for: far more than any limit lets through."""
 RESULT_PAGE_BATCHES = 50
 """A batch of a thousand invalid rows holds a thousand reasons."""
 
@@ -78,49 +64,34 @@ def read_results(
 
 
 def _read_results(path: Path, outcome: RowOutcome | None) -> Iterator[Result]:
-    # The counts of a batch tell whether it holds such a row at all: the few of ten million are found at once.
-    holds = f"{outcome} > 0" if outcome else "TRUE"
-    query = (
-        f"SELECT first_row, ids, answer, exceptions, attempts FROM batch WHERE {holds} AND first_row > ? "  # noqa: S608
-        "ORDER BY first_row LIMIT ?"
-    )
+    # The counts of a batch tell whether it holds such a row at all: then alone its ids are read.
+    ids = f"CASE WHEN {outcome} > 0 THEN ids END" if outcome else "ids"
     with explained(path), contextlib.closing(connect_reader(path)) as db:
         if log_is_missing(db, path):
             tell_of_missing_log(path)
-        after = -1
-        # Pages, not one long query: an open reader would keep the writer's log from being folded into the file.
-        while page := db.execute(query, (after, RESULT_PAGE_BATCHES)).fetchall():
-            for batch in page:
-                yield from results(outcome, *batch)
-            if page[-1][0] <= after:
-                raise CheckpointError(
-                    f"{path}: the checkpoint is damaged: its rows are out of order. Restore it from a copy."
-                )
-            after = page[-1][0]
+        for begun in read_batches(db, ids, RESULT_PAGE_BATCHES):
+            if begun.ids is not None:
+                yield from results(outcome, begun)
 
 
-def results(
-    outcome: RowOutcome | None,
-    first_row: int,
-    ids: str,
-    answer: str | None,
-    exceptions: str | None,
-    attempts: int,
-) -> Iterator[Result]:
-    """The results of one batch, from its columns."""
+def results(outcome: RowOutcome | None, begun: Begun) -> Iterator[Result]:
+    """The results of one batch that came to *outcome*; None gives all but those that are pending."""
     shared: dict[str, Any] = {"outcome": "pending"}
-    if answer is not None:
-        shared = {"outcome": "created", **orjson.loads(answer)}
-    odd = orjson.loads(exceptions) if exceptions else {}
-    for offset, instance_id in enumerate(orjson.loads(ids)):
+    if begun.answer is not None:
+        shared = {"outcome": "created", **orjson.loads(begun.answer)}
+    odd = orjson.loads(begun.exceptions) if begun.exceptions else {}
+    for offset, instance_id in enumerate(begun.instance_ids()):
         entry = odd.get(str(offset))
         if entry is None:
             if instance_id is None:  # a blank line
                 continue
             entry = shared
         if entry["outcome"] == outcome or (outcome is None and entry["outcome"] != "pending"):
-            sent = attempts if entry["outcome"] != "invalid" else 0
-            yield Result(**{"id": instance_id, **entry}, row=first_row + offset, attempts=sent)
+            invalid = entry["outcome"] == "invalid"
+            if not invalid and (instance_id is None or "id" in entry):
+                raise Damage(f"row {begun.first_row + offset} has come to something without having been sent")
+            sent = 0 if invalid else begun.attempts
+            yield Result(**{"id": instance_id, **entry}, row=begun.first_row + offset, attempts=sent)
 
 
 def read_status(path: str | os.PathLike[str]) -> Status:
@@ -134,45 +105,25 @@ def read_status(path: str | os.PathLike[str]) -> Status:
         if log_missing := log_is_missing(db, path):
             tell_of_missing_log(path)
         db.execute("BEGIN")
-        columns = (*HEADER_FIELDS, "created_at", "finished_at", "pause_until")
-        run = db.execute(f"SELECT {', '.join(columns)} FROM run").fetchone()  # noqa: S608 - names of ours
-        totals = db.execute(TOTALS).fetchone()
+        found = survey(db)
         attempts = db.execute("SELECT count(*) FROM attempt WHERE verdict <> 'interrupted'").fetchone()[0]
-        times = db.execute("SELECT min(begun_at), max(settled_at) FROM batch").fetchone()
-        known = dict(zip(columns, run, strict=True))
         return Status(
-            header=RunHeader(**{name: str(known[name]) for name in HEADER_FIELDS}),
-            created_at=_moment(known["created_at"]) or 0.0,
-            finished_at=_moment(known["finished_at"]),
-            pause_until=_moment(known["pause_until"]),
-            rows=int(totals[6]),
-            batches=int(totals[7]),
-            batches_in_doubt=int(totals[8]),
-            totals=Totals(*map(int, totals[:6])),
+            header=found.run.header,
+            created_at=found.run.created_at,
+            finished_at=found.run.finished_at,
+            pause_until=found.run.pause_until,
+            rows=found.rows,
+            batches=found.batches,
+            batches_in_doubt=len(found.in_doubt),
+            totals=found.totals,
             attempts=attempts,
-            first_begun_at=_moment(times[0]),
-            last_settled_at=_moment(times[1]),
+            first_begun_at=found.first_begun_at,
+            last_settled_at=found.last_settled_at,
             log_missing=log_missing,
         )
 
 
-def _moment(stored: Any) -> float | None:
-    """A Unix time that calendars know."""
-    if stored is None:
-        return None
-    if not 0 <= stored < YEAR_9999:
-        raise ValueError("no time of day")
-    return float(stored)
-
-
-def recent_attempts(db: sqlite3.Connection, since: float) -> list[tuple[float, int]]:
-    """(Unix time, instances) of the attempts after *since*, the oldest first."""
-    query = "SELECT started_at + elapsed_s AS at, instances FROM attempt WHERE at > ? AND id > ? ORDER BY at"
-    newest = db.execute("SELECT coalesce(max(id), 0) FROM attempt").fetchone()[0]
-    return [(float(at), index(instances)) for at, instances in db.execute(query, (since, newest - MOST_RECENT))]
-
-
 def read_recent_attempts(path: Path, since: float) -> list[tuple[float, int]]:
-    """What `recent_attempts` says of the checkpoint at *path*."""
+    """(Unix time, instances) of the attempts after *since* in the checkpoint at *path*, the oldest first."""
     with explained(path), contextlib.closing(connect_reader(path)) as db:
         return recent_attempts(db, since)

@@ -1,8 +1,7 @@
 """The tables of a checkpoint, the statements that fill them, and their rows as values."""
 
 from dataclasses import dataclass, fields
-from operator import index
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple
 
 __all__ = [
     "ANOTHER",
@@ -11,14 +10,11 @@ __all__ = [
     "FORMAT",
     "HEADER_FIELDS",
     "IDENTITY",
-    "INTERRUPTED",
     "NOTE",
     "SCHEMA",
     "SESSIONS",
     "SETTLE",
-    "TOTALS",
     "Attempt",
-    "Begun",
     "RunHeader",
 ]
 
@@ -37,7 +33,8 @@ CREATE TABLE run (
   input TEXT NOT NULL,            -- the list's name, for people
   limits TEXT NOT NULL,           -- JSON, for people
   pause_until REAL,               -- the service has ordered silence until then (Unix time)
-  finished_at REAL                -- the list was read to its end with every row settled
+  finished_at REAL,               -- the list was read to its end with every row settled
+  crc INTEGER                     -- of all other columns, see `records`; NULL only inside a transaction
 );
 CREATE TABLE batch (
   first_row INTEGER PRIMARY KEY,  -- counted from 0 over the whole list
@@ -53,6 +50,9 @@ CREATE TABLE batch (
   exceptions TEXT,                -- JSON {offset: {outcome, ...}} of the rows that differ from that
   size INTEGER NOT NULL,          -- bytes and
   digest INTEGER NOT NULL,        -- crc32 of the rows' lines, those of rejected and invalid rows left out
+  settled_crc INTEGER NOT NULL,   -- of the columns that settling changes, see `records`
+  ids_crc INTEGER NOT NULL,       -- crc32 of `ids`
+  begun_crc INTEGER NOT NULL,     -- of `first_row`, `begun_at`, `retention_s` and `ids_crc`
   ids TEXT NOT NULL               -- JSON array, an entry a row, null where nothing is sent; last, because it is large
 );
 CREATE TABLE attempt (
@@ -89,24 +89,16 @@ CREATE TABLE session (            -- one row a process
 
 BEGIN = """
 INSERT INTO batch (first_row, rows, settled_at, attempts, created, existed, existed_in_doubt, rejected, invalid,
-  pending, answer, exceptions, size, digest, begun_at, retention_s, ids)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+  pending, answer, exceptions, size, digest, settled_crc, begun_at, retention_s, ids_crc, begun_crc, ids)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
 SETTLE = """
 UPDATE batch SET rows = ?, settled_at = ?, attempts = ?, created = ?, existed = ?, existed_in_doubt = ?, rejected = ?,
-  invalid = ?, pending = ?, answer = ?, exceptions = ?, size = ?, digest = ? WHERE first_row = ?
+  invalid = ?, pending = ?, answer = ?, exceptions = ?, size = ?, digest = ?, settled_crc = ? WHERE first_row = ?
 """
 NOTE = """
 INSERT INTO attempt (first_row, started_at, elapsed_s, instances, http_status, verdict, detail)
 VALUES (?, ?, ?, ?, ?, ?, ?)
-"""
-INTERRUPTED = """
-INSERT INTO attempt (first_row, started_at, elapsed_s, instances, verdict)
-SELECT first_row, :now, 0, pending, 'interrupted' FROM batch WHERE settled_at IS NULL
-"""
-TOTALS = """
-SELECT total(created), total(existed), total(existed_in_doubt), total(rejected), total(invalid), total(pending),
-  coalesce(max(first_row + rows), 0), count(*), total(settled_at IS NULL) FROM batch
 """
 
 
@@ -138,25 +130,3 @@ class Attempt(NamedTuple):
     http_status: int | None
     verdict: str
     detail: str | None
-
-
-class Begun(NamedTuple):
-    """A batch that an earlier session has begun."""
-
-    first_row: int
-    rows: int
-    begun_at: float
-    settled: bool
-    size: int
-    digest: int
-    whole: bool
-    """`size` and `digest` are of all its rows: none was refused."""
-
-    @classmethod
-    def of(cls, first_row: Any, rows: Any, begun_at: Any, settled: Any, size: Any, digest: Any, whole: Any) -> Self:
-        """From a batch's columns. Raises `TypeError` or `ValueError` if they hold what no run writes."""
-        if rows < 1 or size < (rows if whole else 0):
-            raise ValueError("every row has a line")
-        return cls(
-            index(first_row), index(rows), float(begun_at), bool(settled), index(size), index(digest), bool(whole)
-        )

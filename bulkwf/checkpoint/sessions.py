@@ -16,10 +16,12 @@ import os
 import socket
 import sqlite3
 import time
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from bulkwf.checkpoint.schema import RunHeader
+from bulkwf.checkpoint.records import seal_run
+from bulkwf.checkpoint.schema import NOTE, Attempt, RunHeader
 from bulkwf.errors import CheckpointError
 
 __all__ = [
@@ -35,6 +37,8 @@ __all__ = [
 
 log = logging.getLogger("bulkwf")
 
+INTERRUPTED = "interrupted"
+"""The verdict of an attempt that a session began and did not live to note."""
 UNKNOWN_INSTANCES = 10_000
 """Instances that a session whose log is missing may have sent just now: more than any rate allows in a second."""
 
@@ -78,14 +82,26 @@ def refuse_torn(db: sqlite3.Connection, path: Path) -> None:
         )
 
 
-def begin_session(db: sqlite3.Connection, path: Path | None, header: RunHeader, now: float, *, log_lost: bool) -> None:
+def begin_session(
+    db: sqlite3.Connection,
+    path: Path | None,
+    header: RunHeader,
+    now: float,
+    *,
+    in_doubt: Sequence[tuple[int, int]] = (),
+    log_lost: bool = False,
+) -> None:
     """Write down that a process goes on with the run, in the main file.
+
+    An attempt is noted for each batch in doubt: its last one may have been sent and never noted. It counts from *now*,
+    so that a process that dies again and again can't overrun the service's windows.
 
     Args:
         db: The writer's connection.
         path: The checkpoint; None if it is in memory.
         header: This session's input and limits take the place of the last one's.
         now: Unix time.
+        in_doubt: (first row, instances) of each batch that is not settled.
         log_lost: The log of the last session is missing.
     """
     db.execute("PRAGMA journal_mode = WAL")
@@ -93,12 +109,12 @@ def begin_session(db: sqlite3.Connection, path: Path | None, header: RunHeader, 
     db.execute("BEGIN IMMEDIATE")
     if log_lost:
         db.execute("UPDATE session SET log_lost = TRUE WHERE id = (SELECT max(id) FROM session)")
-        db.execute(
-            "INSERT INTO attempt (first_row, started_at, elapsed_s, instances, verdict) VALUES (0, ?, 0, ?, ?)",
-            (now, UNKNOWN_INSTANCES, "interrupted"),
-        )
+        in_doubt = [*in_doubt, (0, UNKNOWN_INSTANCES)]
     # Proves, before the first request, that the file can be written.
     db.execute("UPDATE run SET input = ?, limits = ?, finished_at = NULL", (header.input, header.limits))
+    seal_run(db)
+    interrupted = (Attempt(row, now, 0.0, instances, None, INTERRUPTED, None) for row, instances in in_doubt)
+    db.executemany(NOTE, interrupted)
     db.execute("INSERT INTO session (started_at, pid, host) VALUES (?, ?, ?)", (now, os.getpid(), socket.gethostname()))
     db.execute("COMMIT")
     # Not TRUNCATE: the log must never be empty while the session is open.

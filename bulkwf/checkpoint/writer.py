@@ -1,4 +1,9 @@
-"""The one writer of a checkpoint."""
+"""The one writer of a checkpoint.
+
+What is written goes through one thread (the executor), which alone touches the connection that writes, its close
+included: SQLite must not be closed under a commit. No task stands between a write and its commit, because `asyncio.run`
+cancels every task at its end: a commit is a future of the thread, and what it brings about a callback.
+"""
 
 import asyncio
 import contextlib
@@ -7,10 +12,11 @@ import os
 import sqlite3
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
-from operator import index
 from pathlib import Path
 from typing import Any, Literal
+from zlib import crc32
 
 import filelock
 import orjson
@@ -33,17 +39,18 @@ from bulkwf.checkpoint.file import (
     release,
 )
 from bulkwf.checkpoint.place import refuse_place
-from bulkwf.checkpoint.reading import PAGE_BATCHES, recent_attempts, results
-from bulkwf.checkpoint.schema import (
-    BEGIN,
-    INTERRUPTED,
-    NOTE,
-    SETTLE,
-    TOTALS,
-    Attempt,
+from bulkwf.checkpoint.reading import results
+from bulkwf.checkpoint.records import (
     Begun,
-    RunHeader,
+    Survey,
+    checksum,
+    read_batch,
+    read_batches,
+    recent_attempts,
+    seal_run,
+    survey,
 )
+from bulkwf.checkpoint.schema import BEGIN, NOTE, SETTLE, Attempt, RunHeader
 from bulkwf.checkpoint.sessions import (
     begin_session,
     end_session,
@@ -56,18 +63,29 @@ from bulkwf.errors import CheckpointError
 from bulkwf.ledger import Ledger
 from bulkwf.model import Answer, Batch
 from bulkwf.progress import Totals
+from bulkwf.uncancelled import until_done
 
 __all__ = ["Checkpoint", "Executor", "inline"]
 
 log = logging.getLogger("bulkwf")
 
-Executor = Callable[[Callable[[], None]], Awaitable[None]]
-"""Runs a function to its end, somewhere: in a thread of its own, or at once."""
+Executor = Callable[[Callable[[], Any]], Awaitable[Any]]
+"""Begins to run a function, in a thread of its own or at once, one after another; what it returns ends with it.
+
+Where tasks may be cancelled that is a future which is no task.
+"""
+SEAL = ""
+"""In the place of a statement: the run's record has changed."""
 
 
-async def inline(function: Callable[[], None]) -> None:
+def inline(function: Callable[[], Any]) -> Awaitable[Any]:
     """The executor that runs at once: for a checkpoint in memory, and for simulated time."""
-    function()
+    done = asyncio.get_running_loop().create_future()
+    try:
+        done.set_result(function())
+    except Exception as error:  # noqa: BLE001 - it belongs to whoever awaits
+        done.set_exception(error)
+    return done
 
 
 class Checkpoint:
@@ -80,8 +98,10 @@ class Checkpoint:
         reader: sqlite3.Connection,
         lock: filelock.BaseFileLock | None,
         executor: Executor,
+        found: Survey,
     ) -> None:
         self.path = path
+        self._found = found
         self._db = db
         self._reader = reader
         self._lock = lock
@@ -93,7 +113,9 @@ class Checkpoint:
         self._inodes = inode(path), inode(self._log)
         self._queue: list[tuple[str, Any]] = []
         self._waiters: list[asyncio.Future[None]] = []
-        self._writer: asyncio.Future[None] | None = None
+        self._busy = False
+        """A commit is under way, or about to begin."""
+        self._closed: asyncio.Future[None] | None = None
         self._error: CheckpointError | None = None
 
     # --- opening and closing --------------------------------------------------------------------------------------
@@ -111,6 +133,8 @@ class Checkpoint:
     ) -> "Checkpoint":
         """Open the checkpoint at *path* for this run, or make it; None keeps it in memory.
 
+        Reads all that it holds, once: to be called where that may take its time, in the thread that is to write.
+
         Args:
             path: The file. Its `-wal`, `-shm` and `.lock` stand beside it while it is open.
             header: What it belongs to.
@@ -125,8 +149,9 @@ class Checkpoint:
         if path is None:
             db = connect(":memory:")
             create(db, header, now)
-            begin_session(db, None, header, now, log_lost=False)
-            return cls(None, db, db, None, executor)
+            found = survey(db)
+            begin_session(db, None, header, now)
+            return cls(None, db, db, None, executor, found)
         path = Path(os.path.realpath(path))
         with explained(path):
             refuse_place(path)
@@ -144,15 +169,15 @@ class Checkpoint:
                     create_file(path, header, now)
                 make_private(path)
                 before = if_it_fails.enter_context(contextlib.closing(connect_reader(path)))
-                check(before, path, header, any_run_key=any_run_key)
+                found = check(before, path, header, now, any_run_key=any_run_key)
                 log_lost = log_is_missing(before, path)
                 if log_lost:
                     refuse_torn(before, path)
                 db = connect(str(path))
                 if_it_fails.callback(db.close)  # and after it the reader, which does not fold the log
-                begin_session(db, path, header, now, log_lost=log_lost)
+                begin_session(db, path, header, now, in_doubt=found.in_doubt, log_lost=log_lost)
                 reader = if_it_fails.enter_context(contextlib.closing(connect_reader(path)))
-                opened = cls(path, db, reader, lock, executor)
+                opened = cls(path, db, reader, lock, executor, found)
                 if log_lost and opened.lost_since is not None:
                     tell_of_lost_log(path, opened.lost_since)
                 if_it_fails.pop_all()
@@ -163,12 +188,15 @@ class Checkpoint:
             raise
 
     async def aclose(self) -> None:
-        """Write the log back into the file where that is possible, close it, and let the next process have it."""
-        try:
-            if self._writer is not None:
-                await asyncio.wait((self._writer,))
-        finally:
-            self._close()
+        """Write the log back into the file where that is possible, close it, and let the next process have it.
+
+        What has been written by then is committed first. A cancellation is raised when all is done.
+        """
+        if self._closed is None:
+            self._closed = asyncio.get_running_loop().create_future()
+            if not self._busy:
+                self._begin_closing()
+        await until_done(self._closed)
 
     def end(self, now: float, reason: str, exit_code: int | None = None) -> None:
         """Say how the session ends: `aclose` writes it down.
@@ -180,28 +208,43 @@ class Checkpoint:
         """
         self._end = now, reason, exit_code
 
-    def _close(self) -> None:
+    def _begin_closing(self) -> None:
+        self._reader.close()  # the loop's own, as its use is
+        intact = self._error is None
+        self._error = self._error or CheckpointError(f"{self.path}: the checkpoint is closed.")
+        self._execute(partial(self._close, intact), partial(self._end_closing, intact))
+
+    def _end_closing(self, intact: bool, error: BaseException | None) -> None:
+        assert self._closed is not None
+        try:
+            if error is not None:
+                self._close(intact)  # no thread could be had, so none has the connection
+        finally:
+            self._closed.set_result(None)
+
+    def _close(self, intact: bool) -> None:
         try:
             with contextlib.suppress(sqlite3.Error):
-                self._close_connections()
+                self._close_connection(intact)
             self._tell_of_log()
         finally:
             if self._lock is not None:
                 release(self._lock)
 
-    def _close_connections(self) -> None:
+    def _close_connection(self, intact: bool) -> None:
         """Write the session's end, and fold the log into the file; else leave the log to the next session."""
         ended = False
-        if self._error is None:
+        if intact:
             with contextlib.suppress(sqlite3.Error):
                 end_session(self._db, *(self._end or (time.time(),)))
                 ended = True
-        if not ended and self._inodes == (inode(self.path), inode(self._log)):
-            self._db.close()
-            self._reader.close()  # the last to be closed, which does not fold the log
-            return
-        with contextlib.closing(self._db):  # SQLite folds a log that was deleted, too: this connection has it open
-            self._reader.close()
+        with contextlib.ExitStack() as afterwards:
+            # SQLite folds the log when its last connection is closed, unless that is a reader. A log that was deleted
+            # is folded all the same: only this connection still has it.
+            with contextlib.suppress(sqlite3.Error, OSError, CheckpointError):
+                if not ended and self.path is not None and self._inodes == (inode(self.path), inode(self._log)):
+                    afterwards.callback(connect_reader(self.path).close)
+            afterwards.callback(self._db.close)
             if ended:
                 self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
@@ -221,8 +264,9 @@ class Checkpoint:
             ids = [None] * batch.rows
             for offset, instance_id in zip(batch.offsets, batch.ids, strict=True):
                 ids[offset] = instance_id
-        row = (*_columns(ledger, now), now, batch.retention_s, orjson.dumps(ids).decode())
-        return self._write((BEGIN, row))
+        text = orjson.dumps(ids)
+        begun = (batch.first_row, float(now), float(batch.retention_s), crc32(text))
+        return self._write((BEGIN, (*_columns(ledger, now), *begun[1:], checksum(begun), text.decode())))
 
     def settle(self, ledger: Ledger, now: float) -> Awaitable[None]:
         """Make what a batch has come to durable."""
@@ -235,47 +279,66 @@ class Checkpoint:
 
     def pause(self, until: float) -> Awaitable[None]:
         """Remember that the service has ordered silence until *until* (Unix time)."""
-        return self._write(("UPDATE run SET pause_until = :until", {"until": until}))
+        return self._change_run("UPDATE run SET pause_until = ?", float(until))
 
     def finish(self, now: float) -> Awaitable[None]:
         """Note that the list was read to its end with every row settled."""
-        return self._write(("UPDATE run SET finished_at = :now", {"now": now}))
+        return self._change_run("UPDATE run SET finished_at = ?", float(now))
 
     def flush(self) -> Awaitable[None]:
         """Make what `note` has left waiting durable."""
         return self._write()
+
+    def _change_run(self, statement: str, *values: Any) -> Awaitable[None]:
+        """Change the run's record, and seal it in the same commit."""
+        return self._write((statement, values), (SEAL, ()))
 
     def _write(self, *statements: tuple[str, Any]) -> Awaitable[None]:
         """Queue *statements* at once, in the order of the calls; the awaitable ends when they are durable."""
         if self._error is not None:
             raise self._error
         self._queue.extend(statements)
-        waiter = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        waiter = loop.create_future()
         self._waiters.append(waiter)
-        if self._writer is None:
-            self._writer = asyncio.ensure_future(self._commit_all())
+        if not self._busy:
+            self._busy = True
+            loop.call_soon(self._begin_commit, loop, 0)
         return waiter
 
-    async def _commit_all(self) -> None:
-        try:
-            while self._waiters:
-                await self._have_company()
-                queue, self._queue = self._queue, []
-                waiters, self._waiters = self._waiters, []
-                try:
-                    await self._executor(partial(self._commit, queue))
-                except Exception as error:  # noqa: BLE001 - whatever it is, nobody may wait for it for ever
-                    self._error = explain(error, self.path)
-                self._tell(waiters)
-        finally:
-            self._writer = None
+    def _begin_commit(self, loop: asyncio.AbstractEventLoop, queued: int) -> None:
+        """Commit what is queued, unless the last turn of the loop has brought more than the *queued* ones.
 
-    async def _have_company(self) -> None:
-        """Let others join the commit, which costs as much as twenty rows, while each turn of the loop brings some."""
-        queued = 0
-        while queued < len(self._queue):
-            queued = len(self._queue)
-            await asyncio.sleep(0)
+        A commit costs as much as twenty rows: others may join it while each turn brings some.
+        """
+        if len(self._queue) > queued:
+            loop.call_soon(self._begin_commit, loop, len(self._queue))
+            return
+        queue, self._queue = self._queue, []
+        waiters, self._waiters = self._waiters, []
+        self._execute(partial(self._commit, queue), partial(self._end_commit, loop, waiters))
+
+    def _end_commit(
+        self, loop: asyncio.AbstractEventLoop, waiters: Sequence[asyncio.Future[None]], error: BaseException | None
+    ) -> None:
+        if error is not None:
+            self._error = explain(error, self.path)
+        self._tell(waiters)
+        if self._waiters:
+            self._begin_commit(loop, 0)
+        else:
+            self._busy = False
+            if self._closed is not None:
+                self._begin_closing()
+
+    def _execute(self, function: Callable[[], None], then: Callable[[BaseException | None], None]) -> None:
+        """Run *function* in the writing thread, and *then* in the loop, with the error that it ended with."""
+        try:
+            running = asyncio.ensure_future(self._executor(function))
+        except Exception as error:  # noqa: BLE001 - no thread can be had
+            then(error)
+        else:
+            running.add_done_callback(lambda _: then(_error_of(running)))
 
     def _tell(self, waiters: Sequence[asyncio.Future[None]]) -> None:
         for waiter in waiters:
@@ -285,6 +348,7 @@ class Checkpoint:
                 waiter.set_result(None)
             else:
                 waiter.set_exception(self._error)
+                waiter.exception()  # nobody may be left to ask for it
 
     def _commit(self, queue: Sequence[tuple[str, Any]]) -> None:
         if self._error is not None:
@@ -302,7 +366,10 @@ class Checkpoint:
         self._db.execute("BEGIN IMMEDIATE")
         try:
             for statement, row in queue:
-                self._db.execute(statement, row)
+                if statement == SEAL:
+                    seal_run(self._db)
+                else:
+                    self._db.execute(statement, row)
             self._db.execute("COMMIT")
         except BaseException:
             with contextlib.suppress(sqlite3.Error):
@@ -319,57 +386,35 @@ class Checkpoint:
     @property
     def run_key(self) -> str:
         """What this run's generated ids begin with."""
-        return str(self._ask("SELECT run_key FROM run")[0][0])
+        return self._found.run.header.run_key
 
     @property
     def pause_until(self) -> float | None:
-        """Until when the service has ordered silence (Unix time)."""
-        until = self._ask("SELECT pause_until FROM run")[0][0]
-        with explained(self.path):
-            return None if until is None else float(until)
+        """Until when the service had ordered silence when the checkpoint was opened (Unix time)."""
+        return self._found.run.pause_until
 
     def totals(self) -> Totals:
-        """Rows by outcome so far."""
-        with explained(self.path):
-            return Totals(*map(int, self._ask(TOTALS)[0][:6]))
-
-    def _ask(self, query: str, *values: Any) -> list[Any]:
-        with explained(self.path):
-            return self._reader.execute(query, values).fetchall()
+        """Rows by outcome when the checkpoint was opened."""
+        return replace(self._found.totals)
 
     def begun(self) -> Iterator[Begun]:
         """The batches that have been begun, in the order of their rows.
 
         Raises:
-            CheckpointError: There is a gap between them.
+            CheckpointError: One of them is damaged, or missing.
         """
-        after, expected = -1, 0
-        query = (
-            "SELECT first_row, rows, begun_at, settled_at IS NOT NULL, size, digest, rejected + invalid = 0 FROM batch "
-            "WHERE first_row > ? ORDER BY first_row LIMIT ?"
-        )
-        while page := self._ask(query, after, PAGE_BATCHES):
-            with explained(self.path):
-                batches = [Begun.of(*row) for row in page]
-            for begun in batches:
-                if begun.first_row != expected:
-                    missing = f"rows {expected} to {begun.first_row - 1} are missing"
-                    raise CheckpointError(
-                        f"{self.path}: the checkpoint is damaged: {missing}. "
-                        "Restore it from a copy; without one, start over with --run-key or ids of your own."
-                    )
-                expected = begun.first_row + begun.rows
-                yield begun
-            after = batches[-1].first_row
+        with explained(self.path):
+            yield from read_batches(self._reader)
 
     def ledger(self, begun: Begun, region: bytes, row_shape: Literal["instance", "params"]) -> Ledger:
-        """The account of a begun batch, whose rows have been read again as *region*."""
+        """The account of a begun batch, whose rows have been read again as *region*.
+
+        Raises:
+            CheckpointError: It is damaged.
+        """
         with explained(self.path):
-            query = "SELECT ids, answer, exceptions, attempts, retention_s FROM batch WHERE first_row = ?"
-            ids, answer, exceptions, attempts, retention_s = self._ask(query, begun.first_row)[0]
-            sent = [
-                (offset, instance_id) for offset, instance_id in enumerate(orjson.loads(ids)) if instance_id is not None
-            ]
+            begun = read_batch(self._reader, begun.first_row)
+            sent = [(offset, one) for offset, one in enumerate(begun.instance_ids()) if one is not None]
             batch = Batch(
                 first_row=begun.first_row,
                 rows=begun.rows,
@@ -378,27 +423,24 @@ class Checkpoint:
                 offsets=[offset for offset, _ in sent],
                 bare=False,
                 row_shape=row_shape,
-                refused=tuple(results("invalid", begun.first_row, ids, answer, exceptions, attempts)),
-                retention_s=float(retention_s),
+                refused=tuple(results("invalid", begun)),
+                retention_s=begun.retention_s,
             )
-            told = None if answer is None else Answer(**orjson.loads(answer))
-            return Ledger.resumed(batch, index(attempts), told, exceptions)
-
-    def interrupted(self, now: float) -> None:
-        """Write down an attempt for each batch in doubt: its last one may have been sent and never noted.
-
-        Counted from *now*, so that a process that dies again and again can't overrun the service's windows.
-        """
-        with explained(self.path):
-            self._commit([(INTERRUPTED, {"now": now})])
+            told = None if begun.answer is None else Answer(**orjson.loads(begun.answer))
+            return Ledger.resumed(batch, begun.attempts, told, begun.exceptions)
 
     def recent_attempts(self, since: float) -> list[tuple[float, int]]:
-        """See `reading.recent_attempts`."""
+        """See `records.recent_attempts`."""
         with explained(self.path):
             return recent_attempts(self._reader, since)
 
 
 def _columns(ledger: Ledger, now: float) -> tuple[Any, ...]:
-    """A ledger's record as the first columns that `BEGIN` names."""
+    """A ledger's record as the columns that `SETTLE` writes, `first_row` before them, their checksum behind them."""
     first_row, rows, complete, *others = ledger.record()
-    return (first_row, rows, now if complete else None, *others)
+    columns = (first_row, rows, float(now) if complete else None, *others)
+    return (*columns, checksum(columns))
+
+
+def _error_of(ended: asyncio.Future[None]) -> BaseException | None:
+    return RuntimeError("the commit was cut off") if ended.cancelled() else ended.exception()

@@ -1,6 +1,5 @@
 """Files of JSON lines, plain or gzip, one after another as one list; `-` is standard input."""
 
-import asyncio
 import os
 import stat
 import zlib
@@ -13,6 +12,7 @@ import anyio
 
 from bulkwf.errors import InputError
 from bulkwf.sources.reader import Chunk
+from bulkwf.uncancelled import in_thread
 
 __all__ = ["FileFeed"]
 
@@ -95,7 +95,7 @@ class FileFeed:
         assert self._file is not None
         self._done_bytes += self._file.read_bytes
         file, self._file = self._file, None
-        await asyncio.to_thread(file.close)
+        await in_thread(file.close)
 
 
 class _File(Protocol):
@@ -122,7 +122,7 @@ class _RegularFile:
         if self._is_cached():
             data = os.read(self._descriptor, CHUNK_BYTES)
         else:
-            data = await asyncio.to_thread(os.read, self._descriptor, CHUNK_BYTES)
+            data = await in_thread(os.read, self._descriptor, CHUNK_BYTES)
         self.read_bytes += len(data)
         if not data and self.read_bytes < self._size:
             raise EOFError(f"the file shrank from {self._size:,} to {self.read_bytes:,} bytes while it was read.")
@@ -196,7 +196,7 @@ class _Gzip:
 
     async def read(self) -> bytes:
         while True:
-            data = await asyncio.to_thread(self._unpack)
+            data = await in_thread(self._unpack)
             if data:
                 return data
             if self._unpacker.eof and not self._packed.strip(b"\0"):
@@ -251,7 +251,7 @@ async def _open(path: str) -> _File:
     name = "stdin" if path == "-" else path
     # Without O_NONBLOCK, opening a named pipe would wait for its writer where nothing can end the wait.
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
-    descriptor = 0 if path == "-" else await asyncio.to_thread(os.open, path, flags)
+    descriptor = 0 if path == "-" else await in_thread(os.open, path, flags, undo=os.close)
     mode = os.fstat(descriptor).st_mode
     waited_for = stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(descriptor)  # not /dev/null, a disk
     file: _File = _Stream(name, descriptor) if waited_for else _RegularFile(name, descriptor)

@@ -11,6 +11,7 @@ from bulkwf.batching import MAX_ROW_BYTES, Cut, cut, too_long
 from bulkwf.errors import InputError
 from bulkwf.model import Slice
 from bulkwf.options import RateLimits
+from bulkwf.uncancelled import until_done
 
 __all__ = ["Chunk", "Feed", "Source"]
 
@@ -181,8 +182,7 @@ class Source:
         try:
             if self._reading is not None:
                 self._reading.cancel()
-                # Gathered: whatever the read ends with is of no interest now, but a cancellation of our own is.
-                await asyncio.gather(self._reading, return_exceptions=True)
+                await until_done(self._reading, self._reading.cancel)  # a thread may be reading what is to be closed
         finally:
             await self._feed.aclose()
 

@@ -19,8 +19,9 @@ from test_batching import take_batches
 from bulkwf import batching
 from bulkwf.batching import IdScheme
 from bulkwf.channel import Health
-from bulkwf.checkpoint import Checkpoint, inline, read_recent_attempts, read_results, read_status
+from bulkwf.checkpoint import Begun, Checkpoint, inline, read_recent_attempts, read_results, read_status
 from bulkwf.checkpoint.reading import results
+from bulkwf.checkpoint.writer import _columns
 from bulkwf.errors import CheckpointError
 from bulkwf.ledger import Ledger
 from bulkwf.limiter import WindowLimiter
@@ -218,11 +219,15 @@ def _check_account(part, outcome):
     ledger.attempts = 1
     ledger.add(outcome)
     record = ledger.record()
-    ids = json.dumps(list(BATCH.ids))
-    answer, exceptions = record.answer, record.exceptions
-    kept = list(results(None, BATCH.first_row, ids, answer, exceptions, 1))
+    kept = list(results(None, begun(ledger)))
     assert sorted(kept, key=lambda one: one.row) == sorted(ledger.settled(outcome), key=lambda one: one.row)
     assert record.pending == BATCH.rows - len(part) + len(outcome.unsettled)
+
+
+def begun(ledger):
+    """A batch's record as it is read again."""
+    columns, ids = _columns(ledger, EPOCH), json.dumps(list(ledger.batch.ids))
+    return Begun(*columns, EPOCH, ledger.batch.retention_s, crc32(ids.encode()), 0, ids)
 
 
 def _loads(reply):
@@ -297,7 +302,6 @@ async def _resume(path, opened):
         for begun in checkpoint.begun():
             if not begun.settled:
                 checkpoint.ledger(begun, b"\n" * begun.rows, "instance").record()
-        checkpoint.interrupted(EPOCH)
     finally:
         await checkpoint.aclose()
 

@@ -9,8 +9,8 @@ from canary import assert_silent, assert_silent_files, report
 from fakes import EPOCH
 
 from bulkwf.checkpoint import read_results, read_status
-from bulkwf.errors import TemporaryStop
-from bulkwf.model import Reply, Result
+from bulkwf.errors import ServiceRefused, TemporaryStop
+from bulkwf.model import Fault, FaultKind, Reply, Result
 from bulkwf.outcome import retry_after_s
 from simulation.world import Crash, Sent, World, params_crc
 
@@ -24,6 +24,10 @@ ALLOWED = {
 }
 """What a row of each kind may come to. One that would be fine is rejected only where the service keeps omitting it."""
 TOLERANCE_S = 1e-6
+ABSENCE_GAP_S = 10.0
+PROBING_S = 30.0
+PROBES = 3
+REFUSALS = frozenset({400, 409, 413, 422})
 
 
 @dataclass
@@ -80,6 +84,7 @@ class Oracle:
         self._check_windows(world)
         self._check_requests(world)
         self._check_pauses(world)
+        self._check_stops(world)
 
     def _check_truth(self, world: World, results: list[Result]) -> None:
         """What is called created or existed is there; what is created has the row's own params.
@@ -96,11 +101,35 @@ class Oracle:
                 assert own or copied, f"row {result.row} has other params"
             elif result.outcome == "existed" and result.id not in excused:
                 assert result.id in world.created, f"row {result.row} is called existed, and is not there"
-            elif result.outcome == "rejected" and row.kind in ("own", "plain"):
-                withheld = sum(result.id in sent.withheld for sent in world.sent)
-                copies = sum(sent.stale and sent.ids == (result.id,) for sent in world.sent)
-                # Copies of refusals on two connections in a row are more than can be told apart.
-                assert withheld >= 3 or copies >= 2, f"row {result.row} is rejected without a reason"
+            elif result.outcome == "rejected":
+                self._check_rejection(world, result, row.kind)
+
+    def _check_rejection(self, world: World, result: Result, kind: str) -> None:
+        """A row is rejected for an error that names it alone, or for three absences while others were created."""
+        alone = [sent for sent in world.sent if sent.method == "POST" and sent.ids == (result.id,)]
+        # Copies of refusals on two connections in a row are more than can be told apart.
+        copied = sum(sent.stale for sent in alone) >= 2
+        runs = result.id in world.created and result.id not in world.shared
+        assert not runs or copied, f"row {result.row} is rejected, and runs"
+        refused = sum(isinstance(sent.told, Reply) and sent.told.status in REFUSALS for sent in alone) >= 2
+        if kind == "poison" or refused or copied:
+            assert refused or copied, f"row {result.row} is rejected without having been refused alone"
+            return
+        session = self.settled_in.get(result.id or "", world.sessions[-1].number)
+        absences = [
+            sent
+            for sent in world.sent
+            if sent.session == session
+            and sent.method == "GET"
+            and sent.ids == (result.id,)
+            and isinstance(sent.told, Reply)
+            and sent.told.status == 404
+        ]
+        counted: list[Sent] = []
+        for sent in absences:
+            if not counted or _others_created(world, counted[-1], sent):
+                counted.append(sent)
+        assert len(counted) >= 3, f"row {result.row} is rejected for {len(counted)} absences while others were created"
 
     def _check_instances(self, world: World) -> None:
         """One instance for each valid row, and none besides."""
@@ -159,12 +188,62 @@ class Oracle:
                 for sent in own:
                     assert not told.told_at + TOLERANCE_S < sent.at < until - TOLERANCE_S, "sent in a pause"
 
+    def _check_stops(self, world: World) -> None:
+        """Once the service has created something for a session, no odd answer ends it before three probes over 30 s."""
+        for session in world.sessions:
+            if not isinstance(session.error, ServiceRefused):
+                continue
+            own = [sent for sent in world.sent if sent.session == session.number and sent.told_at is not None]
+            odd = sorted((sent.told_at or 0.0) for sent in own if _is_odd(sent))
+            handshakes = [sent.told_at for sent in own if _is_handshake(sent)]
+            created = [sent.told_at for sent in own if sent.method == "POST" and sent.clean and _named(sent)]
+            refused_at = min([*odd[:1], *handshakes], default=session.began_at)
+            if not created or min(created) > refused_at:  # the first refusal may have ended it
+                continue
+            assert len(odd) > PROBES, f"session {session.number} was ended by {len(odd)} odd answers"
+            assert odd[-1] - odd[0] >= PROBING_S - TOLERANCE_S, f"session {session.number} was ended too early"
+
+
+def _is_odd(sent: Sent) -> bool:
+    """Whether an answer neither settles anything nor says that the service fails or is busy."""
+    if not isinstance(sent.told, Reply) or sent.told.status == 429:
+        return False
+    if b'"code":10001' in sent.told.body:
+        return False
+    return not sent.clean and (sent.told.status < 500 or sent.told.status in (501, 503))
+
+
+def _is_handshake(sent: Sent) -> bool:
+    return isinstance(sent.told, Fault) and sent.told.kind is FaultKind.HANDSHAKE
+
 
 def trace(world: World) -> str:
     """All that happened, as text: the same seed gives the same."""
     lines = [f"{one.at:.9f} {one.session} {one.method} {','.join(one.ids)} {one.told}" for one in world.sent]
     lines += [f"{one.number} {one.began_at:.9f} {one.end} {one.summary} {one.error!r}" for one in world.sessions]
     return "\n".join(lines)
+
+
+def _others_created(world: World, before: Sent, after: Sent) -> bool:
+    """Whether the session heard, between two look-ups at least `ABSENCE_GAP_S` apart, of instances created."""
+    assert before.told_at is not None
+    assert after.told_at is not None
+    if after.told_at - before.told_at < ABSENCE_GAP_S - TOLERANCE_S:
+        return False
+    # What is created counts from its commit, and a look-up may wait long for its slot: so from when the row was sent.
+    since = max(
+        sent.at for sent in world.sent if sent.method == "POST" and before.ids[0] in sent.ids and sent.at < before.at
+    )
+    return any(
+        sent.session == after.session
+        and sent.method == "POST"
+        and sent.told_at is not None
+        and since <= sent.told_at <= after.at
+        and isinstance(sent.told, Reply)
+        and sent.told.status == 200
+        and _named(sent) - set(after.ids)
+        for sent in world.sent
+    )
 
 
 def _named(sent: Sent) -> set[str]:

@@ -2,7 +2,7 @@
 
 import json
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import canary
@@ -53,6 +53,12 @@ class Plan:
     ends: tuple[tuple[End, int], ...]
     downtimes_s: tuple[float, ...]
     tokens: int = 1
+    lag_s: float = 0.0
+    """How long a look-up does not see a new instance."""
+    handshakes: float = 0.0
+    """How likely a TLS handshake is to fail, while there are faults."""
+    unanswered: str = "^$"
+    """Pattern of the ids whose look-ups are never answered, while there are faults."""
 
 
 def draw_plan(seed: int) -> Plan:
@@ -65,7 +71,7 @@ def draw_plan(seed: int) -> Plan:
     if chance.random() < 0.1:
         tokens = 3
         script += tuple({"request": chance.randint(1, 40), "revoke_token": True} for _ in range(2))
-    return Plan(
+    plan = Plan(
         seed=seed,
         rows=_rows(chance, 2_000 if chance.random() < 0.02 else 400 if chance.random() < 0.3 else 60),
         options=options,
@@ -80,6 +86,35 @@ def draw_plan(seed: int) -> Plan:
         ends=_ends(chance),
         downtimes_s=tuple(chance.choice((0.0, 0.2, 3.0, 400.0)) for _ in range(12)),
         tokens=tokens,
+    )
+    # What is drawn last leaves the worlds of before as they were.
+    return replace(
+        plan,
+        script=script + _odd_answers(chance, healthy_from, tokens),
+        lag_s=chance.choice((0.0, 0.0, 0.0, 3.0, 9.0)),
+        handshakes=chance.choice((0.0, 0.0, 0.0, 0.05, 0.5)),
+        unanswered=chance.choice(("^$", "^$", "^$", "1$", "[02468]$")),
+    )
+
+
+def _odd_answers(chance: random.Random, until_s: float, tokens: int) -> tuple[dict[str, Any], ...]:
+    """Answers that refuse the whole run, now and then: an edge that is restarted, a route that is not there yet."""
+    possible: tuple[dict[str, Any], ...] = (
+        {"status": 401, "code": 10000},
+        {"status": 403, "code": 9109},
+        {"status": 404, "code": 10200},
+        {"status": 302, "body": "", "headers": {"location": "https://elsewhere.example/"}},
+        {"status": 405},
+        {"status": 501},
+        {"status": 403, "html": True},
+        {"status": 200, "body": "<html>ok</html>"},
+        {"status": 400, "body": "<html>bad request</html>"},
+        {"status": 403, "code": 971},
+    )
+    return tuple(
+        {**rule, "chance": chance.choice((0.01, 0.05, 0.2)), "until_s": until_s}
+        for rule in possible
+        if chance.random() < 0.1 and (tokens == 1 or rule["status"] not in (401, 403))  # each would use up a token
     )
 
 

@@ -3,11 +3,13 @@
 import asyncio
 import gc
 import heapq
+import re
 import shutil
 import warnings
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from random import Random
@@ -207,7 +209,7 @@ class World:
 
     def _act(self, sent: Sent, reading: Any, trouble: Trouble) -> Answer:
         if reading is None:
-            return self.service.get_instance(TARGET, sent.ids[0], simple=True)
+            return self._look_up(sent.ids[0])
         if reading.refusal:
             return reading.refusal
         if trouble.refused_id:
@@ -219,6 +221,14 @@ class World:
             sent.withheld = tuple(id_ for id_ in sent.ids if id_ in free and id_ not in sent.created)
         self._note_created(creation.created)
         return creation.answer
+
+    def _look_up(self, id_: str) -> Answer:
+        plan = self.plan
+        if self.now < plan.healthy_from and re.search(plan.unanswered, id_):
+            return refusal(500, 10001, "internal error")
+        if id_ in self.created and self.now < self.created[id_][1] + plan.lag_s:
+            id_ = "nobody"
+        return self.service.get_instance(TARGET, id_, simple=True)
 
     def _note_created(self, items: Any) -> None:
         for item in items:
@@ -339,14 +349,31 @@ class World:
                 checkpoint._db.close()
                 release(checkpoint._lock)
 
-    async def _execute(self, function: Callable[[], None]) -> None:
-        if self.plan.commit_s:
-            await asyncio.sleep(self.plan.commit_s / 2)
-        if self._loop is not asyncio.get_running_loop():
-            return
-        function()
-        if self.plan.commit_s:
-            await asyncio.sleep(self.plan.commit_s / 2)
+    def _execute(self, function: Callable[[], None]) -> "asyncio.Future[None]":
+        """The checkpoint's thread: no task, so that nothing which cancels tasks can cut it off."""
+        loop = asyncio.get_running_loop()
+        ended = loop.create_future()
+
+        def end(error: Exception | None) -> None:
+            ended.set_result(None) if error is None else ended.set_exception(error)
+
+        def act() -> None:
+            error = None
+            if self._loop is loop:  # else the process is gone
+                try:
+                    function()
+                except Exception as met:  # noqa: BLE001 (it belongs to whoever awaits)
+                    error = met
+            later(end, error)
+
+        def later(step: Callable[..., None], *given: Any) -> None:
+            if self.plan.commit_s:
+                loop.call_later(self.plan.commit_s / 2, step, *given)
+            else:
+                step(*given)
+
+        later(act)
+        return ended
 
 
 class Network:
@@ -393,8 +420,26 @@ class Network:
         await asyncio.sleep(world._travel() / 4)
         if ill and chance.random() < world.plan.refused_connections:
             return Fault(kind=FaultKind.NOT_SENT, message="no connection to the service")
-        written()
+        if ill and chance.random() < world.plan.handshakes:
+            return Fault(kind=FaultKind.HANDSHAKE, message="the TLS handshake failed")
         sent.written_at = world.monotonic()
+        if sent.method == "GET":
+            written()
+            return await self._converse(sent, body, ill=ill)
+        # That a body has left is known when it is acknowledged, or answered; it counts from when it left.
+        loop = asyncio.get_running_loop()
+        left = partial(written, loop.time())
+        acknowledgement = loop.call_later(world._travel() / 4, left)
+        try:
+            told = await self._converse(sent, body, ill=ill)
+            left()
+            return told
+        finally:
+            acknowledgement.cancel()
+
+    async def _converse(self, sent: Sent, body: bytes, *, ill: bool) -> Reply | Fault:
+        """What the request comes to, once it is on its way."""
+        world, chance = self._world, self._world.chance
         stale = world._stale
         if ill and stale is not None and chance.random() < world.plan.stale:
             await asyncio.sleep(world._travel())  # an idle connection hands over a late copy; nobody reads the request
@@ -434,7 +479,7 @@ def build_engine(
     """The engine as `open_run` builds it, with a clock of ours."""
     limiter = WindowLimiter(options.rate, clock=clock.now)
     totals = checkpoint.totals()
-    _take_over(limiter, checkpoint, totals, options, clock.wall())
+    _take_over(limiter, checkpoint, options, clock.wall())
     return Engine(
         source,
         checkpoint,

@@ -1,0 +1,287 @@
+"""The records of a checkpoint: sealed with checksums, and verified wherever they are read.
+
+Each statement that writes a batch seals the columns that it writes: `settled_crc` is of those that `SETTLE` changes,
+`begun_crc` of those that stay as `BEGIN` has written them. The ids have a checksum of their own, because they are most
+of a file and seldom read. The first two cover `first_row`, so that records which have changed places are found.
+
+A checksum finds damage. Against a file that was made up, what leaves this machine is also held to the rules of ids and
+names: nothing else may stand in a URL or in the body of a request.
+"""
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from operator import index
+from typing import Annotated, Any, NamedTuple
+from zlib import crc32
+
+import msgspec
+
+from bulkwf.batching import ids_are_good
+from bulkwf.checkpoint.schema import HEADER_FIELDS, RunHeader
+from bulkwf.options import is_run_key, is_target_name
+from bulkwf.progress import Totals
+
+__all__ = [
+    "Begun",
+    "Damage",
+    "RunRecord",
+    "Survey",
+    "checksum",
+    "read_batch",
+    "read_batches",
+    "read_run",
+    "recent_attempts",
+    "seal_run",
+    "survey",
+]
+
+PAGE_BATCHES = 1_000
+PAGE_ATTEMPTS = 10_000
+"""So many attempts in a row that are older than asked for: those before them are older still."""
+YEAR_9999 = 253_370_000_000
+BEFORE_ALL = -(2**63)
+"""Less than the number of any row that a file can hold."""
+
+_encode = msgspec.msgpack.Encoder().encode
+_Number = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class Damage(ValueError):
+    """What is stored is not what a run has written there; says what."""
+
+
+def checksum(values: Sequence[Any]) -> int:
+    """crc32 of *values* as SQLite gives them back, each with its type."""
+    return crc32(_encode(values))
+
+
+# --- batches ------------------------------------------------------------------------------------------------------
+
+
+class Begun(NamedTuple):
+    """A batch that has been begun: its record. See `schema.SCHEMA` for what the fields hold."""
+
+    first_row: _Number
+    rows: Annotated[int, msgspec.Meta(ge=1)]
+    settled_at: float | None
+    attempts: _Number
+    created: _Number
+    existed: _Number
+    existed_in_doubt: _Number
+    rejected: _Number
+    invalid: _Number
+    pending: _Number
+    answer: str | None
+    exceptions: str | None
+    size: _Number
+    digest: _Number
+    settled_crc: int
+    begun_at: float
+    retention_s: float
+    ids_crc: int
+    begun_crc: int
+    ids: str | None
+    """None where they were not read."""
+
+    @property
+    def settled(self) -> bool:
+        """No row of it is in doubt."""
+        return self.settled_at is not None
+
+    @property
+    def whole(self) -> bool:
+        """`size` and `digest` are of all its rows: none was refused."""
+        return not self.rejected + self.invalid
+
+    def instance_ids(self) -> list[str | None]:
+        """The id of each row; None where nothing is sent.
+
+        Raises:
+            Damage: They are not what the run has written, or can't be ids.
+        """
+        assert self.ids is not None, "they were not read"
+        if crc32(self.ids.encode()) != self.ids_crc:
+            raise Damage(f"the ids of the batch at row {self.first_row} do not match their checksum")
+        ids: list[str | None] = msgspec.json.decode(self.ids, type=list[str | None])
+        sent = [one for one in ids if one is not None]
+        if len(ids) != self.rows or (sent and not ids_are_good(sent)):
+            raise Damage(f"the batch at row {self.first_row} has ids that no run writes")
+        return ids
+
+    def verify(self) -> None:
+        """Raises `Damage` unless it is what a run has written; its ids are left out."""
+        begun = (self.first_row, self.begun_at, self.retention_s, self.ids_crc)
+        if checksum(self[:14]) != self.settled_crc or checksum(begun) != self.begun_crc:
+            raise Damage(f"the record of the batch at row {self.first_row} does not match its checksum")
+        if self.whole and self.size < self.rows:
+            raise Damage(f"the batch at row {self.first_row} has fewer bytes than lines")
+
+
+_COLUMNS = ", ".join(Begun._fields[:-1])
+IDS_IN_DOUBT = "CASE WHEN settled_at IS NULL THEN ids END"
+
+
+def read_batches(db: sqlite3.Connection, ids: str = "NULL", page: int = PAGE_BATCHES) -> Iterator[Begun]:
+    """The batches in the order of their rows, each one verified, its ids left out.
+
+    In pages, not in one long query: an open reader would keep the writer's log from being folded into the file.
+
+    Args:
+        db: The checkpoint.
+        ids: SQL for the ids that are to be read: `ids` for all.
+        page: So many batches are read at a time.
+
+    Raises:
+        ValueError: A record is damaged, or missing.
+    """
+    query = f"SELECT {_COLUMNS}, {ids} FROM batch WHERE first_row > ? ORDER BY first_row LIMIT ?"  # noqa: S608 - ours
+    after, expected = BEFORE_ALL, 0
+    while found := db.execute(query, (after, page)).fetchall():
+        for begun in msgspec.convert(found, list[Begun]):
+            begun.verify()
+            if begun.first_row != expected:
+                raise Damage(
+                    f"rows {expected} to {begun.first_row - 1} are missing"
+                    if begun.first_row > expected
+                    else f"row {begun.first_row} stands in two batches"
+                )
+            after, expected = begun.first_row, begun.first_row + begun.rows
+            yield begun
+
+
+def read_batch(db: sqlite3.Connection, row: int) -> Begun:
+    """The batch that holds *row*, verified, with its ids.
+
+    Raises:
+        ValueError: The record is damaged, or missing.
+    """
+    query = f"SELECT {_COLUMNS}, ids FROM batch WHERE first_row <= ? ORDER BY first_row DESC LIMIT 1"  # noqa: S608
+    found = msgspec.convert(db.execute(query, (row,)).fetchall(), list[Begun])
+    if not found or row >= found[0].first_row + found[0].rows:
+        raise Damage(f"row {row} is missing")
+    found[0].verify()
+    return found[0]
+
+
+# --- the run ------------------------------------------------------------------------------------------------------
+
+
+class RunRecord(NamedTuple):
+    """What a checkpoint says of its run; times are Unix time."""
+
+    header: RunHeader
+    created_at: float
+    pause_until: float | None
+    finished_at: float | None
+
+
+def seal_run(db: sqlite3.Connection) -> None:
+    """Seal the run's record; whoever changes it does so in the same transaction."""
+    values, _ = _run_values(db)
+    db.execute("UPDATE run SET crc = ?", (checksum(list(values.values())),))
+
+
+def read_run(db: sqlite3.Connection) -> RunRecord:
+    """The run's record, verified.
+
+    Raises:
+        ValueError: It is damaged, or missing.
+    """
+    values, crc = _run_values(db)
+    if checksum(list(values.values())) != crc:
+        raise Damage("the record of the run does not match its checksum")
+    header = RunHeader(**msgspec.convert({name: values[name] for name in HEADER_FIELDS}, dict[str, str]))
+    named = is_run_key(header.run_key) and is_target_name(header.account_id) and is_target_name(header.workflow)
+    if not named or header.row_shape not in ("instance", "params"):
+        raise Damage("the record of the run has a run key, a row shape or a name that no run writes")
+    created_at, pause_until, finished_at = map(_moment, map(values.get, ("created_at", "pause_until", "finished_at")))
+    return RunRecord(header, created_at or 0.0, pause_until, finished_at)
+
+
+def _run_values(db: sqlite3.Connection) -> tuple[dict[str, Any], Any]:
+    """All that the run's record holds, and its checksum."""
+    cursor = db.execute("SELECT * FROM run")
+    found = cursor.fetchall()
+    if len(found) != 1:
+        raise Damage(f"it has {len(found)} records of its run")
+    values = dict(zip((column[0] for column in cursor.description), found[0], strict=True))
+    crc = values.pop("crc")
+    return values, crc
+
+
+def _moment(stored: Any) -> float | None:
+    """A Unix time that calendars know."""
+    if stored is not None and not 0 <= stored < YEAR_9999:
+        raise Damage("it holds a time that no calendar knows")
+    return None if stored is None else float(stored)
+
+
+# --- all of it ----------------------------------------------------------------------------------------------------
+
+
+class Survey(NamedTuple):
+    """What a pass over all records has found.
+
+    Attributes:
+        run: The run's record.
+        totals: Rows by outcome.
+        rows: Lines of the list that have been begun.
+        batches: How many batches there are.
+        in_doubt: (first row, instances) of each batch that is not settled.
+        first_begun_at: When the first batch was begun, in Unix time; None if none was.
+        last_settled_at: When a batch was last settled; None if none was.
+    """
+
+    run: RunRecord
+    totals: Totals
+    rows: int
+    batches: int
+    in_doubt: list[tuple[int, int]]
+    first_begun_at: float | None
+    last_settled_at: float | None
+
+
+def survey(db: sqlite3.Connection) -> Survey:
+    """Read and verify the run's record and all batches; the ids of those in doubt, too.
+
+    Raises:
+        ValueError: A record is damaged, or missing.
+    """
+    run, totals, in_doubt = read_run(db), Totals(), []
+    rows = batches = 0
+    begun_at: float | None = None
+    settled_at: float | None = None
+    for begun in read_batches(db, IDS_IN_DOUBT):
+        totals.created += begun.created
+        totals.existed += begun.existed
+        totals.existed_in_doubt += begun.existed_in_doubt
+        totals.rejected += begun.rejected
+        totals.invalid += begun.invalid
+        totals.pending += begun.pending
+        rows += begun.rows
+        batches += 1
+        if begun_at is None or begun.begun_at < begun_at:
+            begun_at = begun.begun_at
+        if begun.settled_at is None:
+            begun.instance_ids()
+            in_doubt.append((begun.first_row, begun.pending))
+        elif settled_at is None or begun.settled_at > settled_at:
+            settled_at = begun.settled_at
+    return Survey(run, totals, rows, batches, in_doubt, _moment(begun_at), _moment(settled_at))
+
+
+def recent_attempts(db: sqlite3.Connection, since: float) -> list[tuple[float, int]]:
+    """(Unix time, instances) of the attempts after *since*, the oldest first; read from the newest one backwards.
+
+    Raises:
+        ValueError: One of them is damaged.
+    """
+    query = "SELECT id, started_at + elapsed_s, instances FROM attempt WHERE id < ? ORDER BY id DESC LIMIT ?"
+    recent: list[tuple[float, int]] = []
+    before, go_on = 2**63 - 1, True
+    while go_on and (page := db.execute(query, (before, PAGE_ATTEMPTS)).fetchall()):
+        before = page[-1][0]
+        found = [(float(at), index(instances)) for _, at, instances in page]
+        recent += [one for one in found if one[0] > since]
+        go_on = max(found)[0] > since
+    return sorted(recent)
