@@ -5,6 +5,7 @@ import asyncio
 import os
 import re
 import shutil
+import sqlite3
 import subprocess
 from collections import Counter
 from pathlib import Path
@@ -142,6 +143,16 @@ def test_a_checkpoint_is_synced_to_the_platter_where_the_system_distinguishes(pa
     found = [checkpoint._db.execute(f"PRAGMA {name}").fetchone()[0] for name in pragmas]
     asyncio.run(checkpoint.aclose())
     assert found == [1, 1, 2]
+
+
+def test_where_sqlite_can_keep_no_log_nothing_is_left_behind(path, monkeypatch):
+    def connect(name):  # a file system without shared memory
+        return sqlite3.connect(f"{Path(name).as_uri()}?vfs=unix-none", uri=True, isolation_level=None)
+
+    monkeypatch.setattr(file, "connect", connect)
+    with pytest.raises(CheckpointError, match="SQLite can't keep a log there"):
+        start(path)
+    assert list(path.parent.iterdir()) == []
 
 
 # --- one file, one name -------------------------------------------------------------------------------------------

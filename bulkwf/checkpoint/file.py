@@ -140,12 +140,16 @@ def create_file(path: Path, header: RunHeader, now: float, boot: Boot) -> None:
             db.execute("PRAGMA synchronous = EXTRA")
             create(db, header, now, boot)
             # Not before: with a log, the main file alone would lack the run key.
-            db.execute("PRAGMA journal_mode = WAL")
+            mode = db.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+        if mode != "wal":  # SQLite tells no reason
+            raise CheckpointError(
+                f"{path}: SQLite can't keep a log there: the disk fails, or its file system has no shared memory. "
+                f"Name another place with -c. {ANOTHER}"
+            )
         new.rename(path)
-    except BaseException:
+    finally:
         with contextlib.suppress(OSError):
             remove(new)
-        raise
     _sync_folder(path)
 
 

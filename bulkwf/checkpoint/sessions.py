@@ -16,10 +16,11 @@ import os
 import socket
 import sqlite3
 import time
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from bulkwf.checkpoint.records import Survey, seal_run
+from bulkwf.checkpoint.records import seal_run
 from bulkwf.checkpoint.schema import NOTE, Attempt, RunHeader
 from bulkwf.errors import CheckpointError
 from bulkwf.model import Boot
@@ -86,11 +87,11 @@ def begin_session(
     db: sqlite3.Connection,
     path: Path | None,
     header: RunHeader,
-    found: Survey,
     now: float,
     boot: Boot,
     *,
-    log_lost: bool,
+    in_doubt: Sequence[tuple[int, int]] = (),
+    log_lost: bool = False,
 ) -> None:
     """Write down that a process goes on with the run, in the main file.
 
@@ -101,25 +102,25 @@ def begin_session(
         db: The writer's connection.
         path: The checkpoint; None if it is in memory.
         header: This session's input and limits take the place of the last one's.
-        found: What the checkpoint holds.
         now: Unix time, as *boot* counts it.
         boot: How this session's times are counted.
+        in_doubt: (first row, instances) of each batch that is not settled.
         log_lost: The log of the last session is missing.
     """
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = FULL")
     db.execute("BEGIN IMMEDIATE")
-    interrupted = list(found.in_doubt)
     if log_lost:
         db.execute("UPDATE session SET log_lost = TRUE WHERE id = (SELECT max(id) FROM session)")
-        interrupted.append((0, UNKNOWN_INSTANCES))
-    db.executemany(NOTE, (Attempt(row, now, 0.0, sent, None, INTERRUPTED, None) for row, sent in interrupted))
+        in_doubt = [*in_doubt, (0, UNKNOWN_INSTANCES)]
     # Proves, before the first request, that the file can be written.
     db.execute(
         "UPDATE run SET input = ?, limits = ?, boot_id = ?, booted_at = ?, finished_at = NULL",
         (header.input, header.limits, *boot),
     )
     seal_run(db)
+    interrupted = (Attempt(row, now, 0.0, instances, None, INTERRUPTED, None) for row, instances in in_doubt)
+    db.executemany(NOTE, interrupted)
     db.execute("INSERT INTO session (started_at, pid, host) VALUES (?, ?, ?)", (now, os.getpid(), socket.gethostname()))
     db.execute("COMMIT")
     # Not TRUNCATE: the log must never be empty while the session is open.

@@ -159,7 +159,7 @@ class Checkpoint:
             db = connect(":memory:")
             create(db, header, now, boot)
             found = survey(db)
-            begin_session(db, None, header, found, now, boot, log_lost=False)
+            begin_session(db, None, header, now, boot)
             return cls(None, db, db, None, executor, found, boot)
         path = Path(os.path.realpath(path))
         with explained(path):
@@ -186,7 +186,7 @@ class Checkpoint:
                 if_it_fails.callback(db.close)  # and after it the reader, which does not fold the log
                 now -= boot.shift_s(found.run.boot)
                 boot = boot.going_on(found.run.boot)
-                begin_session(db, path, header, found, now, boot, log_lost=log_lost)
+                begin_session(db, path, header, now, boot, in_doubt=found.in_doubt, log_lost=log_lost)
                 reader = if_it_fails.enter_context(contextlib.closing(connect_reader(path)))
                 opened = cls(path, db, reader, lock, executor, found, boot)
                 if log_lost and opened.lost_since is not None:
@@ -220,6 +220,8 @@ class Checkpoint:
         self._end = now, reason, exit_code
 
     def _begin_closing(self) -> None:
+        if self._reader is not self._db:
+            self._reader.close()  # the loop's own, as its use is
         intact = self._error is None
         self._error = self._error or CheckpointError(f"{self.path}: the checkpoint is closed.")
         self._execute(partial(self._close, intact), partial(self._end_closing, intact))
@@ -235,25 +237,26 @@ class Checkpoint:
     def _close(self, intact: bool) -> None:
         try:
             with contextlib.suppress(sqlite3.Error):
-                self._close_connections(intact)
+                self._close_connection(intact)
             self._tell_of_log()
         finally:
             if self._lock is not None:
                 release(self._lock)
 
-    def _close_connections(self, intact: bool) -> None:
+    def _close_connection(self, intact: bool) -> None:
         """Write the session's end, and fold the log into the file; else leave the log to the next session."""
         ended = False
         if intact:
             with contextlib.suppress(sqlite3.Error):
                 end_session(self._db, *(self._end or (time.time(),)))
                 ended = True
-        if not ended and self._inodes == (inode(self.path), inode(self._log)):
-            self._db.close()
-            self._reader.close()  # the last to be closed, which does not fold the log
-            return
-        with contextlib.closing(self._db):  # SQLite folds a log that was deleted, too: this connection has it open
-            self._reader.close()
+        with contextlib.ExitStack() as afterwards:
+            # SQLite folds the log when its last connection is closed, unless that is a reader. A log that was deleted
+            # is folded all the same: only this connection still has it.
+            with contextlib.suppress(sqlite3.Error, OSError, CheckpointError):
+                if not ended and self.path is not None and self._inodes == (inode(self.path), inode(self._log)):
+                    afterwards.callback(connect_reader(self.path).close)
+            afterwards.callback(self._db.close)
             if ended:
                 self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 

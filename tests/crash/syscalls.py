@@ -25,7 +25,7 @@ LOCKS = ("fcntl", "flock")
 """Calls that no disk fails: locks are the kernel's own matter."""
 _OTHERS = (
     *("read", "pread64", "mmap", "access", "faccessat", "stat", "fstat", "newfstatat", "statx"),
-    *("fchmod", "fchown", "unlink", "unlinkat", "close"),
+    *("fchmod", "fchown", "unlink", "unlinkat", "rename", "renameat2", "close"),
 )
 _FAILING = {"EIO": (*WRITING, *_OTHERS), "ENOSPC": WRITING}
 """The calls that a disk fails which is broken, or full."""
