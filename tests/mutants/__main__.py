@@ -19,7 +19,10 @@ HARNESSES = (
     ("every await", ("tests/simulation/test_every_await.py",)),
     ("engine", ("tests/test_engine.py",)),
     ("modules", ("tests/test_outcome.py", "tests/test_delivery.py", "tests/test_limiter.py", "tests/test_payload.py")),
+    ("library", ("tests/test_api.py",)),
+    ("output", ("tests/test_output.py",)),
     ("network", ("tests/test_network.py",)),
+    ("signals", ("tests/crash/test_signals.py",)),
 )
 LONGEST_S = 300.0
 """What comes to no end has been caught."""

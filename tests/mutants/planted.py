@@ -118,4 +118,52 @@ PLANTED = (
         "        return known\n",
         "        return False\n",
     ),
+    Mutant(
+        "wait for threads that hang",
+        "process.py",
+        "                os._exit(code)\n",
+        "                continue\n",
+    ),
+    Mutant(
+        "no forced exit",
+        "process.py",
+        "            if receive is None or draining:\n",
+        "            if False:\n",
+    ),
+    Mutant(
+        "ask for the token in the pool",
+        "transport.py",
+        "            return await in_daemon_thread(lambda: self._credentials.renew(credential))\n",
+        "            return await asyncio.to_thread(self._credentials.renew, credential)\n",
+    ),
+    Mutant(
+        "believe a short write",
+        "output.py",
+        "                    left = left[os.write(self._descriptor, left) :]\n",
+        "                    os.write(self._descriptor, left)\n                    left = left[:0]\n",
+    ),
+    Mutant(
+        "write data by Python's stdout",
+        "output.py",
+        '    sys.stdout = io.TextIOWrapper(io.BufferedWriter(_Whole(1)), "utf-8", errors="backslashreplace")\n',
+        "    return\n",
+    ),
+    Mutant(
+        "leave a generator open",
+        "sources/rows.py",
+        "                self._rows.close()\n",
+        "                pass\n",
+    ),
+    Mutant(
+        "leave an async generator open",
+        "sources/rows.py",
+        "        if isinstance(self._rows, AsyncGenerator):\n",
+        "        if False:\n",
+    ),
+    Mutant(
+        "decode every error of an answer",
+        "payload.py",
+        "        if len(memoryview(errors)) > MAX_ERRORS_BYTES:\n",
+        "        if False:\n",
+    ),
 )
