@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import threading
 import time
 import warnings
 from dataclasses import replace
@@ -431,6 +432,31 @@ async def test_a_token_function_that_fails_when_asked_again_is_no_other_token(fo
 
     assert "RuntimeError" in caplog.text
     assert TOKEN not in caplog.text
+
+
+def test_a_token_function_that_hangs_does_not_hold_up_the_end_of_the_loop(folder):
+    asked, goes_on = threading.Event(), threading.Event()
+    given = iter([TOKEN])
+
+    def ask():
+        if token := next(given, None):
+            return token
+        asked.set()
+        goes_on.wait(60)
+        return TOKEN
+
+    async def run():
+        async with emulated(folder, {"status": 401, "code": 10000}) as place:
+            running = asyncio.ensure_future(submit_all(mappings(10), **(place.known() | {"api_token": ask})))
+            await asyncio.to_thread(asked.wait, 60)
+            running.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await running
+
+    began = time.monotonic()
+    asyncio.run(run())
+    assert time.monotonic() - began < 30
+    goes_on.set()
 
 
 @pytest.mark.parametrize("token", [None, b"bytes", 7])

@@ -5,12 +5,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Mutant:
-    """One bug: in `file`, `was` stands in place of `becomes` once, and exactly once."""
+    """One bug: in `file`, `was` stands exactly once, and `becomes` takes its place.
+
+    `by`: the harness that is known to catch it, which is tried first.
+    """
 
     name: str
     file: str
     was: str
     becomes: str
+    by: str = ""
 
 
 PLANTED = (
@@ -123,6 +127,7 @@ PLANTED = (
         "delivery.py",
         "            if not (self.courier.options.reject_omitted and self._is_last()):\n",
         "            if not self._is_last():\n",
+        by="engine",
     ),
     Mutant("count absences back to back", "delivery.py", "ABSENCE_GAP_S = 10.0\n", "ABSENCE_GAP_S = 0.0\n"),
     Mutant(
@@ -136,6 +141,7 @@ PLANTED = (
         "delivery.py",
         "            if not failed or failures < LOOK_UP_TRIES:\n",
         "            if failures < 10**9:\n",
+        by="engine",
     ),
     Mutant(
         "end the run for one odd answer",
@@ -148,119 +154,195 @@ PLANTED = (
         "outcome.py",
         "    if reply.status == 429 or codes & RATE_ERRORS:\n",
         "    if reply.status == 429:\n",
+        by="modules",
     ),
     Mutant(
         "take an alert for a wrong certificate",
         "transport.py",
         "        kind, message = FaultKind.HANDSHAKE,",
         "        kind, message = FaultKind.FATAL,",
+        by="modules",
     ),
     Mutant(
         "wait for a proxy that refuses",
         "transport.py",
         "        kind = FaultKind.FATAL if error.status in _PROXY_REFUSALS else FaultKind.NOT_SENT\n",
         "        kind = FaultKind.NOT_SENT\n",
+        by="modules",
     ),
     Mutant(
         "call a buffered body written",
         "transport.py",
         "        if transport is not None and self._clock is not None:\n",
         "        if False:\n",
+        by="wire",
     ),
     Mutant(
         "call a queued body written",
         "wire.py",
         "        if counts.acknowledged < end - UNACKNOWLEDGED_SEGMENTS * counts.segment:\n",
         "        if False:\n",
+        by="wire",
     ),
     Mutant(
         "count from the acknowledgement",
         "wire.py",
         "        return max(self._sent_at, now - counts.round_trip_us / 1e6)\n",
         "        return now\n",
+        by="wire",
     ),
     Mutant(
         "forget that it left earlier",
         "limiter.py",
         "        at = self._clock() if at is None else at\n",
         "        at = self._clock()\n",
+        by="modules",
     ),
     Mutant(
         "begin anew without the log",
         "checkpoint/writer.py",
         "                    refuse_torn(before, path)\n",
         "                    path.unlink()\n                    create_file(path, header, now)\n",
+        by="checkpoint",
     ),
     Mutant(
         "begin anew in an emptied file",
         "checkpoint/file.py",
         "        if log.exists() and is_new(path):\n",
         "        if log.exists() and not path.exists():\n",
+        by="checkpoint",
     ),
     Mutant(
         "leave the session in the log",
         "checkpoint/sessions.py",
         '    if db.execute("PRAGMA wal_checkpoint(FULL)").fetchone()[0]:\n',
         "    if not db:\n",
+        by="checkpoint",
     ),
     Mutant(
         "take lost rows for new ones",
         "engine.py",
         "            wall = min(wall, self._checkpoint.lost_since)\n",
         "            wall = max(wall, self._checkpoint.lost_since)\n",
+        by="travel",
     ),
     Mutant(
         "let readers fold the log",
         "checkpoint/file.py",
         '    if has_log(path):\n        uri += "?mode=ro"',
         '    if has_log(path):\n        uri += "?mode=rw"',
+        by="checkpoint",
     ),
     Mutant(
         "write on without the log",
         "checkpoint/writer.py",
         "        if self._inodes[1] != inode(self._log) and",
         "        if not self._inodes and",
+        by="checkpoint",
     ),
     Mutant(
         "open a file with two names",
         "checkpoint/place.py",
         "    if found.st_nlink > 1:\n",
         "    if found.st_nlink > 9:\n",
+        by="checkpoint",
     ),
     Mutant(
         "open a file mounted by itself",
         "checkpoint/place.py",
         "    if is_mount_point(mounts, path):\n",
         '    if is_mount_point(mounts, path / "x"):\n',
+        by="checkpoint",
     ),
     Mutant(
         "trust every file system",
         "checkpoint/place.py",
         '    return CLASSES.get(kind, "unknown") if kind else "local"\n',
         '    return "local"\n',
+        by="checkpoint",
     ),
     Mutant(
         "upsert as new SQLites do",
         "checkpoint/findings.py",
         "ON CONFLICT (second) DO UPDATE",
         "ON CONFLICT DO UPDATE",
+        by="checkpoint",
     ),
     Mutant(
         "forget what is left",
         "engine.py",
         "                quota=quota_text(reply.headers) if isinstance(reply, Reply) else None,\n",
         "                quota=None,\n",
+        by="restarts",
     ),
     Mutant(
         "trust a clock that is set",
         "model.py",
         "        return stored if self.id and self.id == stored.id else self\n",
         "        return self\n",
+        by="restarts",
     ),
     Mutant(
         "no probe after a spent quota",
         "limiter.py",
         "        probing = self.probing or self._pace.expired(self._clock())\n",
         "        probing = self.probing\n",
+        by="restarts",
+    ),
+    Mutant(
+        "wait for threads that hang",
+        "process.py",
+        "                os._exit(code)\n",
+        "                continue\n",
+        by="signals",
+    ),
+    Mutant(
+        "no forced exit",
+        "process.py",
+        "            if receive is None or draining:\n",
+        "            if False:\n",
+        by="signals",
+    ),
+    Mutant(
+        "ask for the token in the pool",
+        "transport.py",
+        "            return await in_daemon_thread(lambda: self._credentials.renew(credential))\n",
+        "            return await asyncio.to_thread(self._credentials.renew, credential)\n",
+        by="signals",
+    ),
+    Mutant(
+        "believe a short write",
+        "output.py",
+        "                    left = left[os.write(self._descriptor, left) :]\n",
+        "                    os.write(self._descriptor, left)\n                    left = left[:0]\n",
+        by="output",
+    ),
+    Mutant(
+        "write data by Python's stdout",
+        "output.py",
+        '    sys.stdout = io.TextIOWrapper(io.BufferedWriter(_Whole(1)), "utf-8", errors="backslashreplace")\n',
+        "    return\n",
+        by="output",
+    ),
+    Mutant(
+        "leave a generator open",
+        "sources/rows.py",
+        "                self._rows.close()\n",
+        "                pass\n",
+        by="library",
+    ),
+    Mutant(
+        "leave an async generator open",
+        "sources/rows.py",
+        "        if isinstance(self._rows, AsyncGenerator):\n",
+        "        if False:\n",
+        by="library",
+    ),
+    Mutant(
+        "decode every error of an answer",
+        "payload.py",
+        "        if len(memoryview(errors)) > MAX_ERRORS_BYTES:\n",
+        "        if False:\n",
+        by="modules",
     ),
 )
