@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import termios
+import threading
 import types
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +33,7 @@ from bulkwf.options import RateLimits
 from bulkwf.sources import files, name_source, open_source
 from bulkwf.sources.reader import Chunk, Source
 from bulkwf.sources.rows import CHUNK_ROWS, encode_row
+from bulkwf.uncancelled import uncancelled
 
 EVERYTHING = 1 << 40
 
@@ -1240,6 +1242,41 @@ async def test_closing_an_async_list_that_waits_ends_its_wait():
 
     assert closing.done()
     assert ended.is_set()
+
+
+@pytest.mark.parametrize("step", ["open", "read"])
+async def test_a_file_is_closed_only_when_the_thread_that_uses_it_has_ended(tmp_path, monkeypatch, step):
+    """Its descriptor's number may be another file's by then."""
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"{}\n" * 10)
+    real, begun, go_on, opened = getattr(os, step), threading.Event(), threading.Event(), []
+
+    def slow(*args):
+        begun.set()
+        assert go_on.wait(10)
+        found = real(*args)
+        opened.append(found if step == "open" else args[0])
+        return found
+
+    monkeypatch.setattr(files._RegularFile, "_is_cached", lambda self: False)
+    source = open_source(path)
+    taking = asyncio.ensure_future(source.take(1, EVERYTHING))
+    monkeypatch.setattr(files.os, step, slow)
+    await asyncio.to_thread(begun.wait, 10)
+    monkeypatch.setattr(files.os, step, real)
+    closing = asyncio.ensure_future(uncancelled(source.aclose))
+    own = asyncio.current_task()
+    for _ in range(10):
+        await asyncio.sleep(0)
+        for task in asyncio.all_tasks() - {own}:
+            task.cancel()
+    assert not closing.done()
+    go_on.set()
+    await asyncio.gather(taking, closing, return_exceptions=True)
+
+    assert len(opened) == 1
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(opened[0])
 
 
 @pytest.mark.parametrize("kind", ["iterable", "async iterable"])
