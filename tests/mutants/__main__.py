@@ -19,7 +19,10 @@ HARNESSES = (
     ("every await", ("tests/simulation/test_every_await.py",)),
     ("engine", ("tests/test_engine.py",)),
     ("modules", ("tests/test_outcome.py", "tests/test_delivery.py", "tests/test_limiter.py", "tests/test_payload.py")),
-    ("network", ("tests/test_network.py",)),
+    ("checkpoint", ("tests/test_checkpoint.py", "tests/test_findings.py", "tests/test_verification.py")),
+    ("fuzz", ("tests/test_fuzz.py",)),
+    ("ends", ("tests/test_uncancelled.py", "tests/test_sources.py", "tests/test_api.py", "tests/test_ends.py")),
+    ("network", ("tests/test_network.py", "tests/test_transport.py")),
 )
 LONGEST_S = 300.0
 """What comes to no end has been caught."""

@@ -118,4 +118,70 @@ PLANTED = (
         "        return known\n",
         "        return False\n",
     ),
+    Mutant("draw a run key of 32 bits", "api.py", "RUN_KEY_BYTES = 8\n", "RUN_KEY_BYTES = 4\n"),
+    Mutant(
+        "believe a record whatever its checksum",
+        "checkpoint/records.py",
+        "        if checksum(self[:14]) != self.settled_crc or checksum(begun) != self.begun_crc:\n",
+        "        if checksum(begun) != self.begun_crc:\n",
+    ),
+    Mutant(
+        "believe the record of the run",
+        "checkpoint/records.py",
+        "    if checksum(list(values.values())) != crc:\n",
+        "    if False:\n",
+    ),
+    Mutant(
+        "believe ids whatever their checksum",
+        "checkpoint/records.py",
+        "        if crc32(self.ids.encode()) != self.ids_crc:\n",
+        "        if False:\n",
+    ),
+    Mutant(
+        "believe ids that can be none",
+        "checkpoint/records.py",
+        "        if len(ids) != self.rows or (sent and not ids_are_good(sent)):\n",
+        "        if len(ids) != self.rows:\n",
+    ),
+    Mutant(
+        "believe any run key",
+        "checkpoint/records.py",
+        "    named = is_run_key(header.run_key) and is_target_name",
+        "    named = is_target_name",
+    ),
+    Mutant(
+        "resend other ids than the rows have",
+        "engine.py",
+        "            if not has_its_ids(ledger.batch, self._scheme, ledger.refused()):\n",
+        "            if False:\n",
+    ),
+    Mutant("paste an id into a URL", "transport.py", "{quote(instance_id, safe='')}", "{instance_id}"),
+    Mutant(
+        "close under a commit",
+        "checkpoint/writer.py",
+        "            if not self._busy:\n                self._begin_closing()\n        await",
+        "            self._reader.close()\n            self._close(intact=True)\n"
+        "            self._closed.set_result(None)\n        await",
+    ),
+    Mutant(
+        "let a cancellation cut off what must end",
+        "uncancelled.py",
+        "                cancellation = error\n                cancelled()\n",
+        "                cancellation = error\n                break\n",
+    ),
+    Mutant(
+        "close what a thread still reads",
+        "uncancelled.py",
+        "    running = asyncio.get_running_loop().run_in_executor(None, partial(function, *args))\n    try:\n"
+        "        await until_done(running)\n",
+        "    running = asyncio.get_running_loop().run_in_executor(None, partial(function, *args))\n    try:\n"
+        "        await running\n",
+    ),
+    Mutant(
+        "commit in a task that can be cancelled",
+        "api.py",
+        "    return partial(asyncio.get_running_loop().run_in_executor, pool)\n",
+        "    async def execute(function):\n"
+        "        return await asyncio.get_running_loop().run_in_executor(pool, function)\n\n    return execute\n",
+    ),
 )
