@@ -31,7 +31,7 @@ test: $(VENV)/.installed-dev
 
 # Hours, on two cores.
 torture: $(VENV)/.installed-dev
-	BULKWF_TORTURE=1 $(BIN)/python -m pytest -q tests/crash tests/test_network.py tests/test_fuzz.py tests/simulation/test_long_night.py
+	BULKWF_TORTURE=1 $(BIN)/python -m pytest -q tests/crash tests/test_ends.py tests/test_network.py tests/test_fuzz.py tests/simulation/test_long_night.py
 	cd tests && ../$(BIN)/python -m simulation 0 100000
 
 mutants: $(VENV)/.installed-dev

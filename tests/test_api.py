@@ -4,9 +4,11 @@ import asyncio
 import contextlib
 import json
 import os
+import secrets
 import threading
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -31,6 +33,7 @@ from bulkwf import (
     submit_all,
     submit_stream,
 )
+from bulkwf.checkpoint import Checkpoint, read_status
 from bulkwf.emulator import Limits, Service, emulate
 
 TOKEN = "canary-51c0"
@@ -109,6 +112,61 @@ async def test_a_list_of_any_kind_is_submitted(folder, kind, stored):
     assert names == ({"rows.jsonl", "run.bulkwf"} if stored else {"rows.jsonl"})
     if stored:
         assert [result.id for result in read_results(place.file)] == ids(250)
+
+
+async def test_a_run_key_has_64_bits_of_chance(folder, monkeypatch):
+    """Two runs that draw the same one take each other's rows for their own, and start none."""
+    asked = []
+
+    def ask(size):
+        asked.append(size)
+        return os.urandom(size)
+
+    monkeypatch.setattr(secrets, "token_bytes", ask)
+    keys = set()
+    async with emulated(folder) as place:
+        for number in range(20):
+            file = folder / f"{number}.bulkwf"
+            await submit_all([{"params": 1}], **{**place.known(), "checkpoint": file})
+            keys.add(read_status(file).header.run_key)
+        assert len(place.ids) == 20
+    assert min(asked) >= 8
+    assert {len(key) for key in keys} == {2 * asked[0]}
+    assert len(keys) == 20
+
+
+async def test_a_run_that_is_cancelled_while_its_checkpoint_is_opened_leaves_it_to_the_next_one(folder, monkeypatch):
+    begun, go_on, real = threading.Event(), threading.Event(), Checkpoint.open
+
+    def slow(*args, **more):
+        begun.set()
+        assert go_on.wait(10)
+        return real(*args, **more)
+
+    async with emulated(folder) as place:
+        monkeypatch.setattr(Checkpoint, "open", slow)
+        opening = asyncio.ensure_future(submit_all(mappings(5), **place.known()))
+        await asyncio.to_thread(begun.wait, 10)
+        for _ in range(3):
+            opening.cancel()
+            await asyncio.sleep(0)
+        assert not opening.done()
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+        assert [one.name for one in folder.iterdir()] == [place.file.name]
+        monkeypatch.undo()
+        assert (await submit_all(mappings(5), **place.known())).created == 5
+
+
+async def test_where_no_thread_can_be_had_for_the_checkpoint_the_reason_is_told(folder, monkeypatch):
+    def none(*_):
+        raise RuntimeError("can't start new thread")
+
+    async with emulated(folder) as place:
+        monkeypatch.setattr(ThreadPoolExecutor, "submit", none)
+        with pytest.raises(CheckpointError, match="can't start new thread"):
+            await submit_all(mappings(5), **place.known())
 
 
 async def test_progress_is_told_as_rows_become_durable(folder):

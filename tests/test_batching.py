@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+from dataclasses import replace
 from unittest import mock
 from zlib import crc32
 
@@ -20,6 +21,7 @@ from bulkwf.batching import (
     Packer,
     cut,
     fingerprint,
+    has_its_ids,
     too_long,
 )
 from bulkwf.errors import ConfigError
@@ -375,7 +377,7 @@ def test_of_a_key_that_comes_twice_the_last_counts_as_it_does_for_the_service():
 
 @given(
     run_key=st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}", fullmatch=True),
-    number=st.integers(0, 10**12),
+    number=st.integers(0, 2**63 - 1),
     value=st.text(max_size=20),
 )
 def test_a_generated_id_is_valid_and_the_same_every_time(run_key, number, value):
@@ -386,6 +388,57 @@ def test_a_generated_id_is_valid_and_the_same_every_time(run_key, number, value)
     assert ID.fullmatch(made)
     assert made == f"{run_key}-{number}-{crc32(line):08x}"
     assert made == pack(line, first_row=number, scheme=IdScheme(run_key)).ids[0]
+
+
+def test_the_longest_run_key_leaves_room_for_the_largest_row_number():
+    made = pack(row(), first_row=2**63 - 1, scheme=IdScheme("k" * 64)).ids[0]
+
+    assert len(made) <= 100
+    assert ID.fullmatch(made)
+
+
+SCHEMES = [IdScheme("run"), IdScheme("run", "order-{n}")]
+BEGUN = b"".join(
+    [
+        row(instance_id="mine", params={"n": 1}) + b"\n",
+        b"\n",
+        row(params={"n": 2}) + b"\r\n",
+        b"nonsense\n",
+        row(instance_id="mine", params={"n": 3}) + b"\n",
+        row(params={"n": 4}) + b"\n",
+    ]
+)
+
+
+def begun_again(scheme, data=BEGUN, **changes):
+    """A batch as it was begun, with changes, and the offsets of its refused rows."""
+    packer = new_packer(scheme=scheme)
+    packer.add(Slice(40, 6, BEGUN))
+    batch = packer.pack()
+    refused = frozenset(result.row - batch.first_row for result in batch.refused)
+    assert refused == {3, 4}
+    return replace(batch, region=data, **changes), refused
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_rows_that_are_read_again_have_the_ids_that_they_got(scheme):
+    for data in (BEGUN, BEGUN.replace(b"nonsense", row(params={"n": 5}))):  # what was refused may have been corrected
+        batch, refused = begun_again(scheme, data=data)
+        assert has_its_ids(batch, scheme, refused)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_an_id_that_no_row_would_get_or_that_is_missing_is_noticed(scheme):
+    batch, refused = begun_again(scheme)
+    for position in range(len(batch.ids)):
+        others = [*batch.ids[:position], *batch.ids[position + 1 :]]
+        offsets = [*batch.offsets[:position], *batch.offsets[position + 1 :]]
+        changed = [*batch.ids[:position], "another", *batch.ids[position + 1 :]]
+        assert not has_its_ids(replace(batch, ids=changed), scheme, refused)
+        assert not has_its_ids(replace(batch, ids=others, offsets=offsets), scheme, refused)
+    assert not has_its_ids(replace(batch, offsets=[1, *batch.offsets[1:]]), scheme, refused)
+    assert not has_its_ids(batch, scheme, frozenset())  # a row that was refused is no longer said to be
+    assert not has_its_ids(replace(batch, first_row=41), SCHEMES[0], refused) or scheme.template
 
 
 def test_generated_ids_differ_by_run_by_row_and_by_content():

@@ -34,7 +34,7 @@ from bulkwf.checkpoint import (
     read_run_past,
     read_status,
 )
-from bulkwf.checkpoint.records import LAST_WORDS, read_batches
+from bulkwf.checkpoint.records import LAST_WORDS, read_batch, read_batches
 from bulkwf.checkpoint.schema import FORMAT, IDENTITY
 from bulkwf.errors import CheckpointError
 from bulkwf.ledger import Ledger
@@ -575,6 +575,15 @@ async def test_damaged_ids_of_a_settled_batch_with_rows_to_compare_are_found_whe
             checkpoint.ledger(begun, lines(4), "instance")
 
 
+def test_a_row_that_stands_in_no_batch_is_missing(path):
+    asyncio.run(fill(path))
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        assert [read_batch(db, row).first_row for row in (0, 9, 10, 29)] == [0, 0, 10, 20]
+        for row in (-1, 30):
+            with pytest.raises(ValueError, match=f"row {row} is missing"):
+                read_batch(db, row)
+
+
 @pytest.mark.parametrize("reader", READERS)
 def test_records_that_have_changed_places_are_found(path, reader):
     asyncio.run(fill(path))
@@ -889,6 +898,27 @@ async def test_after_a_failed_write_every_waiter_and_every_later_write_fails(pat
         await checkpoint.begin(Ledger(make_batch(1, first_row=1)), NOW)
     await checkpoint.aclose()
     assert len(every_result(path)) == 1
+
+
+async def test_what_is_queued_behind_a_commit_that_fails_fails_with_it(path):
+    held = asyncio.Event()
+
+    async def slow(function):
+        await held.wait()
+        function()
+
+    checkpoint = start(path, slow)
+    first = checkpoint.begin(Ledger(make_batch(1)), NOW)
+    for _ in range(4):
+        await asyncio.sleep(0)
+    second = checkpoint.begin(Ledger(make_batch(1, first_row=1)), NOW)
+    path.rename(path.with_name("moved"))
+    held.set()
+    ended = await asyncio.gather(first, second, return_exceptions=True)
+    await checkpoint.aclose()
+
+    assert [type(one) for one in ended] == [CheckpointError] * 2
+    assert ended[0] is ended[1]
 
 
 FILL_UP = """

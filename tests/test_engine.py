@@ -21,7 +21,7 @@ from bulkwf.checkpoint.file import release
 from bulkwf.emulator import Limits
 from bulkwf.emulator.answers import refusal
 from bulkwf.engine import AHEAD, Engine
-from bulkwf.errors import BulkwfError, InputError, ServiceRefused, TemporaryStop
+from bulkwf.errors import BulkwfError, CheckpointError, InputError, ServiceRefused, TemporaryStop
 from bulkwf.ledger import Ledger
 from bulkwf.limiter import WindowLimiter
 from bulkwf.model import FaultKind
@@ -317,6 +317,25 @@ def ahead(folder, *, options, limits=None, latency_s=0.0, at_s):
         return len(world.begun) - len(world.transport.posts), len(world.begun), world.transport
 
     return run_virtual(go())
+
+
+@pytest.mark.parametrize("other", ["own-1", "key-1-00000000"])
+def test_other_ids_than_the_rows_would_get_are_damage_and_none_of_them_is_sent(folder, other):
+    """The row would start a second time."""
+
+    async def go():
+        world = World(folder, [{"params": {"n": n}} for n in range(2)], script=[{"hang": True, "when": "after"}])
+        assert await world.session(kill_after=1.0) is None
+        with contextlib.closing(sqlite3.connect(world.file)) as db, db:
+            ((ids,),) = db.execute("SELECT ids FROM batch").fetchall()
+            db.execute("UPDATE batch SET ids = ?", (orjson.dumps([orjson.loads(ids)[0], other]).decode(),))
+        reseal(world.file)
+        sent = len(world.transport.requests)
+        with pytest.raises(CheckpointError, match="damaged: the rows from row 0 on do not have the ids"):
+            await world.session()
+        assert len(world.transport.requests) == sent
+
+    run_virtual(go())
 
 
 def test_a_slow_service_leaves_few_batches_in_doubt(folder):

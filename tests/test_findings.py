@@ -635,6 +635,15 @@ def verify(path, **more):
     return bulkwf("verify", path, "--base-url", HEADER.base_url, **more)
 
 
+@pytest.mark.parametrize("made_up", ["../../user/tokens", "a/b", "-a", "batch"])
+def test_what_can_be_no_id_is_not_asked_for(path, made_up):
+    a_run(path)
+    with opened(path) as found:
+        found._db.execute("UPDATE instance SET id = ? WHERE row = 3", (made_up,))
+        with pytest.raises(CheckpointError, match=r"it holds an id that no run writes\. .* delete it"):
+            unanswered(found)
+
+
 def test_a_second_verification_of_the_same_checkpoint_is_refused_naming_the_first(path):
     a_run(path)
     with opened(path) as found:

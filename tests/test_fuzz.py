@@ -43,6 +43,7 @@ from fuzz.inputs import (
     row_lines,
     write_checkpoint,
 )
+from fuzz.records import change, check_run, check_verification, told, write_cut_run
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from torture import TORTURE, figures, scaled
@@ -74,7 +75,9 @@ def figure():
     figures.append(
         "fuzzed: {lists:,} lists of {rows:,} rows ({sent:,} sent, {refused:,} refused), {answers:,} answers "
         "({settled:,} rows settled, {created:,} as created), {headers:,} headers, {files:,} checkpoints "
-        "({unreadable:,} refused)".format_map(Counter(counts))
+        "({unreadable:,} refused), {records:,} changed records ({refused_records:,} refused)".format_map(
+            Counter(counts)
+        )
     )
 
 
@@ -275,6 +278,33 @@ def test_a_checkpoint_whose_cells_hold_something_else_is_read_or_refused(memory,
         change = f"UPDATE OR IGNORE {table} SET {column} = ?" if column else f"DELETE FROM {table} WHERE ? IS NULL"
         db.execute(change, (value,))
     check_checkpoint(path)
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["in doubt", "settled"])
+def cut(memory, request):
+    """The checkpoint of a run that was cut off, and what the run comes to when it is resumed."""
+    path = memory / f"cut-{request.param}.bulkwf"
+    write_cut_run(path, in_doubt=request.param)
+    whole = path.with_suffix(".whole")
+    whole.write_bytes(path.read_bytes())
+    assert not check_verification(path, "undamaged", made_up=False)
+    assert not check_run(path, "undamaged", made_up=True, expected=[])
+    expected = told(path)
+    assert {outcome for _, _, outcome in expected} == {"created", "invalid"}
+    return path, whole, expected
+
+
+@pytest.mark.parametrize("made_up", [False, True])
+def test_a_record_that_was_changed_makes_no_run_send_another_id_other_params_or_to_another_path(cut, made_up):
+    path, whole, expected = cut
+    for seed in range(scaled(200, 5_000)):
+        path.write_bytes(whole.read_bytes())
+        what = f"seed {seed}: {change(path, Random(seed), made_up=made_up)}"
+        changed = path.read_bytes()
+        refused = check_verification(path, what, made_up=made_up)
+        path.write_bytes(changed)
+        refused |= check_run(path, what, made_up=made_up, expected=expected)
+        counts.update(records=1, refused_records=refused)
 
 
 # --- what the user gives ------------------------------------------------------------------------------------------

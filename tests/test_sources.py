@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import termios
+import threading
 import types
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +35,7 @@ from bulkwf.sources import files, name_source, open_source
 from bulkwf.sources import rows as rows_module
 from bulkwf.sources.reader import Chunk, Source
 from bulkwf.sources.rows import CHUNK_ROWS, encode_row
+from bulkwf.uncancelled import uncancelled
 
 EVERYTHING = 1 << 40
 
@@ -1307,6 +1309,43 @@ async def test_the_cleanup_of_an_async_generator_is_cut_off_in_the_end(waits_in,
         await cut.wait()
 
     assert "took over 0 s and was cut off" in caplog.text
+
+
+@pytest.mark.parametrize("step", ["open", "read"])
+async def test_a_file_is_closed_only_when_the_thread_that_uses_it_has_ended(tmp_path, monkeypatch, step):
+    """The run may end before: until then the descriptor's number must not be given to another file."""
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"{}\n" * 10)
+    real, begun, go_on, used = getattr(os, step), threading.Event(), threading.Event(), []
+
+    def slow(*args):
+        if step == "read":
+            used.append(args[0])
+        begun.set()
+        assert go_on.wait(10)
+        found = real(*args)
+        if step == "open":
+            used.append(found)
+        return found
+
+    monkeypatch.setattr(files._RegularFile, "_is_cached", lambda self: False)
+    source = open_source(path)
+    taking = asyncio.ensure_future(source.take(1, EVERYTHING))
+    monkeypatch.setattr(files.os, step, slow)
+    await asyncio.to_thread(begun.wait, 10)
+    monkeypatch.setattr(files.os, step, real)
+    taking.cancel()
+    await uncancelled(source.aclose)
+    for descriptor in used:
+        os.fstat(descriptor)  # still open
+    go_on.set()
+    for thread in threading.enumerate():
+        if thread.name == "bulkwf-call":
+            await asyncio.to_thread(thread.join, 10)
+
+    assert len(used) == 1
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(used[0])
 
 
 @pytest.mark.parametrize("kind", ["iterable", "async iterable"])

@@ -59,3 +59,46 @@ async def test_a_cancelled_call_whose_function_ends_later_disturbs_nobody():
 def test_a_call_that_hangs_holds_up_neither_the_loop_nor_the_interpreter():
     ended = subprocess.run([sys.executable, "-c", HANGING], capture_output=True, text=True, timeout=60, check=False)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "ended\n", "")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_what_a_cancelled_call_returns_is_undone_in_its_thread(fails):
+    begun, go_on, undone = threading.Event(), threading.Event(), []
+
+    def work():
+        begun.set()
+        go_on.wait(10)
+        if fails:
+            raise ValueError
+        return 7
+
+    working = asyncio.ensure_future(in_daemon_thread(work, undo=undone.append))
+    await asyncio.to_thread(begun.wait, 10)
+    working.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await working
+    assert undone == []
+    go_on.set()
+    for thread in threading.enumerate():
+        if thread.name == "bulkwf-call":
+            await asyncio.to_thread(thread.join, 10)
+    assert undone == ([] if fails else [7])
+
+
+async def test_what_a_call_returns_in_the_turn_of_its_cancellation_is_undone():
+    returned, undone = threading.Event(), []
+
+    def work():
+        returned.set()
+        return 7
+
+    working = asyncio.ensure_future(in_daemon_thread(work, undo=undone.append))
+    await asyncio.sleep(0)
+    returned.wait(10)  # in the loop: nothing is delivered before the cancellation
+    for thread in threading.enumerate():
+        if thread.name == "bulkwf-call":
+            thread.join(10)
+    working.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await working
+    assert undone == [7]

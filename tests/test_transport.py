@@ -258,6 +258,20 @@ async def test_written_is_not_told_while_the_body_is_held_up():
     assert told == [True]
 
 
+async def test_an_id_is_one_segment_of_the_path_whatever_stands_in_it():
+    async with raw(http()) as server, way_to(server.url) as way:
+        for made_up in ("order-1", "../../user/tokens", "a?b#c", "%2e%2e"):
+            await way.get(made_up, lambda: None)
+
+    paths = [head.split(b" ")[1].rpartition(b"/instances/")[2] for head in server.heads]
+    assert paths == [
+        b"order-1?simple=true",
+        b"..%2F..%2Fuser%2Ftokens?simple=true",
+        b"a%3Fb%23c?simple=true",
+        b"%252e%252e?simple=true",
+    ]
+
+
 async def test_connections_are_used_again():
     async with raw(http()) as server, way_to(server.url) as way:
         for _ in range(5):

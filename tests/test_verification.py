@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import random
+import sqlite3
 from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
@@ -23,6 +24,7 @@ from fakes import (
     memory_folder,
     now,
     reply,
+    reseal,
     run_virtual,
     service,
     wall,
@@ -1006,6 +1008,20 @@ def test_what_is_not_asked_for_yet_is_neither_found_nor_missing(folder):
 
 def no_token():
     raise AssertionError("nobody may ask for the token before it is known where it would go")
+
+
+def test_the_ids_of_a_made_up_checkpoint_are_never_asked_for(folder):
+    async def go():
+        world = World(folder)
+        await world.has_run(20)
+        with contextlib.closing(sqlite3.connect(world.file)) as db, db:
+            db.execute("""UPDATE batch SET ids = replace(ids, '"id-7"', '"../../user/tokens"')""")
+        reseal(world.file)
+        with pytest.raises(CheckpointError, match="the batch at row 0 has ids that no run writes"):
+            await world.verify()
+        assert world.asked == (0, 0)
+
+    run_virtual(go())
 
 
 def opened_elsewhere(folder, monkeypatch, base_url=HEADER.base_url, account_id=TARGET.account, header=HEADER):

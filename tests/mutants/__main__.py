@@ -24,7 +24,7 @@ HARNESSES = (
     ("engine", ("tests/test_engine.py",)),
     ("restarts", ("tests/test_restarts.py",)),
     ("modules", tuple(f"tests/test_{name}.py" for name in MODULES)),
-    ("checkpoint", ("tests/test_sessions.py", "tests/test_place.py")),
+    ("checkpoint", tuple(f"tests/test_{name}.py" for name in ("checkpoint", "sessions", "place", "findings"))),
     ("travel", ("tests/crash/test_travel.py",)),
     ("network", ("tests/test_network.py",)),
     ("wire", ("tests/test_wire.py",)),
@@ -32,6 +32,8 @@ HARNESSES = (
     ("library", ("tests/test_api.py",)),
     ("output", ("tests/test_output.py",)),
     ("signals", ("tests/crash/test_signals.py",)),
+    ("fuzz", ("tests/test_fuzz.py",)),
+    ("ends", ("tests/test_uncancelled.py", "tests/test_sources.py", "tests/test_ends.py")),
 )
 LONGEST_S = 300.0
 """What comes to no end has been caught."""

@@ -40,7 +40,7 @@ def small_plan(script=TROUBLE) -> Plan:
     )
 
 
-@pytest.mark.parametrize("end", ["crash", "cancel", "drain", "abort"])
+@pytest.mark.parametrize("end", ["crash", "cancel", "cancel all", "drain", "abort"])
 def test_a_run_ended_at_any_turn_is_resumed_to_its_end(end):
     turn, sessions = 0, 2
     while sessions > 1:

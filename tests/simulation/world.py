@@ -33,10 +33,12 @@ from bulkwf.model import Clock, Fault, FaultKind, Reply, Summary, Transport
 from bulkwf.options import Options
 from bulkwf.progress import Progress
 from bulkwf.sources import Source, open_source
+from bulkwf.uncancelled import uncancelled
 from simulation.plan import TAKEN, Plan
 
 TIMEOUT_S = 60.0
 MOST_SESSIONS = 400
+CANCELLATIONS = 4
 
 
 class Crash(BaseException):
@@ -332,7 +334,13 @@ class World:
             engine = build_engine(source, checkpoint, Network(self, session), plan.options, clock)
             running = asyncio.ensure_future(engine.run())
             if end:
-                acts = {"cancel": running.cancel, "drain": engine.drain, "abort": engine.abort, "crash": _crash}
+                acts = {
+                    "cancel": running.cancel,
+                    "cancel all": lambda: _cancel_all(loop, CANCELLATIONS),
+                    "drain": engine.drain,
+                    "abort": engine.abort,
+                    "crash": _crash,
+                }
                 loop.at_turn[loop.turn + turn] = acts[end]
             complete = await running
             summary = engine.progress.summary(clock.now(), complete=complete, fail_on_existed=False)
@@ -343,13 +351,15 @@ class World:
             return summary
         finally:
             loop.at_turn.clear()
-            await source.aclose()
-            if self._loop is loop:
-                await checkpoint.aclose()
-            else:  # the process is gone: nothing more is written
-                checkpoint._reader.close()
-                checkpoint._db.close()
-                release(checkpoint._lock)
+            try:
+                await uncancelled(source.aclose)
+            finally:
+                if self._loop is loop:
+                    await checkpoint.aclose()
+                else:  # the process is gone: nothing more is written
+                    checkpoint._reader.close()
+                    checkpoint._db.close()
+                    release(checkpoint._lock)
 
     def _execute(self, function: Callable[[], None]) -> "asyncio.Future[None]":
         """The checkpoint's thread: no task, so that nothing which cancels tasks can cut it off."""
@@ -498,6 +508,14 @@ def build_engine(
 def params_crc(params: bytes) -> str | None:
     """The checksum by which the service names params."""
     return f"{zlib.crc32(params):08x}" if params else None
+
+
+def _cancel_all(loop: asyncio.AbstractEventLoop, times: int) -> None:
+    """Cancel every task, as `asyncio.run` does at its end; and so often again, a turn later each time."""
+    for task in asyncio.all_tasks(loop):
+        task.cancel()
+    if times > 1:
+        loop.call_soon(_cancel_all, loop, times - 1)
 
 
 def _crash() -> None:

@@ -1,0 +1,94 @@
+"""What must come to its end before something is closed does so, whatever is cancelled meanwhile."""
+
+import asyncio
+
+import anyio
+import pytest
+
+from bulkwf.uncancelled import uncancelled, until_done
+
+
+async def turns(number=5):
+    for _ in range(number):
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("outcome", ["result", "error", "cancelled"])
+async def test_a_wait_ends_with_what_is_awaited_and_a_cancellation_is_raised_then(outcome):
+    future, told = asyncio.get_running_loop().create_future(), []
+    waiting = asyncio.ensure_future(until_done(future, lambda: told.append(1)))
+    for _ in range(3):
+        await turns()
+        waiting.cancel()
+    await turns()
+    assert (waiting.done(), told) == (False, [1, 1, 1])
+    if outcome == "cancelled":
+        future.cancel()
+    elif outcome == "error":
+        future.set_exception(ValueError("nobody asks for it"))
+    else:
+        future.set_result(None)
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+
+
+async def test_a_wait_that_nobody_cancels_raises_nothing():
+    future = asyncio.get_running_loop().create_future()
+    future.set_exception(ValueError)
+    await until_done(future)
+
+
+async def test_a_cancelled_scope_does_not_end_a_wait_and_its_deadline_holds_afterwards():
+    future = asyncio.get_running_loop().create_future()
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        asyncio.get_running_loop().call_later(0.01, future.set_result, None)
+        await until_done(future)
+        await asyncio.sleep(0)
+        raise AssertionError("the scope is cancelled")
+    assert scope.cancelled_caught
+    assert future.done()
+
+
+async def test_a_timeout_of_asyncio_is_told_as_one_after_the_wait():
+    future = asyncio.get_running_loop().create_future()
+    asyncio.get_running_loop().call_later(0.02, future.set_result, None)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.005):
+            await until_done(future)
+    assert future.done()
+
+
+async def test_closing_goes_on_where_its_own_task_is_cancelled_and_the_caller_is_cancelled_afterwards():
+    steps, go_on = [], asyncio.Event()
+
+    async def close():
+        steps.append("begun")
+        await go_on.wait()
+        steps.append("done")
+
+    own = asyncio.current_task()
+    closing = asyncio.ensure_future(uncancelled(close))
+    for _ in range(3):
+        await turns()
+        for task in asyncio.all_tasks() - {own}:
+            task.cancel()
+    await turns()
+    assert steps == ["begun"] * 4
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    assert steps[-1] == "done"
+
+
+async def test_what_closing_raises_is_raised_and_so_is_a_cancellation_of_its_own():
+    async def broken():
+        raise ValueError("no")
+
+    async def cancelled():
+        raise asyncio.CancelledError
+
+    with pytest.raises(ValueError, match="no"):
+        await uncancelled(broken)
+    with pytest.raises(asyncio.CancelledError):
+        await uncancelled(cancelled)
