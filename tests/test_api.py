@@ -242,7 +242,7 @@ async def test_leaving_a_stream_early_drains_the_run_and_the_rest_is_for_the_nex
 
 
 async def test_an_error_comes_at_the_end_of_the_iteration_with_all_results_before_it(folder):
-    async with emulated(folder, {"from": 3, "status": 404, "code": 10200}) as place:
+    async with emulated(folder, {"from": 3, "status": 407}) as place:
         one_at_a_time = RateLimits(instances_per_s=None, requests_per_5m=None, concurrency=1)
         seen = []
         async with submit_stream(mappings(900), **place.known(rate=one_at_a_time)) as results:

@@ -719,16 +719,11 @@ def test_the_members_of_a_gzip_file_are_one_list(packed, bytes_at_once, tmp_path
 
 
 @pytest.mark.parametrize("between", [b"", b"\0"], ids=["", "padded"])
-def test_many_small_members_are_unpacked_in_few_calls_of_a_thread(between, tmp_path, monkeypatch):
+def test_many_small_members_are_unpacked_in_few_calls(between, tmp_path, monkeypatch):
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(b"".join(gzip.compress(b'{"params":%d}\n' % n, 1) + between for n in range(20_000)))
-    in_thread, calls = files.in_daemon_thread, []
-
-    def counted(function, **more):
-        calls.append(function)
-        return in_thread(function, **more)
-
-    monkeypatch.setattr(files, "in_daemon_thread", counted)
+    unpack, calls = files._Gzip._unpack, []
+    monkeypatch.setattr(files._Gzip, "_unpack", lambda file: calls.append(file) or unpack(file))
 
     assert lines_of(read(path)) == numbered(20_000).split(b"\n")[:-1]
     assert len(calls) < 20  # for each of two passes, one or two a megabyte
@@ -1286,7 +1281,7 @@ async def test_an_async_generator_that_goes_on_after_a_cancellation_is_closed_al
 
 @pytest.mark.parametrize("waits_in", ["the rows", "the cleanup"])
 async def test_the_cleanup_of_an_async_generator_is_cut_off_in_the_end(waits_in, monkeypatch, caplog):
-    monkeypatch.setattr(rows_module, "CLEANUP_S", 0.0)
+    monkeypatch.setattr(rows_module, "CLEANUP_S", 0.05)
     cut = asyncio.Event()
 
     async def rows():
