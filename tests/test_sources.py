@@ -1284,7 +1284,7 @@ async def test_an_async_generator_that_goes_on_after_a_cancellation_is_closed_al
 
 @pytest.mark.parametrize("waits_in", ["the rows", "the cleanup"])
 async def test_the_cleanup_of_an_async_generator_is_cut_off_in_the_end(waits_in, monkeypatch, caplog):
-    monkeypatch.setattr(rows_module, "CLEANUP_S", 0.0)
+    monkeypatch.setattr(rows_module, "CLEANUP_S", 0.05)
     cut = asyncio.Event()
 
     async def rows():

@@ -180,7 +180,7 @@ class AsyncRowFeed:
         self._space = asyncio.Event()
         self._error: InputError | None = None
         self._ended = False
-        self._closing = False
+        self._closing: asyncio.Task[None] | None = None
         self._drawing: asyncio.Task[None] | None = None
 
     read_share: float | None = None
@@ -202,26 +202,29 @@ class AsyncRowFeed:
 
     async def aclose(self) -> None:
         """See `Feed.aclose`. An async generator is closed; what its cleanup awaits may take `CLEANUP_S`."""
-        self._closing = True
-        until = asyncio.get_running_loop().time() + CLEANUP_S
-        if self._drawing is not None:  # it can't be closed while it is drawn from
-            self._drawing.cancel()
-            if not await _has_ended(self._drawing, until):
-                return
-        if isinstance(self._rows, AsyncGenerator):
-            await _has_ended(asyncio.ensure_future(self._close(self._rows)), until)
+        if self._closing is None:
+            self._closing = asyncio.ensure_future(self._close())
+        await asyncio.wait((self._closing,), timeout=CLEANUP_S)
+        if not self._closing.done():
+            log.warning("the cleanup of the generator that gives the rows took over %.0f s and was cut off", CLEANUP_S)
+            self._closing.cancel()
+            if self._drawing is not None:
+                self._drawing.cancel()
 
-    @staticmethod
-    async def _close(rows: AsyncGenerator[Any, None]) -> None:
-        try:
-            await rows.aclose()
-        except Exception as error:  # noqa: BLE001 - the caller's own code
-            _cleanup_failed(error)
+    async def _close(self) -> None:
+        if self._drawing is not None:  # a generator can't be closed while it is drawn from
+            self._drawing.cancel()
+            await asyncio.wait((self._drawing,))
+        if isinstance(self._rows, AsyncGenerator):
+            try:
+                await self._rows.aclose()
+            except Exception as error:  # noqa: BLE001 - the caller's own code
+                _cleanup_failed(error)
 
     async def _draw(self) -> None:
         try:
             async for row in self._rows:
-                if self._closing:  # the generator has swallowed the cancellation
+                if self._closing is not None:  # the generator has swallowed the cancellation
                     return
                 self._page.add(row)
                 del row  # error trackers keep the locals of every frame
@@ -238,13 +241,3 @@ class AsyncRowFeed:
         finally:
             self._ended = True
             self._some.set()
-
-
-async def _has_ended(task: asyncio.Task[None], until: float) -> bool:
-    """Wait for a generator's cleanup until the loop's time is *until*; then cancel it, and wait no longer."""
-    await asyncio.wait((task,), timeout=max(0.0, until - asyncio.get_running_loop().time()))
-    if not task.done():
-        task.cancel()
-        log.warning("the cleanup of the generator that gives the rows took over %.0f s and was cut off", CLEANUP_S)
-        return False
-    return True
