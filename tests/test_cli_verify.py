@@ -29,6 +29,7 @@ from command import (
     until,
     write_rows,
 )
+from fakes import reseal
 
 KEYS = ["row", "id", "outcome", "status", "message"]
 COUNTS = {
@@ -263,6 +264,8 @@ def test_a_checkpoint_can_not_send_the_token_elsewhere(mixed, quick):
         with contextlib.closing(sqlite3.connect("done")) as db:
             db.execute("UPDATE run SET base_url = ?", (elsewhere,))
             db.commit()
+        assert quick(*mixed).code == 4  # it does not match its checksum
+        reseal(Path("done"))
         ended = quick(*mixed)
         assert ended.code == 3
         assert elsewhere in ended.err

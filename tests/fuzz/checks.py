@@ -10,6 +10,7 @@ import sqlite3
 import unicodedata
 from collections import Counter
 from dataclasses import replace
+from itertools import product
 from unittest import mock
 from zlib import crc32
 
@@ -181,8 +182,8 @@ def _check_outcome(part, outcome, settles=None):
         assert_harmless(result.message or "")
     if outcome.retry_after_s is not None:
         assert_pause(outcome.retry_after_s)
-    for streak in (1, 2, 2_000) if outcome.verdict in PATIENCE else ():
-        step = plan(RetryPolicy(), outcome, streak, 1.0)
+    for streak, proven in product((1, 2, 2_000), (False, True)) if outcome.verdict in PATIENCE else ():
+        step = plan(RetryPolicy(), outcome, streak, 1.0, proven=proven)
         if isinstance(step, Wait):
             assert_pause(step.seconds)
             assert step.seconds >= (outcome.retry_after_s or 0.0)
