@@ -7,7 +7,6 @@
 import asyncio
 import contextlib
 import gzip
-import itertools
 import json
 import math
 import os
@@ -87,10 +86,10 @@ class Program:
 
 
 async def _drawn(rows):
-    for batch in itertools.batched(rows, 500) if hasattr(itertools, "batched") else [rows]:
-        await asyncio.sleep(0)
-        for row in batch:
-            yield row
+    for number, row in enumerate(rows):
+        if number % 500 == 0:
+            await asyncio.sleep(0)
+        yield row
 
 
 async def _end_with_main(program):

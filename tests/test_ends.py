@@ -31,10 +31,9 @@ def counted():
     """What the ends of this module have come to."""
     seen = Counter()
     yield seen
-    versions = ", ".join(sorted(str(key) for key in seen if not isinstance(key, str)))
     figures.append(
         f"{seen['ends']:,} ends of a program by cancellation, {seen['under way']:,} of them with the run under way "
-        f"({seen['begun']:,} rows begun): all resumed to their end {versions}".rstrip()
+        f"({seen['begun']:,} rows begun): all resumed to their end"
     )
 
 
