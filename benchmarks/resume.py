@@ -19,6 +19,7 @@ from corpus import write_corpus
 from growth import LARGEST
 
 from bulkwf.checkpoint import read_status
+from bulkwf.checkpoint.records import seal_run
 
 CHECKPOINT_ALONE = """
 import os, sys, time
@@ -109,3 +110,4 @@ def move_to(checkpoint: Path, served: Served) -> None:
     """Let a checkpoint belong to this server: each has another port."""
     with contextlib.closing(sqlite3.connect(checkpoint)) as db, db:
         db.execute("UPDATE run SET base_url = ?", (served.base_url,))
+        seal_run(db)
