@@ -357,14 +357,17 @@ class _Delivery:
             await channel.pause(replace(outcome, message=self._omission(position)))
             if not (self.courier.options.reject_omitted and self._is_last()):
                 return True
+        asked_before = position in self.absent_at
         if channel.clock() - self.absent_at.get(position, -inf) >= ABSENCE_GAP_S:
             self.absent_at[position] = channel.clock()
             self.absences[position] = self.absences.get(position, 0) + 1
         if self.absences[position] >= ABSENCES:
             await self._reject(position, replace(outcome, code=None, message=_OMISSION))
             return False
-        if not idle:
+        if asked_before and not idle:
             await channel.sleep(ABSENCE_GAP_S)
+        elif not idle:
+            await self._back_off(1)
         return True
 
     def _omission(self, position: int) -> str:

@@ -675,17 +675,18 @@ def test_the_last_row_of_a_list_that_is_always_omitted_is_given_up_where_the_use
     assert set(told.values()) == {"created"}
     assert error is None
     times = [request.at for request in transport.requests if request.method == "GET"]
-    assert len(times) == 3
-    assert all(later - earlier >= 10.0 for earlier, later in pairwise(times))
+    assert len(times) == 4  # the second one comes too soon after the first to count
+    assert all(later - earlier >= 10.0 for earlier, later in pairwise(times[1:]))
 
 
-def test_absences_lie_ten_seconds_apart():
+def test_absences_that_count_lie_ten_seconds_apart():
     """The replica that answers look-ups may lag behind the creations."""
     _held, transport, _, told = omitting("^id-7$", rows=10)
 
     times = [request.at for request in transport.requests if request.method == "GET"]
     assert told["id-7"] == "rejected"
-    assert all(later - earlier >= 10.0 for earlier, later in pairwise(times))
+    assert times[1] - times[0] < 10.0  # a row that was omitted once is sent again soon
+    assert all(later - earlier >= 10.0 for earlier, later in pairwise(times[1:]))
 
 
 @pytest.mark.parametrize("lag_s", [3.0, 15.0])

@@ -248,7 +248,7 @@ def _is_odd(sent: Sent) -> bool:
     """Whether an answer neither settles anything nor says that the service fails or is busy."""
     if not isinstance(sent.told, Reply) or sent.told.status == 429:
         return False
-    if b'"code":10001' in sent.told.body:
+    if sent.told.status == 200 and b'"code":10001' in sent.told.body:
         return False
     return not sent.clean and (sent.told.status < 500 or sent.told.status in (501, 503))
 
