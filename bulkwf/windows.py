@@ -155,8 +155,7 @@ class Pace:
     """What the service's `Ratelimit` header lets through.
 
     `r` requests are left in the next `t` seconds, for all tools that share the token. No more go until another answer
-    tells. Where it is less than our own limit would let through, they are
-    spread over the time, instead of running into the wall.
+    tells. Where it is less than our own limit would let through, they are spread over the time.
     """
 
     def __init__(self, requests_per_s: float) -> None:
@@ -179,7 +178,8 @@ class Pace:
             return False
         gap_s, least = max(self._gap(*quota) for quota in quotas), min(left for left, _ in quotas)
         overlapping = said.sent_at < self._heard_at and said.heard_at < self._valid_until
-        if overlapping and (gap_s, -least) < (self._gap_s, -min(left for left, _ in self._left)):
+        spent_longer = any(left == 0 and said.heard_at + seconds > self._spent_until for left, seconds in quotas)
+        if overlapping and not spent_longer and (gap_s, -least) < (self._gap_s, -min(left for left, _ in self._left)):
             return False
         self._heard_at, self._gap_s = said.heard_at, gap_s
         self._left = [(left, said.heard_at + seconds) for left, seconds in quotas]
@@ -207,6 +207,11 @@ class Pace:
         return any(left <= 0 for left, _ in self._left)
 
     @property
+    def _spent_until(self) -> float:
+        """When the last of the windows ends that nothing is left of."""
+        return max((until for left, until in self._left if left <= 0), default=-inf)
+
+    @property
     def binds(self) -> bool:
         """Whether what was said holds requests back."""
         return self._gap_s > 0 or any(left <= 0 for left, _ in self._left)
@@ -231,8 +236,7 @@ class Pace:
 
     def wait_s(self, now: float) -> float:
         """Seconds until the next request may go. What was said of a window ends with that window."""
-        spent_until = max((until for left, until in self._left if left <= 0), default=-inf)
-        return max(0.0, spent_until - now, min(self._sent_at + self._gap_s, self._valid_until) - now)
+        return max(0.0, self._spent_until - now, min(self._sent_at + self._gap_s, self._valid_until) - now)
 
     def sent(self, now: float) -> None:
         """A request goes now."""
