@@ -320,7 +320,7 @@ def test_a_service_that_is_ill_for_too_long_exits_with_75_and_the_printed_comman
 
 def test_a_run_that_is_not_finished_is_verified_as_far_as_it_went(folder, quick):
     write_rows("rows.jsonl", 250)
-    with emulator(faults=[{"method": "POST", "from": 2, "status": 403}]) as service:
+    with emulator(faults=[{"method": "POST", "from": 2, "status": 407}]) as service:
         words = submitted(service, quick, "resize", code=3)
         ended = quick(*words)
         assert (ended.code, ended.out) == (75, "")

@@ -154,7 +154,7 @@ def test_status_as_json_has_the_same(mixed, quick):
 
 def test_the_pending_rows_of_a_run_that_stopped_are_listed_when_asked_for(folder, quick):
     rows = write_rows("rows.jsonl", 250)
-    with emulator(faults=[{"from": 2, "status": 403}]) as service:
+    with emulator(faults=[{"from": 2, "status": 407}]) as service:
         assert quick("run", rows, *service.flags(), "--concurrency", "1").code == 3
     settled = [line["row"] for line in quick("results", "rows.jsonl.bulkwf").lines]
     pending = [line["row"] for line in quick("results", "rows.jsonl.bulkwf", "--outcome", "pending").lines]
