@@ -122,7 +122,7 @@ class Courier:
             CheckpointError: Rows may have been sent so long ago that their ids may be forgotten.
             Draining: The run is to stop.
         """
-        delivery = _Delivery(self, ledger, begun_at, self.tally.created)
+        delivery = _Delivery(self, ledger, begun_at, self.channel.clock(), self.tally.created)
         pending, most = sorted(ledger.pending), self.options.batch_instances
         for start in range(0, len(pending), most):  # one begun at another rate may be larger than ours
             await delivery.settle(pending[start : start + most])
@@ -135,12 +135,16 @@ class _Delivery:
     courier: Courier
     ledger: Ledger
     begun_at: float
+    began_at: float
+    """When the delivery began, on the monotonic clock."""
     created_before: int
     """Instances that the run had created when the delivery began, or when ids were last found omitted."""
     absences: dict[int, int] = field(default_factory=dict)
     """How many times each instance has been asked for and was absent, `ABSENCE_GAP_S` apart."""
     absent_at: dict[int, float] = field(default_factory=dict)
     """When the last of those absences was."""
+    doubted_at: dict[int, float] = field(default_factory=dict)
+    """When an attempt of this session was last in doubt about each instance."""
     unanswered_rounds: int = 0
     """How many times look-ups have failed `LOOK_UP_TRIES` times in a row."""
     refused: set[int] = field(default_factory=set)
@@ -195,6 +199,7 @@ class _Delivery:
         if outcome.verdict in _DOUBTFUL:
             ledger.in_doubt.update(outcome.unsettled)
             for position in outcome.unsettled:  # an absence from before says nothing of what this attempt has created
+                self.doubted_at[position] = channel.clock()
                 self.absences.pop(position, None)
                 self.absent_at.pop(position, None)
         courier.hooks.attempted(ledger, len(part), reply, outcome)
@@ -290,7 +295,7 @@ class _Delivery:
             if position not in self.ledger.in_doubt:
                 await self._reject(position, outcome)
                 return
-            await self.courier.channel.sleep(ABSENCE_GAP_S)
+            await self._outlast_doubt(position)
             found = await self._look_up(position)
             if found.verdict is Verdict.ABSENT:
                 await self._reject(position, outcome)
@@ -300,6 +305,12 @@ class _Delivery:
         self.refused.add(position)
         self.courier.channel.transport.distrust()
         await self.settle((position,))
+
+    async def _outlast_doubt(self, position: int) -> None:
+        """Wait until a look-up must see what an attempt in doubt has created, of this session or an earlier one."""
+        channel = self.courier.channel
+        doubted_at = self.doubted_at.get(position, self.began_at)
+        await channel.sleep(max(0.0, doubted_at + ABSENCE_GAP_S - channel.clock()))
 
     async def _reject(self, position: int, outcome: Outcome) -> None:
         await self._settled(rejection(self.ledger.batch, position, outcome.code, outcome.message))

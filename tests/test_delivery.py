@@ -721,8 +721,22 @@ def test_a_refused_row_in_doubt_is_asked_for_long_after_it_may_have_begun():
     lost = fault(FaultKind.IN_DOUBT)
     desk, transport, _ = deliver(lambda ids: lost, *[lambda ids: error(400, 10002, "no")] * 2, absent, rows=1)
 
-    assert transport.requests[-1].at - transport.requests[-2].ended_at >= 10.0
+    assert transport.requests[-1].at - transport.requests[0].ended_at >= 10.0
     assert desk.ledger.others[0].outcome == "rejected"
+
+
+def test_refused_rows_of_an_earlier_session_outlast_their_doubt_together():
+    async def run():
+        transport = ServiceTransport(service(), script=[{"refuse_ids": "^id-[2-5]$"}])
+        desk = Desk(transport, Options(max_rejects=10))
+        ledger = Ledger.resumed(make_batch(10), 1, None, None)
+        await desk.deliver(ledger.batch, ledger=ledger)
+        return ledger, now()
+
+    ledger, ended_at = run_virtual(run())
+
+    assert count(outcomes(ledger).values()) == {"created": 6, "rejected": 4}
+    assert 10.0 <= ended_at < 13.0
 
 
 # --- look-ups that are never answered -------------------------------------------------------------------------------
