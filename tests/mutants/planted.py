@@ -76,14 +76,14 @@ PLANTED = (
     Mutant(
         "count a place twice",
         "limiter.py",
-        "            window.written(now, amount)\n        self._wake()\n",
-        "            window.written(now, amount)\n            window.used(now, amount)\n        self._wake()\n",
+        "            window.written(at, amount)\n        self._wake()\n",
+        "            window.written(at, amount)\n            window.used(at, amount)\n        self._wake()\n",
     ),
     Mutant(
         "forget what was written",
         "limiter.py",
-        "            window.lead_s = min(self._leads, default=0.0)\n            window.written(now, amount)\n",
-        "            window.lead_s = min(self._leads, default=0.0)\n            window.give_back(amount)\n",
+        "            window.written(at, amount)\n",
+        "            window.give_back(amount)\n",
     ),
     Mutant(
         "swallow cancellation",
@@ -141,5 +141,11 @@ PLANTED = (
         "limiter.py",
         "        at = self._clock() if at is None else at\n",
         "        at = self._clock()\n",
+    ),
+    Mutant(
+        "trust the first leads",
+        "limiter.py",
+        "min(self._leads) if len(self._leads) == LEADS else 0.0\n",
+        "min(self._leads, default=0.0)\n",
     ),
 )
