@@ -383,10 +383,12 @@ class _Delivery:
 
     def _omission(self, position: int) -> str:
         """Why nothing goes on while *position* stays omitted."""
+        advice = ""
+        if not self.courier.options.reject_omitted and len(self.ledger.pending) <= LOOK_UP_AT_MOST:
+            advice = "; if the row is one of the last two of the list and stays omitted, --reject-omitted gives it up"
         return (
             f"no instance is created any more, and the service leaves {self._name(position)} out of its answers "
-            "without a reason. Its queue may be full; if the row is one of the last of the list and stays omitted, "
-            "--reject-omitted gives it up"
+            f"without a reason. Its queue may be full{advice}"
         )
 
     def _leave_unknown(self, part: Sequence[int]) -> None:

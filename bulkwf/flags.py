@@ -113,7 +113,7 @@ class RunFlags:
     max_rejects: int | None = None
     "Stop when more rows are rejected; by default 100 and 1 % of the rows so far."
     reject_omitted: bool = False
-    "Give up the last rows of a list if the service keeps leaving them out of its answers; by default the run waits."
+    "Reject the last one or two rows of a list that the service keeps leaving out of its answers; by default it waits."
     drain_timeout: str = "20s"
     "The longest to wait for answers after the first signal."
     in_doubt: Literal["stop", "resend"] = "stop"

@@ -38,7 +38,7 @@ time at 10 Mbit/s."""
 WIDEST_MARGIN_S = 0.250
 EARLY_S = 0.005
 LEADS = 8
-"""Of so many requests the quickest from leave to writing counts."""
+"""Of so many requests the quickest from leave to writing counts, and none before: the first ones open connections."""
 RECOVERY_S = 10.0
 """A refused rate rises by a tenth of the full rate each time so many seconds pass without a refusal."""
 PROBE_WITHIN_S = 300.0
@@ -208,7 +208,7 @@ class WindowLimiter:
         if cost:  # a look-up has no body, and is known to be written only when its answer begins
             self._leads.append(at - taken_at)
         for window, amount in self._uses(cost):
-            window.lead_s = min(self._leads, default=0.0)
+            window.lead_s = min(self._leads) if len(self._leads) == LEADS else 0.0
             window.written(at, amount)
         self._wake()
 

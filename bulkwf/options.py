@@ -156,8 +156,8 @@ class Options:
         id_template: Makes an id for a row that has none, from its params: `"order-{order_id}"`.
         run_key: What generated ids begin with; None draws one, and keeps it in the checkpoint.
         max_rejects: The run stops when more rows than this are rejected. None: 100 and 1 % of the rows so far.
-        reject_omitted: Reject a row that the service keeps leaving out of its answers without a reason when nothing
-            else is left to be created. Otherwise the run waits, and ends with `TemporaryStop` after `max_outage_s`.
+        reject_omitted: Reject the last row, or two, of a list that the service keeps leaving out of its answers without
+            a reason. Otherwise the run waits, and ends with `TemporaryStop` after `max_outage_s`.
         confirm_existing: Ask the service before an id that it left out of its answer is called `existed`.
         in_doubt: What to do with rows that may have been sent so long ago that the service may have forgotten their
             ids: `stop`, or `resend` and risk that they run twice.

@@ -81,7 +81,7 @@ PATIENCE = {
     Verdict.NOT_SENT: _Rule(_FOREVER, _FOREVER),
     Verdict.IN_DOUBT: _Rule(_FOREVER, _FOREVER),
     Verdict.HANDSHAKE: _Rule(
-        0, _FOREVER, "Check that the base URL's port speaks TLS, and that no proxy or firewall on the way breaks it."
+        3, _FOREVER, "Check that the base URL's port speaks TLS, and that no proxy or firewall on the way breaks it."
     ),
     Verdict.CONTRADICTION: _Rule(
         2, 2, "What answers there is not the Workflows API: check the base URL and any proxy."

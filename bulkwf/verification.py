@@ -273,11 +273,12 @@ class Verification:
         failures, answers = 0, self._answers
 
         async def attempt() -> Outcome:
-            nonlocal failures
+            nonlocal failures, answers
             outcome = await self._ask_for(instance_id)
-            failed = outcome.verdict in LOOK_UP_FAILURES
-            failures += failed
-            if failed and failures % LOOK_UP_TRIES == 0 and await self._answers_others(answers):
+            if outcome.verdict not in LOOK_UP_FAILURES:
+                return outcome
+            failures, since, answers = failures + 1, answers, self._answers
+            if failures % LOOK_UP_TRIES == 0 and await self._answers_others(since):
                 return replace(outcome, verdict=Verdict.UNANSWERED)
             return outcome
 

@@ -35,7 +35,7 @@ UNMEASURED_US = 0xFFFFFFFF
 """The `min_rtt` of a connection that has measured none."""
 UNACKNOWLEDGED_SEGMENTS = 2
 """A receiver acknowledges every second segment at once, but may delay the last acknowledgement (Linux: 40 ms)."""
-SHORTEST_S = 0.002
+SHORTEST_S = 0.001
 LOOKS = 64
 """The next look comes after a 64th of the time that has passed: a moment is noticed late by 1.6 % of it at most."""
 

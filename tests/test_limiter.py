@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bulkwf.errors import Draining
-from bulkwf.limiter import RECOVERY_S, WindowLimiter
+from bulkwf.limiter import LEADS, RECOVERY_S, WindowLimiter
 from bulkwf.options import RateLimits
 from bulkwf.windows import SLACK_S, Said
 
@@ -132,7 +132,7 @@ def test_a_place_counts_from_the_moment_of_writing_not_of_leave():
         await asyncio.gather(traffic.send(0, 100, write_s=5.0), traffic.send(1, 100))
         return traffic
 
-    assert granted_at(run_virtual(run())) == pytest.approx([0.0, 6.0], abs=1e-5)
+    assert granted_at(run_virtual(run())) == pytest.approx([0.0, 6.0 + MARGIN_S], abs=1e-5)
 
 
 def test_a_body_that_is_known_late_to_have_left_counts_from_when_it_left():
@@ -147,19 +147,31 @@ def test_a_body_that_is_known_late_to_have_left_counts_from_when_it_left():
         async with limits.slot(100):
             return now()
 
-    assert run_virtual(run()) == pytest.approx(1.4, abs=1e-5)
+    assert run_virtual(run()) == pytest.approx(1.4 + MARGIN_S, abs=1e-5)
 
 
-def test_the_time_from_leave_to_writing_comes_off_the_margin_and_never_off_the_period():
-    async def run(write_s):
+@pytest.mark.parametrize(("write_s", "period_s"), [(0.0, 1.005), (0.002, 1.005), (0.020, 1.020)])
+def test_the_time_from_leave_to_writing_comes_off_the_margin_and_never_off_the_period(write_s, period_s):
+    async def run():
         traffic = Traffic(limiter(100, margin_s=0.005))
-        for number in range(3):
+        for number in range(LEADS + 2):
             await traffic.send(number, 100, write_s=write_s)
         return traffic
 
-    assert granted_at(run_virtual(run(0.0))) == pytest.approx([0.0, 1.005, 2.010], abs=1e-5)
-    assert granted_at(run_virtual(run(0.002))) == pytest.approx([0.0, 1.005, 2.010], abs=1e-5)
-    assert granted_at(run_virtual(run(0.020))) == pytest.approx([0.0, 1.020, 2.040], abs=1e-5)
+    granted = granted_at(run_virtual(run()))
+    gaps = [after - before for before, after in itertools.pairwise(granted)]
+    assert gaps[: LEADS - 1] == pytest.approx([write_s + 1.005] * (LEADS - 1), abs=1e-5)
+    assert gaps[LEADS - 1 :] == pytest.approx([period_s] * 2, abs=1e-5)
+
+
+def test_the_first_requests_which_open_connections_take_nothing_off_the_margin():
+    async def run():
+        traffic = Traffic(limiter(100, margin_s=0.005))
+        await traffic.send(0, 100, write_s=0.3)
+        await traffic.send(1, 100, write_s=0.0)
+        return traffic
+
+    assert granted_at(run_virtual(run())) == pytest.approx([0.0, 1.305], abs=1e-5)
 
 
 def test_what_was_answered_without_being_written_counts_from_its_end():

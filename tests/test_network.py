@@ -395,7 +395,7 @@ async def test_an_alert_in_a_handshake_after_rows_were_created_ends_no_run(certi
         assert set(through.ends("a")) == {"created"}
 
 
-async def test_an_alert_in_the_first_handshake_ends_the_run_with_its_name(certificates):
+async def test_an_alert_in_the_first_handshake_ends_no_run_either(certificates):
     good = certificates["good"]
     async with bench() as through:
         async with (
@@ -403,7 +403,6 @@ async def test_an_alert_in_the_first_handshake_ends_the_run_with_its_name(certif
             net.listening(net.Tunnel, secure.port) as way,
         ):
             way.alert_at, through.base_url = 1, base_url(way, "https")
-            assert "ALERT" in await through.refused(ServiceRefused, "a", ca_file=good.file)
             await through.run("a", ca_file=good.file)
 
         assert set(through.ends("a")) == {"created"}
@@ -478,7 +477,8 @@ async def test_a_connection_that_is_not_secure_exits_with_3_and_sends_nothing(ki
         ):
             told = words(through, way, "--ca-file", trusted.file, scheme="https")
             ended = await asyncio.to_thread(bulkwf, *told)
-            assert (ended.code, through.service.requests, way.connections) == (3, 0, 1), ended.err
+            tries = 1 if shown else 4  # a server that speaks no TLS may be an overloaded one
+            assert (ended.code, through.service.requests, way.connections) == (3, 0, tries), ended.err
             assert f"no secure connection to the service: {reason}" in ended.err, ended.err
         async with net.listening(net.Proxy, through.emulated, tls=good.server, port=way.port) as secure:
             told = words(through, secure, "--ca-file", good.file, scheme="https")

@@ -21,7 +21,7 @@ RETRIES = [
     # verdict, retries before anything is settled by the session, retries afterwards
     (Verdict.NOT_SENT, FOREVER, FOREVER),
     (Verdict.IN_DOUBT, FOREVER, FOREVER),
-    (Verdict.HANDSHAKE, 0, FOREVER),
+    (Verdict.HANDSHAKE, 3, FOREVER),
     (Verdict.CONTRADICTION, 2, 2),
     (Verdict.CHALLENGED, 3, 3),
     (Verdict.UNAUTHORIZED, 0, 0),

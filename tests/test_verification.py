@@ -904,6 +904,19 @@ def test_an_instance_whose_look_ups_are_never_answered_is_unknown_and_holds_up_n
     assert [(one.row, one.id, one.outcome) for one in world.bad] == [(100, "id-100", "unknown")]
 
 
+@pytest.mark.parametrize("status", [401, 405, 500])
+@pytest.mark.parametrize(("rows", "sick"), [(8, "id-3"), (60, "id-9")])
+def test_an_instance_that_is_never_answered_for_is_unknown_though_it_is_the_last_in_flight(folder, status, rows, sick):
+    _, told = verified(
+        folder,
+        rows,
+        listing=lambda *_: NO_LIST,
+        looking=lambda one, give: refusal(status, 10001, "no") if one == sick else give(one),
+    )
+
+    assert (told.found, told.unknown, told.exit_code) == (rows - 1, 1, 75)
+
+
 def test_the_only_instance_whose_look_up_is_never_answered_is_unknown_if_the_list_is_answered(folder):
     _, told = verified(folder, 1, looking=lambda one, give: refusal(500, 10001, "no"))
 

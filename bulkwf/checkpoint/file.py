@@ -84,8 +84,10 @@ def _require_sqlite(version: tuple[int, int, int]) -> None:
 def connect_reader(path: Path) -> sqlite3.Connection:
     """A connection that only reads the checkpoint at *path*."""
     _require_sqlite(sqlite3.sqlite_version_info)
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"{path}: this is no regular file. Name the checkpoint's file.")
     refuse_orphan(path)  # SQLite would delete the log of an empty file
-    if not path.is_file():
+    if not path.exists():
         raise CheckpointError(f"{path}: there is no such checkpoint. `bulkwf run` makes one, beside its input.")
     uri = path.resolve().as_uri()
     if has_log(path):

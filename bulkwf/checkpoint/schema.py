@@ -26,7 +26,6 @@ ANOTHER = "In another checkpoint (-c) every row starts again, unless it brings i
 """What to bear in mind before naming another checkpoint."""
 APPLICATION_ID = 0x62776B66
 """`bwkf`, in the file's header: tells a checkpoint from any other SQLite database."""
-YEAR_9999 = 253_370_000_000
 """Unix time of the last year that calendars know."""
 
 SCHEMA = """

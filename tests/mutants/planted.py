@@ -86,8 +86,8 @@ PLANTED = (
     Mutant(
         "forget what was written",
         "limiter.py",
-        "            window.lead_s = min(self._leads, default=0.0)\n            window.written(at, amount)\n",
-        "            window.lead_s = min(self._leads, default=0.0)\n            window.give_back(amount)\n",
+        "            window.written(at, amount)\n",
+        "            window.give_back(amount)\n",
     ),
     Mutant(
         "swallow cancellation",
@@ -418,5 +418,11 @@ PLANTED = (
         "    async def execute(function):\n"
         "        return await asyncio.get_running_loop().run_in_executor(pool, function)\n\n    return execute\n",
         by="ends",
+    ),
+    Mutant(
+        "trust the first leads",
+        "limiter.py",
+        "min(self._leads) if len(self._leads) == LEADS else 0.0\n",
+        "min(self._leads, default=0.0)\n",
     ),
 )

@@ -35,14 +35,7 @@ def route(near: int, far: int, rate: float, delay_s: float, buffer: int) -> None
             waiting[near].append((now + delay_s, os.read(far, LONGEST_PACKET)))
 
 
-def undisturbed() -> None:
-    """Run before other processes: what they delay would be measured as the network's own delay."""
-    with contextlib.suppress(OSError):  # not everybody may
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
-
-
 if __name__ == "__main__":
-    undisturbed()
     near_, far_, rate_, delay_, buffer_ = sys.argv[1:]
     with contextlib.suppress(OSError):
         route(int(near_), int(far_), float(rate_), float(delay_), int(buffer_))
