@@ -201,6 +201,16 @@ async def _break(engine):
 # --- a log that is missing ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("size", [0, 20, 32, 5_000])
+async def test_what_sqlite_would_not_read_is_no_log(path, caplog, size):
+    left = await killed(path)
+    left.with_name(left.name + "-wal").write_bytes(b"\xa5" * size)
+
+    assert read_status(left).log_missing
+    async with opened(left) as checkpoint:
+        assert checkpoint.lost_since == NOW
+
+
 async def test_a_file_that_lost_its_log_says_so_and_rows_that_it_does_not_know_are_in_doubt(path, caplog):
     left = await killed(path)
     status = read_status(left)

@@ -8,13 +8,14 @@ without its log looks whole, and knows nothing of the rows that were begun last.
 3. No reader folds a log (see `connect_reader`): after a kill it stays beside the file until the next session.
 
 So an open session without a log means that the log is missing, or that another program has folded it; the file can't
-tell which. A log of 0 bytes is none: SQLite makes one for each reader.
+tell which. A log of 0 bytes is none: SQLite makes one for each reader. Nor is one without SQLite's own header.
 """
 
 import logging
 import os
 import socket
 import sqlite3
+import struct
 import time
 from collections.abc import Sequence
 from functools import cache
@@ -40,16 +41,31 @@ log = logging.getLogger("bulkwf")
 
 INTERRUPTED = "interrupted"
 """The verdict of an attempt that a session began and did not live to note."""
+LOG_MAGIC = {b"\x37\x7f\x06\x82": "<", b"\x37\x7f\x06\x83": ">"}
+"""The first bytes of SQLite's log, and the byte order of its checksums (SQLite's file format, section 4)."""
 UNKNOWN_INSTANCES = 10_000
 """Instances that a session whose log is missing may have sent just now: more than any rate allows in a second."""
 
 
 def has_log(path: Path) -> bool:
-    """Whether a log with something in it lies beside the checkpoint."""
+    """Whether a log lies beside the checkpoint that SQLite would read."""
     try:
-        return path.with_name(path.name + "-wal").stat().st_size > 0
+        with path.with_name(path.name + "-wal").open("rb") as file:
+            return _is_log_header(file.read(32))
     except FileNotFoundError:
         return False
+
+
+def _is_log_header(head: bytes) -> bool:
+    """Whether a log begins with *head*: six words and their checksum, in the byte order that the first one tells."""
+    if len(head) < 32 or head[:4] not in LOG_MAGIC:
+        return False
+    words = struct.unpack(LOG_MAGIC[head[:4]] + "6I", head[:24])
+    first = second = 0
+    for odd, even in zip(words[::2], words[1::2], strict=True):
+        first = (first + odd + second) % 2**32
+        second = (second + even + first) % 2**32
+    return head[24:] == struct.pack(">2I", first, second)
 
 
 def log_is_missing(db: sqlite3.Connection, path: Path) -> bool:
