@@ -283,8 +283,15 @@ def check_checkpoint(path):
     opened = []
     resumed = not _is_refused(lambda: asyncio.run(_resume(path, opened)))
     # A session that was opened is written down, whatever it finds; nothing else is.
-    assert resumed or path.read_bytes() == before or (opened and _batches(path.read_bytes()) == _batches(before))
+    assert resumed or path.read_bytes() == before or (opened and _kept(_batches(before), _batches(path.read_bytes())))
     counts.update(files=1, unreadable=any(refused) or not resumed)
+
+
+def _kept(before, after):
+    """Whether no batch has changed. Where damage makes two tables share a page, the session's row shows in both."""
+    if before == after or isinstance(before, str) or isinstance(after, str):
+        return before == after
+    return len(after) == len(before) + 1 and [row for row in after if row in before] == before
 
 
 def _batches(data):
