@@ -317,10 +317,12 @@ class Engine:
         self._checkpoint.end(self._clock.wall(), "finished" if complete and self.error is None else stopped)
 
     def _unknown(self) -> TemporaryStop:
-        tally = self._tally
+        unknown, first = self._tally.unknown, self._tally.unanswered
+        rows = f"{first} stays" if unknown == 1 else f"{unknown:,} rows stay"
+        among = "" if unknown == 1 else f" ({first} is the first)"
         return TemporaryStop(
-            f"{tally.unknown:,} rows stay pending, {tally.unanswered} first: the service leaves them out of its "
-            "answers, and does not answer when it is asked for them. All other rows are done."
+            f"{rows} pending{among}: the service leaves such ids out of its answers, and does not answer when it is "
+            "asked for them. All other rows are done."
         )
 
     # --- resuming -------------------------------------------------------------------------------------------------

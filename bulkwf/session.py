@@ -138,8 +138,7 @@ class VerifySession:
                 verified = replace(verified, exit_code=error.exit_code)
             elif signals.received is not None and not verified.complete:
                 verified = replace(verified, exit_code=128 + signals.received)
-            asked_for_all = verified.complete or verified.unknown > 0
-            tell(verified, findings.bad(time.time(), asked_for_all=asked_for_all))
+            tell(verified, findings.bad(time.time(), asked_for_all=verified.asked_for_all))
             findings.spent = verified.complete
             if not quiet:
                 for line in verified_lines(verified):

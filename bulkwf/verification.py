@@ -66,7 +66,8 @@ class Verified:
         unknown: How many it does not answer for, while it answers for others. 0 while not all were asked for.
         statuses: The instances found, by the workflow status that the service names.
         run_finished: The run had come to its end.
-        complete: All of `instances` were asked for, and none is unknown.
+        asked_for_all: All of `instances` were asked for.
+        complete: That, and none is unknown.
         requests: Of this session.
         elapsed_s: Length of this session.
         exit_code: What the command line exits with.
@@ -79,6 +80,7 @@ class Verified:
     unknown: int = 0
     statuses: dict[str, int] = field(default_factory=dict)
     run_finished: bool
+    asked_for_all: bool
     complete: bool
     requests: int
     elapsed_s: float
@@ -174,6 +176,7 @@ class Verification:
             unknown=unknown,
             statuses=findings.statuses(),
             run_finished=finished,
+            asked_for_all=self._asked_for_all,
             complete=complete,
             requests=self.requests,
             elapsed_s=self._channel.clock() - self._started_at,

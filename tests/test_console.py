@@ -246,7 +246,14 @@ async def test_a_verification_of_nothing_is_shown_without_a_fault():
 
 def verified_of(**more):
     usual = {"instances": 12_000, "total": 12_000, "found": 12_000, "missing": 0, "statuses": {"complete": 12_000}}
-    state = {"run_finished": True, "complete": True, "requests": 1_201, "elapsed_s": 200.4, "exit_code": 0}
+    state = {
+        "run_finished": True,
+        "asked_for_all": True,
+        "complete": True,
+        "requests": 1_201,
+        "elapsed_s": 200.4,
+        "exit_code": 0,
+    }
     return list(verified_lines(Verified(**usual | state | more)))
 
 

@@ -586,7 +586,7 @@ def test_a_row_whose_look_up_is_never_answered_stays_pending_while_the_run_finis
     stop, ended_at, summary = run_virtual(go())
 
     assert (stop.summary.created, stop.summary.pending) == (498, 2)
-    assert "2 rows stay pending" in str(stop)
+    assert "2 rows stay pending (" in str(stop)
     assert "id-7" in str(stop)
     assert ended_at < 120.0
     assert (summary.created, summary.existed, summary.complete) == (498, 2, True)

@@ -119,8 +119,7 @@ class World:
             finally:
                 self.recorded = len(read_past(self.file, 0)[0])
             verified = opened.verified()
-            asked_for_all = verified.complete or verified.unknown > 0
-            self.bad = list(opened.findings.bad(wall(), asked_for_all=asked_for_all))
+            self.bad = list(opened.findings.bad(wall(), asked_for_all=verified.asked_for_all))
             opened.findings.spent = verified.complete
             return verified
 

@@ -262,7 +262,8 @@ class Checkpoint:
 
     def _tell_of_log(self) -> None:
         with contextlib.suppress(OSError):
-            if self.path is not None and (size := Path(f"{self.path}-wal").stat().st_size):
+            ours = self.path is not None and self._inodes[0] == inode(self.path)
+            if ours and (size := Path(f"{self.path}-wal").stat().st_size):
                 why = "as the disk had no room, or somebody reads it: keep the two together until it is used again"
                 log.warning("%s: %s bytes of it are in %s-wal still, %s", self.path, f"{size:,}", self.path, why)
 
