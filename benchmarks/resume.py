@@ -29,7 +29,7 @@ path = Path(sys.argv[1])
 header = read_status(path).header
 before = time.process_time()
 checkpoint = Checkpoint.open(path, header, now=time.time(), executor=inline)
-assert not checkpoint.totals().pending
+assert not checkpoint.counts().pending
 for batch in checkpoint.begun():
     pass
 print(time.process_time() - before, flush=True)
@@ -81,7 +81,7 @@ def _resume(folder: Path, rows: int, rounds: int) -> Iterator[Line]:
             },
             rounds,
         )
-    assert all(json.loads(one.told)["settled"] == NEW for one in (*found["resumed"], *found["started"]))
+    assert all(json.loads(one.told)["settled_now"] == NEW for one in (*found["resumed"], *found["started"]))
     checkpoint_s, lines_s = (told_s(found[name]) for name in ("checkpoint", "lines"))
     peak_mb = max(one.peak_mb for one in found["checkpoint"])
     whole_s = bench.cpu_s(found["resumed"]) - bench.cpu_s(found["started"])

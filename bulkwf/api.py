@@ -19,6 +19,7 @@ from bulkwf.checkpoint import Checkpoint, Executor, RunHeader, explain, inline, 
 from bulkwf.credentials import Token, TokenSource, account_from_environment, token_credential
 from bulkwf.engine import Engine
 from bulkwf.errors import BulkwfError
+from bulkwf.events import BatchBegun, BatchSettled, Event, Observer
 from bulkwf.limiter import WindowLimiter
 from bulkwf.model import Clock, Result, Summary, Transport
 from bulkwf.options import Options, Target
@@ -44,6 +45,7 @@ async def submit_all(
     checkpoint: str | os.PathLike[str] | None = None,
     options: Options | None = None,
     on_progress: Callable[[Progress], None] | None = None,
+    observers: Sequence[Observer] = (),
     transport: Transport | None = None,
 ) -> Summary:
     """Start one workflow instance for each row; the same call again continues where a run was cut off.
@@ -61,7 +63,9 @@ async def submit_all(
         checkpoint: The file that makes the run resumable. None keeps it in memory: a crash loses it, and every id is
             held there.
         options: Everything else; see `Options`.
-        on_progress: Called after each batch of rows has become durable.
+        on_progress: Called with the counts after each batch of rows has become durable. Must not block; an exception
+            in it is logged once, and does not end the run.
+        observers: Called with each event of the run (`bulkwf.events`), under the same rules.
         transport: Another way to the service than HTTP.
 
     Returns:
@@ -84,6 +88,7 @@ async def submit_all(
         checkpoint=checkpoint,
         options=options or Options(),
         on_progress=on_progress,
+        observers=observers,
         transport=transport,
     )
     del rows, api_token  # error trackers keep the locals of every frame
@@ -100,6 +105,7 @@ async def submit_stream(
     api_token: Token | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     options: Options | None = None,
+    observers: Sequence[Observer] = (),
     transport: Transport | None = None,
 ) -> AsyncIterator["Results"]:
     """Like `submit_all`, giving each row's result as soon as it is durable.
@@ -127,6 +133,7 @@ async def submit_stream(
         checkpoint=checkpoint,
         options=options or Options(),
         emit=emit,
+        observers=observers,
         transport=transport,
     )
     del rows, api_token  # error trackers keep the locals of every frame
@@ -231,9 +238,9 @@ class Run:
         self._engine.abort()
 
     @property
-    def trouble(self) -> str:
-        """Why nothing is being settled at present; empty if all is well."""
-        return self._engine.trouble
+    def last_error(self) -> str:
+        """What the last attempt failed for, while nothing has been settled since; empty otherwise."""
+        return self._engine.last_error
 
     @property
     def bound_by(self) -> str:
@@ -255,6 +262,7 @@ async def open_run(
     checkpoint: str | os.PathLike[str] | None,
     options: Options,
     on_progress: Callable[[Progress], None] | None = None,
+    observers: Sequence[Observer] = (),
     emit: Emit | None = None,
     transport: Transport | None = None,
     known_as: str | None = None,
@@ -285,10 +293,11 @@ async def open_run(
         file = await _open_checkpoint(parts, target, scheme, list_name, checkpoint, options, known_as, clock)
         clock = clock.counted_by(file.boot)
         limiter = open_limiter(target, options, clock)
-        totals = file.totals()
+        counts = file.counts()
         _take_over(limiter, file, options, clock.wall())
-        progress = Progress(clock.now(), totals, settled_before=totals.settled, reading=lambda: source.read_share)
+        progress = Progress(clock.now(), counts, settled_before=counts.settled, reading=lambda: source.read_share)
         engine = Engine(
+            target,
             source,
             file,
             transport,
@@ -298,9 +307,19 @@ async def open_run(
             progress=progress,
             clock=clock,
             emit=emit,
-            changed=(lambda: on_progress(progress)) if on_progress is not None else (lambda: None),
+            observers=[*observers, *([] if on_progress is None else [_progress_observer(progress, on_progress)])],
         )
         yield Run(engine, source, options, clock, file.path)
+
+
+def _progress_observer(progress: Progress, on_progress: Callable[[Progress], None]) -> Observer:
+    """An observer that hands on the counts whenever they have changed."""
+
+    def observe(event: Event) -> None:
+        if isinstance(event, BatchBegun | BatchSettled):
+            on_progress(progress)
+
+    return observe
 
 
 async def _open_checkpoint(

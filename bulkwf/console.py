@@ -133,14 +133,14 @@ class ShownRun:
 
     def facts(self, now: float) -> Iterator[str]:
         """See `Shown.facts`."""
-        run, progress, totals = self.run, self.run.progress, self.run.progress.totals
-        yield f"{totals.settled:,} rows settled"
+        run, progress, counts = self.run, self.run.progress, self.run.progress.counts
+        yield f"{counts.settled:,} rows settled"
         if progress.read_share is not None:
             yield f"{progress.read_share:.0%} read"
         yield f"{progress.rate(now):,.0f}/s"
-        yield from _obstacle(run.trouble, run.bound_by)
+        yield from _obstacle(run.last_error, run.bound_by)
         for name in ("existed", "rejected", "invalid"):
-            if count := getattr(totals, name):
+            if count := getattr(counts, name):
                 yield f"{count:,} {name}"
         left = progress.left_s(now)
         if left is not None:
@@ -167,15 +167,15 @@ class ShownVerification:
         yield f"{verification.answered:,} of {findings.wanted:,} instances asked for"
         if findings.missing:
             yield f"{findings.missing:,} missing"
-        yield from _obstacle(verification.trouble, verification.bound_by)
+        yield from _obstacle(verification.last_error, verification.bound_by)
         rate = (verification.answered - self._began_with) / max(now - self._began_at, 1e-9)
         if rate:
             yield f"{duration((findings.wanted - verification.answered) / rate)} left"
 
 
-def _obstacle(trouble: str, bound_by: str) -> Iterator[str]:
-    if trouble:
-        yield f"failing: {trouble}"
+def _obstacle(last_error: str, bound_by: str) -> Iterator[str]:
+    if last_error:
+        yield f"failing: {last_error}"
     elif bound_by:
         yield f"limit: {bound_by}"
 
@@ -188,7 +188,7 @@ def summary_lines(run: Run, summary: Summary) -> Iterator[str]:
     if summary.complete and not summary.rows:
         yield "the list is empty: there was nothing to do"
         return
-    if summary.complete and not summary.settled:
+    if summary.complete and not summary.settled_now:
         yield "nothing new: every row of the list was settled by an earlier run"
         if summary.rejected or summary.invalid:
             yield "rows that were refused stay so, corrected or not: submit corrected ones as a list of their own"
@@ -200,9 +200,9 @@ def summary_lines(run: Run, summary: Summary) -> Iterator[str]:
                 doubt = f"  ({summary.existed_in_doubt:,} of them after an attempt of this run whose answer was lost)"
             yield f"{name:>9}  {count:>12,}{doubt}"
     paused = f", {duration(summary.paused_s)} of it paused" if summary.paused_s else ""
-    rate = summary.settled / max(summary.elapsed_s, 1e-9)
+    rate = summary.settled_now / max(summary.elapsed_s, 1e-9)
     yield (
-        f"{summary.settled:,} rows settled in {duration(summary.elapsed_s)}{paused}: {rate:,.1f}/s, "
+        f"{summary.settled_now:,} rows settled in {duration(summary.elapsed_s)}{paused}: {rate:,.1f}/s, "
         f"{summary.attempts:,} requests"
     )
     if not summary.complete and run.progress.read_share is not None:
@@ -270,13 +270,13 @@ def check_lines(report: CheckReport, options: Options) -> Iterator[str]:
 
 def status_lines(status: Status) -> Iterator[str]:
     """What a checkpoint says of its run."""
-    header, totals = status.header, status.totals
+    header, counts = status.header, status.counts
     state = "not finished" if status.finished_at is None else f"finished {when(status.finished_at)}"
     place = f"workflow {header.workflow}, account {header.account_id}, {header.base_url}"
     yield clean(f"run of {header.input} to {place}", 1_000)
     yield f"begun {when(status.created_at)}, {state}"
     for name in ("created", "existed", "rejected", "invalid", "pending"):
-        yield f"{name:>9}  {getattr(totals, name):>12,}"
+        yield f"{name:>9}  {getattr(counts, name):>12,}"
     yield f"{status.rows:,} lines of the list begun in {status.batches:,} batches, {status.attempts:,} requests"
     if status.batches_in_doubt:
         yield f"{status.batches_in_doubt:,} batches in doubt: the same `bulkwf run` as before settles them"

@@ -17,25 +17,26 @@ from itertools import groupby
 
 import anyio
 
+from bulkwf.batch_state import BatchState
 from bulkwf.batching import IdScheme, Packer, has_its_ids
-from bulkwf.channel import Channel, Health
-from bulkwf.checkpoint import ANOTHER, Attempt, Begun, Checkpoint, damaged
-from bulkwf.delivery import Courier, Hooks, Tally
+from bulkwf.checkpoint import ANOTHER, Begun, Checkpoint, damaged
+from bulkwf.client import OutageTracker, ServiceClient
+from bulkwf.delivery import BatchDelivery, RunContext
 from bulkwf.errors import BulkwfError, Draining, InputError, TemporaryStop
-from bulkwf.ledger import Ledger
+from bulkwf.events import Observer
+from bulkwf.journal import Journal, Observers
 from bulkwf.limiter import Limiter
-from bulkwf.model import Batch, Clock, Fault, Outcome, Reply, Result, Transport, Verdict
-from bulkwf.options import BatchLimits, Options
+from bulkwf.model import Batch, Clock, Result, Transport
+from bulkwf.options import BatchLimits, Options, Target
 from bulkwf.progress import Progress
 from bulkwf.sources import Source
-from bulkwf.windows import quota_text
 
 __all__ = ["Engine"]
 
 AHEAD = 2
 """Batches that may be begun beside those that could go by the time they are durable."""
 
-_Work = tuple[Ledger, float, Awaitable[None] | None]
+_Work = tuple[BatchState, float, Awaitable[None] | None]
 """A batch to be seen through, since when its ids are durable, and what ends when they are."""
 
 
@@ -43,6 +44,7 @@ class Engine:
     """Runs one list through to one target.
 
     Args:
+        target: The workflow.
         source: The list, at its beginning.
         checkpoint: What is known of it, and where results go.
         transport: The way to the target.
@@ -52,11 +54,12 @@ class Engine:
         progress: Counts what is durable.
         clock: Time and chance.
         emit: Given each batch of results once it is durable; None if nobody asks for them.
-        changed: Called when something has been settled.
+        observers: Given each event of the run.
     """
 
     def __init__(
         self,
+        target: Target,
         source: Source,
         checkpoint: Checkpoint,
         transport: Transport,
@@ -67,38 +70,33 @@ class Engine:
         progress: Progress,
         clock: Clock,
         emit: Callable[[Sequence[Result]], Awaitable[None]] | None = None,
-        changed: Callable[[], None] = lambda: None,
+        observers: Sequence[Observer] = (),
     ) -> None:
         self.progress = progress
         self.error: Exception | None = None
         self.drained = False
-        self.trouble = ""
-        """What the last attempt failed for, while nothing has been settled since."""
         self._source = source
         self._checkpoint = checkpoint
         self._limiter = limiter
         self._scheme = scheme
         self._options = options
         self._clock = clock
-        self._emit = emit
-        self._changed = changed
-        totals = progress.totals
-        self._tally = Tally(created=totals.created, rejected=totals.rejected, rows=totals.rows)
-        channel = Channel(
+        self._journal = Journal(checkpoint, progress, clock=clock, emit=emit, observe=Observers(observers))
+        client = ServiceClient(
             transport=transport,
             limiter=limiter,
             policy=options.retry,
-            health=Health(),
-            paused=self._paused,
+            outage=OutageTracker(),
+            journal=self._journal,
             sleep=self._sleep,
             clock=clock.now,
-            draw=clock.draw,
+            random=clock.draw,
         )
-        self._courier = Courier(
-            channel=channel,
+        self._context = RunContext(
+            client=client,
+            journal=self._journal,
+            target=target,
             options=options,
-            hooks=Hooks(settled=self._settled, attempted=self._attempted, noted=checkpoint.flush),
-            tally=self._tally,
             wall=clock.latest,
             where=source.where,
         )
@@ -113,8 +111,12 @@ class Engine:
         self._whole = anyio.CancelScope()
         self._feeding = anyio.CancelScope()
         self._sleeping: dict[anyio.CancelScope, None] = {}  # in the order in which they began
-        self._paused_until = clock.now()
         limiter.watch(self._room.set)
+
+    @property
+    def last_error(self) -> str:
+        """What the last attempt failed for, while nothing has been settled since; empty otherwise."""
+        return self._journal.last_error
 
     @property
     def bound_by(self) -> str:
@@ -135,12 +137,10 @@ class Engine:
                     ended = await self._feed(carriers)
                 for _ in range(self._carriers):
                     self._work.put_nowait(None)
-        if self._tally.unknown and not self.drained:
+        if self._context.unknown and not self.drained:
             self.error = self.error or self._unknown()
-        # What of a pause was still to come has not been waited for.
-        self.progress.paused_s -= max(0.0, self._paused_until - self._clock.now())
         cut = self._whole.cancelled_caught  # batches on their way to the disk may be known to nobody
-        complete = ended and not cut and self.error is None and not self.progress.totals.pending
+        complete = ended and not cut and self.error is None and not self.progress.counts.pending
         await self._close_account(complete=complete)
         return complete
 
@@ -166,7 +166,7 @@ class Engine:
             await self._resume(carriers)
             while (batch := await self._next_batch()) is not None:
                 await self._have_room(len(batch.ids))
-                self._start(carriers, Ledger(batch))
+                self._start(carriers, BatchState(batch))
         except Exception as error:  # noqa: BLE001 - a bug, or the caller's own code: the run ends in order all the same
             self.drain(error)
             return False
@@ -188,7 +188,7 @@ class Engine:
         return None if packer.empty else packer.pack()
 
     def _batch_limits(self) -> BatchLimits:
-        limits, learnt = self._options.batch, self._tally.max_bytes
+        limits, learnt = self._options.batch, self._context.max_bytes
         if learnt is None or learnt >= limits.bytes:
             return limits
         return replace(limits, bytes=max(learnt, 1_024))
@@ -204,7 +204,7 @@ class Engine:
 
     # --- a batch's life -------------------------------------------------------------------------------------------
 
-    def _start(self, carriers: anyio.abc.TaskGroup, ledger: Ledger) -> None:
+    def _start(self, carriers: anyio.abc.TaskGroup, ledger: BatchState) -> None:
         wall = self._clock.wall()
         if self._checkpoint.lost_since is not None:  # an earlier session may have sent these rows
             wall = min(wall, self._checkpoint.lost_since)
@@ -227,13 +227,13 @@ class Engine:
             await self._carry(*work)
             del work  # or its rows would stay until there are others
 
-    async def _carry(self, ledger: Ledger, begun_at: float, begun: Awaitable[None] | None) -> None:
+    async def _carry(self, ledger: BatchState, begun_at: float, begun: Awaitable[None] | None) -> None:
         """See a batch through; *begun* ends when a new one is durable."""
         try:
             if begun is not None:
                 await self._count(ledger.batch, begun)
             if ledger.pending:
-                await self._courier.deliver(ledger, begun_at)
+                await BatchDelivery(self._context, ledger, begun_at).deliver()
         except Draining:
             pass
         except Exception as error:  # noqa: BLE001 - a bug, or the caller's own code: the run ends in order all the same
@@ -245,52 +245,15 @@ class Engine:
     async def _count(self, batch: Batch, begun: Awaitable[None]) -> None:
         """Count a new batch, once it is durable."""
         since = self._clock.now()
-        try:
-            await begun
-        finally:
-            self._beginning -= 1
-        self._commit_s = max(0.9 * self._commit_s, self._clock.now() - since)
-        self.progress.begun(len(batch.ids), len(batch.refused))
-        self._tally.rows += len(batch.ids) + len(batch.refused)
-        self._tally.pending += len(batch.ids)
-        if batch.refused and self._emit is not None:
-            await self._emit(batch.refused)
-        self._changed()
 
-    # --- what deliveries ask for ----------------------------------------------------------------------------------
+        async def durable() -> None:
+            try:
+                await begun
+            finally:
+                self._beginning -= 1
+            self._commit_s = max(0.9 * self._commit_s, self._clock.now() - since)
 
-    async def _settled(self, ledger: Ledger, outcome: Outcome) -> None:
-        await self._checkpoint.settle(ledger, self._clock.wall())
-        self.trouble = ""
-        in_doubt = sum(ledger.others[position].in_doubt for position, _ in outcome.others)
-        self.progress.settled(outcome, in_doubt, self._clock.now())
-        if self._emit is not None:
-            await self._emit(ledger.settled(outcome))
-        self._changed()
-
-    def _attempted(self, ledger: Ledger, instances: int, reply: Reply | Fault, outcome: Outcome) -> None:
-        self.progress.attempts += 1
-        if outcome.verdict is not Verdict.DONE:
-            self.trouble = outcome.message
-        self._checkpoint.note(
-            Attempt(
-                first_row=ledger.batch.first_row,
-                started_at=self._clock.wall() - reply.elapsed_s,
-                elapsed_s=reply.elapsed_s,
-                instances=instances,
-                http_status=reply.status if isinstance(reply, Reply) else None,
-                verdict=outcome.verdict.value,
-                detail=outcome.message or None,
-                quota=quota_text(reply.headers) if isinstance(reply, Reply) else None,
-            )
-        )
-
-    async def _paused(self, seconds: float) -> None:
-        now = self._clock.now()
-        until = max(self._paused_until, now + seconds)  # a later, shorter order shortens nothing
-        self.progress.paused_s += until - max(self._paused_until, now)
-        self._paused_until = until
-        await self._checkpoint.pause(self._clock.wall() + until - now)
+        await self._journal.begun(batch, durable())
 
     async def _sleep(self, seconds: float) -> None:
         if self.drained:
@@ -307,17 +270,14 @@ class Engine:
     async def _close_account(self, *, complete: bool) -> None:
         """Write down what only waits for company, and whether the run is finished."""
         try:
-            if complete:
-                await self._checkpoint.finish(self._clock.wall())
-            else:
-                await self._checkpoint.flush()
+            await self._journal.close(complete=complete)
         except BulkwfError as error:
             self.error = self.error or error
         stopped = type(self.error).__name__ if self.error is not None else "drained"
         self._checkpoint.end(self._clock.wall(), "finished" if complete and self.error is None else stopped)
 
     def _unknown(self) -> TemporaryStop:
-        unknown, first = self._tally.unknown, self._tally.unanswered
+        unknown, first = self._context.unknown, self._context.unanswered
         rows = f"{first} stays" if unknown == 1 else f"{unknown:,} rows stay"
         among = "" if unknown == 1 else f" ({first} is the first)"
         return TemporaryStop(
@@ -351,7 +311,6 @@ class Engine:
                     self._checkpoint.path, f"the rows from row {begun.first_row} on do not have the ids that it holds"
                 )
             await self._have_room(len(ledger.pending))
-            self._tally.pending += len(ledger.pending)
             self._hand_over(carriers, (ledger, begun.begun_at, None))
 
     def _differs(self, begun: Begun, *, ended: bool) -> InputError:

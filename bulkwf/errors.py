@@ -16,6 +16,7 @@ __all__ = [
     "InputError",
     "ServiceRefused",
     "TemporaryStop",
+    "exit_code",
 ]
 
 
@@ -62,9 +63,32 @@ class CheckpointError(BulkwfError):
 
 
 class TemporaryStop(BulkwfError):
-    """The service is ill or has ordered a long pause: nobody must act, run the same thing later. Exit code 75."""
+    """The service is failing, or orders a longer pause than allowed. Exit code 75.
+
+    No action is needed: run the same thing again later.
+    """
 
     exit_code = 75
+
+
+def exit_code(*, complete: bool, failed: bool, error: BulkwfError | None = None, signal: int | None = None) -> int:
+    """The exit code of a run or a verification.
+
+    Args:
+        complete: It came to its end.
+        failed: Some rows need somebody to act: rejected, invalid or missing ones.
+        error: What ended it.
+        signal: Number of the signal that ended it.
+
+    Returns:
+        The first of these that applies: the error's code; 128 + *signal*, if it is not complete; 75, if it is not
+        complete; 1, if it has failed; 0.
+    """
+    if error is not None:
+        return error.exit_code
+    if not complete:
+        return TemporaryStop.exit_code if signal is None else 128 + signal
+    return 1 if failed else 0
 
 
 class Draining(Exception):

@@ -22,10 +22,12 @@ from math import inf
 from typing import Protocol, Self
 
 from bulkwf.errors import Draining
+from bulkwf.model import Fault, Judgement, Reply, Slot, Verdict
 from bulkwf.options import INSTANCE_PERIOD_S, REQUEST_PERIOD_S, RateLimits
-from bulkwf.windows import LOWEST_SHARE, Pace, Said, Window
+from bulkwf.verdicts import HANDLING
+from bulkwf.windows import LOWEST_SHARE, Pace, Said, Window, pause_s
 
-__all__ = ["Limiter", "Slot", "WindowLimiter"]
+__all__ = ["HeldSlot", "Limiter", "WindowLimiter"]
 
 HASTE = 2.0
 """A second's instances are spread over half of it at least. What leaves in one burst arrives as the service finds time,
@@ -45,15 +47,11 @@ PROBE_WITHIN_S = 300.0
 """A process that starts so soon after the end of a stored pause sends one probe first."""
 
 
-class Slot(Protocol):
+class HeldSlot(Slot, Protocol):
     """Leave to send one request, held while it is on the wire."""
 
     async def __aenter__(self) -> Self: ...
     async def __aexit__(self, *_: object) -> None: ...
-
-    def written(self, at: float | None = None) -> None:
-        """The request's body has left this machine: at *at*, a moment in the past, or now."""
-        ...
 
     def unsent(self) -> None:
         """No byte of the request has left."""
@@ -63,7 +61,7 @@ class Slot(Protocol):
 class Limiter(Protocol):
     """Hands out slots to one run, for one target."""
 
-    def slot(self, cost: int) -> Slot:
+    def slot(self, cost: int) -> HeldSlot:
         """A slot for a request that carries *cost* instances; 0 for a look-up. Entered when it is free."""
         ...
 
@@ -81,20 +79,16 @@ class Limiter(Protocol):
         """How many requests of *cost* instances could go in the next *within_s* seconds, those that wait included."""
         ...
 
-    def observe(self, headers: Mapping[str, str], elapsed_s: float = 0.0) -> None:
-        """Take in what an answer's headers say of the limits; *elapsed_s*: so long ago its request went."""
+    def feedback(self, judgement: Judgement, reply: Reply | Fault) -> float | None:
+        """Take in what an attempt's answer says of the limits. To be called before the first await after it.
+
+        Returns:
+            Length of the pause that it orders, in seconds; None if it orders none.
+        """
         ...
 
-    def succeeded(self) -> None:
-        """A request was answered as it should be."""
-        ...
-
-    def overloaded(self) -> None:
-        """A request failed in a way that fewer requests at a time might cure."""
-        ...
-
-    def paused(self, seconds: float) -> None:
-        """The service has refused a request for its rate: nothing is sent for so long."""
+    def pause(self) -> float:
+        """Pause all sending as after a 429 that names no time, 10 to 300 s; returns the length in seconds."""
         ...
 
     def hold(self, seconds: float) -> None:
@@ -142,8 +136,10 @@ class WindowLimiter:
         self._turn_to_post = asyncio.Lock()
         self._turn_to_ask = asyncio.Lock()
         self._heads: dict[asyncio.Future[None], None] = {}  # in the order in which they came
-        self._stopped = False
+        self.stopped = False
         self._paused_until = -inf
+        self._pauses = 0
+        """Pauses in a row without anything being settled."""
         self.probing = False
         self._successes = 0
         self._lowered_at = -inf
@@ -176,7 +172,7 @@ class WindowLimiter:
             async with self._turn_to_post if cost else self._turn_to_ask:
                 while (wait_s := self._wait_s(cost)) > 0:
                     await self._sleep(wait_s)
-                if self._stopped:
+                if self.stopped:
                     raise Draining
                 now = self._clock()
                 self._taken += 1
@@ -214,7 +210,7 @@ class WindowLimiter:
 
     def stop(self) -> None:
         """See `Limiter.stop`."""
-        self._stopped = True
+        self.stopped = True
         self._wake()
 
     def watch(self, changed: Callable[[], None]) -> None:
@@ -222,7 +218,7 @@ class WindowLimiter:
         self._changed = changed
 
     def _wait_s(self, cost: int) -> float:
-        if self._stopped:
+        if self.stopped:
             return 0.0
         now, (places, instances, requests) = self._clock(), self._names
         waits = [
@@ -273,13 +269,29 @@ class WindowLimiter:
 
     # --- what the answers teach -----------------------------------------------------------------------------------
 
+    def feedback(self, judgement: Judgement, reply: Reply | Fault) -> float | None:
+        """See `Limiter.feedback`."""
+        handling = HANDLING[judgement.verdict]
+        if isinstance(reply, Reply):
+            self.observe(reply.headers, reply.elapsed_s)
+        ordered: float | None = None
+        if judgement.verdict is Verdict.THROTTLED:
+            ordered = self.throttled(judgement.retry_after_s)
+        elif handling.overload:
+            self.overloaded()
+        elif handling.accepted:
+            self.succeeded()
+        if judgement.settles:
+            self._pauses = 0
+        return ordered
+
     def observe(self, headers: Mapping[str, str], elapsed_s: float = 0.0) -> None:
-        """See `Limiter.observe`."""
+        """Take in what an answer's headers say of the limits; *elapsed_s*: seconds since its request went."""
         now = self._clock()
         self._quota_spent = self._pace.observe(Said(now, now - elapsed_s, headers.get("ratelimit", "")))
 
     def succeeded(self) -> None:
-        """See `Limiter.succeeded`. A round of successes adds a place; time without refusals restores the rate."""
+        """A request was accepted. A round of successes adds a place; time without refusals restores the rate."""
         now = self._clock()
         if now >= self._paused_until:  # one that was on the wire when the pause began is no probe
             self.probing = False
@@ -299,20 +311,26 @@ class WindowLimiter:
         self._changed()
 
     def overloaded(self) -> None:
-        """See `Limiter.overloaded`. Halves the places, once for all the requests that were on the wire together."""
+        """A request failed, and fewer requests at a time might help: halve them, once for all that were on the wire."""
         now = self._clock()
         if now - self._lowered_at >= 1.0:
             self._lowered_at = now
             self._places = max(1, self._places // 2)
         self._successes = 0
 
-    def paused(self, seconds: float) -> None:
-        """See `Limiter.paused`. One probe goes first afterwards, with a wider margin.
+    def pause(self) -> float:
+        """See `Limiter.pause`."""
+        seconds = self._pause_length_s(None)
+        self.hold(seconds)
+        return seconds
+
+    def throttled(self, ordered_s: float | None) -> float:
+        """A request was refused for its rate. One probe goes first after the pause, with a wider margin.
 
         A rate that is refused once is cured by the pause. It is halved if it is refused again soon, or while it is
         lowered, or because the quota is spent: then another job shares it. A lowered rate is spread evenly.
         """
-        now = self._clock()
+        now, seconds = self._clock(), self._pause_length_s(ordered_s)
         if now >= self._paused_until:
             window = self._requests if self._quota_spent else self._instances
             if window is not None:
@@ -321,6 +339,16 @@ class WindowLimiter:
                     window.share = max(LOWEST_SHARE, window.share / 2)
         self.hold(seconds)
         self._refused_at = self._paused_until
+        return seconds
+
+    def _pause_length_s(self, ordered_s: float | None) -> float:
+        """Length of a pause that begins now. Requests on the wire that are refused together count once."""
+        now = self._clock()
+        if now >= self._paused_until or not self._pauses:
+            self._pauses += 1
+        elif ordered_s is None:
+            return self._paused_until - now
+        return pause_s(self._pauses, ordered_s)
 
     def hold(self, seconds: float) -> None:
         """See `Limiter.hold`."""
@@ -375,6 +403,9 @@ class _WindowSlot:
 
     async def __aexit__(self, *_: object) -> None:
         self._limiter.give_back(self._cost, self._taken_at, sent=self._sent, written=self._written)
+
+    def writing(self) -> bool:
+        return not self._limiter.stopped  # a run that drains sends nothing more
 
     def written(self, at: float | None = None) -> None:
         if not self._written and not self._probe:

@@ -8,7 +8,6 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 __all__ = [
     "UNKNOWN_BOOT",
-    "Answer",
     "Batch",
     "Boot",
     "Clock",
@@ -16,7 +15,8 @@ __all__ = [
     "FaultKind",
     "Finding",
     "Instance",
-    "Outcome",
+    "InstanceInfo",
+    "Judgement",
     "Reply",
     "Result",
     "RowOutcome",
@@ -128,22 +128,16 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Summary:
-    """What is durable of a run, over all its sessions so far.
+class Counts:
+    """Rows by outcome. Blank rows are not counted.
 
     Attributes:
-        created: Rows whose instance the service has said it created.
-        existed: Rows whose id the service held already.
+        created: The service has created the instance for this run.
+        existed: The service held the instance already.
         existed_in_doubt: How many of `existed` an earlier attempt of this run may have created.
-        rejected: Rows that the service refuses.
-        invalid: Rows that bulkwf refused before sending.
-        pending: Rows begun and not settled. Rows that were never read are not counted.
-        complete: The list was read to its end and no row is pending.
-        attempts: Requests of this session that came to an end.
-        elapsed_s: Length of this session.
-        paused_s: How long of that all sending was paused: as the service ordered, or because it created nothing.
-        settled: Rows that this session settled.
-        exit_code: What the command line exits with.
+        rejected: The service refuses the row.
+        invalid: Refused before sending.
+        pending: Begun, and not settled yet.
     """
 
     created: int = 0
@@ -152,17 +146,47 @@ class Summary:
     rejected: int = 0
     invalid: int = 0
     pending: int = 0
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(
+            created=self.created + other.created,
+            existed=self.existed + other.existed,
+            existed_in_doubt=self.existed_in_doubt + other.existed_in_doubt,
+            rejected=self.rejected + other.rejected,
+            invalid=self.invalid + other.invalid,
+            pending=self.pending + other.pending,
+        )
+
+    @property
+    def settled(self) -> int:
+        """Rows that are not pending."""
+        return self.created + self.existed + self.rejected + self.invalid
+
+    @property
+    def rows(self) -> int:
+        """Rows that the run has met so far."""
+        return self.settled + self.pending
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary(Counts):
+    """What has become of a run's rows, over all its sessions.
+
+    Attributes:
+        complete: The list was read to its end, and every row is settled.
+        attempts: Requests of this session.
+        elapsed_s: Length of this session, in seconds.
+        paused_s: How long all sending was paused in this session, in seconds.
+        settled_now: Rows that this session has settled.
+        exit_code: What the command line exits with; see `bulkwf.errors.exit_code`.
+    """
+
     complete: bool = False
     attempts: int = 0
     elapsed_s: float = 0.0
     paused_s: float = 0.0
-    settled: int = 0
+    settled_now: int = 0
     exit_code: int = 0
-
-    @property
-    def rows(self) -> int:
-        """Rows that the run has met, blank ones not counted."""
-        return self.created + self.existed + self.rejected + self.invalid + self.pending
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,7 +226,7 @@ class Reply:
         body: As it came; never compressed.
         elapsed_s: From the start of the request to the last byte of the answer.
         received_at: When the answer was complete, in seconds of Unix time.
-        credential: Which of the credentials seen so far the request carried; see `Transport.renew`.
+        credential: Which of the credentials seen so far the request carried; see `Transport.refresh_credential`.
     """
 
     status: int
@@ -251,7 +275,7 @@ class Verdict(Enum):
     """A 2xx that is no answer to this request: in doubt, and the connection is not to be trusted again."""
     OMITTED = "omitted"
     """A complete answer without some of the ids sent."""
-    REFUSED = "refused"
+    BAD_REQUEST = "bad_request"
     """Something in the request is bad: send it in halves."""
     TOO_LARGE = "too_large"
     THROTTLED = "throttled"
@@ -276,7 +300,7 @@ class Verdict(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class InstanceInfo:
     """What the service says of an instance it has created."""
 
     status: str | None = None
@@ -285,7 +309,7 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class Judgement:
     """What one attempt came to. Instances are named by their position in `Batch.ids`.
 
     `created`, `others` and `unsettled` together are what was sent, always.
@@ -304,13 +328,18 @@ class Outcome:
 
     verdict: Verdict
     created: Sequence[int] = ()
-    answer: Answer | None = None
+    answer: InstanceInfo | None = None
     others: tuple[tuple[int, Result], ...] = ()
     unsettled: Sequence[int] = ()
     code: int | None = None
     message: str = ""
     retry_after_s: float | None = None
     elapsed_s: float = 0.0
+
+    @property
+    def settles(self) -> bool:
+        """Whether any instance has been settled."""
+        return bool(self.created or self.others)
 
 
 class Boot(NamedTuple):
@@ -379,34 +408,67 @@ class Clock:
         return self.wall() if self.system is None else max(self.wall(), self.system())
 
 
-class Written(Protocol):
-    """Called once the body of a request has left this machine."""
+class Slot(Protocol):
+    """The limits' leave to send one request, as a transport sees it."""
 
-    def __call__(self, at: float | None = None) -> None:
-        """It left at *at*, on the run's monotonic clock: a moment in the past, or now."""
+    def writing(self) -> bool:
+        """Called just before the first byte. False: the leave is lost, and the request must not be sent."""
         ...
+
+    def written(self, at: float | None = None) -> None:
+        """The body has left this machine: at *at*, a past moment of the run's monotonic clock, or now."""
+        ...
+
+
+class RequestKind(Enum):
+    """What a request asks the service for."""
+
+    CREATE = "create"
+    """Create a batch of instances."""
+    LOOK_UP = "look_up"
+    """One instance."""
+    LIST = "list"
+    """A page of a workflow's instances."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One request to the Workflows API. Built by `bulkwf.requests`.
+
+    Attributes:
+        kind: What it asks for.
+        method: HTTP method.
+        path: Percent-encoded path below the base URL, starting with a slash.
+        query: Query parameters, not encoded.
+        body: JSON; None if the request has none.
+    """
+
+    kind: RequestKind
+    method: str
+    path: str
+    query: Mapping[str, str] = field(default_factory=dict)
+    body: bytes | None = field(default=None, repr=False)
 
 
 class Transport(Protocol):
-    """The way to one target. It never raises for the network: what went wrong is a `Fault`."""
+    """Sends requests to the service. It never raises for the network: what went wrong is a `Fault`."""
 
-    async def post(self, body: bytes, written: Written) -> Reply | Fault:
-        """Send one batch-create request; `written` is called once its body has left this machine."""
+    async def send(self, request: Request, slot: Slot) -> Reply | Fault:
+        """Send one request and read its answer.
+
+        Args:
+            request: What to send.
+            slot: `writing` is called just before the first byte; if it returns False, nothing is sent and a
+                `NOT_SENT` fault is returned. `written` is called once the body has left this machine, at the latest
+                when the answer begins.
+        """
         ...
 
-    async def get(self, instance_id: str, written: Callable[[], None]) -> Reply | Fault:
-        """Ask for one instance."""
+    async def refresh_credential(self, credential: int) -> bool:
+        """Ask the credential's source again; True if it gives another one than number *credential*."""
         ...
 
-    async def list(self, query: Mapping[str, str], written: Callable[[], None]) -> Reply | Fault:
-        """Ask for a page of the workflow's instances; *query* holds the page's parameters."""
-        ...
-
-    async def renew(self, credential: int) -> bool:
-        """Whether there is another credential than the refused one, asking the source of credentials again."""
-        ...
-
-    def distrust(self) -> None:
+    def drop_connections(self) -> None:
         """Send no further request over a connection that is open now."""
         ...
 

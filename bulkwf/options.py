@@ -228,9 +228,9 @@ class Target:
         _check_base_url(self.base_url)
 
     @property
-    def instances_url(self) -> str:
-        """URL of the collection of the workflow's instances, without a slash at its end."""
-        return f"{self.base_url}/accounts/{self.account_id}/workflows/{self.workflow}/instances"
+    def instances_path(self) -> str:
+        """Path of the workflow's instances below the base URL, without a slash at its end."""
+        return f"/accounts/{self.account_id}/workflows/{self.workflow}/instances"
 
     @property
     def loopback(self) -> bool:

@@ -19,7 +19,7 @@ import anyio
 from bulkwf.api import open_run
 from bulkwf.console import ShownRun, ShownVerification, say, show_progress, summary_lines, verified_lines, when
 from bulkwf.credentials import TokenSource, environment_credential, file_credential
-from bulkwf.errors import BulkwfError, CheckpointError, ConfigError, InputError
+from bulkwf.errors import BulkwfError, CheckpointError, ConfigError, InputError, exit_code
 from bulkwf.model import Finding, Summary
 from bulkwf.options import REHEARSAL, Options
 from bulkwf.process import caught_signals
@@ -63,7 +63,8 @@ class Session:
                     summary = await opened.finish()
             except BulkwfError as stopped:
                 error, summary = stopped, stopped.summary or Summary()
-            code = _exit_code(summary, error, signals.received)
+            failed = summary.exit_code == 1
+            code = exit_code(complete=summary.complete, failed=failed, error=error, signal=signals.received)
             if not quiet:
                 for line in summary_lines(opened, summary):
                     say(line)
@@ -133,11 +134,7 @@ class VerifySession:
                         await verification.run()
             except BulkwfError as stopped:
                 error = stopped
-            verified = verification.verified()
-            if error is not None:
-                verified = replace(verified, exit_code=error.exit_code)
-            elif signals.received is not None and not verified.complete:
-                verified = replace(verified, exit_code=128 + signals.received)
+            verified = verification.verified(error, signals.received)
             tell(verified, findings.bad(time.time(), asked_for_all=verified.asked_for_all))
             findings.spent = verified.complete
             if not quiet:
@@ -174,14 +171,6 @@ class Signals:
 
 def _token(file: Path | None) -> TokenSource:
     return environment_credential if file is None else file_credential(file)
-
-
-def _exit_code(summary: Summary, error: BulkwfError | None, received: signal.Signals | None) -> int:
-    if error is not None:
-        return error.exit_code
-    if received is not None and not summary.complete:
-        return 128 + received
-    return summary.exit_code
 
 
 def _what_next(error: BulkwfError | None, received: signal.Signals | None) -> str:

@@ -17,14 +17,16 @@ import errno
 import ssl
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from urllib.parse import quote, urlencode, urlsplit
+from contextvars import ContextVar
+from urllib.parse import urlencode, urlsplit
 
 import aiohttp
 from aiohttp.abc import AbstractStreamWriter
+from aiohttp.connector import Connection
 
 from bulkwf.credentials import Credentials
 from bulkwf.errors import ConfigError
-from bulkwf.model import Fault, FaultKind, Reply, Written
+from bulkwf.model import Fault, FaultKind, Reply, Request, Slot
 from bulkwf.options import Options, Target
 from bulkwf.threads import in_daemon_thread
 from bulkwf.wire import Upload
@@ -35,6 +37,7 @@ MAX_BODY_BYTES = 8 * 1_048_576
 CONNECT_TIMEOUT_S = 10.0
 KEEPALIVE_S = 15.0
 USER_AGENT = "bulkwf"
+JSON_BODY = {"Content-Type": "application/json"}
 RAYS = 1_024
 """So many answers' marks are remembered."""
 READ_HEADERS = ("cf-mitigated", "cf-ray", "date", "location", "ratelimit", "retry-after")
@@ -74,7 +77,7 @@ class AiohttpTransport:
         clock: Callable[[], float],
         wall: Callable[[], float],
     ) -> None:
-        self._url = target.instances_url
+        self._base_url = target.base_url
         self._credentials = credentials
         self._options = options
         self._limited = options.rate.instances_per_s is not None or options.rate.requests_per_5m is not None
@@ -84,33 +87,26 @@ class AiohttpTransport:
         self._timeout = aiohttp.ClientTimeout(total=options.timeout_s, sock_connect=CONNECT_TIMEOUT_S)
         self._pool = self._open_pool()
         self._retired: list[_Pool] = []
-        self._renewing = asyncio.Lock()
+        self._refreshing = asyncio.Lock()
         self._rays: OrderedDict[str, None] = OrderedDict()
 
-    async def post(self, body: bytes, written: Written) -> Reply | Fault:
-        """See `Transport.post`."""
-        headers = {"Content-Type": "application/json"}
-        payload = _Body(body, written, self._clock if self._limited else None)
+    async def send(self, request: Request, slot: Slot) -> Reply | Fault:
+        """See `Transport.send`."""
+        if request.body is None:
+            return await self._exchange(request, slot, None, slot.written)
+        body = _Body(request.body, slot, self._clock if self._limited else None)
         try:
-            return await self._request("POST", self._url + "/batch", headers, payload, payload.answered)
+            return await self._exchange(request, slot, body, body.answered)
         finally:
-            payload.unwatch()
+            body.unwatch()
 
-    async def get(self, instance_id: str, written: Callable[[], None]) -> Reply | Fault:
-        """See `Transport.get`."""
-        return await self._request("GET", f"{self._url}/{quote(instance_id, safe='')}?simple=true", {}, None, written)
-
-    async def list(self, query: Mapping[str, str], written: Callable[[], None]) -> Reply | Fault:
-        """See `Transport.list`."""
-        return await self._request("GET", f"{self._url}?{urlencode(query)}", {}, None, written)
-
-    async def renew(self, credential: int) -> bool:
-        """See `Transport.renew`."""
-        async with self._renewing:
+    async def refresh_credential(self, credential: int) -> bool:
+        """See `Transport.refresh_credential`."""
+        async with self._refreshing:
             return await in_daemon_thread(lambda: self._credentials.renew(credential))
 
-    def distrust(self) -> None:
-        """See `Transport.distrust`. Requests under way on the old connections are let through to their end."""
+    def drop_connections(self) -> None:
+        """See `Transport.drop_connections`. Requests under way on the old connections are let through to their end."""
         self._retired = [pool for pool in self._retired if not pool.session.closed]
         self._retired.append(self._pool)
         self._pool.retire()
@@ -121,34 +117,35 @@ class AiohttpTransport:
         for pool in (*self._retired, self._pool):
             await pool.session.close()
 
-    async def _request(
-        self,
-        method: str,
-        url: str,
-        headers: dict[str, str],
-        body: "_Body | None",
-        written: Callable[[], None],
+    async def _exchange(
+        self, request: Request, slot: Slot, body: "_Body | None", answer_began: Callable[[], None]
     ) -> Reply | Fault:
         started = self._clock()
         number = self._credentials.number
+        url = self._base_url + request.path + ("?" + urlencode(request.query) if request.query else "")
+        headers = self._credentials.headers if body is None else JSON_BODY | self._credentials.headers
+        _slot.set(slot)
         try:
             with self._pool as session:
                 async with session.request(
-                    method,
+                    request.method,
                     url,
                     data=body,
-                    headers=headers | self._credentials.headers,
+                    headers=headers,
                     allow_redirects=False,
                     proxy=self._options.proxy,
                     timeout=self._timeout,
                 ) as response:
-                    written()
+                    answer_began()
                     answer = await _read(response)
                     status, received = response.status, self._headers(response)
                     if self._is_copy(received):
-                        self.distrust()  # the answer that it came before is still on its way there
+                        self.drop_connections()  # the answer that it came before is still on its way there
                         text = "a copy of an earlier answer: it has the same cf-ray"
                         return Fault(kind=FaultKind.IN_DOUBT, message=text, elapsed_s=self._clock() - started)
+        except _LeaveLostError:
+            text = "the leave to send was lost before the first byte"
+            return Fault(kind=FaultKind.NOT_SENT, message=text, elapsed_s=self._clock() - started)
         except (aiohttp.ClientError, OSError, ValueError) as error:
             return _fault(error, self._clock() - started, self._options.proxy)
         if answer is None:
@@ -193,10 +190,28 @@ class AiohttpTransport:
             auto_decompress=False,
             trust_env=False,
             timeout=self._timeout,
+            request_class=_ClientRequest,
             headers={"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": USER_AGENT},
         )
         session._retry_connection = False  # noqa: SLF001 - rule 4; there is no public way
         return _Pool(session)
+
+
+_slot: ContextVar[Slot] = ContextVar("bulkwf_slot")
+"""The slot of the request that the running task sends: aiohttp hands nothing of ours on to `_ClientRequest`."""
+
+
+class _LeaveLostError(Exception):
+    """The slot's leave to send was lost before the first byte."""
+
+
+class _ClientRequest(aiohttp.ClientRequest):
+    """A request that asks its slot just before its first byte, when the connection is there."""
+
+    async def send(self, conn: Connection) -> aiohttp.ClientResponse:
+        if not _slot.get().writing():
+            raise _LeaveLostError
+        return await super().send(conn)
 
 
 class _Pool:
@@ -230,28 +245,28 @@ class _Body(aiohttp.BytesPayload):
 
     Args:
         value: Its bytes.
-        written: Called once the body has left this machine.
+        slot: Learns when the body has left this machine.
         clock: Monotonic seconds. None if no rate is limited: then `written` is called when asyncio has the body.
     """
 
-    def __init__(self, value: bytes, written: Written, clock: Callable[[], float] | None) -> None:
+    def __init__(self, value: bytes, slot: Slot, clock: Callable[[], float] | None) -> None:
         # Past BytesPayload's own constructor, which warns of bodies over 1 MiB.
         super(aiohttp.BytesPayload, self).__init__(value, content_type="application/json")
         self._size = len(value)
-        self._written = written
+        self._slot = slot
         self._clock = clock
         self._upload: Upload | None = None
 
     async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
         transport, size = getattr(writer, "transport", None), writer.output_size
         if transport is not None and self._clock is not None:
-            self._upload = Upload(transport, self._written, self._clock)
+            self._upload = Upload(transport, self._slot.written, self._clock)
         await super().write_with_length(writer, content_length)
         await writer.drain()
         if self._upload is not None:  # which looks from timers of its own: what is waited for here delays the answer
             self._upload.follow(writer.output_size - size)
         else:
-            self._written()
+            self._slot.written()
 
     def answered(self) -> None:
         """The answer has begun."""

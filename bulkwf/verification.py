@@ -13,7 +13,7 @@ Rules:
 3. What was found is kept in a file (`Findings`): a verification that is cut off goes on where it was.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -23,15 +23,19 @@ from pathlib import Path
 
 import anyio
 
-from bulkwf.channel import Channel, Health
+from bulkwf.batch_state import BatchState
 from bulkwf.checkpoint import Findings, Scope, read_boot, read_past, read_run_past, read_status
+from bulkwf.client import OutageTracker, ServiceClient
 from bulkwf.credentials import TokenSource
-from bulkwf.errors import BulkwfError, ServiceRefused
-from bulkwf.model import Batch, Fault, Outcome, Reply, Verdict
+from bulkwf.errors import BulkwfError, ServiceRefused, exit_code
+from bulkwf.events import AttemptFinished
+from bulkwf.judge import judge_lookup, judge_page
+from bulkwf.model import Batch, Fault, Judgement, Reply, Request, RequestKind, Verdict
 from bulkwf.options import REHEARSAL, Options, Target
-from bulkwf.outcome import judge_lookup, judge_page
 from bulkwf.payload import Page
-from bulkwf.retry import LOOK_UP_FAILURES, LOOK_UP_TRIES
+from bulkwf.requests import get_instance, list_instances
+from bulkwf.retry import LOOK_UP_TRIES
+from bulkwf.verdicts import HANDLING
 from bulkwf.windows import Said, quota_text
 from bulkwf.wiring import open_limiter, open_transport, require_asyncio, restore, system_clock
 
@@ -51,7 +55,6 @@ CONFIRM_AFTER_S = 1.0
 LIST_TRIES = 3
 """So often in a row may a page of the list fail; then look-ups, as many as the patience with it, go first."""
 UNTOLD = "unknown"
-_ILL = frozenset({Verdict.IN_DOUBT, Verdict.CONTRADICTION})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,13 +90,60 @@ class Verified:
     exit_code: int
 
 
+class VerificationJournal:
+    """Keeps in the findings what a verification's requests count for the limits.
+
+    Args:
+        findings: Where to.
+        wall: Unix time in seconds, as the findings count it.
+
+    Attributes:
+        requests: Requests of this session.
+        answers: How many of them the service has answered as it should.
+        last_error: What the last request failed for, while none has succeeded since; empty otherwise.
+    """
+
+    def __init__(self, findings: Findings, wall: Callable[[], float]) -> None:
+        self.requests = 0
+        self.answers = 0
+        self.last_error = ""
+        self._findings = findings
+        self._wall = wall
+
+    def sending(self) -> None:
+        """Count a request before it leaves: one that is on the wire when the process is killed has been sent, too."""
+        self.requests += 1
+        self._findings.sent(self._wall())
+
+    async def record(self, attempt: AttemptFinished, state: BatchState | None) -> None:
+        """See `client.AttemptJournal.record`. No answer must be durable before the next request."""
+        assert state is None
+        now, reply, judgement = self._wall(), attempt.reply, attempt.judgement
+        if isinstance(reply, Reply) and (quota := quota_text(reply.headers)) is not None:
+            self._findings.said(Said(now, now - reply.elapsed_s, quota))
+        if judgement.verdict in (Verdict.DONE, Verdict.ABSENT):
+            self.answers += 1
+            self.last_error = ""
+        else:
+            self.last_error = judgement.message
+        if attempt.pause_s is not None:
+            await self.pause(attempt.pause_s)
+
+    async def pause(self, seconds: float) -> None:
+        """See `client.AttemptJournal.pause`."""
+        now = self._wall()
+        self._findings.pause(now + seconds, now)
+
+
 class Verification:
     """Asks for every instance of a scope.
 
     Args:
+        target: The workflow.
         scope: What is to be verified.
         findings: What was found so far, and where more goes.
-        channel: The way to the service.
+        client: Makes the requests.
+        journal: The client's.
         concurrency: Look-ups at a time.
         wall: Unix time in seconds, as the findings count it.
         run_shift_s: What to add to the run's times to have them by the system's clock.
@@ -101,34 +151,38 @@ class Verification:
 
     def __init__(
         self,
+        target: Target,
         scope: Scope,
         findings: Findings,
-        channel: Channel,
+        client: ServiceClient,
+        journal: VerificationJournal,
         *,
         concurrency: int,
         wall: Callable[[], float],
         run_shift_s: float = 0.0,
     ) -> None:
         self.findings = findings
-        self.requests = 0
-        self.trouble = ""
-        """What the last request failed for, while none has succeeded since."""
+        self._target = target
         self._scope = scope
-        self._channel = channel
+        self._client = client
+        self._journal = journal
         self._concurrency = concurrency
         self._wall = wall
         self._run_shift_s = run_shift_s
-        self._started_at = channel.clock()
+        self._started_at = client.clock()
         self._asked_for_all = False
-        self._answers = 0
-        """Requests that the service has answered as it should."""
         self._asking_others = anyio.Lock()
         self._list_is_ill = False
 
     @property
+    def last_error(self) -> str:
+        """What the last request failed for, while none has succeeded since; empty otherwise."""
+        return self._journal.last_error
+
+    @property
     def bound_by(self) -> str:
         """What the next request waits for, in words."""
-        return self._channel.limiter.bound_by
+        return self._client.limiter.bound_by
 
     @property
     def answered(self) -> int:
@@ -158,16 +212,21 @@ class Verification:
         if self.answered < findings.wanted:  # absent so far
             if not findings.found:
                 await self._page({"per_page": "1"})  # is there such a workflow at all?
-            await self._channel.sleep(CONFIRM_AFTER_S)
+            await self._client.sleep(CONFIRM_AFTER_S)
             await self._look_up_all(findings.unanswered(1))
         self._asked_for_all = True
 
-    def verified(self) -> Verified:
-        """What it has come to so far."""
+    def verified(self, error: BulkwfError | None = None, signal: int | None = None) -> Verified:
+        """What it has come to so far.
+
+        Args:
+            error: What ended it.
+            signal: Number of the signal that ended it.
+        """
         findings, finished = self.findings, self._scope.status.finished_at is not None
         unknown = findings.wanted - self.answered if self._asked_for_all else 0
         complete = self._asked_for_all and not unknown
-        code = 1 if findings.missing else 0 if complete and finished else 75
+        missing = findings.missing > 0
         return Verified(
             instances=findings.wanted,
             total=findings.wanted if self._scope.sample is None else self._scope.total,
@@ -178,9 +237,14 @@ class Verification:
             run_finished=finished,
             asked_for_all=self._asked_for_all,
             complete=complete,
-            requests=self.requests,
-            elapsed_s=self._channel.clock() - self._started_at,
-            exit_code=code,
+            requests=self._journal.requests,
+            elapsed_s=self._client.clock() - self._started_at,
+            exit_code=exit_code(
+                complete=(complete and finished) or (missing and signal is None),
+                failed=missing,
+                error=error,
+                signal=None if complete else signal,
+            ),
         )
 
     # --- by the list ----------------------------------------------------------------------------------------------
@@ -224,29 +288,30 @@ class Verification:
         found: Page | None = None
         failures = 0
 
-        def judge(reply: Reply | Fault) -> Outcome:
+        def judge(reply: Reply | Fault) -> Judgement:
             nonlocal found
             outcome, found = judge_page(reply)
             return outcome
 
-        async def attempt() -> Outcome:
+        async def attempt() -> Judgement:
             nonlocal failures
-            outcome = await self._ask(lambda written: self._channel.transport.list(query, written), judge)
-            failures += outcome.verdict in _ILL
+            request = list_instances(self._target, query)
+            outcome = await self._attempt(RequestKind.LIST, request, judge)
+            failures += HANDLING[outcome.verdict].in_doubt
             self._list_is_ill = failures >= LIST_TRIES
             if self._list_is_ill or outcome.verdict is Verdict.WRONG_ADDRESS:
-                return replace(outcome, verdict=Verdict.REFUSED)
+                return replace(outcome, verdict=Verdict.BAD_REQUEST)
             return outcome
 
-        await self._channel.persist(attempt)
+        await self._client.with_retries(attempt)
         return found
 
     def _window(self) -> dict[str, str]:
         """The dates between which the list is read: those of the run, for as far as its instances began then."""
         status = self._scope.status
         window = {}
-        totals = status.totals
-        if status.first_begun_at and totals.existed - totals.existed_in_doubt <= FEW_EXISTED * self._scope.total:
+        counts = status.counts
+        if status.first_begun_at and counts.existed - counts.existed_in_doubt <= FEW_EXISTED * self._scope.total:
             window["date_start"] = _iso(status.first_begun_at + self._run_shift_s - CLOCK_SKEW_S)
         if status.last_settled_at and status.finished_at:
             window["date_end"] = _iso(status.last_settled_at + self._run_shift_s + CLOCK_SKEW_S)
@@ -273,19 +338,19 @@ class Verification:
             raise errors[0]
 
     async def _look_up(self, instance_id: str) -> None:
-        failures, answers = 0, self._answers
+        failures, answers = 0, self._journal.answers
 
-        async def attempt() -> Outcome:
+        async def attempt() -> Judgement:
             nonlocal failures, answers
             outcome = await self._ask_for(instance_id)
-            if outcome.verdict not in LOOK_UP_FAILURES:
+            if not HANDLING[outcome.verdict].lookup_failed:
                 return outcome
-            failures, since, answers = failures + 1, answers, self._answers
+            failures, since, answers = failures + 1, answers, self._journal.answers
             if failures % LOOK_UP_TRIES == 0 and await self._answers_others(since):
                 return replace(outcome, verdict=Verdict.UNANSWERED)
             return outcome
 
-        outcome = await self._channel.persist(attempt)
+        outcome = await self._client.with_retries(attempt)
         if outcome.verdict is Verdict.UNANSWERED:
             return
         if outcome.verdict is Verdict.ABSENT:
@@ -294,50 +359,35 @@ class Verification:
             (_, result), *_ = outcome.others
             self.findings.present(instance_id, result.status or UNTOLD, self._wall())
 
-    async def _ask_for(self, instance_id: str) -> Outcome:
+    async def _ask_for(self, instance_id: str) -> Judgement:
         """One look-up."""
-        asked = _alone(instance_id)
-        return await self._ask(
-            lambda written: self._channel.transport.get(instance_id, written),
-            lambda reply: judge_lookup(asked, 0, reply),
-        )
+        asked, request = _alone(instance_id), get_instance(self._target, instance_id)
+        return await self._attempt(RequestKind.LOOK_UP, request, lambda reply: judge_lookup(asked, 0, reply))
 
     async def _answers_others(self, answers: int) -> bool:
         """Whether the service has answered anything since it had answered *answers* requests; asks, if need be."""
         async with self._asking_others:
-            if self._answers == answers:
+            if self._journal.answers == answers:
                 known = self.findings.any_found()
                 if known is None:
                     await self._page({"per_page": "1"})
                 else:
                     await self._ask_for(known)
-        return self._answers > answers
+        return self._journal.answers > answers
 
-    async def _ask(
-        self, send: Callable[[Callable[[], None]], Awaitable[Reply | Fault]], judge: Callable[[Reply | Fault], Outcome]
-    ) -> Outcome:
-        """One request, counted before it leaves: one that is on the wire when all is cut off has been sent, too."""
+    async def _attempt(
+        self, kind: RequestKind, request: Request, judge: Callable[[Reply | Fault], Judgement]
+    ) -> Judgement:
+        """One request."""
 
-        async def count_and_send(written: Callable[[], None]) -> Reply | Fault:
-            self.requests += 1
-            self.findings.sent(self._wall())
-            return await send(written)
+        def sending() -> Request:
+            self._journal.sending()
+            return request
 
-        outcome, reply = await self._channel.ask(count_and_send, judge)
-        if isinstance(reply, Reply) and (quota := quota_text(reply.headers)) is not None:
-            now = self._wall()
-            self.findings.said(Said(now, now - reply.elapsed_s, quota))
-        if outcome.verdict in (Verdict.DONE, Verdict.ABSENT):
-            self._answers += 1
-            self._channel.health.well()
-            self.trouble = ""
-        else:
-            self.trouble = outcome.message
-        return await self._channel.learn(outcome, reply, _keep)
-
-
-async def _keep(_: Outcome) -> None:
-    """Nothing that an answer settles has to be durable before the next request."""
+        judgement = await self._client.attempt(kind, sending, judge)
+        if judgement.verdict in (Verdict.DONE, Verdict.ABSENT):
+            self._client.outage.success()
+        return judgement
 
 
 def _alone(instance_id: str) -> Batch:
@@ -386,23 +436,23 @@ async def open_verification(
         past = read_run_past(checkpoint, since, findings.boot).joined(read_past(checkpoint, since, findings.boot))
         restore(limiter, past, options, wall)
 
-        async def paused(seconds: float) -> None:
-            findings.pause(clock.wall() + seconds, clock.wall())
-
-        channel = Channel(
+        journal = VerificationJournal(findings, clock.wall)
+        client = ServiceClient(
             transport=transport,
             limiter=limiter,
             policy=options.retry,
-            health=Health(),
-            paused=paused,
+            outage=OutageTracker(),
+            journal=journal,
             sleep=clock.sleep,
             clock=clock.now,
-            draw=clock.draw,
+            random=clock.draw,
         )
         yield Verification(
+            target,
             scope,
             findings,
-            channel,
+            client,
+            journal,
             concurrency=options.rate.concurrency,
             wall=clock.wall,
             run_shift_s=run_shift_s,

@@ -23,8 +23,6 @@ import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from bulkwf.model import Written
-
 __all__ = ["Upload", "kernel_counts"]
 
 SIOCOUTQ = 0x5411
@@ -75,7 +73,9 @@ class Upload:
         clock: The running loop's time, in seconds.
     """
 
-    def __init__(self, transport: asyncio.Transport, written: Written, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, transport: asyncio.Transport, written: Callable[[float], None], clock: Callable[[], float]
+    ) -> None:
         self._transport = transport
         self._socket = transport.get_extra_info("socket")
         self._written = written

@@ -17,29 +17,49 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 from zlib import crc32
 
 import orjson
 
+from bulkwf.batch_state import BatchState
 from bulkwf.batching import IdScheme, Packer
-from bulkwf.channel import Channel, Health
 from bulkwf.checkpoint import Begun, Checkpoint, RunHeader, inline
 from bulkwf.checkpoint.records import checksum, seal_run
-from bulkwf.delivery import Courier, Hooks, Tally
+from bulkwf.client import OutageTracker, ServiceClient
+from bulkwf.delivery import BatchDelivery, RunContext
 from bulkwf.emulator import Caller, Limits, Service, Target, parse_script
 from bulkwf.emulator.answers import Answer, refusal
 from bulkwf.emulator.faults import NO_FAULT, Facts, decide
 from bulkwf.emulator.faults import Fault as Trouble
 from bulkwf.errors import Draining
-from bulkwf.ledger import Ledger
+from bulkwf.journal import Journal
 from bulkwf.limiter import WindowLimiter
-from bulkwf.model import Answer as Told
-from bulkwf.model import Batch, Clock, Fault, FaultKind, Outcome, Reply, Result, RowOutcome, Slice, Verdict
+from bulkwf.model import (
+    Batch,
+    Clock,
+    Counts,
+    Fault,
+    FaultKind,
+    InstanceInfo,
+    Judgement,
+    Reply,
+    Request,
+    RequestKind,
+    Result,
+    RowOutcome,
+    Slice,
+    Slot,
+    Verdict,
+)
 from bulkwf.options import BatchLimits, Options, RateLimits
+from bulkwf.options import Target as RunTarget
+from bulkwf.progress import Progress
 
 EPOCH = 1_760_000_000.0
 """The time of day at which virtual time 0 is."""
 TARGET = Target("acct", "resize")
+RUN_TARGET = RunTarget(base_url="https://api.example/client/v4", account_id="acct", workflow="resize")
 UNLIMITED = RateLimits(instances_per_s=None, requests_per_5m=None)
 
 
@@ -200,11 +220,37 @@ def fault(kind: FaultKind = FaultKind.IN_DOUBT, message: str = "the connection b
     return Fault(kind=kind, message=message)
 
 
+@dataclass
+class Leave:
+    """A slot outside of any limiter. `on_written` is called when the body is written."""
+
+    on_written: Callable[..., None] = lambda at=None: None
+    lost: bool = False
+
+    def writing(self) -> bool:
+        """See `Slot.writing`."""
+        return not self.lost
+
+    def written(self, at: float | None = None) -> None:
+        """See `Slot.written`."""
+        self.on_written(at)
+
+
 # --- transports ---------------------------------------------------------------------------------------------------
 
 
+METHODS = {RequestKind.CREATE: "POST", RequestKind.LOOK_UP: "GET", RequestKind.LIST: "LIST"}
+
+
+def ids_of(request: Request) -> list[str]:
+    """The ids that a request names."""
+    if request.kind is RequestKind.CREATE:
+        return [item["instance_id"] for item in orjson.loads(request.body or b"[]")]
+    return [unquote(request.path.rpartition("/")[2])] if request.kind is RequestKind.LOOK_UP else []
+
+
 @dataclass(slots=True)
-class Request:
+class Sent:
     """One request that a transport was given."""
 
     at: float
@@ -222,11 +268,11 @@ class _Recorder:
     """What both transports keep: the requests, and the rule that no row is on the wire twice at one time."""
 
     def __init__(self) -> None:
-        self.requests: list[Request] = []
+        self.requests: list[Sent] = []
         self.on_wire: set[str] = set()
         self.most_on_wire = 0
-        self.distrusted = 0
-        self.renewals: list[int] = []
+        self.dropped = 0
+        self.refreshes: list[int] = []
         self.closed = False
 
     @property
@@ -241,24 +287,23 @@ class _Recorder:
     def queries(self) -> list[Mapping[str, str]]:
         return [request.query for request in self.requests if request.query is not None]
 
-    def distrust(self) -> None:
-        self.distrusted += 1
+    def drop_connections(self) -> None:
+        self.dropped += 1
 
-    async def renew(self, credential: int) -> bool:
-        self.renewals.append(credential)
+    async def refresh_credential(self, credential: int) -> bool:
+        self.refreshes.append(credential)
         return False
 
     async def aclose(self) -> None:
         self.closed = True
 
-    async def post(self, body: bytes, written: Callable[[], None]) -> Reply | Fault:
-        ids = [item["instance_id"] for item in orjson.loads(body)]
-        return await self._record(Request(now(), "POST", ids), body, written)
+    async def send(self, request: Request, slot: Slot) -> Reply | Fault:
+        ids, query = ids_of(request), request.query if request.kind is RequestKind.LIST else None
+        if not slot.writing():
+            return fault(FaultKind.NOT_SENT, "the leave to send was lost")
+        return await self._record(Sent(now(), METHODS[request.kind], ids, query), request.body or b"", slot.written)
 
-    async def get(self, instance_id: str, written: Callable[[], None]) -> Reply | Fault:
-        return await self._record(Request(now(), "GET", [instance_id]), b"", written)
-
-    async def _record(self, request: Request, body: bytes, written: Callable[[], None]) -> Reply | Fault:
+    async def _record(self, request: Sent, body: bytes, written: Callable[[], None]) -> Reply | Fault:
         twice = self.on_wire.intersection(request.ids)
         assert not twice, f"on the wire twice at one time: {sorted(twice)}"
         assert len(set(request.ids)) == len(request.ids)
@@ -277,11 +322,8 @@ class _Recorder:
             request.ended_at = now()
             self.on_wire.difference_update(request.ids)
 
-    async def _answer(self, request: Request, body: bytes, written: Callable[[], None]) -> Reply | Fault:
+    async def _answer(self, request: Sent, body: bytes, written: Callable[[], None]) -> Reply | Fault:
         raise NotImplementedError
-
-    async def list(self, query: Mapping[str, str], written: Callable[[], None]) -> Reply | Fault:
-        return await self._record(Request(now(), "LIST", [], dict(query)), b"", written)
 
 
 class ScriptedTransport(_Recorder):
@@ -349,8 +391,8 @@ class ServiceTransport(_Recorder):
         self._started_at = service.clock()
         self._serving: set[asyncio.Task[Any]] = set()
 
-    async def renew(self, credential: int) -> bool:
-        self.renewals.append(credential)
+    async def refresh_credential(self, credential: int) -> bool:
+        self.refreshes.append(credential)
         if credential != self.credential:
             return True
         if self.credential + 1 >= len(self.tokens):
@@ -377,7 +419,7 @@ class ServiceTransport(_Recorder):
         except TimeoutError:
             return fault(message="no answer in time")
 
-    async def _serve(self, request: Request, body: bytes, credential: int) -> Reply | Fault:
+    async def _serve(self, request: Sent, body: bytes, credential: int) -> Reply | Fault:
         await asyncio.sleep(self._travel())
         service, caller = self.service, Caller(f"Bearer {self.tokens[credential]}")
         reading = service.read(body) if request.method == "POST" else None
@@ -399,7 +441,7 @@ class ServiceTransport(_Recorder):
             await asyncio.sleep(self.timeout_s)
         return fault(message=f"a scripted {ending.manner}")
 
-    def _act(self, request: Request, reading: Any, trouble: Trouble) -> Answer:
+    def _act(self, request: Sent, reading: Any, trouble: Trouble) -> Answer:
         if request.query is not None:
             return self._page(request.query)
         if reading is None:
@@ -416,7 +458,7 @@ class ServiceTransport(_Recorder):
     def _page(self, query: Mapping[str, str]) -> Answer:
         return self.service.list_instances(TARGET, query)
 
-    def _trouble(self, request: Request) -> Trouble:
+    def _trouble(self, request: Sent) -> Trouble:
         method = "GET" if request.method == "LIST" else request.method
         for name in ("", method):
             self._number[name] += 1
@@ -465,7 +507,7 @@ def make_batch(n: int, first_row: int = 0, data: bytes | None = None, limits: Ba
 
 @dataclass
 class Desk:
-    """A courier, and a note of all that it asks of the engine."""
+    """Deliveries of one run, and a note of all that they ask of its journal."""
 
     transport: Any
     options: Options = field(default_factory=Options)
@@ -479,35 +521,41 @@ class Desk:
     def __post_init__(self) -> None:
         at = clock(self.seed)
         self.draw = at.draw
-        self.tally = Tally()
         self.limiter = WindowLimiter(self.limits, clock=at.now, margin_s=0.005)
-        self.channel = Channel(
+        self.progress = Progress(at.now())
+        self.journal = Journal(self, self.progress, clock=at)
+        self.client = ServiceClient(
             transport=self.transport,
             limiter=self.limiter,
             policy=self.options.retry,
-            health=Health(),
-            paused=self._paused,
+            outage=OutageTracker(),
+            journal=self.journal,
             sleep=self.sleep,
             clock=at.now,
-            draw=lambda: self.draw(),  # noqa: PLW0108 (a test may put another draw in its place)
+            random=lambda: self.draw(),  # noqa: PLW0108 (a test may put another draw in its place)
         )
-        self.courier = Courier(
-            channel=self.channel,
+        self.run = RunContext(
+            client=self.client,
+            journal=self.journal,
+            target=RUN_TARGET,
             options=self.options,
-            hooks=Hooks(settled=self._settled, attempted=self._attempted, noted=self._noted),
-            tally=self.tally,
             wall=wall,
             where=lambda row: f"row {row}",
         )
 
-    async def deliver(self, batch, *, begun_at: float | None = None, ledger: Ledger | None = None) -> Ledger:
-        """Deliver a batch, and return its account."""
-        ledger = ledger or Ledger(batch)
-        self.tally.rows += len(ledger.batch.ids)
-        self.tally.pending += len(ledger.pending)
+    async def deliver(self, batch, *, begun_at: float | None = None, ledger: BatchState | None = None) -> BatchState:
+        """Deliver a batch, and return what is known of it."""
+        ledger = ledger or BatchState(batch)
+        counts = self.progress.counts
+        settled = Counts(created=len(ledger.batch.ids) - len(ledger.pending))
+        self.progress.counts = counts + settled + Counts(pending=len(ledger.pending))
         self.ledger = ledger
-        await self.courier.deliver(ledger, wall() if begun_at is None else begun_at)
+        await self.delivery(ledger, begun_at).deliver()
         return ledger
+
+    def delivery(self, state: BatchState, begun_at: float | None = None) -> BatchDelivery:
+        """A delivery of one more batch of the run."""
+        return BatchDelivery(self.run, state, wall() if begun_at is None else begun_at)
 
     def stop(self) -> None:
         """Drain."""
@@ -524,19 +572,24 @@ class Desk:
             return
         raise Draining
 
-    async def _settled(self, ledger, outcome) -> None:
-        await asyncio.sleep(0.003)  # a commit takes its time
-        self.events.append(("settled", len(outcome.created), len(outcome.others)))
+    # --- the checkpoint of its journal ---
 
-    def _attempted(self, ledger, instances, reply, outcome) -> None:
-        self.events.append(("attempted", instances, outcome.verdict))
-
-    async def _noted(self) -> None:
+    async def record(self, attempt, *, settled, pause_until, now) -> None:
+        """Note an attempt; a commit takes its time."""
+        self.events.append(("attempted", attempt.instances, Verdict(attempt.verdict)))
+        if pause_until is not None:
+            self.pauses.append(pause_until - now)
         await asyncio.sleep(0.003)
-        self.events.append(("noted",))
+        self.events.append(("settled" if settled is not None else "recorded",))
 
-    async def _paused(self, seconds: float) -> None:
-        self.pauses.append(seconds)
+    async def settle(self, state, now) -> None:
+        """Note that results without an attempt of their own are stored."""
+        await asyncio.sleep(0.003)
+        self.events.append(("settled",))
+
+    async def pause(self, until) -> None:
+        """Note a pause that no answer has ordered."""
+        self.pauses.append(until - wall())
 
 
 # --- runs that have been ------------------------------------------------------------------------------------------
@@ -574,7 +627,7 @@ async def write_run(
     try:
         first = sum(begun.rows for begun in checkpoint.begun())
         for start in range(first, first + rows, 100):
-            ledger = Ledger(make_batch(min(100, first + rows - start), first_row=start, data=data))
+            ledger = BatchState(make_batch(min(100, first + rows - start), first_row=start, data=data))
             await checkpoint.begin(ledger, at)
             ledger.attempts += 1
             ledger.in_doubt = set(ledger.pending) if in_doubt else set()
@@ -600,22 +653,22 @@ def reseal(path: Path) -> None:
         seal_run(db)
 
 
-def _settling(batch: Batch, others: Mapping[int, RowOutcome]) -> Outcome:
+def _settling(batch: Batch, others: Mapping[int, RowOutcome]) -> Judgement:
     rows = {position: batch.first_row + offset for position, offset in enumerate(batch.offsets)}
     told = [
         (position, Result(row=row, id=batch.ids[position], outcome=others[row]))
         for position, row in rows.items()
         if others.get(row, "pending") != "pending"
     ]
-    return Outcome(
+    return Judgement(
         verdict=Verdict.DONE,
         created=[position for position, row in rows.items() if row not in others],
         others=told,
-        answer=Told("queued", "v1", "w1"),
+        answer=InstanceInfo("queued", "v1", "w1"),
     )
 
 
-def outcomes(ledger: Ledger) -> dict[str, str]:
+def outcomes(ledger: BatchState) -> dict[str, str]:
     """What each id of a batch has come to."""
     ids = ledger.batch.ids
     return {

@@ -23,6 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bulkwf
+from bulkwf.batch_state import BatchState
 from bulkwf.checkpoint import (
     Attempt,
     Begun,
@@ -37,13 +38,11 @@ from bulkwf.checkpoint import (
 from bulkwf.checkpoint.records import LAST_WORDS, read_batch, read_batches
 from bulkwf.checkpoint.schema import FORMAT, IDENTITY
 from bulkwf.errors import CheckpointError
-from bulkwf.ledger import Ledger
-from bulkwf.model import Answer, Boot, Outcome, Result, Verdict
-from bulkwf.progress import Totals
+from bulkwf.model import Boot, Counts, InstanceInfo, Judgement, Result, Verdict
 from bulkwf.windows import Said
 
 NOW = 1_760_000_000.0
-ANSWER = Answer("queued", "v1", "w1")
+ANSWER = InstanceInfo("queued", "v1", "w1")
 
 
 @pytest.fixture
@@ -68,12 +67,17 @@ def created(ledger, positions=None, answer=ANSWER):
     """Take in that these instances, or all that are pending, have been created."""
     ledger.attempts += 1
     ledger.add(
-        Outcome(
+        Judgement(
             verdict=Verdict.DONE,
             created=sorted(ledger.pending) if positions is None else positions,
             answer=answer,
         )
     )
+
+
+def note(checkpoint, noted):
+    """Write an attempt that has settled nothing."""
+    return checkpoint.record(noted, settled=None, pause_until=None, now=NOW)
 
 
 def attempt(instances=100, at=NOW, elapsed_s=0.5, verdict="done"):
@@ -92,7 +96,7 @@ async def fill(path, batches=3, rows=10, **more):
     """A checkpoint with so many settled batches."""
     async with opened(path, **more) as checkpoint:
         for number in range(batches):
-            ledger = Ledger(make_batch(rows, first_row=number * rows))
+            ledger = BatchState(make_batch(rows, first_row=number * rows))
             await checkpoint.begin(ledger, NOW)
             created(ledger)
             await checkpoint.settle(ledger, NOW + 1)
@@ -124,10 +128,10 @@ def child(code, *args, **more):
 
 async def test_what_is_begun_is_pending_and_what_is_settled_is_told(path):
     async with opened(path) as checkpoint:
-        ledger = Ledger(make_batch(4))
+        ledger = BatchState(make_batch(4))
         await checkpoint.begin(ledger, NOW)
         assert [result.outcome for result in every_result(path)] == ["pending"] * 4
-        assert read_status(path).totals.pending == 4
+        assert read_status(path).counts.pending == 4
         created(ledger, [0, 2])
         await checkpoint.settle(ledger, NOW + 1)
         assert [result.outcome for result in every_result(path)] == ["created", "pending", "created", "pending"]
@@ -143,12 +147,12 @@ async def test_what_is_begun_is_pending_and_what_is_settled_is_told(path):
         for i in range(4)
     ]
     status = read_status(path)
-    assert (status.finished_at, status.totals.created, status.rows, status.header) == (NOW + 3, 4, 4, HEADER)
+    assert (status.finished_at, status.counts.created, status.rows, status.header) == (NOW + 3, 4, 4, HEADER)
 
 
 async def test_what_is_begun_survives_a_kill_without_a_close(path):
     checkpoint = start(path)
-    await checkpoint.begin(Ledger(make_batch(4)), NOW)
+    await checkpoint.begin(BatchState(make_batch(4)), NOW)
     copy = path.with_name("copy.bulkwf")
     for suffix in ("", "-wal"):
         shutil.copy(f"{path}{suffix}", f"{copy}{suffix}")
@@ -188,16 +192,16 @@ def settle_by(ledger, fates, steps):
             for position, fate in part
             if fate != "created"
         )
-        ledger.add(Outcome(verdict=Verdict.DONE, created=alike, answer=ANSWER if alike else None, others=others))
+        ledger.add(Judgement(verdict=Verdict.DONE, created=alike, answer=ANSWER if alike else None, others=others))
 
 
 def ledger_of(fates, first_row):
     rows = {"blank": b"\n", "invalid": b"nonsense\n"}
     data = b"".join(rows.get(fate) or lines(1, first_row + i) for i, fate in enumerate(fates))
-    ledger = Ledger(make_batch(len(fates), first_row=first_row, data=data))
+    ledger = BatchState(make_batch(len(fates), first_row=first_row, data=data))
     flaw = told("invalid", 0, 0)
     refused = tuple(replace(one, code=flaw.code, message=flaw.message) for one in ledger.batch.refused)
-    return Ledger(replace(ledger.batch, refused=refused))
+    return BatchState(replace(ledger.batch, refused=refused))
 
 
 def parsed(ledger):
@@ -232,7 +236,7 @@ def test_the_view_for_sql_the_reader_and_a_resumed_ledger_all_tell_the_same(batc
         columns = "row, id, outcome, status, version_id, workflow_id, code, message"
         listed = query(path, f"SELECT {columns} FROM result ORDER BY row")
         assert listed == [tuple(getattr(result, name) for name in columns.split(", ")) for result in expected]
-        totals = read_status(path).totals
+        totals = read_status(path).counts
         for outcome in ("created", "existed", "rejected", "invalid", "pending"):
             alike = [result for result in expected if result.outcome == outcome]
             assert list(read_results(path, outcome=outcome)) == alike
@@ -262,9 +266,9 @@ async def test_neither_params_nor_credentials_are_in_the_file(path):
     canary = "canary-7f3a"
     data = orjson.dumps({"instance_id": "id-0", "params": {"secret": canary}}) + b"\n"
     checkpoint = start(path)
-    ledger = Ledger(make_batch(2, data=data + canary.encode() + b"\n"))
+    ledger = BatchState(make_batch(2, data=data + canary.encode() + b"\n"))
     await checkpoint.begin(ledger, NOW)
-    checkpoint.note(attempt())
+    note(checkpoint, attempt())
     created(ledger)
     await checkpoint.settle(ledger, NOW)
     files = [one.read_bytes() for one in path.parent.iterdir()]
@@ -300,7 +304,7 @@ async def test_what_queues_up_during_a_commit_makes_the_next_one(path, threaded)
             function()
 
         async with opened(path, execute if threaded else at_once) as checkpoint:
-            ledgers = [Ledger(make_batch(10, first_row=10 * i)) for i in range(100)]
+            ledgers = [BatchState(make_batch(10, first_row=10 * i)) for i in range(100)]
             await asyncio.gather(*(checkpoint.begin(ledger, NOW) for ledger in ledgers))
             assert len(commits) == 1
             commits.clear()
@@ -311,23 +315,23 @@ async def test_what_queues_up_during_a_commit_makes_the_next_one(path, threaded)
 
             await asyncio.gather(*(settle(ledger) for ledger in ledgers))
             assert len(commits) <= 2
-            assert read_status(path).totals.created == 1_000
+            assert read_status(path).counts.created == 1_000
 
 
 async def test_whoever_waits_alone_is_served_at_once(path):
     async with opened(path) as checkpoint:
         for number in range(5):
             async with asyncio.timeout(5):
-                await checkpoint.begin(Ledger(make_batch(1, first_row=number)), NOW)
+                await checkpoint.begin(BatchState(make_batch(1, first_row=number)), NOW)
 
 
 async def test_notes_go_with_the_next_commit_and_a_flush_writes_those_that_are_left(path):
     async with opened(path) as checkpoint:
-        checkpoint.note(attempt())
+        note(checkpoint, attempt())
         assert read_status(path).attempts == 0
-        await checkpoint.begin(Ledger(make_batch(1)), NOW)
+        await checkpoint.begin(BatchState(make_batch(1)), NOW)
         assert read_status(path).attempts == 1
-        checkpoint.note(attempt())
+        note(checkpoint, attempt())
         await checkpoint.flush()
         assert read_status(path).attempts == 2
 
@@ -335,8 +339,8 @@ async def test_notes_go_with_the_next_commit_and_a_flush_writes_those_that_are_l
 async def test_a_cancelled_wait_does_not_take_the_others_commit_away(path):
     with thread() as (execute, _):
         async with opened(path, execute) as checkpoint:
-            first = asyncio.ensure_future(checkpoint.begin(Ledger(make_batch(1)), NOW))
-            second = asyncio.ensure_future(checkpoint.begin(Ledger(make_batch(1, first_row=1)), NOW))
+            first = asyncio.ensure_future(checkpoint.begin(BatchState(make_batch(1)), NOW))
+            second = asyncio.ensure_future(checkpoint.begin(BatchState(make_batch(1, first_row=1)), NOW))
             await asyncio.sleep(0)
             first.cancel()
             await second
@@ -345,12 +349,12 @@ async def test_a_cancelled_wait_does_not_take_the_others_commit_away(path):
 
 async def test_a_checkpoint_in_memory_holds_the_same(folder, caplog):
     async with opened(None) as checkpoint:
-        ledger = Ledger(make_batch(3))
+        ledger = BatchState(make_batch(3))
         await checkpoint.begin(ledger, NOW)
         created(ledger)
         await checkpoint.settle(ledger, NOW)
         assert [begun.created for begun in checkpoint.begun()] == [3]
-        assert (checkpoint.totals(), checkpoint.run_key, checkpoint.path) == (Totals(), "key", None)
+        assert (checkpoint.counts(), checkpoint.run_key, checkpoint.path) == (Counts(), "key", None)
     assert list(folder.iterdir()) == []
     assert not caplog.records
 
@@ -362,7 +366,7 @@ async def test_a_clean_end_leaves_one_file_for_its_owner_alone(path):
     old = os.umask(0)
     try:
         async with opened(path) as checkpoint:
-            await checkpoint.begin(Ledger(make_batch(5)), NOW)
+            await checkpoint.begin(BatchState(make_batch(5)), NOW)
             modes = {one.name: stat.S_IMODE(one.stat().st_mode) for one in path.parent.iterdir()}
     finally:
         os.umask(old)
@@ -384,11 +388,11 @@ async def test_a_file_that_every_user_may_write_is_refused(path):
 
 async def test_readers_read_while_the_writer_writes(path):
     async with opened(path) as checkpoint:
-        await checkpoint.begin(Ledger(make_batch(5)), NOW)
+        await checkpoint.begin(BatchState(make_batch(5)), NOW)
         pending = read_results(path, outcome="pending")
         first = next(pending)
         for number in range(1, 20):
-            ledger = Ledger(make_batch(5, first_row=5 * number))
+            ledger = BatchState(make_batch(5, first_row=5 * number))
             await checkpoint.begin(ledger, NOW)
             created(ledger)
             await checkpoint.settle(ledger, NOW)
@@ -522,7 +526,7 @@ async def three_batches(path):
     """A settled batch with rows that differ, one in doubt, and one that is begun."""
     async with opened(path) as checkpoint:
         for number, fates in enumerate((["created", "rejected", "existed", "invalid"], ["created", "pending"], None)):
-            ledger = Ledger(make_batch(4, first_row=6)) if fates is None else ledger_of(fates, first_row=4 * number)
+            ledger = BatchState(make_batch(4, first_row=6)) if fates is None else ledger_of(fates, first_row=4 * number)
             await checkpoint.begin(ledger, NOW)
             if fates is not None:
                 settle_by(ledger, fates, 1)
@@ -624,7 +628,7 @@ MADE_UP_IDS = ["../../user/tokens", "..", "", "a b", 'x","params":{}', "batch", 
 def test_made_up_ids_are_refused_though_their_checksum_fits(path, made_up, reader):
     async def begin():
         async with opened(path) as checkpoint:
-            await checkpoint.begin(Ledger(make_batch(2)), NOW)
+            await checkpoint.begin(BatchState(make_batch(2)), NOW)
 
     asyncio.run(begin())
     ids = [made_up, "id-1"] if made_up is not None else ["id-0"]
@@ -686,7 +690,7 @@ def test_a_checkpoint_has_one_record_of_its_run(path, harm):
 @pytest.mark.parametrize("harm", ["instances = 'many'", "quota = x'00'"])
 async def test_an_attempt_that_no_run_writes_is_refused_before_anything_is_written(path, harm):
     async with opened(path) as checkpoint:
-        checkpoint.note(attempt())
+        note(checkpoint, attempt())
         await checkpoint.flush()
     query(path, f"UPDATE attempt SET {harm}")
     before = path.read_bytes()
@@ -793,7 +797,7 @@ def test_a_killed_holder_leaves_no_lock(path):
 async def test_new_moves_a_finished_checkpoint_aside(path):
     await fill(path)
     async with opened(path, new=True) as checkpoint:
-        assert checkpoint.totals().rows == 0
+        assert checkpoint.counts().rows == 0
         await checkpoint.finish(NOW)
     async with opened(path, new=True):
         pass
@@ -805,7 +809,7 @@ async def test_new_moves_a_finished_checkpoint_aside(path):
 
 async def test_new_refuses_to_forget_an_unfinished_run(path):
     async with opened(path) as checkpoint:
-        await checkpoint.begin(Ledger(make_batch(1)), NOW)
+        await checkpoint.begin(BatchState(make_batch(1)), NOW)
 
     with pytest.raises(CheckpointError, match="not finished"):
         start(path, new=True)
@@ -815,7 +819,7 @@ async def test_new_refuses_to_forget_an_unfinished_run(path):
 async def test_new_refuses_to_forget_rows_that_were_begun_after_the_run_had_finished_once(path):
     await fill(path)
     async with opened(path) as checkpoint:
-        await checkpoint.begin(Ledger(make_batch(1, first_row=30)), NOW)
+        await checkpoint.begin(BatchState(make_batch(1, first_row=30)), NOW)
 
     with pytest.raises(CheckpointError, match="not finished"):
         start(path, new=True)
@@ -832,7 +836,7 @@ async def test_new_waits_for_those_who_read_the_old_one(path, monkeypatch):
         with pytest.raises(CheckpointError, match=r"another program is reading the checkpoint\. Run again"):
             start(path, new=True)
     async with opened(path, new=True) as checkpoint:
-        assert checkpoint.totals().rows == 0
+        assert checkpoint.counts().rows == 0
 
 
 @pytest.mark.parametrize("empty", [False, True])
@@ -840,7 +844,7 @@ async def test_new_where_there_is_nothing_yet_just_starts(path, empty):
     if empty:
         path.touch()
     async with opened(path, new=True) as checkpoint:
-        assert checkpoint.totals().rows == 0
+        assert checkpoint.counts().rows == 0
 
 
 @pytest.mark.parametrize("content", [b"a letter" * 1_000, None])
@@ -861,13 +865,13 @@ async def test_new_moves_nothing_but_checkpoints(path, content):
 @pytest.mark.parametrize("harm", ["deleted", "moved", "replaced"])
 async def test_a_file_that_is_no_longer_ours_is_not_written_any_more(path, harm):
     checkpoint = start(path)
-    await checkpoint.begin(Ledger(make_batch(1)), NOW)
+    await checkpoint.begin(BatchState(make_batch(1)), NOW)
     path.rename(path.with_name("moved")) if harm != "deleted" else path.unlink()
     if harm == "replaced":
         shutil.copy(path.with_name("moved"), path)
 
     with pytest.raises(CheckpointError, match="moved, replaced or deleted"):
-        await checkpoint.begin(Ledger(make_batch(1, first_row=1)), NOW)
+        await checkpoint.begin(BatchState(make_batch(1, first_row=1)), NOW)
     assert checkpoint.failed
     with pytest.raises(CheckpointError, match="moved, replaced or deleted"):
         await checkpoint.flush()
@@ -884,18 +888,18 @@ async def test_after_a_failed_write_every_waiter_and_every_later_write_fails(pat
         function()
 
     checkpoint = start(path, execute)
-    await checkpoint.begin(Ledger(make_batch(1)), NOW)
+    await checkpoint.begin(BatchState(make_batch(1)), NOW)
     broken.append(True)
-    waiting = [checkpoint.begin(Ledger(make_batch(1, first_row=i)), NOW) for i in (1, 2)]
+    waiting = [checkpoint.begin(BatchState(make_batch(1, first_row=i)), NOW) for i in (1, 2)]
     await asyncio.sleep(0)
-    waiting.append(checkpoint.begin(Ledger(make_batch(1, first_row=3)), NOW))
+    waiting.append(checkpoint.begin(BatchState(make_batch(1, first_row=3)), NOW))
     ended = await asyncio.gather(*waiting, return_exceptions=True)
     broken.clear()
 
     assert [type(one) for one in ended] == [CheckpointError] * 3
     assert "Make room on the disk" in str(ended[0])
     with pytest.raises(CheckpointError):
-        await checkpoint.begin(Ledger(make_batch(1, first_row=1)), NOW)
+        await checkpoint.begin(BatchState(make_batch(1, first_row=1)), NOW)
     await checkpoint.aclose()
     assert len(every_result(path)) == 1
 
@@ -908,10 +912,10 @@ async def test_what_is_queued_behind_a_commit_that_fails_fails_with_it(path):
         function()
 
     checkpoint = start(path, slow)
-    first = checkpoint.begin(Ledger(make_batch(1)), NOW)
+    first = checkpoint.begin(BatchState(make_batch(1)), NOW)
     for _ in range(4):
         await asyncio.sleep(0)
-    second = checkpoint.begin(Ledger(make_batch(1, first_row=1)), NOW)
+    second = checkpoint.begin(BatchState(make_batch(1, first_row=1)), NOW)
     path.rename(path.with_name("moved"))
     held.set()
     ended = await asyncio.gather(first, second, return_exceptions=True)
@@ -925,14 +929,14 @@ FILL_UP = """
     import asyncio, resource, sys
     from pathlib import Path
     from fakes import make_batch
-    from test_checkpoint import Ledger, NOW, start, created
+    from test_checkpoint import BatchState, NOW, start, created
 
     async def run(path):
         checkpoint = start(path)
         settled = 0
         try:
             for number in range(5_000):
-                ledger = Ledger(make_batch(100, first_row=100 * number))
+                ledger = BatchState(make_batch(100, first_row=100 * number))
                 await checkpoint.begin(ledger, NOW)
                 created(ledger)
                 await checkpoint.settle(ledger, NOW)
@@ -963,7 +967,7 @@ def test_a_full_quota_stops_the_writing_and_loses_nothing(path):
     async def go_on():
         async with opened(path) as checkpoint:
             rows = sum(begun.rows for begun in checkpoint.begun())
-            await checkpoint.begin(Ledger(make_batch(10, first_row=rows)), NOW)
+            await checkpoint.begin(BatchState(make_batch(10, first_row=rows)), NOW)
 
     asyncio.run(go_on())
 
@@ -1010,12 +1014,12 @@ ALMOST_FULL = """
     import asyncio, os, sys
     from pathlib import Path
     from fakes import make_batch
-    from test_checkpoint import Ledger, NOW, start, created
+    from test_checkpoint import BatchState, NOW, start, created
 
     async def run(path):
         checkpoint, number = start(path), 0
         while os.statvfs(path.parent).f_bavail * os.statvfs(path.parent).f_bsize > 24_000:
-            ledger = Ledger(make_batch(100, first_row=100 * number))
+            ledger = BatchState(make_batch(100, first_row=100 * number))
             await checkpoint.begin(ledger, NOW)
             created(ledger)
             await checkpoint.settle(ledger, NOW)
@@ -1073,16 +1077,16 @@ def test_in_a_folder_that_can_not_be_written_it_is_read_but_not_opened():
 
 async def test_recent_attempts_are_told_from_their_end_the_oldest_first(path):
     async with opened(path) as checkpoint:
-        checkpoint.note(attempt(instances=7, at=NOW - 10, elapsed_s=9.0))
-        checkpoint.note(attempt(instances=5, at=NOW - 9, elapsed_s=0.5))
-        checkpoint.note(attempt(instances=3, at=NOW - 400, elapsed_s=1.0))
+        note(checkpoint, attempt(instances=7, at=NOW - 10, elapsed_s=9.0))
+        note(checkpoint, attempt(instances=5, at=NOW - 9, elapsed_s=0.5))
+        note(checkpoint, attempt(instances=3, at=NOW - 400, elapsed_s=1.0))
         await checkpoint.flush()
         assert checkpoint.past(NOW - 300).attempts == [(NOW - 8.5, 5), (NOW - 1.0, 7)]
 
 
 async def test_each_batch_in_doubt_counts_as_an_attempt_of_now(path):
     async with opened(path) as checkpoint:
-        done, partly, begun = (Ledger(make_batch(10, first_row=10 * i)) for i in range(3))
+        done, partly, begun = (BatchState(make_batch(10, first_row=10 * i)) for i in range(3))
         for ledger in (done, partly, begun):
             await checkpoint.begin(ledger, NOW - 1_000)
         created(done)
@@ -1104,9 +1108,9 @@ async def test_the_pause_that_the_service_ordered_is_remembered(path):
 
 async def test_what_the_last_answers_said_is_left_is_remembered_with_all_requests_since(path):
     async with opened(path) as checkpoint:
-        checkpoint.note(attempt(at=NOW - 2_000, elapsed_s=0.25)._replace(quota="r=7;t=9"))
-        checkpoint.note(attempt(at=NOW - 1_000, elapsed_s=0.5))
-        checkpoint.note(attempt(at=NOW - 900, elapsed_s=2.0)._replace(quota="r=0;t=60,r=20;t=200"))
+        note(checkpoint, attempt(at=NOW - 2_000, elapsed_s=0.25)._replace(quota="r=7;t=9"))
+        note(checkpoint, attempt(at=NOW - 1_000, elapsed_s=0.5))
+        note(checkpoint, attempt(at=NOW - 900, elapsed_s=2.0)._replace(quota="r=0;t=60,r=20;t=200"))
         await checkpoint.flush()
         past = checkpoint.past(NOW - 300)
     assert past == read_run_past(path, NOW - 300)
@@ -1120,7 +1124,7 @@ async def test_what_the_last_answers_said_is_left_is_remembered_with_all_request
 async def test_only_the_last_words_are_read(path):
     async with opened(path) as checkpoint:
         for number in range(2 * LAST_WORDS):
-            checkpoint.note(attempt(at=NOW + number)._replace(quota=f"r={number};t=9"))
+            note(checkpoint, attempt(at=NOW + number)._replace(quota=f"r={number};t=9"))
         await checkpoint.flush()
         words = checkpoint.past(NOW).words
     assert [said.text for said in words] == [f"r={n};t=9" for n in range(LAST_WORDS, 2 * LAST_WORDS)]
@@ -1153,8 +1157,8 @@ async def test_one_boot_counts_its_times_as_it_began_to_and_another_boot_anew(pa
 @pytest.mark.parametrize(("boot", "shift_s"), [(Boot("a", 1_600.0), 600.0), (Boot("b", 1_600.0), 0.0)])
 async def test_who_counts_the_times_of_the_same_boot_otherwise_is_told_them_in_his_own_way(path, boot, shift_s):
     async with opened(path, boot=Boot("a", 1_000.0)) as checkpoint:
-        checkpoint.note(attempt(at=NOW - 350, elapsed_s=0.0)._replace(quota="r=7;t=9"))
-        checkpoint.note(attempt(at=NOW - 250, elapsed_s=0.0))
+        note(checkpoint, attempt(at=NOW - 350, elapsed_s=0.0)._replace(quota="r=7;t=9"))
+        note(checkpoint, attempt(at=NOW - 250, elapsed_s=0.0))
         await checkpoint.pause(NOW + 60)
     past = read_run_past(path, NOW - 300 + shift_s, boot)
     assert past.attempts == [(NOW - 250 + shift_s, 100)]
@@ -1168,7 +1172,7 @@ async def test_whatever_ends_the_writing_thread_nobody_waits_for_ever_and_the_lo
 
     async with opened(path, broken) as checkpoint:
         with pytest.raises(CheckpointError, match="can't start new thread"):
-            await checkpoint.begin(Ledger(make_batch(3)), NOW)
+            await checkpoint.begin(BatchState(make_batch(3)), NOW)
         with pytest.raises(CheckpointError):
             await checkpoint.flush()
     async with opened(path):
@@ -1183,7 +1187,7 @@ async def test_closing_waits_for_the_commit_under_way_however_often_it_is_cancel
         function()
 
     checkpoint = start(path, slow)
-    waiting = [checkpoint.begin(Ledger(make_batch(3, first_row=3 * number)), NOW) for number in range(2)]
+    waiting = [checkpoint.begin(BatchState(make_batch(3, first_row=3 * number)), NOW) for number in range(2)]
     waiting[0].cancel()
     closing = [asyncio.ensure_future(checkpoint.aclose()) for _ in range(2)]
     for _ in range(5):
@@ -1209,7 +1213,7 @@ async def test_where_no_thread_can_be_had_a_write_fails_and_closing_frees_the_lo
 
     async with opened(path, none) as checkpoint:
         with pytest.raises(CheckpointError, match="can't start new thread"):
-            await checkpoint.begin(Ledger(make_batch(3)), NOW)
+            await checkpoint.begin(BatchState(make_batch(3)), NOW)
     async with opened(path):
         pass
 
@@ -1220,7 +1224,7 @@ async def test_a_commit_that_is_cut_off_fails_whoever_waits_for_it(path):
 
     tasks = asyncio.all_tasks()
     checkpoint = start(path, endless)
-    begun = checkpoint.begin(Ledger(make_batch(3)), NOW)
+    begun = checkpoint.begin(BatchState(make_batch(3)), NOW)
     for _ in range(4):
         await asyncio.sleep(0)
     for task in asyncio.all_tasks() - tasks:

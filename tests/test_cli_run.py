@@ -64,7 +64,7 @@ def test_a_finished_run_started_again_sends_nothing_and_says_so(rows):
         assert "in 3 requests" in service.stop().err
     assert ended.code == 0
     assert "nothing new" in ended.err
-    assert ended.summary.items() >= {"created": 250, "settled": 0, "attempts": 0}.items()
+    assert ended.summary.items() >= {"created": 250, "settled_now": 0, "attempts": 0}.items()
 
 
 def test_rows_added_to_the_end_of_a_finished_list_are_new_work(rows):
@@ -75,7 +75,7 @@ def test_rows_added_to_the_end_of_a_finished_list_are_new_work(rows):
         ended = bulkwf("run", rows, *service.flags(), "--json")
         assert service.created == Counter(ids(320))
     assert ended.code == 0
-    assert ended.summary.items() >= {"created": 320, "settled": 70}.items()
+    assert ended.summary.items() >= {"created": 320, "settled_now": 70}.items()
 
 
 def test_new_moves_a_finished_checkpoint_aside_and_starts_over(rows):
@@ -401,7 +401,7 @@ def test_status_and_results_can_be_read_while_the_run_goes_on(folder):
         Running("run", rows, *service.flags(), "--concurrency", "1", "--drain-timeout", "0s") as run,
     ):
         service.has_created(200)
-        while (status := bulkwf("status", "rows.jsonl.bulkwf", "--json").summary)["totals"]["created"] < 200:
+        while (status := bulkwf("status", "rows.jsonl.bulkwf", "--json").summary)["counts"]["created"] < 200:
             pass
         assert status["finished_at"] is None
         assert status["batches_in_doubt"] == 1

@@ -26,8 +26,8 @@ from command import (
 
 from bulkwf import console
 from bulkwf.console import ShownRun, ShownVerification, duration, say, show_progress, summary_lines, verified_lines
-from bulkwf.model import Summary
-from bulkwf.progress import Progress, Totals
+from bulkwf.model import Counts, Summary
+from bulkwf.progress import Progress
 from bulkwf.verification import Verified
 
 SLOWLY = ("-w", "resize", "--emulate", "--rate", "100/s")
@@ -149,8 +149,8 @@ def test_say_never_raises_where_nobody_can_read():
 
 
 def a_run(**totals):
-    progress = Progress(0.0, Totals(**totals), attempts=7)
-    return SimpleNamespace(progress=progress, bound_by="100 instances/s", trouble="", checkpoint=None, where=str)
+    progress = Progress(0.0, Counts(**totals), attempts=7)
+    return SimpleNamespace(progress=progress, bound_by="100 instances/s", last_error="", checkpoint=None, where=str)
 
 
 async def test_without_a_terminal_a_line_comes_now_and_then(monkeypatch, capsys):
@@ -166,7 +166,7 @@ async def test_without_a_terminal_a_line_comes_now_and_then(monkeypatch, capsys)
 async def test_while_nothing_is_settled_the_reason_is_shown_instead_of_the_limit(monkeypatch, capsys):
     monkeypatch.setattr(console, "LINE_EVERY_S", 0.001)
     run = a_run()
-    run.trouble = "no connection to the service: ClientConnectorError ECONNREFUSED"
+    run.last_error = "no connection to the service: ClientConnectorError ECONNREFUSED"
     async with show_progress(ShownRun(run), quiet=False):
         await asyncio.sleep(0.2)
     line = capsys.readouterr().err.splitlines()[0]
@@ -186,7 +186,7 @@ def summary_of(**counts):
 
 
 def test_the_summary_names_what_there_is():
-    text = summary_of(created=12_000, existed=5, existed_in_doubt=4, settled=12_005, elapsed_s=120.05, attempts=121)
+    text = summary_of(created=12_000, existed=5, existed_in_doubt=4, settled_now=12_005, elapsed_s=120.05, attempts=121)
     assert re.search(r"created +12,000\n", text)
     assert re.search(r"existed +5  \(4 of them after an attempt of this run whose answer was lost\)", text)
     assert "12,005 rows settled in 2 min 0 s: 100.0/s, 121 requests" in text
@@ -208,9 +208,9 @@ def test_an_interrupted_run_over_nothing_is_not_called_an_empty_list():
 class AVerification:
     """A verification under way."""
 
-    def __init__(self, wanted, found, missing=0, trouble="", bound_by=""):
+    def __init__(self, wanted, found, missing=0, last_error="", bound_by=""):
         self.findings = SimpleNamespace(wanted=wanted, missing=missing)
-        self.found, self.trouble, self.bound_by = found, trouble, bound_by
+        self.found, self.last_error, self.bound_by = found, last_error, bound_by
 
     @property
     def answered(self):
@@ -234,7 +234,7 @@ async def test_a_verification_shows_how_far_it_is_and_what_it_waits_for():
 
 
 async def test_a_verification_that_fails_shows_why_instead_of_the_limit():
-    shown = ShownVerification(AVerification(20, 3, trouble="it went wrong", bound_by="1,000 requests/5 min"))
+    shown = ShownVerification(AVerification(20, 3, last_error="it went wrong", bound_by="1,000 requests/5 min"))
     assert list(shown.facts(0.0)) == ["3 of 20 instances asked for", "failing: it went wrong"]
 
 

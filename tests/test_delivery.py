@@ -30,9 +30,10 @@ from fakes import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bulkwf.batch_state import BatchState
+from bulkwf.delivery import BatchDelivery
 from bulkwf.emulator.answers import refusal
 from bulkwf.errors import CheckpointError, Draining, ServiceRefused, TemporaryStop
-from bulkwf.ledger import Ledger
 from bulkwf.model import FaultKind, Verdict
 from bulkwf.options import Options, RateLimits, RetryPolicy
 
@@ -160,10 +161,10 @@ def test_what_is_settled_is_durable_before_the_next_request_goes():
     assert [event[0] for event in desk.events] == ["attempted", "settled", "attempted", "settled"]
 
 
-def test_an_attempt_that_settled_nothing_is_noted_before_the_next_one_goes():
+def test_an_attempt_that_settles_nothing_is_durable_before_the_next_one_goes():
     desk, _, _ = deliver(ill, created)
 
-    assert [event[0] for event in desk.events] == ["attempted", "noted", "attempted", "settled"]
+    assert [event[0] for event in desk.events] == ["attempted", "recorded", "attempted", "settled"]
 
 
 def test_a_batch_that_was_begun_at_a_higher_rate_is_sent_in_parts():
@@ -234,8 +235,8 @@ def test_429s_of_requests_on_the_wire_together_are_one_pause():
 
     async def together(desk, other):
         """A second delivery of the same run, whose first answer comes 5 s later."""
-        courier = replace(desk.courier, channel=replace(desk.channel, transport=other.transport))
-        await courier.deliver(Ledger(make_batch(1, first_row=1)), wall())
+        run = replace(desk.run, client=replace(desk.client, transport=other.transport))
+        await BatchDelivery(run, BatchState(make_batch(1, first_row=1)), wall()).deliver()
 
     desk, slow = run_virtual(run())
 
@@ -386,8 +387,8 @@ def test_a_late_copy_of_another_rows_refusal_rejects_nobody():
     desk, transport, ledger = deliver(error(400, 10002, "a copy"), created, rows=1)
 
     assert outcomes(ledger) == {"id-0": "created"}
-    assert transport.distrusted == 1
-    assert ("settled", 0, 1) not in desk.events
+    assert transport.dropped == 1
+    assert desk.progress.counts.rejected == 0
 
 
 @pytest.mark.parametrize(("answer", "outcome"), [(found(), "existed"), (absent(), "rejected")])
@@ -421,7 +422,7 @@ def test_a_request_too_large_is_halved_and_the_size_remembered_for_the_run():
     assert count(outcomes(ledger).values()) == {"created": 100}
     assert [len(ids) for ids in transport.posts] == [100, 50, 25, 25, 50, 25, 25]
     whole = len(lines(100))
-    assert whole // 4 * 0.8 < desk.tally.max_bytes < whole // 4 * 1.2
+    assert whole // 4 * 0.8 < desk.run.max_bytes < whole // 4 * 1.2
 
 
 def test_a_single_row_that_is_too_large_is_rejected():
@@ -442,7 +443,7 @@ def test_with_a_renewed_token_the_run_goes_on_and_nothing_is_rejected():
 
     transport, desk, ledger = run_virtual(run())
 
-    assert (transport.renewals, desk.sleeps, len(transport.posts)) == ([0], [], 2)
+    assert (transport.refreshes, desk.sleeps, len(transport.posts)) == ([0], [], 2)
     assert count(outcomes(ledger).values()) == {"created": 3}
 
 
@@ -458,14 +459,14 @@ def test_with_a_renewed_token_the_run_goes_on_and_nothing_is_rejected():
 def test_the_same_token_again_stops_the_run_and_rejects_no_row(answer):
     _desk, transport, ledger, raised = stopped(ServiceRefused, answer)
 
-    assert (transport.renewals, len(transport.posts)) == ([0], 1)
+    assert (transport.refreshes, len(transport.posts)) == ([0], 1)
     assert count(outcomes(ledger).values()) == {"pending": 3}
     assert "credential" in str(raised)
 
 
 def test_tokens_that_are_all_refused_do_not_keep_the_run_going_for_ever():
     class Mint(ScriptedTransport):
-        async def renew(self, credential):
+        async def refresh_credential(self, credential):
             return True
 
     async def run():
@@ -497,10 +498,10 @@ def test_a_challenge_page_is_met_with_three_retries_then_the_run_stops():
     assert count(outcomes(deliver(*[challenge] * 3, created)[2]).values()) == {"created": 3}
 
 
-def test_an_answer_to_something_else_is_distrusted_and_the_third_stops_the_run():
+def test_an_answer_to_something_else_drops_the_connections_and_the_third_stops_the_run():
     _desk, transport, ledger, raised = stopped(ServiceRefused, *[nonsense] * 3)
 
-    assert (len(transport.posts), transport.distrusted) == (3, 3)
+    assert (len(transport.posts), transport.dropped) == (3, 3)
     assert "base URL" in str(raised)
     assert ledger.in_doubt == {0, 1, 2}
 
@@ -508,7 +509,7 @@ def test_an_answer_to_something_else_is_distrusted_and_the_third_stops_the_run()
 def test_an_answer_that_names_a_foreign_id_settles_nothing():
     _, transport, ledger = deliver(lambda ids: created([*ids, "stranger"]), created)
 
-    assert (len(transport.posts), transport.distrusted) == (2, 1)
+    assert (len(transport.posts), transport.dropped) == (2, 1)
     assert count(outcomes(ledger).values()) == {"created": 3}
 
 
@@ -611,7 +612,7 @@ def omitting(pattern, rows, seed=0, batches=60):
         held = service()
         transport = ServiceTransport(held, script=[{"method": "POST", "omit": pattern}], seed=seed)
         desk = Desk(transport, seed=seed)
-        ledgers = [Ledger(make_batch(rows, first_row=i * rows)) for i in range(batches)]
+        ledgers = [BatchState(make_batch(rows, first_row=i * rows)) for i in range(batches)]
 
         async def feed(number, ledger):
             await asyncio.sleep(20.0 * number)
@@ -707,11 +708,11 @@ def test_a_row_whose_look_ups_lag_behind_its_creation_is_existed(lag_s):
 
         async def others():
             for number in range(1, 100):
-                await desk.courier.deliver(Ledger(make_batch(1, first_row=number)), wall())
+                await desk.delivery(BatchState(make_batch(1, first_row=number))).deliver()
                 await asyncio.sleep(1.0)
 
-        first = Ledger(make_batch(1))
-        await asyncio.gather(desk.courier.deliver(first, wall()), others())
+        first = BatchState(make_batch(1))
+        await asyncio.gather(desk.delivery(first).deliver(), others())
         return first
 
     assert outcomes(run_virtual(run())) == {"id-0": "existed"}
@@ -729,7 +730,7 @@ def test_refused_rows_of_an_earlier_session_outlast_their_doubt_together():
     async def run():
         transport = ServiceTransport(service(), script=[{"refuse_ids": "^id-[2-5]$"}])
         desk = Desk(transport, Options(max_rejects=10))
-        ledger = Ledger.resumed(make_batch(10), 1, None, None)
+        ledger = BatchState.resumed(make_batch(10), 1, None, None)
         await desk.deliver(ledger.batch, ledger=ledger)
         return ledger, now()
 
@@ -763,7 +764,7 @@ def test_a_row_whose_look_up_is_never_answered_stays_pending_and_holds_up_nobody
         "id-3": "created",
         "id-4": "created",
     }
-    assert (desk.tally.unknown, desk.tally.unanswered) == (1, "row 1 (id id-1)")
+    assert (desk.run.unknown, desk.run.unanswered) == (1, "row 1 (id id-1)")
     assert len(transport.requests) < 20
 
 
@@ -805,10 +806,8 @@ def test_a_refusal_that_stays_ends_the_run_and_rejects_no_row(odd):
         transport = ScriptedTransport(created, then=odd, latency_s=0.1)
         desk = Desk(transport)
         await desk.deliver(make_batch(3))
-        batches = [Ledger(make_batch(1, first_row=number)) for number in range(3, 11)]
-        ends = await asyncio.gather(
-            *(desk.courier.deliver(ledger, wall()) for ledger in batches), return_exceptions=True
-        )
+        batches = [BatchState(make_batch(1, first_row=number)) for number in range(3, 11)]
+        ends = await asyncio.gather(*(desk.delivery(state).deliver() for state in batches), return_exceptions=True)
         return transport, batches, ends
 
     transport, batches, ends = run_virtual(run())
@@ -875,7 +874,7 @@ def doubtful(age_s, in_doubt, rows=2, **more):
         transport = ScriptedTransport(then=created)
         desk = Desk(transport, Options(in_doubt=in_doubt))
         batch = make_batch(rows, **more)
-        ledger = Ledger.resumed(batch, 1, None, None)
+        ledger = BatchState.resumed(batch, 1, None, None)
         try:
             await desk.deliver(batch, ledger=ledger, begun_at=wall() - age_s)
         except CheckpointError as error:
@@ -1021,7 +1020,7 @@ def test_whatever_goes_wrong_every_row_is_settled_and_its_outcome_is_true(script
         held = service()
         transport = ServiceTransport(held, script=ANY_CHANCES + script, seed=seed, travel_s=(0.001, 0.2))
         desk = Desk(transport, Options(max_rejects=100, retry=RetryPolicy(max_outage_s=1e5)), seed=seed)
-        ledgers = [Ledger(make_batch(40, first_row=40 * i)) for i in range(8)]
+        ledgers = [BatchState(make_batch(40, first_row=40 * i)) for i in range(8)]
         await asyncio.gather(*(desk.deliver(ledger.batch, ledger=ledger) for ledger in ledgers))
         return held, ledgers
 

@@ -10,11 +10,25 @@ from dataclasses import replace
 
 import orjson
 import pytest
-from fakes import HEADER, TARGET, ServiceTransport, clock, fault, lines, now, reseal, run_virtual, service, wall
+from fakes import (
+    HEADER,
+    RUN_TARGET,
+    TARGET,
+    ServiceTransport,
+    clock,
+    fault,
+    lines,
+    now,
+    reseal,
+    run_virtual,
+    service,
+    wall,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bulkwf.api import _take_over
+from bulkwf.batch_state import BatchState
 from bulkwf.batching import IdScheme
 from bulkwf.checkpoint import Checkpoint, read_results, read_status
 from bulkwf.checkpoint.file import release
@@ -22,7 +36,6 @@ from bulkwf.emulator import Limits
 from bulkwf.emulator.answers import refusal
 from bulkwf.engine import AHEAD, Engine
 from bulkwf.errors import BulkwfError, CheckpointError, InputError, ServiceRefused, TemporaryStop
-from bulkwf.ledger import Ledger
 from bulkwf.limiter import WindowLimiter
 from bulkwf.model import FaultKind
 from bulkwf.options import BatchLimits, Options, RateLimits, RetryPolicy
@@ -110,7 +123,7 @@ class World:
 
     def _engine(self, checkpoint, source, options, at):
         limiter = WindowLimiter(options.rate, clock=at.now)
-        totals = checkpoint.totals()
+        counts = checkpoint.counts()
         _take_over(limiter, checkpoint, options, at.wall())
         begin = checkpoint.begin
 
@@ -120,13 +133,14 @@ class World:
 
         checkpoint.begin = noted
         return Engine(
+            RUN_TARGET,
             source,
             checkpoint,
             self.transport,
             limiter,
             scheme=IdScheme(checkpoint.run_key),
             options=options,
-            progress=Progress(at.now(), totals, settled_before=totals.settled),
+            progress=Progress(at.now(), counts, settled_before=counts.settled),
             clock=at,
             emit=self._emit,
         )
@@ -418,7 +432,7 @@ def test_a_batch_that_is_settled_is_let_go_of(folder):
         await asyncio.sleep(60)
         gc.collect()
         held.extend(
-            one for one in gc.get_objects() if isinstance(one, Ledger) and one.batch.ids[0].startswith("let-go")
+            one for one in gc.get_objects() if isinstance(one, BatchState) and one.batch.ids[0].startswith("let-go")
         )
 
     held = []
@@ -463,7 +477,7 @@ def test_killed_at_any_time_and_resumed_every_row_is_started_once(tmp_path_facto
             summary = await world.session(kill_after=None if sessions > 40 else chance.uniform(0, step) * sessions**0.5)
             if summary is None and world.file.exists():
                 status = read_status(world.file)
-                told = status.totals
+                told = status.counts
                 assert told.settled + told.pending == told.rows <= 500
                 assert len(world.results()) == told.settled
                 assert len(world.results("pending")) == told.pending
@@ -602,7 +616,7 @@ def test_a_finished_run_has_nothing_left_to_do(folder):
     world, sent, summary = run_virtual(go())
 
     assert len(world.transport.requests) == sent
-    assert (summary.created, summary.settled, summary.attempts, summary.complete) == (250, 0, 0, True)
+    assert (summary.created, summary.settled_now, summary.attempts, summary.complete) == (250, 0, 0, True)
 
 
 def test_rows_added_at_the_end_of_a_finished_list_are_new_work(folder):
@@ -614,7 +628,7 @@ def test_rows_added_at_the_end_of_a_finished_list_are_new_work(folder):
     world, summary = run_virtual(go())
 
     world.check(range(420))
-    assert (summary.created, summary.settled, summary.complete) == (420, 170, True)
+    assert (summary.created, summary.settled_now, summary.complete) == (420, 170, True)
 
 
 def test_the_first_few_rows_may_go_ahead_of_all(folder):
@@ -626,7 +640,7 @@ def test_the_first_few_rows_may_go_ahead_of_all(folder):
 
     world, few, fewer, rest = run_virtual(go())
 
-    assert (few.created, fewer.settled, rest.settled) == (30, 0, 220)
+    assert (few.created, fewer.settled_now, rest.settled_now) == (30, 0, 220)
     world.check(range(250))
 
 
@@ -1004,13 +1018,13 @@ def test_params_reach_the_service_as_the_list_had_them(folder):
 
     async def go():
         world = World(folder, "rows.jsonl")
-        post = world.transport.post
+        send = world.transport.send
 
-        async def noted(body, written):
-            bodies.append(body)
-            return await post(body, written)
+        async def noted(request, slot):
+            bodies.append(request.body)
+            return await send(request, slot)
 
-        world.transport.post = noted
+        world.transport.send = noted
         await world.session()
 
     run_virtual(go())

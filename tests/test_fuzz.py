@@ -54,9 +54,9 @@ from bulkwf.emulator import FaultScriptError, parse_script
 from bulkwf.emulator.faults import Facts, Rule, decide
 from bulkwf.errors import ConfigError, InputError
 from bulkwf.flags import ServiceFlags, parse_rate, parse_time
+from bulkwf.judge import judge, retry_after_s
 from bulkwf.model import Reply, Slice
 from bulkwf.options import BatchLimits, Options, Target
-from bulkwf.outcome import judge, retry_after_s
 from bulkwf.sources.files import GZIP_MAGIC
 from bulkwf.windows import pause_s
 

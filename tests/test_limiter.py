@@ -322,7 +322,7 @@ def test_vacancies_are_what_could_go_at_once():
         await asyncio.sleep(0.1)
         assert (limits.waiting, limits.vacancies(100)) == (1, 0)
         await waiting
-        limits.paused(5.0)
+        limits.throttled(5.0)
         assert limits.vacancies(0) == 0
 
     run_virtual(run())
@@ -369,7 +369,7 @@ def test_overload_halves_the_places_and_rounds_of_success_add_one_each():
 def test_nothing_goes_before_the_end_of_a_pause_and_then_one_probe_first():
     async def run():
         traffic = Traffic(limiter(None))
-        traffic.limits.paused(30.0)
+        traffic.limits.throttled(30.0)
         await asyncio.gather(*(traffic.send(i, latency_s=4.0) for i in range(10)))
         return traffic
 
@@ -381,7 +381,7 @@ def test_a_success_from_before_the_pause_is_no_probe():
         traffic = Traffic(limiter(None))
         early = asyncio.ensure_future(traffic.send(0, latency_s=5.0))
         await asyncio.sleep(1.0)
-        traffic.limits.paused(30.0)
+        traffic.limits.throttled(30.0)
         await asyncio.gather(early, *(traffic.send(i, latency_s=4.0) for i in range(1, 5)))
         return traffic
 
@@ -391,11 +391,11 @@ def test_a_success_from_before_the_pause_is_no_probe():
 def test_a_probe_that_is_refused_begins_another_pause():
     async def run():
         traffic = Traffic(limiter(None))
-        traffic.limits.paused(10.0)
+        traffic.limits.throttled(10.0)
 
         async def probe():
             await traffic.send(0, latency_s=1.0, answer=None)
-            traffic.limits.paused(20.0)
+            traffic.limits.throttled(20.0)
 
         await asyncio.gather(probe(), *(traffic.send(i, latency_s=1.0) for i in range(1, 4)))
         return traffic
@@ -406,8 +406,8 @@ def test_a_probe_that_is_refused_begins_another_pause():
 def test_a_shorter_order_does_not_shorten_a_pause():
     async def run():
         limits = limiter(None)
-        limits.paused(50.0)
-        limits.paused(5.0)
+        limits.throttled(50.0)
+        limits.throttled(5.0)
         async with limits.slot(1):
             return now()
 
@@ -420,7 +420,7 @@ def test_a_pause_holds_whoever_waits_already():
         await traffic.send(0, 100)
         waiting = asyncio.ensure_future(traffic.send(1, 100))
         await asyncio.sleep(0.5)
-        traffic.limits.paused(20.0)
+        traffic.limits.throttled(20.0)
         await waiting
         return traffic
 
@@ -432,7 +432,7 @@ def test_the_probe_after_a_pause_counts_from_its_answer():
 
     async def run():
         traffic = Traffic(limiter(100))
-        traffic.limits.paused(10.0)
+        traffic.limits.throttled(10.0)
         await asyncio.gather(traffic.send(0, 100, latency_s=0.4), traffic.send(1, 100), traffic.send(2, 100))
         return traffic
 
@@ -443,7 +443,7 @@ def test_a_rate_that_is_refused_once_and_borne_after_the_pause_is_kept():
     async def run():
         traffic = Traffic(limiter(100))
         for _ in range(3):
-            traffic.limits.paused(2.0)
+            traffic.limits.throttled(2.0)
             await asyncio.sleep(2.0)
             await traffic.flood(RECOVERY_S, 10, latency_s=0.01)
         return traffic.limits._instances.share
@@ -455,7 +455,7 @@ def test_a_rate_that_is_refused_again_is_halved_and_recovers_step_by_step():
     async def run():
         traffic = Traffic(limiter(100))
         for _ in range(2):
-            traffic.limits.paused(10.0)
+            traffic.limits.throttled(10.0)
             await asyncio.sleep(10.0)
         return traffic, [await traffic.flood(10.0, 10, latency_s=0.01) for _ in range(9)]
 
@@ -472,8 +472,7 @@ def test_refusals_again_and_again_halve_the_rate_to_a_sixteenth_and_no_further()
     async def run():
         traffic = Traffic(limiter(100))
         for _ in range(9):
-            traffic.limits.paused(10.0)
-            await asyncio.sleep(10.0)
+            await asyncio.sleep(traffic.limits.throttled(10.0))
         return await traffic.flood(9.0, 1, answer=None)
 
     assert 5.0 <= run_virtual(run()) <= 100 / 9 + 100 / 16
@@ -483,7 +482,7 @@ def test_refusals_of_requests_on_the_wire_together_count_once():
     async def run():
         limits = limiter(100)
         for _ in range(5):
-            limits.paused(10.0)
+            limits.throttled(10.0)
         return limits._instances.share, limits._instances.margin_s
 
     assert run_virtual(run()) == (1.0, 2 * MARGIN_S)
@@ -493,7 +492,7 @@ def test_where_the_quota_is_spent_the_request_rate_is_lowered_not_that_of_instan
     async def run():
         limits = limiter(100, 1_000)
         limits.observe({"ratelimit": '"default";r=0;t=60'})
-        limits.paused(10.0)
+        limits.throttled(10.0)
         return limits._instances.share, limits._requests.share
 
     assert run_virtual(run()) == (1.0, 0.5)
@@ -695,7 +694,7 @@ def test_where_an_earlier_process_s_quota_is_spent_a_refusal_lowers_the_request_
     async def run():
         limits = limiter(100, 1_000)
         limits.restore([], -inf, [Said(-20.0, -21.0, "r=0;t=100")])
-        limits.paused(10.0)
+        limits.throttled(10.0)
         return limits._instances.share, limits._requests.share
 
     assert run_virtual(run()) == (1.0, 0.5)

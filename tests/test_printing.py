@@ -148,7 +148,7 @@ def test_status_as_json_has_the_same(mixed, quick):
     assert status["header"]["workflow"] == "resize"
     assert status["finished_at"] > status["created_at"]
     totals = {"created": 2, "existed": 1, "existed_in_doubt": 0, "rejected": 1, "invalid": 2, "pending": 0}
-    assert status["totals"] == totals
+    assert status["counts"] == totals
     assert status["rows"] == 6
 
 

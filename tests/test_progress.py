@@ -4,14 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bulkwf.model import Outcome, Result, Verdict
-from bulkwf.progress import RATE_WINDOW_S, Progress, Totals
+from bulkwf.model import Counts, Judgement, Result, Verdict
+from bulkwf.progress import RATE_WINDOW_S, Progress
 
 
 def outcome(created=0, existed=0, rejected=0, told_otherwise=0):
     kinds = ["existed"] * existed + ["rejected"] * rejected + ["created"] * told_otherwise
     others = tuple((n, Result(row=n, id=str(n), outcome=kind)) for n, kind in enumerate(kinds))
-    return Outcome(verdict=Verdict.DONE, created=range(created), others=others)
+    return Judgement(verdict=Verdict.DONE, created=range(created), others=others)
 
 
 def summary(progress, **how):
@@ -35,33 +35,33 @@ def test_the_totals_are_the_sum_of_what_was_settled_and_the_rest_is_pending(coun
     assert found.existed_in_doubt == sum(e // 2 for _, e, _, _ in counts)
     assert found.rejected == sum(r for _, _, r, _ in counts)
     assert (found.invalid, found.pending) == (invalid, more)
-    assert found.rows == progress.totals.rows == sum(map(sum, counts)) + more + invalid
+    assert found.rows == progress.counts.rows == sum(map(sum, counts)) + more + invalid
     assert found.settled == found.rows - more
 
 
 def test_what_earlier_sessions_settled_counts_in_the_totals_but_not_for_this_session():
-    progress = Progress(started_at=0.0, totals=Totals(created=500, rejected=2, pending=10), settled_before=502)
+    progress = Progress(started_at=0.0, counts=Counts(created=500, rejected=2, pending=10), settled_before=502)
     progress.settled(outcome(created=10), 0, 2.0)
 
-    assert (progress.settled_now, summary(progress).settled, summary(progress).created) == (10, 10, 510)
+    assert (progress.settled_now, summary(progress).settled_now, summary(progress).created) == (10, 10, 510)
     assert progress.rate(2.0) == pytest.approx(5.0)
 
 
 ENDS = [
-    (Totals(created=9), False, 0),
-    (Totals(created=9, existed=9), False, 0),
-    (Totals(created=9, existed=9), True, 1),
-    (Totals(created=9, existed=9, existed_in_doubt=9), True, 0),
-    (Totals(created=9, existed=9, existed_in_doubt=8), True, 1),
-    (Totals(created=9, rejected=1), False, 1),
-    (Totals(created=9, invalid=1), False, 1),
-    (Totals(), True, 0),
+    (Counts(created=9), False, 0),
+    (Counts(created=9, existed=9), False, 0),
+    (Counts(created=9, existed=9), True, 1),
+    (Counts(created=9, existed=9, existed_in_doubt=9), True, 0),
+    (Counts(created=9, existed=9, existed_in_doubt=8), True, 1),
+    (Counts(created=9, rejected=1), False, 1),
+    (Counts(created=9, invalid=1), False, 1),
+    (Counts(), True, 0),
 ]
 
 
 @pytest.mark.parametrize(("totals", "fail_on_existed", "exit_code"), ENDS)
 def test_a_run_that_is_not_complete_is_to_be_run_again_whatever_else_it_came_to(totals, fail_on_existed, exit_code):
-    found = summary(Progress(started_at=0.0, totals=totals), complete=False, fail_on_existed=fail_on_existed)
+    found = summary(Progress(started_at=0.0, counts=totals), complete=False, fail_on_existed=fail_on_existed)
 
     assert (found.complete, found.exit_code) == (False, 75)
 
@@ -70,7 +70,7 @@ def test_a_run_that_is_not_complete_is_to_be_run_again_whatever_else_it_came_to(
 def test_the_exit_code_is_1_if_a_row_was_refused_or_existed_where_that_was_not_wanted(
     totals, fail_on_existed, exit_code
 ):
-    found = summary(Progress(started_at=0.0, totals=totals), fail_on_existed=fail_on_existed)
+    found = summary(Progress(started_at=0.0, counts=totals), fail_on_existed=fail_on_existed)
 
     assert found.exit_code == exit_code
 

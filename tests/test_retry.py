@@ -5,15 +5,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bulkwf.errors import ServiceRefused
-from bulkwf.model import Outcome, Verdict
+from bulkwf.model import Judgement, Verdict
 from bulkwf.options import RetryPolicy
-from bulkwf.retry import PATIENCE, PROBE_AFTER_S, Probe, Stop, Wait, backoff_s, plan, reject_limit
+from bulkwf.retry import PROBE_AFTER_S, Probe, Stop, Wait, backoff_s, plan, reject_limit
 
 POLICY = RetryPolicy()
 
 
 def outcome(verdict, retry_after_s=None):
-    return Outcome(verdict=verdict, unsettled=(0,), message="the reason", retry_after_s=retry_after_s)
+    return Judgement(verdict=verdict, unsettled=(0,), message="the reason", retry_after_s=retry_after_s)
 
 
 FOREVER = 10_000
@@ -56,22 +56,6 @@ def test_each_stop_tells_what_is_to_be_done():
     remedies = [text.partition(": the reason. ")[2] for text in texts]
     assert all(remedies)
     assert len(set(remedies)) == len(limited)
-
-
-def test_verdicts_that_call_for_another_act_than_waiting_are_not_planned():
-    others = {
-        Verdict.DONE,
-        Verdict.OMITTED,
-        Verdict.REFUSED,
-        Verdict.TOO_LARGE,
-        Verdict.THROTTLED,
-        Verdict.RENEWED,
-        Verdict.ABSENT,
-        Verdict.UNANSWERED,
-    }
-
-    assert set(Verdict) - set(PATIENCE) == others
-    assert set(PATIENCE) == {verdict for verdict, _, _ in RETRIES}
 
 
 @pytest.mark.parametrize(

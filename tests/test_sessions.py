@@ -13,9 +13,9 @@ from fakes import HEADER, make_batch, run_virtual
 from test_checkpoint import NOW, created, every_result, fill, opened, query, start
 from test_engine import World, mappings
 
+from bulkwf.batch_state import BatchState
 from bulkwf.checkpoint import file, read_results, read_status, sessions, writer
 from bulkwf.errors import CheckpointError
-from bulkwf.ledger import Ledger
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ async def killed(path, name="killed", batches=2, *suffixes):
     """What a kill leaves of a session that has begun and settled so many batches; without suffixes, less its log."""
     async with opened(path) as checkpoint:
         for number in range(batches):
-            ledger = Ledger(make_batch(10, first_row=10 * number))
+            ledger = BatchState(make_batch(10, first_row=10 * number))
             await checkpoint.begin(ledger, NOW)
             created(ledger)
             await checkpoint.settle(ledger, NOW)
@@ -94,7 +94,7 @@ async def two_sessions(path, snapshots):
     for session in range(2):
         async with opened(path) as checkpoint:
             for number in range(2 * session, 2 * session + 2):
-                ledger = Ledger(make_batch(10, first_row=10 * number))
+                ledger = BatchState(make_batch(10, first_row=10 * number))
                 await checkpoint.begin(ledger, NOW)
                 snapshots.durable += 10
                 created(ledger)
@@ -142,7 +142,7 @@ def test_whatever_is_left_or_copied_at_any_step_goes_on_with_the_same_ids_or_is_
                 assert what.startswith("log")
                 assert log_of(path).name in files
                 continue
-            known, since, key = checkpoint.totals().rows, checkpoint.lost_since, checkpoint.run_key
+            known, since, key = checkpoint.counts().rows, checkpoint.lost_since, checkpoint.run_key
             asyncio.run(checkpoint.aclose())
             if what.startswith("log"):
                 assert not log
@@ -234,13 +234,13 @@ async def test_with_its_log_a_killed_session_is_whole_and_nobody_is_warned(path,
     left = await killed(path, "killed", 2, "-wal")
     assert read_status(left).log_missing is False
     async with opened(left) as checkpoint:
-        assert (checkpoint.lost_since, checkpoint.totals().created) == (None, 20)
+        assert (checkpoint.lost_since, checkpoint.counts().created) == (None, 20)
     assert missing(caplog) == []
 
 
 async def test_a_reader_warns_once_and_shows_what_is_there(path, caplog):
     async with opened(path) as checkpoint:
-        ledger = Ledger(make_batch(10))
+        ledger = BatchState(make_batch(10))
         await checkpoint.begin(ledger, NOW)
         created(ledger)
         await checkpoint.settle(ledger, NOW)
@@ -303,11 +303,11 @@ async def test_the_main_file_tells_nothing_less_when_a_reader_keeps_the_log_from
 ):
     monkeypatch.setattr(file, "BUSY_TIMEOUT_S", 0.01)
     async with opened(path) as checkpoint:
-        await checkpoint.begin(Ledger(make_batch(1)), NOW)
+        await checkpoint.begin(BatchState(make_batch(1)), NOW)
         with contextlib.closing(file.connect_reader(path)) as reader:
             reader.execute("BEGIN")
             reader.execute("SELECT * FROM run").fetchone()
-            await checkpoint.begin(Ledger(make_batch(1, first_row=1)), NOW)
+            await checkpoint.begin(BatchState(make_batch(1, first_row=1)), NOW)
             await checkpoint.aclose()
             left = copied(path, "left")
             both = copied(path, "both", "-wal")
@@ -332,18 +332,18 @@ async def test_a_run_beside_a_reader_that_holds_the_file_warns_that_a_copy_would
 @pytest.mark.parametrize("harm", ["deleted", "moved", "replaced"])
 async def test_a_log_that_is_taken_from_a_live_writer_ends_the_run_and_what_it_held_is_kept(path, harm, caplog):
     checkpoint = start(path)
-    await checkpoint.begin(Ledger(make_batch(3)), NOW)
+    await checkpoint.begin(BatchState(make_batch(3)), NOW)
     log_of(path).rename(path.with_name("moved"))
     if harm == "deleted":
         path.with_name("moved").unlink()
     if harm == "replaced":
         shutil.copy(path.with_name("moved"), log_of(path))
     with pytest.raises(CheckpointError, match=r"-wal\) was moved, replaced or deleted while the run was writing it"):
-        await checkpoint.begin(Ledger(make_batch(3, first_row=3)), NOW)
+        await checkpoint.begin(BatchState(make_batch(3, first_row=3)), NOW)
     await checkpoint.aclose()
     assert [result.row for result in every_result(path)] == [0, 1, 2]
     async with opened(path) as again:
-        assert again.totals().pending == 3
+        assert again.counts().pending == 3
 
 
 async def test_after_a_failed_write_the_log_stays_beside_the_file_and_the_next_session_is_whole(path, caplog):
@@ -355,27 +355,27 @@ async def test_after_a_failed_write_the_log_stays_beside_the_file_and_the_next_s
         function()
 
     checkpoint = start(path, execute)
-    await checkpoint.begin(Ledger(make_batch(3)), NOW)
+    await checkpoint.begin(BatchState(make_batch(3)), NOW)
     failing.append(True)
     with pytest.raises(CheckpointError, match="disk I/O"):
-        await checkpoint.begin(Ledger(make_batch(3, first_row=3)), NOW)
+        await checkpoint.begin(BatchState(make_batch(3, first_row=3)), NOW)
     await checkpoint.aclose()
     assert log_of(path).stat().st_size
     async with opened(path) as again:
-        assert (again.lost_since, again.totals().pending) == (None, 3)
+        assert (again.lost_since, again.counts().pending) == (None, 3)
     assert missing(caplog) == []
 
 
 async def test_new_moves_a_finished_run_aside_that_was_killed_before_its_end(path, caplog):
     async with opened(path) as checkpoint:
-        ledger = Ledger(make_batch(3))
+        ledger = BatchState(make_batch(3))
         await checkpoint.begin(ledger, NOW)
         created(ledger)
         await checkpoint.settle(ledger, NOW)
         await checkpoint.finish(NOW)
         left = copied(path, "left", "-wal")
     async with opened(left, new=True) as checkpoint:
-        assert checkpoint.totals().rows == 0
+        assert checkpoint.counts().rows == 0
     aside = left.with_name(f"{left.name}.{NOW:.0f}")
     assert read_status(aside).log_missing is False
     assert sessions_of(aside) == [("killed", 1, 0, None)]

@@ -14,6 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from certificates import make_certificate
+from fakes import Leave
 
 from bulkwf import transport
 from bulkwf.credentials import Credentials, check_secret
@@ -21,11 +22,15 @@ from bulkwf.emulator import Limits, Service, emulate
 from bulkwf.errors import ConfigError
 from bulkwf.model import Fault, FaultKind, Reply
 from bulkwf.options import Options, Target
+from bulkwf.requests import create_batch, get_instance, list_instances
 from bulkwf.transport import AiohttpTransport
 
 TOKEN = "canary-9d41e7"
 BODY = b'[{"instance_id":"a","params":{"secret":"canary-params"}}]'
 OK = b'{"success":true,"errors":[],"messages":[],"result":[]}'
+
+
+TARGET = Target(base_url="https://api.example/client/v4", account_id="acct", workflow="resize")
 
 
 def bearer(token=TOKEN):
@@ -55,7 +60,7 @@ async def emulated(*faults, service=None, **options):
 async def post(way, body=BODY):
     """Post, and tell how often `written` was called."""
     calls = []
-    reply = await way.post(body, lambda at=None: calls.append(at))
+    reply = await way.send(create_batch(TARGET, body), Leave(calls.append))
     return reply, len(calls)
 
 
@@ -163,7 +168,7 @@ async def test_a_request_arrives_as_it_was_given_and_its_answer_comes_back_whole
 async def test_a_look_up_asks_for_one_instance_in_brief():
     async with raw(http()) as server, way_to(server.url) as way:
         calls = []
-        reply = await way.get("order-1", lambda: calls.append(1))
+        reply = await way.send(get_instance(TARGET, "order-1"), Leave(lambda _: calls.append(1)))
 
     assert server.heads[0].startswith(b"GET /accounts/acct/workflows/resize/instances/order-1?simple=true HTTP/1.1\r\n")
     assert (reply.status, calls) == (200, [1])
@@ -172,7 +177,8 @@ async def test_a_look_up_asks_for_one_instance_in_brief():
 async def test_a_page_of_the_list_is_asked_for_with_its_parameters():
     async with raw(http()) as server, way_to(server.url) as way:
         calls = []
-        reply = await way.list({"per_page": "100", "date_start": "2026-01-01T00:00:00Z"}, lambda: calls.append(1))
+        query = {"per_page": "100", "date_start": "2026-01-01T00:00:00Z"}
+        reply = await way.send(list_instances(TARGET, query), Leave(lambda _: calls.append(1)))
 
     start = b"GET /accounts/acct/workflows/resize/instances?per_page=100&date_start=2026-01-01T00"
     assert server.heads[0].startswith(start)
@@ -185,7 +191,7 @@ async def test_whatever_a_cursor_holds_it_goes_back_as_it_came():
     cursors = ["a+/b==", "a b", "x&per_page=1", "y#z", "%2B", "\u00e9\u20ac", "a;b", "?", "\r\nX: y"]
     async with raw(http()) as server, way_to(server.url) as way:
         for cursor in cursors:
-            await way.list({"cursor": cursor}, lambda: None)
+            await way.send(list_instances(TARGET, {"cursor": cursor}), Leave())
 
     queries = [urlsplit(head.split(b" ")[1].decode()).query for head in server.heads]
     assert [parse_qs(query, strict_parsing=True) for query in queries] == [{"cursor": [cursor]} for cursor in cursors]
@@ -194,17 +200,17 @@ async def test_whatever_a_cursor_holds_it_goes_back_as_it_came():
 async def test_a_list_without_an_answer_is_a_fault():
     async with emulated({"method": "GET", "reset": True}) as way:
         calls = []
-        assert (await way.list({}, lambda: calls.append(1))).kind is FaultKind.IN_DOUBT
+        assert (await way.send(list_instances(TARGET, {}), Leave(lambda _: calls.append(1)))).kind is FaultKind.IN_DOUBT
         assert calls == []
 
 
 async def test_the_emulators_service_is_spoken_to():
     async with emulated() as way:
         reply, written = await post(way)
-        found = await way.get("a", lambda: None)
-        missing = await way.get("b", lambda: None)
-        listed = await way.list({"per_page": "5"}, lambda: None)
-        lost = await way.list({"cursor": "b+c"}, lambda: None)
+        found = await way.send(get_instance(TARGET, "a"), Leave())
+        missing = await way.send(get_instance(TARGET, "b"), Leave())
+        listed = await way.send(list_instances(TARGET, {"per_page": "5"}), Leave())
+        lost = await way.send(list_instances(TARGET, {"cursor": "b+c"}), Leave())
 
     assert [one["id"] for one in json.loads(listed.body)["result"]] == ["a"]
     assert (lost.status, json.loads(lost.body)["errors"][0]["message"][:12]) == (400, "cursor 'b+c'")
@@ -229,7 +235,7 @@ async def test_written_is_told_after_the_body_has_gone_and_before_the_answer():
 
     async with raw(answer) as server, way_to(server.url) as way:
         async with asyncio.timeout(10):
-            reply = await way.post(b"x" * 500_000, lambda at=None: told.set())
+            reply = await way.send(create_batch(TARGET, b"x" * 500_000), Leave(lambda _: told.set()))
 
     assert (reply.status, len(server.bodies[0])) == (200, 500_000)
 
@@ -248,7 +254,8 @@ async def test_written_is_not_told_while_the_body_is_held_up():
         writer.close()
 
     async with connected(serve) as way:
-        sending = asyncio.ensure_future(way.post(b"x" * 30_000_000, lambda at=None: told.append(go_on.is_set())))
+        slot = Leave(lambda _: told.append(go_on.is_set()))
+        sending = asyncio.ensure_future(way.send(create_batch(TARGET, b"x" * 30_000_000), slot))
         await met.wait()
         for _ in range(100):
             await asyncio.sleep(0)
@@ -261,7 +268,7 @@ async def test_written_is_not_told_while_the_body_is_held_up():
 async def test_an_id_is_one_segment_of_the_path_whatever_stands_in_it():
     async with raw(http()) as server, way_to(server.url) as way:
         for made_up in ("order-1", "../../user/tokens", "a?b#c", "%2e%2e"):
-            await way.get(made_up, lambda: None)
+            await way.send(get_instance(TARGET, made_up), Leave())
 
     paths = [head.split(b" ")[1].rpartition(b"/instances/")[2] for head in server.heads]
     assert paths == [
@@ -433,10 +440,10 @@ async def test_an_answer_that_is_read_to_its_end_is_a_reply_whatever_its_status(
 
 
 async def test_a_late_second_answer_is_met_on_its_own_connection_only():
-    """What comes over the connection next may be a copy of the last answer; after `distrust` it is not."""
+    """What comes over the connection next may be a copy of the last answer; after `drop_connections` it is not."""
     async with emulated({"request": 1, "twice": True}) as way:
         first, _ = await post(way)
-        way.distrust()
+        way.drop_connections()
         second, _ = await post(way, b'[{"instance_id":"b"}]')
 
     ids = [json.loads(reply.body)["result"][0]["id"] for reply in (first, second)]
@@ -454,7 +461,7 @@ async def test_an_answer_with_the_mark_of_another_is_not_believed_and_those_behi
         writer.write(http(b"%d" % said, CF_Ray=f"ray-{said}"))
 
     async with raw(say) as server, way_to(server.url) as way:
-        told = [await way.get(f"id-{number}", lambda: None) for number in range(1, 5)]
+        told = [await way.send(get_instance(TARGET, f"id-{number}"), Leave()) for number in range(1, 5)]
 
     assert isinstance(told[0], Reply)
     assert (told[1].kind, told[1].message) == (
@@ -468,7 +475,7 @@ async def test_an_answer_with_the_mark_of_another_is_not_believed_and_those_behi
 async def test_only_the_marks_of_the_last_answers_are_remembered():
     async with raw(http(CF_Ray="ever the same")) as server, way_to(server.url) as way:
         way._rays.update(dict.fromkeys(map(str, range(transport.RAYS))))
-        told = [await way.get("a", lambda: None) for _ in range(3)]
+        told = [await way.send(get_instance(TARGET, "a"), Leave()) for _ in range(3)]
 
     assert [type(reply) for reply in told] == [Reply, Fault, Fault]
     assert len(way._rays) == transport.RAYS
@@ -621,10 +628,10 @@ async def test_the_connection_of_a_refused_answer_is_not_used_again():
     assert server.connections == 2
 
 
-# --- distrust -----------------------------------------------------------------------------------------------------
+# --- dropped connections ------------------------------------------------------------------------------------------
 
 
-async def test_distrust_closes_idle_connections_and_lets_those_in_use_end():
+async def test_dropping_connections_closes_idle_ones_and_lets_those_in_use_end():
     go_on = asyncio.Event()
 
     async def answer(writer, number):
@@ -638,7 +645,7 @@ async def test_distrust_closes_idle_connections_and_lets_those_in_use_end():
         under_way = asyncio.ensure_future(post(way))
         while len(server.heads) < 2:  # noqa: ASYNC110 (the server has no event for it)
             await asyncio.sleep(0.001)
-        way.distrust()
+        way.drop_connections()
         assert (await post(way))[0].status == 200
         assert server.connections == 2
         go_on.set()
@@ -646,7 +653,7 @@ async def test_distrust_closes_idle_connections_and_lets_those_in_use_end():
         old = way._retired[0]
         await old._closing
         assert old.session.closed
-        way.distrust()
+        way.drop_connections()
         assert (await post(way))[0].status == 200
         assert server.connections == 3
         assert len(way._retired) == 1
@@ -660,11 +667,11 @@ async def test_a_renewed_credential_is_used_by_the_next_request():
     credentials = Credentials(lambda: bearer(tokens.pop(0)))
     async with raw(http()) as server, way_to(server.url, credentials=credentials) as way:
         first, _ = await post(way)
-        assert await way.renew(first.credential) is False  # the source gives the same
-        assert await way.renew(first.credential) is True
+        assert await way.refresh_credential(first.credential) is False  # the source gives the same
+        assert await way.refresh_credential(first.credential) is True
         second, _ = await post(way)
         assert (first.credential, second.credential) == (0, 1)
-        assert await way.renew(first.credential) is True  # another one than the refused one is there already
+        assert await way.refresh_credential(first.credential) is True  # there is another one already
         assert tokens == []
 
     assert [b"Bearer one" in head for head in server.heads] == [True, False]
@@ -794,14 +801,14 @@ async def test_neither_token_nor_params_are_in_any_fault_representation_or_trace
         writer.close()
 
     async with raw(say) as server, way_to(server.url) as way:
-        seen += [await way.post(BODY, lambda at=None: None) for _ in range(6)]
-        seen += [await way.get("a", lambda: None), way, way._credentials, way._pool]
+        seen += [await way.send(create_batch(TARGET, BODY), Leave()) for _ in range(6)]
+        seen += [await way.send(get_instance(TARGET, "a"), Leave()), way, way._credentials, way._pool]
     async with way_to(f"http://127.0.0.1:{free_port()}") as way:
-        seen.append(await way.post(BODY, lambda at=None: None))
+        seen.append(await way.send(create_batch(TARGET, BODY), Leave()))
     async with way_to(
         "http://127.0.0.1:1", credentials=Credentials(lambda: {"Authorization": f"{TOKEN}\r\nX: y"})
     ) as way:
-        seen.append(await way.post(BODY, lambda at=None: None))
+        seen.append(await way.send(create_batch(TARGET, BODY), Leave()))
 
     texts = [repr(one) for one in seen] + [str(one) for one in seen] + [caplog.text]
     assert sum(isinstance(one, Fault) for one in seen) >= 8
@@ -814,7 +821,7 @@ async def test_a_mistake_in_a_callback_shows_no_token_in_its_traceback():
 
     async with emulated() as way:
         try:
-            reply = await way.post(BODY, broken)
+            reply = await way.send(create_batch(TARGET, BODY), Leave(broken))
         except KeyError as error:
             text = "".join(traceback.format_exception(error))
         else:
@@ -829,7 +836,7 @@ async def test_closing_leaves_no_connection_open():
     async with raw(http()) as server:
         async with way_to(server.url) as way:
             await post(way)
-            way.distrust()
+            way.drop_connections()
             await post(way)
         assert way._pool.session.closed
         assert all(pool.session.closed for pool in way._retired)

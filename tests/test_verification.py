@@ -837,7 +837,7 @@ def test_what_the_last_request_failed_for_is_told_until_one_succeeds(folder):
         world = World(
             folder,
             script=[{"from": 1, "to": 2, "status": 500, "message": "it went wrong"}],
-            before=lambda number: seen.append(opened.trouble),
+            before=lambda number: seen.append(opened.last_error),
         )
         await world.has_run(360)
         async with world.opened() as opened:
@@ -964,7 +964,7 @@ def test_an_answer_that_no_service_gives_ends_it(folder):
             await world.verify(transport=portal)
 
     run_virtual(go())
-    assert portal.distrusted > 0
+    assert portal.dropped > 0
 
 
 # --- what it comes to ---------------------------------------------------------------------------------------------

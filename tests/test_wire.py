@@ -12,12 +12,13 @@ from types import SimpleNamespace
 import pytest
 import uvloop
 from certificates import make_certificate
-from fakes import now, run_virtual
+from fakes import RUN_TARGET, Leave, now, run_virtual
 
 from bulkwf import wire
 from bulkwf.credentials import Credentials
 from bulkwf.model import Reply
 from bulkwf.options import Options, Target
+from bulkwf.requests import create_batch
 from bulkwf.transport import AiohttpTransport
 from bulkwf.wire import LOOKS, SHORTEST_S, Upload, kernel_counts
 
@@ -329,7 +330,7 @@ async def left_behind(size, scheme, certificate, *, proxied=False):
         transport._pool.session.connector._socket_factory = small
         for _ in range(2):
             earlier = uplink.received or 0
-            assert isinstance(await transport.post(bytes(size), written), Reply)
+            assert isinstance(await transport.send(create_batch(RUN_TARGET, bytes(size)), Leave(written)), Reply)
         await transport.aclose()
     assert (len(connected), len(left)) == (1, 2)
     return left

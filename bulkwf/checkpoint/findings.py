@@ -89,7 +89,7 @@ class Scope:
     @property
     def total(self) -> int:
         """Rows that the checkpoint calls created or existed."""
-        return self.status.totals.created + self.status.totals.existed
+        return self.status.counts.created + self.status.counts.existed
 
     @property
     def run(self) -> str:

@@ -13,8 +13,7 @@ from bulkwf.checkpoint.file import connect_reader, explained
 from bulkwf.checkpoint.records import Begun, Damage, past, read_batches, read_run, survey
 from bulkwf.checkpoint.schema import Past, RunHeader
 from bulkwf.checkpoint.sessions import log_is_missing, tell_of_missing_log
-from bulkwf.model import UNKNOWN_BOOT, Boot, Result, RowOutcome
-from bulkwf.progress import Totals
+from bulkwf.model import UNKNOWN_BOOT, Boot, Counts, Result, RowOutcome
 
 __all__ = ["Status", "read_boot", "read_results", "read_run_past", "read_status", "results"]
 
@@ -33,7 +32,7 @@ class Status:
     rows: int
     batches: int
     batches_in_doubt: int
-    totals: Totals
+    counts: Counts
     attempts: int
     first_begun_at: float | None
     """When its first batch was begun; None if none was."""
@@ -115,7 +114,7 @@ def read_status(path: str | os.PathLike[str]) -> Status:
             rows=found.rows,
             batches=found.batches,
             batches_in_doubt=len(found.in_doubt),
-            totals=found.totals,
+            counts=found.counts,
             attempts=attempts,
             first_begun_at=found.first_begun_at,
             last_settled_at=found.last_settled_at,

@@ -12,7 +12,6 @@ import os
 import sqlite3
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +20,7 @@ from zlib import crc32
 import filelock
 import orjson
 
+from bulkwf.batch_state import BatchState
 from bulkwf.checkpoint.file import (
     ELSEWHERE,
     acquire,
@@ -60,9 +60,7 @@ from bulkwf.checkpoint.sessions import (
     tell_of_lost_log,
 )
 from bulkwf.errors import CheckpointError
-from bulkwf.ledger import Ledger
-from bulkwf.model import UNKNOWN_BOOT, Answer, Batch, Boot
-from bulkwf.progress import Totals
+from bulkwf.model import UNKNOWN_BOOT, Batch, Boot, Counts, InstanceInfo
 from bulkwf.uncancelled import until_done
 
 __all__ = ["Checkpoint", "Executor", "inline"]
@@ -75,6 +73,7 @@ Executor = Callable[[Callable[[], Any]], Awaitable[Any]]
 Where tasks may be cancelled that is a future which is no task.
 """
 SEAL = ""
+PAUSE = "UPDATE run SET pause_until = ?"
 """In the place of a statement: the run's record has changed."""
 
 
@@ -269,7 +268,7 @@ class Checkpoint:
 
     # --- writing --------------------------------------------------------------------------------------------------
 
-    def begin(self, ledger: Ledger, now: float) -> Awaitable[None]:
+    def begin(self, ledger: BatchState, now: float) -> Awaitable[None]:
         """Make a batch durable before it is sent. Batches must begin in the order of their rows."""
         batch = ledger.batch
         ids: Sequence[str | None] = batch.ids
@@ -281,30 +280,39 @@ class Checkpoint:
         begun = (batch.first_row, float(now), float(batch.retention_s), crc32(text))
         return self._write((BEGIN, (*_columns(ledger, now), *begun[1:], checksum(begun), text.decode())))
 
-    def settle(self, ledger: Ledger, now: float) -> Awaitable[None]:
+    def settle(self, ledger: BatchState, now: float) -> Awaitable[None]:
         """Make what a batch has come to durable."""
-        first_row, *others = _columns(ledger, now)
-        return self._write((SETTLE, (*others, first_row)))
+        return self._write(_settle(ledger, now))
 
-    def note(self, attempt: Attempt) -> None:
-        """Write an attempt down with the next commit."""
-        self._queue.append((NOTE, attempt))
+    def record(
+        self, attempt: Attempt, *, settled: BatchState | None, pause_until: float | None, now: float
+    ) -> Awaitable[None]:
+        """Make an attempt durable, and with it, in one commit, what it has settled and the pause that it orders.
+
+        Args:
+            attempt: The attempt.
+            settled: The batch, if some of its rows have been settled.
+            pause_until: End of the pause in Unix time; None if there is none.
+            now: Unix time.
+        """
+        statements: list[tuple[str, Any]] = [(NOTE, attempt)]
+        if settled is not None:
+            statements.append(_settle(settled, now))
+        if pause_until is not None:
+            statements += _change_run(PAUSE, pause_until)
+        return self._write(*statements)
 
     def pause(self, until: float) -> Awaitable[None]:
-        """Remember that the service has ordered silence until *until* (Unix time)."""
-        return self._change_run("UPDATE run SET pause_until = ?", float(until))
+        """Remember that nothing may be sent before *until* (Unix time)."""
+        return self._write(*_change_run(PAUSE, until))
 
     def finish(self, now: float) -> Awaitable[None]:
         """Note that the list was read to its end with every row settled."""
-        return self._change_run("UPDATE run SET finished_at = ?", float(now))
+        return self._write(*_change_run("UPDATE run SET finished_at = ?", now))
 
     def flush(self) -> Awaitable[None]:
-        """Make what `note` has left waiting durable."""
+        """Make all that has been written so far durable."""
         return self._write()
-
-    def _change_run(self, statement: str, *values: Any) -> Awaitable[None]:
-        """Change the run's record, and seal it in the same commit."""
-        return self._write((statement, values), (SEAL, ()))
 
     def _write(self, *statements: tuple[str, Any]) -> Awaitable[None]:
         """Queue *statements* at once, in the order of the calls; the awaitable ends when they are durable."""
@@ -401,9 +409,9 @@ class Checkpoint:
         """What this run's generated ids begin with."""
         return self._found.run.header.run_key
 
-    def totals(self) -> Totals:
+    def counts(self) -> Counts:
         """Rows by outcome when the checkpoint was opened."""
-        return replace(self._found.totals)
+        return self._found.counts
 
     def begun(self) -> Iterator[Begun]:
         """The batches that have been begun, in the order of their rows.
@@ -414,7 +422,7 @@ class Checkpoint:
         with explained(self.path):
             yield from read_batches(self._reader)
 
-    def ledger(self, begun: Begun, region: bytes, row_shape: Literal["instance", "params"]) -> Ledger:
+    def ledger(self, begun: Begun, region: bytes, row_shape: Literal["instance", "params"]) -> BatchState:
         """The account of a begun batch, whose rows have been read again as *region*.
 
         Raises:
@@ -434,8 +442,8 @@ class Checkpoint:
                 refused=tuple(results("invalid", begun)),
                 retention_s=begun.retention_s,
             )
-            told = None if begun.answer is None else Answer(**orjson.loads(begun.answer))
-            return Ledger.resumed(batch, begun.attempts, told, begun.exceptions)
+            told = None if begun.answer is None else InstanceInfo(**orjson.loads(begun.answer))
+            return BatchState.resumed(batch, begun.attempts, told, begun.exceptions)
 
     def past(self, since: float) -> Past:
         """See `records.past`."""
@@ -443,7 +451,18 @@ class Checkpoint:
             return past(self._reader, since)
 
 
-def _columns(ledger: Ledger, now: float) -> tuple[Any, ...]:
+def _settle(state: BatchState, now: float) -> tuple[str, Any]:
+    """The statement that stores what a batch has come to."""
+    first_row, *others = _columns(state, now)
+    return SETTLE, (*others, first_row)
+
+
+def _change_run(statement: str, value: float) -> tuple[tuple[str, Any], ...]:
+    """The statements that change the run's record, and seal it."""
+    return (statement, (float(value),)), (SEAL, ())
+
+
+def _columns(ledger: BatchState, now: float) -> tuple[Any, ...]:
     """A ledger's record as the columns that `SETTLE` writes, `first_row` before them, their checksum behind them."""
     first_row, rows, complete, *others = ledger.record()
     columns = (first_row, rows, float(now) if complete else None, *others)

@@ -132,7 +132,7 @@ class Oracle:
             if any(self._ours(begun)) or self._settled:
                 self._note("unreadable", str(error))
             return 0
-        totals = status.totals
+        totals = status.counts
         known = [*results, *pending]
         counts = {name: getattr(totals, name) for name in ("created", "existed", "rejected", "invalid", "pending")}
         if Counter(result.outcome for result in known) != +Counter(counts):

@@ -18,20 +18,20 @@ from fakes import EPOCH, HEADER, lines, make_batch, run_virtual
 from test_batching import take_batches
 
 from bulkwf import batching
+from bulkwf.batch_state import BatchState
 from bulkwf.batching import IdScheme
-from bulkwf.channel import Health
 from bulkwf.checkpoint import Begun, Checkpoint, inline, read_results, read_run_past, read_status
 from bulkwf.checkpoint.reading import results
 from bulkwf.checkpoint.writer import _columns
 from bulkwf.errors import CheckpointError
-from bulkwf.ledger import Ledger
+from bulkwf.judge import Judge, judge, judge_lookup, judge_page, retry_after_s
 from bulkwf.limiter import WindowLimiter
 from bulkwf.model import Reply, Verdict
 from bulkwf.options import BatchLimits, RateLimits, RetryPolicy
-from bulkwf.outcome import Judge, judge, judge_lookup, judge_page, retry_after_s
 from bulkwf.payload import compose
-from bulkwf.retry import PATIENCE, Wait, plan
+from bulkwf.retry import Wait, plan
 from bulkwf.sources import files, open_source, reader
+from bulkwf.verdicts import HANDLING, Action
 from bulkwf.windows import Pace, Said, pause_s, quota_text
 from fuzz.inputs import IDS
 from fuzz.reading import LEVELS, Pairs, lines_of, read_line, strictly
@@ -182,7 +182,9 @@ def _check_outcome(part, outcome, settles=None):
         assert_harmless(result.message or "")
     if outcome.retry_after_s is not None:
         assert_pause(outcome.retry_after_s)
-    for streak, proven in product((1, 2, 2_000), (False, True)) if outcome.verdict in PATIENCE else ():
+    for streak, proven in (
+        product((1, 2, 2_000), (False, True)) if HANDLING[outcome.verdict].action is Action.BACK_OFF else ()
+    ):
         step = plan(RetryPolicy(), outcome, streak, 1.0, proven=proven)
         if isinstance(step, Wait):
             assert_pause(step.seconds)
@@ -216,7 +218,7 @@ def _check_grounds(part, reply, outcome):
 
 def _check_account(part, outcome):
     """The checkpoint holds what the outcome says, and gives it back."""
-    ledger = Ledger(BATCH)
+    ledger = BatchState(BATCH)
     ledger.attempts = 1
     ledger.add(outcome)
     record = ledger.record()
@@ -247,12 +249,12 @@ def check_headers(headers, at=1_000.0):
     ordered = retry_after_s(Reply(status=429, headers=headers, body=b"", received_at=EPOCH))
     if ordered is not None:
         assert_pause(ordered)
-    health = Health()
+    limiter = WindowLimiter(RateLimits(), clock=lambda: at)
     for refusals in (1, 2, 2_000):
         pause = pause_s(refusals, ordered)
         assert_pause(pause)
         assert pause >= max(1.0, ordered or 0.0)
-        assert health.refused(at, ordered) <= health.paused_until - at
+        assert pause_s(1, ordered) <= limiter.throttled(ordered) == limiter._paused_until - at
     pace = Pace(10 / 3)
     spent = pace.observe(Said(at, at, headers.get("ratelimit", "")))
     assert spent or pace.wait_s(at) == 0.0
@@ -309,7 +311,7 @@ async def _resume(path, opened):
     checkpoint = Checkpoint.open(path, HEADER, now=EPOCH, executor=inline)
     opened.append(checkpoint)
     try:
-        _ = checkpoint.totals(), checkpoint.run_key, checkpoint.past(0.0)
+        _ = checkpoint.counts(), checkpoint.run_key, checkpoint.past(0.0)
         for begun in checkpoint.begun():
             if not begun.settled:
                 checkpoint.ledger(begun, b"\n" * begun.rows, "instance").record()

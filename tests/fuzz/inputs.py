@@ -11,10 +11,11 @@ from pathlib import Path
 from random import Random
 
 from canary import PARAMS
-from fakes import ServiceTransport, make_batch, run_virtual, service, write_run
+from fakes import RUN_TARGET, Leave, ServiceTransport, make_batch, run_virtual, service, write_run
 from hypothesis import strategies as st
 
 from bulkwf.payload import compose
+from bulkwf.requests import create_batch, get_instance, list_instances
 
 IDS = [f"id-{number}" for number in range(6)]
 """The ids that `real_answers` are about."""
@@ -141,9 +142,10 @@ def real_answers() -> list[bytes]:
     async def ask():
         transport = ServiceTransport(service(), script=_FAULTS)
         body = bytes(compose(make_batch(len(IDS)), range(len(IDS))))
-        posts = [await transport.post(body, lambda: None) for _ in range(9)]
-        gets = [await transport.get(one, lambda: None) for one in (IDS[0], "no-such-id")]
-        return [one.body for one in (*posts, *gets, await transport.list({}, lambda: None))]
+        posts = [await transport.send(create_batch(RUN_TARGET, body), Leave()) for _ in range(9)]
+        gets = [await transport.send(get_instance(RUN_TARGET, one), Leave()) for one in (IDS[0], "no-such-id")]
+        page = await transport.send(list_instances(RUN_TARGET, {}), Leave())
+        return [one.body for one in (*posts, *gets, page)]
 
     return [*run_virtual(ask()), b"", b"<title>Just a moment</title>"]
 

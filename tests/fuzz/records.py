@@ -21,6 +21,7 @@ from simulation.world import build_engine
 from bulkwf import verification
 from bulkwf.checkpoint import Checkpoint, inline, read_results
 from bulkwf.errors import BulkwfError, CheckpointError, InputError, TemporaryStop
+from bulkwf.model import RequestKind
 from bulkwf.options import BatchLimits, Options, RateLimits, RetryPolicy
 from bulkwf.sources import open_source
 
@@ -60,9 +61,10 @@ class _Transport(ScriptedTransport):
         super().__init__(*answers, **more)
         self.items = []
 
-    async def post(self, body, written):
-        self.items += json.loads(body)
-        return await super().post(body, written)
+    async def send(self, request, slot):
+        if request.kind is RequestKind.CREATE:
+            self.items += json.loads(request.body)
+        return await super().send(request, slot)
 
 
 async def _run(path: Path, transport: ScriptedTransport, first: int | None = None) -> None:

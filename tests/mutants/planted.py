@@ -20,28 +20,28 @@ class Mutant:
 PLANTED = (
     Mutant(
         "count before commit",
-        "engine.py",
-        "        await self._checkpoint.settle(ledger, self._clock.wall())\n",
-        "        self.progress.settled(outcome, 0, self._clock.now())\n"
-        "        self.progress.totals.pending += len(outcome.created) + len(outcome.others)\n"
-        "        await self._checkpoint.settle(ledger, self._clock.wall())\n",
+        "journal.py",
+        "        await self._checkpoint.record(\n",
+        "        self._checkpoint.record(\n",
     ),
     Mutant(
         "send before begin",
         "engine.py",
         "            if begun is not None:\n                await self._count(ledger.batch, begun)\n"
-        "            if ledger.pending:\n                await self._courier.deliver(ledger, begun_at)\n",
-        "            if ledger.pending:\n                await self._courier.deliver(ledger, begun_at)\n"
+        "            if ledger.pending:\n"
+        "                await BatchDelivery(self._context, ledger, begun_at).deliver()\n",
+        "            if ledger.pending:\n"
+        "                await BatchDelivery(self._context, ledger, begun_at).deliver()\n"
         "            if begun is not None:\n                await self._count(ledger.batch, begun)\n",
     ),
     Mutant(
         "trust a 200 with foreign ids",
-        "outcome.py",
+        "judge.py",
         "        position = position_of.pop(one.id, None)\n        if position is None:\n",
         "        position = position_of.pop(one.id, None)\n        if position is None:\n            continue\n"
         "        if position is None:\n",
     ),
-    Mutant("reject on 403", "outcome.py", "    403: Verdict.UNAUTHORIZED,\n", "    403: Verdict.REFUSED,\n"),
+    Mutant("reject on 403", "judge.py", "    403: Verdict.UNAUTHORIZED,\n", "    403: Verdict.BAD_REQUEST,\n"),
     Mutant(
         "ignore Retry-After",
         "windows.py",
@@ -50,16 +50,14 @@ PLANTED = (
     ),
     Mutant(
         "hold the slot in backoff",
-        "delivery.py",
-        "            if outcome.verdict is Verdict.NOT_SENT:\n                slot.unsent()\n"
-        "        if outcome.verdict is Verdict.TOO_LARGE:\n",
-        "            if outcome.verdict is Verdict.NOT_SENT:\n                slot.unsent()\n"
-        "            if outcome.unsettled:\n                await self._back_off(3)\n"
-        "        if outcome.verdict is Verdict.TOO_LARGE:\n",
+        "client.py",
+        "                slot.unsent()\n        pause_s = ",
+        "                slot.unsent()\n            if judgement.unsettled:\n                await self.sleep(3.0)\n"
+        "        pause_s = ",
     ),
     Mutant(
         "match by position",
-        "outcome.py",
+        "judge.py",
         "    if not envelope.refused and [one.id for one in answered] == _sent(batch, part) and _alike(answered):\n",
         "    if not envelope.refused and answered and len(answered) <= len(part) and _alike(answered):\n"
         "        part = part[: len(answered)]\n",
@@ -73,7 +71,7 @@ PLANTED = (
     ),
     Mutant(
         "drop the omitted id",
-        "outcome.py",
+        "judge.py",
         "    unsettled = tuple(sorted(position_of.values()))\n",
         "    unsettled = ()\n",
     ),
@@ -91,9 +89,9 @@ PLANTED = (
     ),
     Mutant(
         "swallow cancellation",
-        "channel.py",
-        "        found: Outcome = await retrying(attempts.next)\n",
-        "        try:\n            found: Outcome = await retrying(attempts.next)\n"
+        "client.py",
+        "        found: Judgement = await retrying(attempts.next)\n",
+        "        try:\n            found: Judgement = await retrying(attempts.next)\n"
         "        except BaseException as error:\n"
         "            if type(error).__name__ != 'CancelledError':\n                raise\n"
         "            found = await retrying(attempts.next)\n",
@@ -113,8 +111,8 @@ PLANTED = (
     Mutant(
         "reject after one refusal",
         "delivery.py",
-        "        if position in self.refused:\n",
-        "        if position not in self.refused:\n",
+        "        if position not in self._refused_alone:\n",
+        "        if position in self._refused_alone:\n",
     ),
     Mutant(
         "believe a late copy",
@@ -125,7 +123,7 @@ PLANTED = (
     Mutant(
         "reject while nothing is created",
         "delivery.py",
-        "            if not (self.courier.options.reject_omitted and self._is_last()):\n",
+        "            if not (self._run.options.reject_omitted and self._is_last()):\n",
         "            if not self._is_last():\n",
         by="engine",
     ),
@@ -133,7 +131,7 @@ PLANTED = (
     Mutant(
         "count absences from before the doubt",
         "delivery.py",
-        "                self.absences.pop(position, None)\n",
+        "                self._absences.pop(position, None)\n",
         "                pass\n",
     ),
     Mutant(
@@ -146,12 +144,12 @@ PLANTED = (
     Mutant(
         "end the run for one odd answer",
         "retry.py",
-        "    return Probe(error) if proven and rule.probed else Stop(error)\n",
+        "    return Probe(error) if proven and handling.probed else Stop(error)\n",
         "    return Stop(error)\n",
     ),
     Mutant(
         "throttle by the status alone",
-        "outcome.py",
+        "judge.py",
         "    if reply.status == 429 or codes & RATE_ERRORS:\n",
         "    if reply.status == 429:\n",
         by="modules",
@@ -270,9 +268,9 @@ PLANTED = (
     ),
     Mutant(
         "forget what is left",
-        "engine.py",
-        "                quota=quota_text(reply.headers) if isinstance(reply, Reply) else None,\n",
-        "                quota=None,\n",
+        "journal.py",
+        "            quota=quota_text(reply.headers) if isinstance(reply, Reply) else None,\n",
+        "            quota=None,\n",
         by="restarts",
     ),
     Mutant(
@@ -388,7 +386,7 @@ PLANTED = (
         "            if False:\n",
         by="fuzz",
     ),
-    Mutant("paste an id into a URL", "transport.py", "{quote(instance_id, safe='')}", "{instance_id}", by="modules"),
+    Mutant("paste an id into a URL", "requests.py", "{quote(instance_id, safe='')}", "{instance_id}", by="modules"),
     Mutant(
         "close under a commit",
         "checkpoint/writer.py",

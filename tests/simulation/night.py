@@ -16,13 +16,13 @@ from random import Random
 from typing import Any
 
 import orjson
-from fakes import EPOCH, HEADER, TARGET, created
+from fakes import EPOCH, HEADER, TARGET, created, ids_of
 
 from bulkwf.checkpoint import Checkpoint, inline
 from bulkwf.emulator import Caller, Limits
 from bulkwf.emulator.admission import Admission
 from bulkwf.emulator.answers import Answer, refusal
-from bulkwf.model import Clock, Fault, FaultKind, Reply, Summary
+from bulkwf.model import Clock, Fault, FaultKind, Reply, Request, RequestKind, Slot, Summary
 from bulkwf.options import Options, RateLimits
 from bulkwf.sources import open_source
 from simulation.world import build_engine
@@ -129,13 +129,12 @@ class Job:
 
     # --- its transport ---
 
-    async def post(self, body: bytes, written: Callable[[], None]) -> Reply | Fault:
-        """See `Transport.post`."""
-        return await self._exchange(orjson.loads(body), "", written)
-
-    async def get(self, instance_id: str, written: Callable[[], None]) -> Reply | Fault:
-        """See `Transport.get`."""
-        return await self._exchange(None, instance_id, written)
+    async def send(self, request: Request, slot: Slot) -> Reply | Fault:
+        """See `Transport.send`."""
+        if request.kind is RequestKind.CREATE:
+            return await self._exchange(orjson.loads(request.body), "", slot.written)
+        (asked,) = ids_of(request)
+        return await self._exchange(None, asked, slot.written)
 
     async def _exchange(self, items: Any, asked: str, written: Callable[[], None]) -> Reply | Fault:
         account, credential, chance = self.account, self.credential, self.chance
@@ -161,13 +160,13 @@ class Job:
             credential=credential,
         )
 
-    async def renew(self, credential: int) -> bool:
-        """See `Transport.renew`."""
+    async def refresh_credential(self, credential: int) -> bool:
+        """See `Transport.refresh_credential`."""
         self.credential = self.account.token
         return self.credential != credential
 
-    def distrust(self) -> None:
-        """See `Transport.distrust`."""
+    def drop_connections(self) -> None:
+        """See `Transport.drop_connections`."""
 
     async def aclose(self) -> None:
         """See `Transport.aclose`."""

@@ -12,8 +12,8 @@ from fakes import EPOCH
 
 from bulkwf.checkpoint import read_results, read_status
 from bulkwf.errors import ServiceRefused, TemporaryStop
+from bulkwf.judge import retry_after_s
 from bulkwf.model import Fault, FaultKind, Reply, Result
-from bulkwf.outcome import retry_after_s
 from simulation.world import Crash, Sent, World, params_crc
 
 ALLOWED = {
@@ -50,7 +50,7 @@ class Oracle:
         if not world.file.exists():
             return
         status = read_status(world.file)
-        totals = status.totals
+        totals = status.counts
         assert totals.settled + totals.pending == totals.rows
         results = list(read_results(world.file))
         pending = list(read_results(world.file, outcome="pending"))

@@ -37,7 +37,7 @@ def _check_rows(account, job):
     assert (last.created + last.existed, last.existed) == (ROWS, last.existed_in_doubt)
     assert first.settled + last.settled == ROWS
     status = read_status(job.file)
-    assert status.totals.pending == 0
+    assert status.counts.pending == 0
     assert status.attempts == first.attempts + last.attempts
 
 

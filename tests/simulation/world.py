@@ -16,7 +16,7 @@ from random import Random
 from typing import Any
 
 import canary
-from fakes import EPOCH, HEADER, TARGET, Machine, VirtualLoop
+from fakes import EPOCH, HEADER, RUN_TARGET, TARGET, Machine, VirtualLoop, ids_of
 
 from bulkwf.api import _take_over
 from bulkwf.batching import IdScheme
@@ -29,7 +29,7 @@ from bulkwf.emulator.faults import Fault as Trouble
 from bulkwf.engine import Engine
 from bulkwf.errors import BulkwfError, ServiceRefused, TemporaryStop
 from bulkwf.limiter import WindowLimiter
-from bulkwf.model import Clock, Fault, FaultKind, Reply, Summary, Transport
+from bulkwf.model import Clock, Fault, FaultKind, Reply, Request, RequestKind, Slot, Summary, Transport
 from bulkwf.options import Options
 from bulkwf.progress import Progress
 from bulkwf.sources import Source, open_source
@@ -397,18 +397,12 @@ class Network:
         self._token = world.token
         self._on_wire: set[str] = set()
 
-    async def post(self, body: bytes, written: Callable[[], None]) -> Reply | Fault:
-        """See `Transport.post`."""
-        ids = tuple(item.id for item in self._world.service.read(body).items)
-        return await self._request("POST", ids, body, written)
-
-    async def get(self, instance_id: str, written: Callable[[], None]) -> Reply | Fault:
-        """See `Transport.get`."""
-        return await self._request("GET", (instance_id,), b"", written)
-
-    async def list(self, query: Any, written: Callable[[], None]) -> Reply | Fault:
-        """A run never lists."""
-        raise AssertionError(query)
+    async def send(self, request: Request, slot: Slot) -> Reply | Fault:
+        """See `Transport.send`. A run never lists."""
+        method = {RequestKind.CREATE: "POST", RequestKind.LOOK_UP: "GET"}[request.kind]
+        if not slot.writing():
+            return Fault(kind=FaultKind.NOT_SENT, message="the leave to send was lost")
+        return await self._request(method, tuple(ids_of(request)), request.body or b"", slot.written)
 
     async def _request(self, method: str, ids: tuple[str, ...], body: bytes, written: Callable[[], None]) -> Any:
         world = self._world
@@ -471,15 +465,15 @@ class Network:
             world._stale = told
         return told
 
-    async def renew(self, credential: int) -> bool:
-        """See `Transport.renew`."""
+    async def refresh_credential(self, credential: int) -> bool:
+        """See `Transport.refresh_credential`."""
         if credential == self._token and self._token + 1 < self._world.plan.tokens:
             self._world.token = self._token = self._token + 1
             return True
         return credential != self._token
 
-    def distrust(self) -> None:
-        """See `Transport.distrust`."""
+    def drop_connections(self) -> None:
+        """See `Transport.drop_connections`."""
         self._world._stale = None
 
     async def aclose(self) -> None:
@@ -491,16 +485,17 @@ def build_engine(
 ) -> Engine:
     """The engine as `open_run` builds it, with a clock of ours."""
     limiter = WindowLimiter(options.rate, clock=clock.now)
-    totals = checkpoint.totals()
+    counts = checkpoint.counts()
     _take_over(limiter, checkpoint, options, clock.wall())
     return Engine(
+        RUN_TARGET,
         source,
         checkpoint,
         transport,
         limiter,
         scheme=IdScheme(checkpoint.run_key),
         options=options,
-        progress=Progress(clock.now(), totals, settled_before=totals.settled),
+        progress=Progress(clock.now(), counts, settled_before=counts.settled),
         clock=clock,
     )
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bulkwf.model import Answer, Batch, Fault, FaultKind, Reply, Verdict
-from bulkwf.outcome import LESSONS, Judge, existence, judge, judge_lookup, judge_page, rejection, retry_after_s
+from bulkwf.judge import LESSONS, Judge, existence, judge, judge_lookup, judge_page, rejection, retry_after_s
+from bulkwf.model import Batch, Fault, FaultKind, InstanceInfo, Reply, Verdict
 
 IDS = ["a", "b", "c", "d"]
 ALL = range(4)
@@ -70,7 +70,7 @@ def same_for(judging, *replies, batch=BATCH):
 def test_an_answer_that_differs_from_a_remembered_one_only_in_its_ids_is_not_decoded(monkeypatch):
     judging = Judge()
     first = judging(BATCH, ALL, good(named(*IDS, version_id="v1")))
-    monkeypatch.setattr("bulkwf.outcome.decode_answer", lambda body: pytest.fail("decoded"))
+    monkeypatch.setattr("bulkwf.judge.decode_answer", lambda body: pytest.fail("decoded"))
 
     again = judging(OTHERS, ALL, good(named(*OTHERS.ids, version_id="v1")))
 
@@ -136,7 +136,7 @@ def test_an_answer_that_hides_an_id_takes_no_memory_to_remember(odd):
 
 def test_a_service_whose_answers_are_never_alike_is_not_learnt_from_for_ever(monkeypatch):
     learnt = []
-    monkeypatch.setattr("bulkwf.outcome._frame", lambda *given: learnt.append(given))
+    monkeypatch.setattr("bulkwf.judge._frame", lambda *given: learnt.append(given))
     judging = Judge()
     for number in range(LESSONS + 5):
         judging(BATCH, ALL, good(named(*IDS, version_id=f"v{number}")))
@@ -159,7 +159,7 @@ def test_a_complete_answer_that_names_every_id_settles_all_of_them_as_created(st
         (),
         (),
     )
-    assert outcome.answer == Answer("queued", "v", "w")
+    assert outcome.answer == InstanceInfo("queued", "v", "w")
 
 
 def test_ids_are_matched_by_value_not_by_position():
@@ -172,7 +172,7 @@ def test_ids_are_matched_by_value_not_by_position():
 def test_an_instance_of_another_status_is_settled_with_its_own():
     outcome = judge(BATCH, ALL, good([*named("a", "b"), {"id": "c", "status": "running"}, {"id": "d"}]))
 
-    assert (outcome.verdict, list(outcome.created), outcome.answer) == (Verdict.DONE, [0, 1], Answer("queued"))
+    assert (outcome.verdict, list(outcome.created), outcome.answer) == (Verdict.DONE, [0, 1], InstanceInfo("queued"))
     assert [(p, r.outcome, r.status, r.row, r.id) for p, r in outcome.others] == [
         (2, "created", "running", 105, "c"),
         (3, "created", None, 107, "d"),
@@ -320,21 +320,21 @@ def test_a_fault_means_what_the_transport_knows_of_it(kind, verdict):
 
 ENVELOPE_TABLE = [
     *((status, (), Verdict.WRONG_ADDRESS) for status in (301, 302, 303, 307, 308, 304)),
-    (400, (10010,), Verdict.REFUSED),
+    (400, (10010,), Verdict.BAD_REQUEST),
     (400, (), Verdict.CONTRADICTION),
     (409, (), Verdict.CONTRADICTION),
     (422, (), Verdict.CONTRADICTION),
-    (409, (10415,), Verdict.REFUSED),
-    (422, (10000001,), Verdict.REFUSED),
-    (409, (10405,), Verdict.REFUSED),
+    (409, (10415,), Verdict.BAD_REQUEST),
+    (422, (10000001,), Verdict.BAD_REQUEST),
+    (409, (10405,), Verdict.BAD_REQUEST),
     *(
         (status, (code,), Verdict.UNAUTHORIZED)
         for code in (6003, 6100, 6103, 6111, 6199, 9106, 9109, 10000)
         for status in (400, 401, 403)
     ),
     (400, (1, 6003), Verdict.UNAUTHORIZED),
-    (400, (6200,), Verdict.REFUSED),
-    (400, (9107,), Verdict.REFUSED),
+    (400, (6200,), Verdict.BAD_REQUEST),
+    (400, (9107,), Verdict.BAD_REQUEST),
     (401, (), Verdict.UNAUTHORIZED),
     (403, (), Verdict.UNAUTHORIZED),
     (403, (7003,), Verdict.UNAUTHORIZED),
@@ -545,18 +545,18 @@ def test_an_empty_page_is_a_page():
 @pytest.mark.parametrize(
     ("answer", "verdict"),
     [
-        (good(None), Verdict.REFUSED),
-        (good({"id": "a"}), Verdict.REFUSED),
-        (good([{"status": "running"}]), Verdict.REFUSED),
-        (good([{"id": 7}]), Verdict.REFUSED),
-        (failed(200), Verdict.REFUSED),
-        (reply(200, b"{}"), Verdict.REFUSED),
+        (good(None), Verdict.BAD_REQUEST),
+        (good({"id": "a"}), Verdict.BAD_REQUEST),
+        (good([{"status": "running"}]), Verdict.BAD_REQUEST),
+        (good([{"id": 7}]), Verdict.BAD_REQUEST),
+        (failed(200), Verdict.BAD_REQUEST),
+        (reply(200, b"{}"), Verdict.BAD_REQUEST),
         (failed(200, 10001), Verdict.IN_DOUBT),
         (failed(200, 42), Verdict.CONTRADICTION),
         (reply(200, HTML), Verdict.CONTRADICTION),
         (reply(200, b""), Verdict.CONTRADICTION),
         (reply(200, b"[]"), Verdict.CONTRADICTION),
-        (failed(400, 10002), Verdict.REFUSED),
+        (failed(400, 10002), Verdict.BAD_REQUEST),
         (failed(400), Verdict.CONTRADICTION),
         (reply(400, HTML), Verdict.CONTRADICTION),
         (failed(413), Verdict.TOO_LARGE),

@@ -6,9 +6,9 @@ import orjson
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bulkwf.ledger import Ledger
-from bulkwf.model import Answer, Batch, Outcome, Result, Verdict
-from bulkwf.outcome import existence, rejection
+from bulkwf.batch_state import BatchState
+from bulkwf.judge import existence, rejection
+from bulkwf.model import Batch, InstanceInfo, Judgement, Result, Verdict
 
 LINES = [b"row %d" % n for n in range(16)]
 FIRST_ROW = 500
@@ -32,8 +32,8 @@ def new_batch(refused=(REFUSED, NAMELESS), offsets=OFFSETS):
     )
 
 
-def created(positions, answer=Answer("queued")):  # noqa: B008 - frozen
-    return Outcome(verdict=Verdict.DONE, created=positions, answer=answer)
+def created(positions, answer=InstanceInfo("queued")):  # noqa: B008 - frozen
+    return Judgement(verdict=Verdict.DONE, created=positions, answer=answer)
 
 
 def told_otherwise(batch, position, answer):
@@ -45,11 +45,11 @@ def told_otherwise(batch, position, answer):
         version_id=answer.version_id,
         workflow_id=answer.workflow_id,
     )
-    return Outcome(verdict=Verdict.DONE, others=((position, result),))
+    return Judgement(verdict=Verdict.DONE, others=((position, result),))
 
 
 def join(*outcomes, **others):
-    return Outcome(
+    return Judgement(
         verdict=Verdict.DONE,
         created=[position for one in outcomes for position in one.created],
         others=tuple(other for one in outcomes for other in one.others),
@@ -63,12 +63,15 @@ def unordered(record):
 
 def resumed(ledger):
     record = ledger.record()
-    answer = None if record.answer is None else Answer(**orjson.loads(record.answer))
-    return Ledger.resumed(ledger.batch, record.attempts, answer, record.exceptions)
+    answer = None if record.answer is None else InstanceInfo(**orjson.loads(record.answer))
+    return BatchState.resumed(ledger.batch, record.attempts, answer, record.exceptions)
 
 
 ANSWERS = st.builds(
-    Answer, st.sampled_from(["queued", "running", None]), st.sampled_from([None, "v1"]), st.sampled_from([None, "w"])
+    InstanceInfo,
+    st.sampled_from(["queued", "running", None]),
+    st.sampled_from([None, "v1"]),
+    st.sampled_from([None, "w"]),
 )
 
 
@@ -101,7 +104,7 @@ def histories(draw):
 @given(histories())
 def test_each_instance_is_pending_created_or_otherwise_settled_at_all_times(history):
     batch, steps = history
-    ledger = Ledger(batch)
+    ledger = BatchState(batch)
     everything = list(range(len(batch.ids)))
     for attempts, (doubtful, outcome) in enumerate(steps, 1):
         ledger.attempts = attempts
@@ -125,7 +128,7 @@ def test_each_instance_is_pending_created_or_otherwise_settled_at_all_times(hist
 @given(histories())
 def test_a_ledger_resumed_from_its_record_has_the_same_record_and_doubts_all_that_is_pending(history):
     batch, steps = history
-    ledger = Ledger(batch)
+    ledger = BatchState(batch)
     for attempts, (doubtful, outcome) in enumerate(steps, 1):
         ledger.attempts = attempts
         ledger.in_doubt.update(doubtful)
@@ -142,7 +145,7 @@ def test_a_ledger_resumed_from_its_record_has_the_same_record_and_doubts_all_tha
 
 
 def test_a_fresh_ledger_has_everything_pending_and_nothing_in_doubt():
-    ledger = Ledger(new_batch())
+    ledger = BatchState(new_batch())
 
     record = ledger.record()
 
@@ -152,14 +155,14 @@ def test_a_fresh_ledger_has_everything_pending_and_nothing_in_doubt():
 
 
 def test_a_batch_of_refused_rows_alone_is_complete_from_the_first():
-    record = Ledger(new_batch(offsets=[])).record()
+    record = BatchState(new_batch(offsets=[])).record()
 
     assert (record.complete, record.pending, record.invalid) == (True, 0, 2)
 
 
 def test_a_batch_that_one_answer_settles_needs_no_exceptions():
-    ledger = Ledger(new_batch(refused=()))
-    ledger.add(created(range(13), Answer("queued", "v", "w")))
+    ledger = BatchState(new_batch(refused=()))
+    ledger.add(created(range(13), InstanceInfo("queued", "v", "w")))
 
     record = ledger.record()
 
@@ -168,20 +171,20 @@ def test_a_batch_that_one_answer_settles_needs_no_exceptions():
 
 
 def test_instances_created_later_under_another_answer_keep_their_own():
-    ledger = Ledger(new_batch())
-    ledger.add(created([0, 1], Answer("queued", "v1")))
-    ledger.add(created([2], Answer("queued", "v1")))
-    later = created([3], Answer("queued", "v2"))
+    ledger = BatchState(new_batch())
+    ledger.add(created([0, 1], InstanceInfo("queued", "v1")))
+    ledger.add(created([2], InstanceInfo("queued", "v1")))
+    later = created([3], InstanceInfo("queued", "v2"))
     ledger.add(later)
 
-    assert (ledger.created, ledger.answer, list(ledger.others)) == ([0, 1, 2], Answer("queued", "v1"), [3])
+    assert (ledger.created, ledger.answer, list(ledger.others)) == ([0, 1, 2], InstanceInfo("queued", "v1"), [3])
     assert ledger.record().created == 4
     assert ledger.settled(later)[0].version_id == "v2"
     assert resumed(ledger).others[3].version_id == "v2"
 
 
 def test_only_an_instance_that_may_have_been_created_before_is_existed_in_doubt():
-    ledger = Ledger(new_batch())
+    ledger = BatchState(new_batch())
     ledger.in_doubt.update({0, 2})
     ledger.add(join(existence(ledger.batch, (0, 1)), rejection(ledger.batch, 2, 5, "why")))
 
@@ -190,8 +193,8 @@ def test_only_an_instance_that_may_have_been_created_before_is_existed_in_doubt(
 
 
 def test_the_record_names_what_differs_and_what_is_pending_by_its_place_in_the_batch():
-    ledger = Ledger(new_batch())
-    ledger.add(join(created(range(10)), rejection(ledger.batch, 10, 5, "why"), answer=Answer("queued")))
+    ledger = BatchState(new_batch())
+    ledger.add(join(created(range(10)), rejection(ledger.batch, 10, 5, "why"), answer=InstanceInfo("queued")))
 
     assert orjson.loads(ledger.record().exceptions) == {
         "3": {"outcome": "invalid", "id": "bad id", "code": "bad_id", "message": "the id"},
@@ -203,7 +206,7 @@ def test_the_record_names_what_differs_and_what_is_pending_by_its_place_in_the_b
 
 
 def test_the_fingerprint_is_that_of_the_lines_that_are_not_refused():
-    ledger = Ledger(new_batch())
+    ledger = BatchState(new_batch())
     kept = [line for n, line in enumerate(LINES) if n not in (3, 7)]
     assert ledger.fingerprint() == fingerprint_of(kept)
 

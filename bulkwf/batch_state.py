@@ -6,9 +6,10 @@ from typing import NamedTuple
 import orjson
 
 from bulkwf.batching import fingerprint
-from bulkwf.model import Answer, Batch, Outcome, Result
+from bulkwf.model import Batch, InstanceInfo, Judgement, Result
+from bulkwf.verdicts import HANDLING
 
-__all__ = ["Ledger", "Record"]
+__all__ = ["BatchState", "Record"]
 
 
 class Record(NamedTuple):
@@ -30,14 +31,14 @@ class Record(NamedTuple):
     digest: int
 
 
-class Ledger:
+class BatchState:
     """The account of one batch. Every instance is in exactly one of `created`, `others` and `pending`."""
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
         self.pending: frozenset[int] | set[int] = frozenset(range(len(batch.ids)))
         self.created: list[int] = []
-        self.answer: Answer | None = None
+        self.answer: InstanceInfo | None = None
         self.others: dict[int, Result] = {}
         self.attempts = 0
         self.in_doubt: set[int] = set()
@@ -45,7 +46,7 @@ class Ledger:
         self._fingerprint: tuple[int, tuple[int, int]] | None = None
 
     @classmethod
-    def resumed(cls, batch: Batch, attempts: int, answer: Answer | None, exceptions: str | None) -> "Ledger":
+    def resumed(cls, batch: Batch, attempts: int, answer: InstanceInfo | None, exceptions: str | None) -> "BatchState":
         """The ledger of a batch that an earlier session left unsettled: all that is pending is in doubt."""
         ledger = cls(batch)
         ledger.attempts, ledger.answer = attempts, answer
@@ -63,7 +64,13 @@ class Ledger:
         ledger.pending = set(ledger.in_doubt)
         return ledger
 
-    def add(self, outcome: Outcome) -> None:
+    def sent(self, judgement: Judgement) -> None:
+        """Take in that the batch, or a part of it, was sent."""
+        self.attempts += 1
+        if HANDLING[judgement.verdict].in_doubt:
+            self.in_doubt.update(judgement.unsettled)
+
+    def add(self, outcome: Judgement) -> None:
         """Take in what an attempt has settled."""
         if outcome.created and len(outcome.created) == len(self.batch.ids):
             self.created, self.answer, self.pending = list(outcome.created), outcome.answer, frozenset()
@@ -80,7 +87,7 @@ class Ledger:
         pending.difference_update(outcome.created, (position for position, _ in outcome.others))
         self.pending = pending
 
-    def settled(self, outcome: Outcome) -> list[Result]:
+    def settled(self, outcome: Judgement) -> list[Result]:
         """The results that an outcome, already taken in, has added."""
         results = [self._result(position, outcome.answer) for position in outcome.created]
         return results + [self.others[position] for position, _ in outcome.others]
@@ -120,8 +127,8 @@ class Ledger:
             digest=digest,
         )
 
-    def _result(self, position: int, answer: Answer | None) -> Result:
-        told = answer or Answer()
+    def _result(self, position: int, answer: InstanceInfo | None) -> Result:
+        told = answer or InstanceInfo()
         return Result(
             row=self.batch.first_row + self.batch.offsets[position],
             id=self.batch.ids[position],
@@ -141,7 +148,7 @@ class Ledger:
         return orjson.dumps(entries).decode() if entries else None
 
 
-def _encode_answer(answer: Answer) -> str:
+def _encode_answer(answer: InstanceInfo) -> str:
     told = {"status": answer.status, "version_id": answer.version_id, "workflow_id": answer.workflow_id}
     return orjson.dumps(told).decode()
 

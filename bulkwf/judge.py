@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from email.utils import parsedate_to_datetime
 from typing import NamedTuple
 
-from bulkwf.model import Answer, Batch, Fault, FaultKind, Outcome, Reply, Result, RowOutcome, Verdict
+from bulkwf.model import Batch, Fault, FaultKind, InstanceInfo, Judgement, Reply, Result, RowOutcome, Verdict
 from bulkwf.payload import (
     Answered,
     Envelope,
@@ -42,7 +42,7 @@ ROUTE_ERRORS = frozenset({WORKFLOW_NOT_FOUND, 7000, 7003})
 
 _BY_STATUS = {
     **dict.fromkeys((408, 425, 499), Verdict.IN_DOUBT),
-    **dict.fromkeys((400, 409, 422), Verdict.REFUSED),
+    **dict.fromkeys((400, 409, 422), Verdict.BAD_REQUEST),
     **dict.fromkeys((525, 526), Verdict.ORIGIN_TLS),
     401: Verdict.UNAUTHORIZED,
     403: Verdict.UNAUTHORIZED,
@@ -65,7 +65,7 @@ LESSONS = 8
 """So many frames are learnt: to learn one costs as much as to decode two answers."""
 
 
-def judge(batch: Batch, part: Sequence[int], reply: Reply | Fault) -> Outcome:
+def judge(batch: Batch, part: Sequence[int], reply: Reply | Fault) -> Judgement:
     """What the reply to a batch create says of the instances at positions *part*."""
     if isinstance(reply, Fault) or not 200 <= reply.status < 300:
         return _judge_failure(batch, part, reply)
@@ -74,7 +74,7 @@ def judge(batch: Batch, part: Sequence[int], reply: Reply | Fault) -> Outcome:
         return _judge_failure(batch, part, reply)
     answered = envelope.answered
     if not envelope.refused and [one.id for one in answered] == _sent(batch, part) and _alike(answered):
-        return Outcome(verdict=Verdict.DONE, created=part, answer=_answer(answered[0]))
+        return Judgement(verdict=Verdict.DONE, created=part, answer=_answer(answered[0]))
     return _match(batch, part, envelope)
 
 
@@ -89,13 +89,13 @@ class Judge:
         self._frame: _Frame | None = None
         self._lessons = LESSONS
 
-    def __call__(self, batch: Batch, part: Sequence[int], reply: Reply | Fault) -> Outcome:
+    def __call__(self, batch: Batch, part: Sequence[int], reply: Reply | Fault) -> Judgement:
         """See `judge`."""
         if isinstance(reply, Fault) or not 200 <= reply.status < 300:
             return judge(batch, part, reply)
         sent = _sent(batch, part)
         if self._frame is not None and self._frame.holds(sent, reply.body):
-            return Outcome(verdict=Verdict.DONE, created=part, answer=self._frame.answer)
+            return Judgement(verdict=Verdict.DONE, created=part, answer=self._frame.answer)
         outcome = judge(batch, part, reply)
         if self._lessons and len(sent) > 1 and len(outcome.created) == len(sent):
             self._lessons -= 1
@@ -110,7 +110,7 @@ class _Frame(NamedTuple):
     head: str
     between: str
     tail: str
-    answer: Answer | None
+    answer: InstanceInfo | None
 
     def around(self, ids: Sequence[str]) -> bytes:
         return f"{self.head}{self.between.join(ids)}{self.tail}".encode(errors="surrogateescape")
@@ -119,7 +119,7 @@ class _Frame(NamedTuple):
         return len(ids) == self.ids and self.around(ids) == body
 
 
-def _frame(ids: Sequence[str], body: bytes, answer: Answer | None) -> _Frame | None:
+def _frame(ids: Sequence[str], body: bytes, answer: InstanceInfo | None) -> _Frame | None:
     """The frame of an answer that names *ids* in their order; None if it is not the same between all of them."""
     text = body.decode(errors="surrogateescape")
     head, _, rest = text.partition(f'"{ids[0]}"')
@@ -137,7 +137,7 @@ def _frame(ids: Sequence[str], body: bytes, answer: Answer | None) -> _Frame | N
     return frame if told is not None and [one.id for one in told.answered] == others else None
 
 
-def judge_lookup(batch: Batch, position: int, reply: Reply | Fault) -> Outcome:
+def judge_lookup(batch: Batch, position: int, reply: Reply | Fault) -> Judgement:
     """What the reply to a look-up says of the instance at *position*: `existed`, `ABSENT`, or nothing yet."""
     part = (position,)
     if isinstance(reply, Reply) and 200 <= reply.status < 300:
@@ -146,14 +146,14 @@ def judge_lookup(batch: Batch, position: int, reply: Reply | Fault) -> Outcome:
             return _unsettled(part, Verdict.CONTRADICTION, reply.status, "no answer to a look-up: " + _excerpt(reply))
         if found.success or _says_how_it_fares(found, reply):
             existed = _result(batch, position, "existed", status=found.status)
-            return Outcome(verdict=Verdict.DONE, others=((position, existed),))
+            return Judgement(verdict=Verdict.DONE, others=((position, existed),))
     outcome = _failure(part, reply)
     missing = outcome.verdict is Verdict.NO_SUCH_WORKFLOW and outcome.code not in (*ROUTE_ERRORS, ALREADY_EXISTS)
     if isinstance(reply, Reply) and missing:
         told = decode_lookup(reply.body)  # a proxy's 404 has no such envelope
         verdict = Verdict.CONTRADICTION if told is None or told.success else Verdict.ABSENT
         return _unsettled(part, verdict, outcome.code, outcome.message)
-    if outcome.verdict in (Verdict.REFUSED, Verdict.TOO_LARGE):
+    if outcome.verdict in (Verdict.BAD_REQUEST, Verdict.TOO_LARGE):
         return _unsettled(part, Verdict.CONTRADICTION, outcome.code, outcome.message)
     return outcome
 
@@ -167,26 +167,26 @@ def _says_how_it_fares(found: Lookup, reply: Reply) -> bool:
     return found.status is not None and bool(codes) and codes <= INTERNAL_ERRORS
 
 
-def judge_page(reply: Reply | Fault) -> tuple[Outcome, Page | None]:
+def judge_page(reply: Reply | Fault) -> tuple[Judgement, Page | None]:
     """What the reply to a request for a page of the list says, and the page; `REFUSED` if there is none to be had."""
     if isinstance(reply, Reply) and 200 <= reply.status < 300:
         page = decode_page(reply.body)
         if page is not None:
-            return Outcome(verdict=Verdict.DONE), page
+            return Judgement(verdict=Verdict.DONE), page
         if decode_errors(reply.body) == ():
-            return _unsettled((), Verdict.REFUSED, reply.status, "no list: " + _excerpt(reply)), None
+            return _unsettled((), Verdict.BAD_REQUEST, reply.status, "no list: " + _excerpt(reply)), None
     return _failure((), reply), None
 
 
-def existence(batch: Batch, part: Sequence[int]) -> Outcome:
+def existence(batch: Batch, part: Sequence[int]) -> Judgement:
     """The outcome that settles *part* as `existed`."""
     others = tuple((position, _result(batch, position, "existed")) for position in part)
-    return Outcome(verdict=Verdict.DONE, others=others)
+    return Judgement(verdict=Verdict.DONE, others=others)
 
 
-def rejection(batch: Batch, position: int, code: int | None, message: str) -> Outcome:
+def rejection(batch: Batch, position: int, code: int | None, message: str) -> Judgement:
     """The outcome that settles one instance as `rejected`."""
-    return Outcome(verdict=Verdict.DONE, others=((position, _refusal(batch, position, code, message)),))
+    return Judgement(verdict=Verdict.DONE, others=((position, _refusal(batch, position, code, message)),))
 
 
 def retry_after_s(reply: Reply) -> float | None:
@@ -221,8 +221,8 @@ def _alike(answered: Sequence[Answered]) -> bool:
     return True
 
 
-def _answer(one: Answered) -> Answer:
-    return Answer(_word(one.status), _word(one.version_id), _word(one.workflow_id))
+def _answer(one: Answered) -> InstanceInfo:
+    return InstanceInfo(_word(one.status), _word(one.version_id), _word(one.workflow_id))
 
 
 def _word(given: str | None) -> str | None:
@@ -230,7 +230,7 @@ def _word(given: str | None) -> str | None:
     return None if given is None else clean(given, LONGEST_WORD)
 
 
-def _match(batch: Batch, part: Sequence[int], envelope: Envelope) -> Outcome:
+def _match(batch: Batch, part: Sequence[int], envelope: Envelope) -> Judgement:
     """Match an answer that differs from the request, id by id."""
     position_of = {batch.ids[position]: position for position in part}
     common = _answer(envelope.answered[0]) if envelope.answered else None
@@ -257,7 +257,7 @@ def _match(batch: Batch, part: Sequence[int], envelope: Envelope) -> Outcome:
         else:
             others.append((position, _refusal(batch, position, refused.code, clean(refused.message))))
     unsettled = tuple(sorted(position_of.values()))
-    return Outcome(
+    return Judgement(
         verdict=verdict if unsettled else Verdict.DONE,
         created=created,
         answer=common,
@@ -278,16 +278,16 @@ def _refused_position(batch: Batch, part: Sequence[int], refused: Refused) -> in
 # --- a failure ----------------------------------------------------------------------------------------------------
 
 
-def _judge_failure(batch: Batch, part: Sequence[int], reply: Reply | Fault) -> Outcome:
+def _judge_failure(batch: Batch, part: Sequence[int], reply: Reply | Fault) -> Judgement:
     outcome = _failure(part, reply)
     if len(part) == 1 and outcome.code == ALREADY_EXISTS and outcome.verdict is not Verdict.THROTTLED:
-        return Outcome(
+        return Judgement(
             verdict=Verdict.DONE, others=((part[0], _refusal(batch, part[0], outcome.code, outcome.message)),)
         )
     return outcome
 
 
-def _failure(part: Sequence[int], reply: Reply | Fault) -> Outcome:
+def _failure(part: Sequence[int], reply: Reply | Fault) -> Judgement:
     if isinstance(reply, Fault):
         return _unsettled(part, _BY_FAULT[reply.kind], None, reply.message, elapsed_s=reply.elapsed_s)
     errors = decode_errors(reply.body)
@@ -347,8 +347,8 @@ def _unsettled(
     message: str,
     after_s: float | None = None,
     elapsed_s: float = 0.0,
-) -> Outcome:
-    return Outcome(
+) -> Judgement:
+    return Judgement(
         verdict=verdict, unsettled=part, code=code, message=message, retry_after_s=after_s, elapsed_s=elapsed_s
     )
 
