@@ -104,8 +104,8 @@ class BatchDelivery:
         self._created_before = run.journal.progress.counts.created
         """Instances that the run had created when the delivery began, or when ids were last found omitted."""
         self._absences: dict[int, _Absence] = {}
-        self._doubted_at: dict[int, float] = {}
-        """When an attempt of this session was last in doubt about each instance."""
+        self._maybe_created_at: dict[int, float] = {}
+        """When an attempt of this session may last have created each instance: it was in doubt, or omitted the id."""
         self._unanswered_rounds = 0
         """How many times look-ups have failed `LOOK_UP_TRIES` times in a row."""
         self._refused_alone: set[int] = set()
@@ -172,9 +172,11 @@ class BatchDelivery:
             instances=len(part),
             state=self._state,
         )
-        if HANDLING[judgement.verdict].in_doubt:
+        handling = HANDLING[judgement.verdict]
+        if handling.in_doubt or handling.action is Action.CONFIRM:
+            self._maybe_created_at.update(dict.fromkeys(judgement.unsettled, self._client.clock()))
+        if handling.in_doubt:
             for position in judgement.unsettled:  # an earlier absence says nothing of what this attempt has created
-                self._doubted_at[position] = self._client.clock()
                 self._absences.pop(position, None)
         self._refuse_rejects(judgement)
         return judgement
@@ -264,19 +266,19 @@ class BatchDelivery:
             await self._settle((position,))
             return
         if position in self._state.in_doubt:
-            await self._outlast_doubt(position)
-            found = await self._look_up(position)
+            found = await self._look_up_late(position)
             if found.verdict is Verdict.UNANSWERED:
                 self._leave_unknown((position,))
             if found.verdict is not Verdict.ABSENT:
                 return
         await self._reject(position, judgement)
 
-    async def _outlast_doubt(self, position: int) -> None:
-        """Wait until a look-up must see what an attempt in doubt has created, of this session or an earlier one."""
+    async def _look_up_late(self, position: int) -> Judgement:
+        """Look up an instance once a look-up must see what an attempt, of this session or before, may have created."""
         client = self._client
-        doubted_at = self._doubted_at.get(position, self._started_at)
-        await client.sleep(max(0.0, doubted_at + ABSENCE_GAP_S - client.clock()))
+        maybe_created_at = self._maybe_created_at.get(position, self._started_at)
+        await client.sleep(max(0.0, maybe_created_at + ABSENCE_GAP_S - client.clock()))
+        return await self._look_up(position)
 
     async def _reject(self, position: int, judgement: Judgement) -> None:
         await self._infer(rejection(self._state.batch, position, judgement.code, judgement.message))
@@ -337,15 +339,22 @@ class BatchDelivery:
         return not await self._reject_if_absent(position, judgement, idle=idle)
 
     async def _reject_if_absent(self, position: int, judgement: Judgement, *, idle: bool) -> bool:
-        """Count an absence, and reject the row if it is one too many; else wait before the row is sent again."""
+        """Count an absence, and reject the row if it is one too many; else wait before the row is sent again.
+
+        Returns:
+            Whether the row is settled.
+        """
         client, first = self._client, position not in self._absences
         absence = self._absences.setdefault(position, _Absence())
         if client.clock() - absence.at >= ABSENCE_GAP_S:
             absence.at = client.clock()
             absence.count += 1
         if absence.count >= ABSENCES:
-            await self._reject(position, replace(judgement, code=None, message=_OMISSION))
-            return True
+            # The attempt that omitted the id just now may have created it, and this look-up may have come too early.
+            found = await self._look_up_late(position)
+            if found.verdict is Verdict.ABSENT:
+                await self._reject(position, replace(judgement, code=None, message=_OMISSION))
+            return found.verdict is not Verdict.UNANSWERED
         if not idle:
             await (self._back_off(1) if first else client.sleep(ABSENCE_GAP_S))
         return False

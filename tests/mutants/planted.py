@@ -135,6 +135,15 @@ PLANTED = (
         "                pass\n",
     ),
     Mutant(
+        "reject by a look-up that comes too early",
+        "delivery.py",
+        "            found = await self._look_up_late(position)\n            if found.verdict is Verdict.ABSENT:\n"
+        "                await self._reject(position, replace",
+        "            found = judgement\n            if found.verdict is Verdict.ABSENT:\n"
+        "                await self._reject(position, replace",
+        by="modules",
+    ),
+    Mutant(
         "ask for one instance for ever",
         "delivery.py",
         "            if not failed or failures < LOOK_UP_TRIES:\n",
