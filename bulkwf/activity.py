@@ -1,0 +1,188 @@
+"""What a run waits for: its one state at each instant, and how long it has been in each. Pure.
+
+A run is in exactly one state at each instant. Where several things hold it up at once, the first of `RunState` counts.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from math import ceil, inf
+
+__all__ = ["TIMELINE_S", "Activity", "Interval", "RunState", "StateClock", "Timeline", "quantile", "state_at"]
+
+TIMELINE_S = 10.0
+"""Least length of an interval of the timeline."""
+QUANTILES = (0.5, 0.9, 0.99)
+
+
+class RunState(Enum):
+    """What holds a run up. The order is that of precedence."""
+
+    PAUSED = "paused"
+    """All sending pauses: the service ordered it, or it creates nothing."""
+    OUTAGE = "outage"
+    """Attempts are failing, and nothing has been settled since."""
+    INSTANCES = "instances"
+    """The limit of instances per second."""
+    REQUESTS = "requests"
+    """The limit of requests per five minutes."""
+    QUOTA = "quota"
+    """What the service says is left for the token."""
+    PLACES = "places"
+    """The number of concurrent requests."""
+    DISK = "disk"
+    """A commit of the checkpoint."""
+    SOURCE = "source"
+    """The next rows of the list."""
+    SERVICE = "service"
+    """Answers to requests that are on the wire."""
+    IDLE = "idle"
+    """None of these."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Activity:
+    """What a run is doing at one instant.
+
+    Attributes:
+        paused_until: When the pause ends, in monotonic seconds; in the past if there is none.
+        failing: Attempts are failing, and nothing has been settled since.
+        limit: The limit that the next request waits for; None if it waits for none.
+        committing: A commit is under way.
+        reading: The next batch waits for the source.
+        on_wire: Requests are on the wire.
+    """
+
+    paused_until: float = -inf
+    failing: bool = False
+    limit: RunState | None = None
+    committing: bool = False
+    reading: bool = False
+    on_wire: bool = False
+
+
+def state_at(now: float, activity: Activity) -> RunState:
+    """The state of a run that does this at *now*, in monotonic seconds."""
+    if now < activity.paused_until:
+        return RunState.PAUSED
+    if activity.failing:
+        return RunState.OUTAGE
+    if activity.limit is not None:
+        return activity.limit
+    if activity.committing:
+        return RunState.DISK
+    if activity.reading:
+        return RunState.SOURCE
+    return RunState.SERVICE if activity.on_wire else RunState.IDLE
+
+
+class StateClock:
+    """Adds up how long a run is in each state.
+
+    Args:
+        now: Monotonic seconds.
+
+    Attributes:
+        state: The present state.
+        seconds: Time in each state so far.
+    """
+
+    def __init__(self, now: float) -> None:
+        self.state = RunState.IDLE
+        self.seconds = dict.fromkeys(RunState, 0.0)
+        self._activity = Activity()
+        self._since = now
+
+    def update(self, now: float, activity: Activity) -> bool:
+        """Count the time up to *now* for the state until now; from now on the run does *activity*.
+
+        Returns:
+            Whether the state has changed.
+        """
+        before = self.state
+        if before is RunState.PAUSED and self._activity.paused_until < now:  # a pause ends without an event
+            self._count(self._activity.paused_until)
+            self.state = state_at(self._since, self._activity)
+        self._count(now)
+        self._activity = activity
+        self.state = state_at(now, activity)
+        return self.state is not before
+
+    def _count(self, until: float) -> None:
+        self.seconds[self.state] += until - self._since
+        self._since = until
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """A part of a session, as the timeline stores it.
+
+    Attributes:
+        length_s: Its length.
+        seconds: Time in each state; the states that it was not in are left out.
+        created: Instances created.
+        attempts: Attempts that ended.
+        errors: Those of them that settled nothing.
+        latency_s: Median, 90th and 99th percentile of the answers' times, in seconds; empty without answers.
+    """
+
+    length_s: float
+    seconds: Mapping[RunState, float]
+    created: int
+    attempts: int
+    errors: int
+    latency_s: Sequence[float]
+
+
+@dataclass(slots=True)
+class Timeline:
+    """Cuts a session into intervals.
+
+    Attributes:
+        started_at: When the present interval began, in monotonic seconds.
+    """
+
+    started_at: float
+    _before: Mapping[RunState, float] = field(default_factory=dict)
+    _created: int = 0
+    _attempts: int = 0
+    _errors: int = 0
+    _latencies: list[float] = field(default_factory=list)
+
+    def attempted(self, elapsed_s: float, *, created: int, failed: bool) -> None:
+        """Count an attempt that ended after *elapsed_s*."""
+        self._attempts += 1
+        self._errors += failed
+        self._created += created
+        self._latencies.append(elapsed_s)
+
+    def due(self, now: float) -> bool:
+        """Whether the present interval is long enough."""
+        return now - self.started_at >= TIMELINE_S
+
+    def cut(self, now: float, seconds: Mapping[RunState, float]) -> Interval:
+        """End the present interval, and begin the next one.
+
+        Args:
+            now: Monotonic seconds.
+            seconds: Time in each state since the session began.
+        """
+        spent = {state: seconds[state] - self._before.get(state, 0.0) for state in seconds}
+        latencies = sorted(self._latencies)
+        interval = Interval(
+            length_s=now - self.started_at,
+            seconds={state: length_s for state, length_s in spent.items() if length_s > 0},
+            created=self._created,
+            attempts=self._attempts,
+            errors=self._errors,
+            latency_s=[quantile(latencies, share) for share in QUANTILES] if latencies else (),
+        )
+        self.started_at, self._before = now, dict(seconds)
+        self._created = self._attempts = self._errors = 0
+        self._latencies = []
+        return interval
+
+
+def quantile(ordered: Sequence[float], share: float) -> float:
+    """The smallest of *ordered*, in rising order, that at least *share* of them do not exceed."""
+    return ordered[max(0, ceil(share * len(ordered)) - 1)]
