@@ -7,7 +7,6 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Self
@@ -196,15 +195,13 @@ class Run:
         summary: What has become of the rows; None until the run has ended.
     """
 
-    def __init__(self, engine: Engine, source: Source, options: Options, clock: Clock, checkpoint: Path | None) -> None:
+    def __init__(self, engine: Engine, source: Source, checkpoint: Path | None) -> None:
         self.progress = engine.progress
         self.checkpoint = checkpoint
         self.interrupted = False
         self.summary: Summary | None = None
         self._engine = engine
         self._source = source
-        self._options = options
-        self._clock = clock
         self._ended = False
 
     async def finish(self) -> Summary:
@@ -213,24 +210,22 @@ class Run:
         Raises:
             BulkwfError: What ended the run before its end; `summary` says what is durable.
         """
-        complete = await self._engine.run()
+        await self._engine.run()
         self._ended = True
-        error = self._engine.error
-        summary = self.progress.summary(
-            self._clock.now(), complete=complete, fail_on_existed=self._options.fail_on_existed
-        )
-        if isinstance(error, BulkwfError):
-            summary = error.summary = replace(summary, exit_code=error.exit_code)
+        summary, error = self._engine.summary, self._engine.error
+        assert summary is not None
         self.summary = summary
+        if isinstance(error, BulkwfError):
+            error.summary = summary
         if error is not None:
             raise error
         return summary
 
-    def drain(self) -> None:
-        """Send nothing more, read the answers in flight, keep what they settle."""
+    def drain(self, signal: int | None = None) -> None:
+        """Send nothing more, read the answers in flight, keep what they settle; *signal*: the number of what asks."""
         if not self._ended:
             self.interrupted = True
-            self._engine.drain()
+            self._engine.drain(signal=signal)
 
     def abort(self) -> None:
         """Stop at once."""
@@ -309,7 +304,7 @@ async def open_run(
             emit=emit,
             observers=[*observers, *([] if on_progress is None else [_progress_observer(progress, on_progress)])],
         )
-        yield Run(engine, source, options, clock, file.path)
+        yield Run(engine, source, file.path)
 
 
 def _progress_observer(progress: Progress, on_progress: Callable[[Progress], None]) -> Observer:

@@ -148,8 +148,8 @@ class ServiceClient:
         asked_at = self.clock()
         async with self.limiter.slot(instances) as slot:
             waited_s = self.clock() - asked_at
-            # No variable holds the request: error trackers would show its body with what is raised here and below.
-            reply = await self.transport.send(request(), slot)
+            sending = request()
+            reply = await self.transport.send(sending, slot)
             judgement = judge(reply)
             if judgement.verdict is Verdict.NOT_SENT:
                 slot.unsent()
@@ -158,7 +158,9 @@ class ServiceClient:
             kind=kind,
             first_row=None if state is None else state.batch.first_row,
             instances=instances,
+            bytes=len(sending.body or b""),
             waited_s=waited_s,
+            waited_for=slot.waited_for,
             reply=reply,
             judgement=judgement,
             pause_s=pause_s,

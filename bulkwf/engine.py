@@ -17,16 +17,17 @@ from itertools import groupby
 
 import anyio
 
+from bulkwf.activity import Activity
 from bulkwf.batch_state import BatchState
 from bulkwf.batching import IdScheme, Packer, has_its_ids
 from bulkwf.checkpoint import ANOTHER, Begun, Checkpoint, damaged
 from bulkwf.client import OutageTracker, ServiceClient
 from bulkwf.delivery import BatchDelivery, RunContext
 from bulkwf.errors import BulkwfError, Draining, InputError, TemporaryStop
-from bulkwf.events import Observer
+from bulkwf.events import Observer, RateChanged, RunEnded, RunStarted
 from bulkwf.journal import Journal, Observers
 from bulkwf.limiter import Limiter
-from bulkwf.model import Batch, Clock, Result, Transport
+from bulkwf.model import Batch, Clock, Result, Summary, Transport
 from bulkwf.options import BatchLimits, Options, Target
 from bulkwf.progress import Progress
 from bulkwf.sources import Source
@@ -73,20 +74,27 @@ class Engine:
         observers: Sequence[Observer] = (),
     ) -> None:
         self.progress = progress
+        self.summary: Summary | None = None
         self.error: Exception | None = None
         self.drained = False
+        self._signal: int | None = None
+        self._target = target
         self._source = source
         self._checkpoint = checkpoint
         self._limiter = limiter
         self._scheme = scheme
         self._options = options
         self._clock = clock
-        self._journal = Journal(checkpoint, progress, clock=clock, emit=emit, observe=Observers(observers))
+        self._observe = Observers(observers)
+        self._journal = Journal(
+            checkpoint, progress, clock=clock, emit=emit, observe=self._observe, activity=self._activity
+        )
+        self._outage = OutageTracker()
         client = ServiceClient(
             transport=transport,
             limiter=limiter,
             policy=options.retry,
-            outage=OutageTracker(),
+            outage=self._outage,
             journal=self._journal,
             sleep=self._sleep,
             clock=clock.now,
@@ -104,6 +112,8 @@ class Engine:
         self._carriers = 0
         self._open = 0
         self._beginning = 0
+        self._reading = False
+        self._rate_factor = limiter.rate_factor
         self._commit_s = 0.0
         """How long batches take to become durable: the longest of late."""
         self._most_open = 2 * options.rate.concurrency
@@ -111,7 +121,7 @@ class Engine:
         self._whole = anyio.CancelScope()
         self._feeding = anyio.CancelScope()
         self._sleeping: dict[anyio.CancelScope, None] = {}  # in the order in which they began
-        limiter.watch(self._room.set)
+        limiter.watch(self._limits_changed)
 
     @property
     def last_error(self) -> str:
@@ -128,9 +138,12 @@ class Engine:
     async def run(self) -> bool:
         """Run until every row is settled or the run is stopped; True if the list came to its end.
 
-        What stopped the run is in `error`; with `drained` and no error it was `drain`.
+        What stopped the run is in `error`; with `drained` and no error it was `drain`. `summary` says what has become
+        of the rows.
         """
         ended = False
+        self._observe(RunStarted(workflow=self._target.workflow, counts=self.progress.counts))
+        self._journal.update()
         with self._whole:
             async with anyio.create_task_group() as carriers:
                 with self._feeding:
@@ -141,14 +154,19 @@ class Engine:
             self.error = self.error or self._unknown()
         cut = self._whole.cancelled_caught  # batches on their way to the disk may be known to nobody
         complete = ended and not cut and self.error is None and not self.progress.counts.pending
-        await self._close_account(complete=complete)
+        await self._close(complete=complete)
         return complete
 
-    def drain(self, error: Exception | None = None) -> None:
-        """Stop: send nothing more, read the answers in flight, keep what they settle. The first reason wins."""
+    def drain(self, error: Exception | None = None, signal: int | None = None) -> None:
+        """Stop: send nothing more, read the answers in flight, keep what they settle. The first reason wins.
+
+        Args:
+            error: What ends the run.
+            signal: Number of the signal that ends it.
+        """
         if self.drained:
             return
-        self.drained, self.error = True, error
+        self.drained, self.error, self._signal = True, error, signal
         self._whole.deadline = self._clock.now() + self._options.drain_timeout_s
         self._feeding.cancel()
         self._limiter.stop()
@@ -164,13 +182,23 @@ class Engine:
         """Begin every batch of the list, the ones of earlier sessions first; True at the end of the list."""
         try:
             await self._resume(carriers)
-            while (batch := await self._next_batch()) is not None:
+            while (batch := await self._read_batch()) is not None:
                 await self._have_room(len(batch.ids))
                 self._start(carriers, BatchState(batch))
         except Exception as error:  # noqa: BLE001 - a bug, or the caller's own code: the run ends in order all the same
             self.drain(error)
             return False
         return True
+
+    async def _read_batch(self) -> Batch | None:
+        """The next batch, counting how long the source takes for it."""
+        self._reading = True
+        self._journal.update()
+        try:
+            return await self._next_batch()
+        finally:
+            self._reading = False
+            self._journal.update()
 
     async def _next_batch(self) -> Batch | None:
         """The next rows as a batch. The places that refused and blank rows leave are filled with rows that follow."""
@@ -267,14 +295,43 @@ class Engine:
         if scope.cancelled_caught:
             raise Draining
 
-    async def _close_account(self, *, complete: bool) -> None:
-        """Write down what only waits for company, and whether the run is finished."""
+    async def _close(self, *, complete: bool) -> None:
+        """Store what only waits for another write, whether the run is finished, and how the session ends."""
         try:
             await self._journal.close(complete=complete)
-        except BulkwfError as error:
-            self.error = self.error or error
-        stopped = type(self.error).__name__ if self.error is not None else "drained"
-        self._checkpoint.end(self._clock.wall(), "finished" if complete and self.error is None else stopped)
+        except BulkwfError as failed:
+            self.error = self.error or failed
+        error = self.error
+        stopped = type(error).__name__ if error is not None else "drained"
+        reason = "finished" if complete and error is None else stopped
+        self.summary = self.progress.summary(
+            self._clock.now(),
+            complete=complete,
+            fail_on_existed=self._options.fail_on_existed,
+            error=error if isinstance(error, BulkwfError) else None,
+            signal=self._signal,
+        )
+        known = error is None or isinstance(error, BulkwfError)
+        self._checkpoint.end(self._clock.wall(), reason, self.summary.exit_code if known else None)
+        self._observe(RunEnded(summary=self.summary, reason=reason))
+
+    def _activity(self) -> Activity:
+        """What the run is doing, but for commits."""
+        limiter = self._limiter
+        return Activity(
+            paused_until=limiter.paused_until,
+            failing=self._outage.failing_since is not None,
+            limit=limiter.waits_for,
+            reading=self._reading,
+            on_wire=limiter.on_wire > 0,
+        )
+
+    def _limits_changed(self) -> None:
+        self._room.set()
+        self._journal.update()
+        if self._limiter.rate_factor != self._rate_factor:
+            self._rate_factor = self._limiter.rate_factor
+            self._observe(RateChanged(factor=self._rate_factor))
 
     def _unknown(self) -> TemporaryStop:
         unknown, first = self._context.unknown, self._context.unanswered

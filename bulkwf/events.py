@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Protocol
 
-from bulkwf.model import Fault, Judgement, Reply, RequestKind
+from bulkwf.activity import RunState
+from bulkwf.model import Counts, Fault, Judgement, Reply, RequestKind, Summary
 
 __all__ = [
     "AttemptFinished",
@@ -12,6 +13,10 @@ __all__ = [
     "Event",
     "Observer",
     "Paused",
+    "RateChanged",
+    "RunEnded",
+    "RunStarted",
+    "StateChanged",
 ]
 
 
@@ -38,7 +43,9 @@ class AttemptFinished:
         kind: What was asked for.
         first_row: First row of the batch that it was for; None if it was for none.
         instances: How many instances it carried: 0 if it creates nothing.
+        bytes: Size of its body.
         waited_s: How long it waited for its slot, in seconds.
+        waited_for: What it waited for last; None if it did not wait.
         reply: The answer, or what went wrong.
         judgement: What the answer means.
         pause_s: Length of the pause that the answer orders, in seconds; None if it orders none.
@@ -47,7 +54,9 @@ class AttemptFinished:
     kind: RequestKind
     first_row: int | None = None
     instances: int
+    bytes: int = 0
     waited_s: float = 0.0
+    waited_for: RunState | None = None
     reply: Reply | Fault
     judgement: Judgement
     pause_s: float | None = None
@@ -77,7 +86,55 @@ class Paused:
     seconds: float
 
 
-Event = BatchBegun | AttemptFinished | BatchSettled | Paused
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStarted:
+    """A session begins.
+
+    Attributes:
+        workflow: The workflow's name.
+        counts: Rows by outcome that earlier sessions have left.
+    """
+
+    workflow: str
+    counts: Counts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateChanged:
+    """Something else holds the run up from now on.
+
+    Attributes:
+        state: What.
+    """
+
+    state: RunState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RateChanged:
+    """The rate has been reduced after a refusal, or recovers.
+
+    Attributes:
+        factor: By what the limits' rate is multiplied from now on, from 0 to 1.
+    """
+
+    factor: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunEnded:
+    """A session has ended.
+
+    Attributes:
+        summary: What has become of the rows.
+        reason: `finished`, `drained`, or the class of the error that ended it.
+    """
+
+    summary: Summary
+    reason: str
+
+
+Event = RunStarted | BatchBegun | AttemptFinished | BatchSettled | Paused | RateChanged | StateChanged | RunEnded
 
 
 class Observer(Protocol):

@@ -5,12 +5,15 @@ Rule: nothing is counted, shown or handed to the caller before it is durable.
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 
+from bulkwf.activity import Activity, RunState, StateClock, Timeline
 from bulkwf.batch_state import BatchState
 from bulkwf.checkpoint import Attempt, Checkpoint
-from bulkwf.events import AttemptFinished, BatchBegun, BatchSettled, Event, Observer, Paused
+from bulkwf.events import AttemptFinished, BatchBegun, BatchSettled, Event, Observer, Paused, StateChanged
 from bulkwf.model import Batch, Clock, Judgement, Reply, RequestKind, Result, Verdict
 from bulkwf.progress import Progress
+from bulkwf.verdicts import HANDLING
 from bulkwf.windows import quota_text
 
 __all__ = ["Journal", "Observers"]
@@ -27,6 +30,7 @@ class Journal:
         clock: Time.
         emit: Given each batch of results once it is durable; None if nobody asks for them.
         observe: Given each event; must not block or raise.
+        activity: Tells what the run is doing, but for commits.
 
     Attributes:
         last_error: What the last attempt failed for, while nothing has been settled since; empty otherwise.
@@ -40,6 +44,7 @@ class Journal:
         clock: Clock,
         emit: Callable[[Sequence[Result]], Awaitable[None]] | None = None,
         observe: Callable[[Event], None] = lambda _: None,
+        activity: Callable[[], Activity] = Activity,
     ) -> None:
         self.progress = progress
         self.last_error = ""
@@ -47,11 +52,14 @@ class Journal:
         self._clock = clock
         self._emit = emit
         self._observe = observe
-        self._paused_until = clock.now()
+        self._activity = activity
+        self._states = StateClock(clock.now())
+        self._timeline = Timeline(clock.now())
+        self._commits = 0
 
     async def begun(self, batch: Batch, durable: Awaitable[None]) -> None:
         """Count a new batch once it is *durable*."""
-        await durable
+        await self._committed(durable)
         self.progress.begun(len(batch.ids), len(batch.refused))
         if batch.refused and self._emit is not None:
             await self._emit(batch.refused)
@@ -60,20 +68,24 @@ class Journal:
     async def record(self, attempt: AttemptFinished, state: BatchState | None) -> None:
         """See `client.AttemptJournal.record`: one commit for the attempt, its results and its pause."""
         assert state is not None  # a run asks for nothing that belongs to no batch
-        judgement, now = attempt.judgement, self._clock.now()
+        judgement, wall = attempt.judgement, self._clock.wall()
         self.progress.attempts += 1
+        self._timeline.attempted(
+            attempt.reply.elapsed_s, created=len(judgement.created), failed=HANDLING[judgement.verdict].failed
+        )
         if judgement.verdict is not Verdict.DONE:
             self.last_error = judgement.message
         if attempt.kind is RequestKind.CREATE:
             state.sent(judgement)
         if judgement.settles:
             state.add(judgement)
-        await self._checkpoint.record(
+        committing = self._checkpoint.record(
             self._stored(attempt),
             settled=state if judgement.settles else None,
-            pause_until=None if attempt.pause_s is None else self._pause_until(now, attempt.pause_s),
-            now=self._clock.wall(),
+            pause_until=None if attempt.pause_s is None else self._pause_until(),
+            now=wall,
         )
+        await self._committed(committing)
         self._observe(attempt)
         if attempt.pause_s is not None:
             self._observe(Paused(seconds=attempt.pause_s))
@@ -83,22 +95,48 @@ class Journal:
     async def settle(self, state: BatchState, judgement: Judgement) -> None:
         """Make results durable that no attempt of their own has settled: `existed` or `rejected` by inference."""
         state.add(judgement)
-        await self._checkpoint.settle(state, self._clock.wall())
+        await self._committed(self._checkpoint.settle(state, self._clock.wall()))
         await self._announce(state, judgement)
 
     async def pause(self, seconds: float) -> None:
         """Make a pause durable that no answer has ordered."""
-        await self._checkpoint.pause(self._pause_until(self._clock.now(), seconds))
+        await self._committed(self._checkpoint.pause(self._pause_until()))
         self._observe(Paused(seconds=seconds))
 
     async def close(self, *, complete: bool) -> None:
         """Make durable what only waits for another write, and whether the run is finished."""
-        # The rest of a pause has not been waited for.
-        self.progress.paused_s -= max(0.0, self._paused_until - self._clock.now())
+        self.update(ends=True)
         if complete:
             await self._checkpoint.finish(self._clock.wall())
         else:
             await self._checkpoint.flush()
+
+    def update(self, *, ends: bool = False) -> None:
+        """Take note of what the run is doing; to be called whenever that may have changed.
+
+        Args:
+            ends: The session ends here.
+        """
+        now, activity = self._clock.now(), self._activity()
+        if self._commits and not activity.committing:
+            activity = replace(activity, committing=True)
+        changed = self._states.update(now, activity)
+        self.progress.paused_s = self._states.seconds[RunState.PAUSED]
+        if ends or self._timeline.due(now):
+            started_at = self._clock.wall() - now + self._timeline.started_at
+            self._checkpoint.note_interval(self._timeline.cut(now, self._states.seconds), started_at)
+        if changed:
+            self._observe(StateChanged(state=self._states.state))
+
+    async def _committed(self, durable: Awaitable[None]) -> None:
+        """Wait for a commit, and count the time that it takes."""
+        self._commits += 1
+        self.update()
+        try:
+            await durable
+        finally:
+            self._commits -= 1
+            self.update()
 
     async def _announce(self, state: BatchState, judgement: Judgement) -> None:
         """Count results that are durable, and hand them on."""
@@ -120,15 +158,16 @@ class Journal:
             http_status=reply.status if isinstance(reply, Reply) else None,
             verdict=judgement.verdict.value,
             detail=judgement.message or None,
+            kind=attempt.kind.value,
+            bytes=attempt.bytes,
+            waited_s=attempt.waited_s,
+            waited_for=None if attempt.waited_for is None else attempt.waited_for.value,
             quota=quota_text(reply.headers) if isinstance(reply, Reply) else None,
         )
 
-    def _pause_until(self, now: float, seconds: float) -> float:
-        """Count a pause; returns its end in Unix time. A later, shorter pause shortens nothing."""
-        until = max(self._paused_until, now + seconds)
-        self.progress.paused_s += until - max(self._paused_until, now)
-        self._paused_until = until
-        return self._clock.wall() + until - now
+    def _pause_until(self) -> float:
+        """The end of the present pause, in Unix time."""
+        return self._clock.wall() + self._activity().paused_until - self._clock.now()
 
 
 class Observers:

@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from math import inf
 from typing import Protocol, Self
 
+from bulkwf.activity import RunState
 from bulkwf.errors import Draining
 from bulkwf.model import Fault, Judgement, Reply, Slot, Verdict
 from bulkwf.options import INSTANCE_PERIOD_S, REQUEST_PERIOD_S, RateLimits
@@ -50,6 +51,9 @@ PROBE_WITHIN_S = 300.0
 class HeldSlot(Slot, Protocol):
     """Leave to send one request, held while it is on the wire."""
 
+    waited_for: RunState | None
+    """What it waited for last; None if it did not wait."""
+
     async def __aenter__(self) -> Self: ...
     async def __aexit__(self, *_: object) -> None: ...
 
@@ -71,8 +75,28 @@ class Limiter(Protocol):
         ...
 
     @property
+    def on_wire(self) -> int:
+        """How many requests hold a slot."""
+        ...
+
+    @property
+    def waits_for(self) -> RunState | None:
+        """What the next request waits for; None if it waits for nothing."""
+        ...
+
+    @property
     def bound_by(self) -> str:
-        """What the next request waits for, in words; empty if it waits for nothing."""
+        """The same in words; empty if it waits for nothing."""
+        ...
+
+    @property
+    def paused_until(self) -> float:
+        """When the pause ends, in monotonic seconds; in the past if there is none."""
+        ...
+
+    @property
+    def rate_factor(self) -> float:
+        """By what the most reduced rate is multiplied at present: 1.0 if none is reduced."""
         ...
 
     def vacancies(self, cost: int, within_s: float = 0.0) -> int:
@@ -125,19 +149,22 @@ class WindowLimiter:
         self._changed: Callable[[], None] = lambda: None
         self._most_places = limits.concurrency
         self._places = limits.concurrency
-        self._taken = 0
+        self.on_wire = 0
         self.waiting = 0
-        self.bound_by = ""
-        self._names = (
-            f"{limits.concurrency} requests at a time",
-            f"{limits.instances_per_s:,} instances/s" if limits.instances_per_s else "",
-            f"{limits.requests_per_5m:,} requests/5 min" if limits.requests_per_5m else "",
-        )
+        self._waits: dict[bool, RunState] = {}
+        """What the heads of the queues wait for: of the one that posts (True), and of the one that looks up."""
+        self._names = {
+            RunState.PAUSED: "a pause",
+            RunState.PLACES: f"{limits.concurrency} requests at a time",
+            RunState.QUOTA: "what the service has left for this token",
+            RunState.INSTANCES: f"{limits.instances_per_s:,} instances/s" if limits.instances_per_s else "",
+            RunState.REQUESTS: f"{limits.requests_per_5m:,} requests/5 min" if limits.requests_per_5m else "",
+        }
         self._turn_to_post = asyncio.Lock()
         self._turn_to_ask = asyncio.Lock()
         self._heads: dict[asyncio.Future[None], None] = {}  # in the order in which they came
         self.stopped = False
-        self._paused_until = -inf
+        self.paused_until = -inf
         self._pauses = 0
         """Pauses in a row without anything being settled."""
         self.probing = False
@@ -165,28 +192,38 @@ class WindowLimiter:
         turns = [window.turns(now, amount, within_s) for window, amount in self._uses(cost)]
         return int(min([self._free_places(), self._pace.turns(now, within_s), *turns]))
 
-    async def take(self, cost: int) -> float:
-        """Wait for the turn, a place, the windows and the pause; then take them. Returns when."""
+    async def take(self, cost: int) -> tuple[float, RunState | None]:
+        """Wait for the turn, a place, the windows and the pause; then take them.
+
+        Returns:
+            When, in monotonic seconds, and what was waited for last.
+        """
         self.waiting += 1
+        waited_for = None
         try:
             async with self._turn_to_post if cost else self._turn_to_ask:
-                while (wait_s := self._wait_s(cost)) > 0:
-                    await self._sleep(wait_s)
+                while (wait := self._wait(cost))[0] > 0:
+                    if wait[1] is not waited_for:
+                        waited_for = self._waits[cost > 0] = wait[1]
+                        self._changed()
+                    await self._sleep(wait[0])
                 if self.stopped:
                     raise Draining
                 now = self._clock()
-                self._taken += 1
+                self.on_wire += 1
                 self._pace.sent(now)
                 for window, amount in self._uses(cost):
                     window.reserve(now, amount)
-                return now
+                return now, waited_for
         finally:
             self.waiting -= 1
+            if waited_for is not None:
+                del self._waits[cost > 0]
             self._changed()
 
     def give_back(self, cost: int, taken_at: float, *, sent: bool, written: bool) -> None:
         """The request has come to its end."""
-        self._taken -= 1
+        self.on_wire -= 1
         if not sent:
             self._pace.unsent(taken_at)
         if not written:
@@ -217,29 +254,44 @@ class WindowLimiter:
         """See `Limiter.watch`."""
         self._changed = changed
 
-    def _wait_s(self, cost: int) -> float:
+    def _wait(self, cost: int) -> tuple[float, RunState]:
+        """How long a request must wait, and for what."""
+        now = self._clock()
         if self.stopped:
-            return 0.0
-        now, (places, instances, requests) = self._clock(), self._names
-        waits = [
-            (self._pause_s(now), "a pause"),
-            (inf if self._free_places() <= 0 else 0.0, places),
-            (self._pace.wait_s(now), "what the service has left for this token"),
-        ]
-        if self._instances is not None and cost:
-            waits.append((self._instances.wait_s(now, cost), instances))
-        if self._requests is not None:
-            waits.append((self._requests.wait_s(now, 1), requests))
-        wait_s, name = max(waits)
-        self.bound_by = name if wait_s > 0 else self.bound_by
-        return wait_s
+            return 0.0, RunState.IDLE
+        wait = self._pause_s(now), RunState.PAUSED
+        if self._free_places() <= 0:
+            wait = inf, RunState.PLACES
+        quota_s = self._pace.wait_s(now)
+        if quota_s > wait[0]:
+            wait = quota_s, RunState.QUOTA
+        if self._instances is not None and cost and (instances_s := self._instances.wait_s(now, cost)) > wait[0]:
+            wait = instances_s, RunState.INSTANCES
+        if self._requests is not None and (requests_s := self._requests.wait_s(now, 1)) > wait[0]:
+            wait = requests_s, RunState.REQUESTS
+        return wait
+
+    @property
+    def waits_for(self) -> RunState | None:
+        """See `Limiter.waits_for`."""
+        return self._waits.get(True) or self._waits.get(False)
+
+    @property
+    def bound_by(self) -> str:
+        """See `Limiter.bound_by`."""
+        return "" if self.waits_for is None else self._names[self.waits_for]
+
+    @property
+    def rate_factor(self) -> float:
+        """See `Limiter.rate_factor`."""
+        return min((window.share for window in (self._instances, self._requests) if window is not None), default=1.0)
 
     def _free_places(self) -> int:
         probing = self.probing or self._pace.expired(self._clock())
-        return (1 if probing else self._places) - self._taken
+        return (1 if probing else self._places) - self.on_wire
 
     def _pause_s(self, now: float) -> float:
-        return max(0.0, self._paused_until - now)
+        return max(0.0, self.paused_until - now)
 
     def _uses(self, cost: int) -> list[tuple[Window, int]]:
         uses = [] if self._requests is None else [(self._requests, 1)]
@@ -293,7 +345,7 @@ class WindowLimiter:
     def succeeded(self) -> None:
         """A request was accepted. A round of successes adds a place; time without refusals restores the rate."""
         now = self._clock()
-        if now >= self._paused_until:  # one that was on the wire when the pause began is no probe
+        if now >= self.paused_until:  # one that was on the wire when the pause began is no probe
             self.probing = False
         if self._pace.expired(now):  # the service has answered without saying what is left
             self._pace.forget()
@@ -331,28 +383,28 @@ class WindowLimiter:
         lowered, or because the quota is spent: then another job shares it. A lowered rate is spread evenly.
         """
         now, seconds = self._clock(), self._pause_length_s(ordered_s)
-        if now >= self._paused_until:
+        if now >= self.paused_until:
             window = self._requests if self._quota_spent else self._instances
             if window is not None:
                 window.margin_s = min(WIDEST_MARGIN_S, window.margin_s * 2)
-                if self._quota_spent or window.share < 1.0 or now - self._paused_until < RECOVERY_S:
+                if self._quota_spent or window.share < 1.0 or now - self.paused_until < RECOVERY_S:
                     window.share = max(LOWEST_SHARE, window.share / 2)
         self.hold(seconds)
-        self._refused_at = self._paused_until
+        self._refused_at = self.paused_until
         return seconds
 
     def _pause_length_s(self, ordered_s: float | None) -> float:
         """Length of a pause that begins now. Requests on the wire that are refused together count once."""
         now = self._clock()
-        if now >= self._paused_until or not self._pauses:
+        if now >= self.paused_until or not self._pauses:
             self._pauses += 1
         elif ordered_s is None:
-            return self._paused_until - now
+            return self.paused_until - now
         return pause_s(self._pauses, ordered_s)
 
     def hold(self, seconds: float) -> None:
         """See `Limiter.hold`."""
-        self._paused_until = max(self._paused_until, self._clock() + seconds)
+        self.paused_until = max(self.paused_until, self._clock() + seconds)
         self.probing = True
         self._wake()
 
@@ -376,7 +428,7 @@ class WindowLimiter:
             for window, amount in self._uses(instances):
                 if ago < window.span_s:  # what seems to have gone later than now counts from now: longer, not less
                     window.used(now - max(0.0, ago), amount)
-        self._paused_until = now + paused_s
+        self.paused_until = now + paused_s
         self.probing = paused_s > -PROBE_WITHIN_S
         moved = [Said(now + heard_at, now + sent_at, text) for heard_at, sent_at, text in words]
         self._quota_spent = self._pace.restore(now, moved, [now - ago for ago, _ in attempts])
@@ -386,7 +438,7 @@ class WindowLimiter:
 class _WindowSlot:
     """One request's leave."""
 
-    __slots__ = ("_cost", "_limiter", "_probe", "_sent", "_taken_at", "_written")
+    __slots__ = ("_cost", "_limiter", "_probe", "_sent", "_taken_at", "_written", "waited_for")
 
     def __init__(self, limiter: WindowLimiter, cost: int) -> None:
         self._limiter = limiter
@@ -395,9 +447,10 @@ class _WindowSlot:
         self._sent = True
         self._written = False
         self._taken_at = 0.0
+        self.waited_for: RunState | None = None
 
     async def __aenter__(self) -> Self:
-        self._taken_at = await self._limiter.take(self._cost)
+        self._taken_at, self.waited_for = await self._limiter.take(self._cost)
         self._probe = self._limiter.probing
         return self
 

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
-from bulkwf.errors import exit_code
+from bulkwf.errors import BulkwfError, exit_code
 from bulkwf.model import Counts, Judgement, Summary
 
 __all__ = ["Progress"]
@@ -74,8 +74,24 @@ class Progress:
             return None
         return max(0.0, self.counts.rows / share - done) / rate
 
-    def summary(self, now: float, *, complete: bool, fail_on_existed: bool) -> Summary:
-        """What the run has come to."""
+    def summary(
+        self,
+        now: float,
+        *,
+        complete: bool,
+        fail_on_existed: bool,
+        error: BulkwfError | None = None,
+        signal: int | None = None,
+    ) -> Summary:
+        """What the run has come to.
+
+        Args:
+            now: Monotonic seconds.
+            complete: The list was read to its end, and every row is settled.
+            fail_on_existed: A row whose instance existed before the run counts as failed.
+            error: What ended the run.
+            signal: Number of the signal that ended it.
+        """
         counts = self.counts
         failed = counts.rejected or counts.invalid
         failed = failed or (fail_on_existed and counts.existed > counts.existed_in_doubt)
@@ -86,5 +102,5 @@ class Progress:
             elapsed_s=now - self.started_at,
             paused_s=self.paused_s,
             settled_now=self.settled_now,
-            exit_code=exit_code(complete=complete, failed=bool(failed)),
+            exit_code=exit_code(complete=complete, failed=bool(failed), error=error, signal=signal),
         )

@@ -19,7 +19,7 @@ import anyio
 from bulkwf.api import open_run
 from bulkwf.console import ShownRun, ShownVerification, say, show_progress, summary_lines, verified_lines, when
 from bulkwf.credentials import TokenSource, environment_credential, file_credential
-from bulkwf.errors import BulkwfError, CheckpointError, ConfigError, InputError, exit_code
+from bulkwf.errors import BulkwfError, CheckpointError, ConfigError, InputError
 from bulkwf.model import Finding, Summary
 from bulkwf.options import REHEARSAL, Options
 from bulkwf.process import caught_signals
@@ -63,8 +63,6 @@ class Session:
                     summary = await opened.finish()
             except BulkwfError as stopped:
                 error, summary = stopped, stopped.summary or Summary()
-            failed = summary.exit_code == 1
-            code = exit_code(complete=summary.complete, failed=failed, error=error, signal=signals.received)
             if not quiet:
                 for line in summary_lines(opened, summary):
                     say(line)
@@ -72,7 +70,7 @@ class Session:
             say(f"bulkwf: {error}")
         if not summary.complete:
             say(f"bulkwf: {_what_next(error, signals.received)}:\n  {_resume_command()}")
-        return replace(summary, exit_code=code)
+        return summary if error is None else replace(summary, exit_code=error.exit_code)
 
     @asynccontextmanager
     async def _endpoint(self) -> AsyncIterator[dict[str, Any]]:
@@ -126,7 +124,7 @@ class VerifySession:
                 since = when(findings.begun_at)
                 say(f"bulkwf: goes on with what was found since {since}; to start over, delete {findings.path}")
             working = anyio.CancelScope()
-            signals = Signals(working.cancel, working.cancel, "what was found so far is kept")
+            signals = Signals(lambda _: working.cancel(), working.cancel, "what was found so far is kept")
             stack.enter_context(signals.caught())
             try:
                 with working:
@@ -150,7 +148,7 @@ class VerifySession:
 class Signals:
     """The first signal drains, the second aborts; *then* is what the user is told at the first."""
 
-    def __init__(self, drain: Callable[[], None], abort: Callable[[], None], then: str) -> None:
+    def __init__(self, drain: Callable[[int], None], abort: Callable[[], None], then: str) -> None:
         self._drain = drain
         self._abort = abort
         self._then = then
@@ -164,7 +162,7 @@ class Signals:
         if self.received is None:
             self.received = number
             say(f"bulkwf: {number.name}: {self._then}")
-            self._drain()
+            self._drain(number)
         else:
             self._abort()
 

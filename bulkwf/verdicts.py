@@ -58,6 +58,11 @@ class Handling:
     remedy: str = ""
 
     @property
+    def failed(self) -> bool:
+        """Whether the attempt is an error: it was not accepted."""
+        return not self.accepted
+
+    @property
     def repeats(self) -> bool:
         """Whether the same request is sent again."""
         return self.action in (Action.BACK_OFF, Action.RETRY)

@@ -22,6 +22,7 @@ from zlib import crc32
 
 import orjson
 
+from bulkwf.activity import Activity
 from bulkwf.batch_state import BatchState
 from bulkwf.batching import IdScheme, Packer
 from bulkwf.checkpoint import Begun, Checkpoint, RunHeader, inline
@@ -523,7 +524,7 @@ class Desk:
         self.draw = at.draw
         self.limiter = WindowLimiter(self.limits, clock=at.now, margin_s=0.005)
         self.progress = Progress(at.now())
-        self.journal = Journal(self, self.progress, clock=at)
+        self.journal = Journal(self, self.progress, clock=at, activity=self._activity)
         self.client = ServiceClient(
             transport=self.transport,
             limiter=self.limiter,
@@ -578,7 +579,7 @@ class Desk:
         """Note an attempt; a commit takes its time."""
         self.events.append(("attempted", attempt.instances, Verdict(attempt.verdict)))
         if pause_until is not None:
-            self.pauses.append(pause_until - now)
+            self.pauses.append(round(pause_until - now, 5))
         await asyncio.sleep(0.003)
         self.events.append(("settled" if settled is not None else "recorded",))
 
@@ -589,7 +590,13 @@ class Desk:
 
     async def pause(self, until) -> None:
         """Note a pause that no answer has ordered."""
-        self.pauses.append(until - wall())
+        self.pauses.append(round(until - wall(), 5))
+
+    def note_interval(self, interval, started_at) -> None:
+        """The timeline is tested elsewhere."""
+
+    def _activity(self) -> Activity:
+        return Activity(paused_until=self.limiter.paused_until)
 
 
 # --- runs that have been ------------------------------------------------------------------------------------------

@@ -1053,3 +1053,83 @@ def test_each_session_notes_its_requests(folder):
         len(r.ids) if r.method == "POST" else 0 for r in world.transport.requests
     )
     assert orjson.loads(orjson.dumps(noted))  # plain values, every one
+
+
+# --- sessions and the timeline ------------------------------------------------------------------------------------
+
+
+def stored(folder, query):
+    with contextlib.closing(sqlite3.connect(folder / "run.bulkwf")) as db:
+        return db.execute(query).fetchall()
+
+
+def timeline(folder):
+    """(session, seconds by state) of each interval."""
+    return [
+        (session, orjson.loads(states)) for session, states in stored(folder, "SELECT session, states FROM timeline")
+    ]
+
+
+def test_the_states_of_each_session_add_up_to_its_length(folder):
+    throttled = {"method": "POST", "request": 20, "status": 429, "retry_after": 30, "code": 971}
+    failing = {"method": "POST", "after_s": 60, "until_s": 75, "status": 502}
+    limits = RateLimits(instances_per_s=100, requests_per_5m=None)
+
+    async def go():
+        world = World(folder, mappings(6_000), script=[throttled, failing])
+        await world.session(options=Options(rate=limits, first=5_500))
+        await world.session(options=Options(rate=limits))
+
+    run_virtual(go())
+
+    lengths = dict(stored(folder, "SELECT id, ended_at - started_at FROM session"))
+    spent = {session: Counter() for session in lengths}
+    for session, states in timeline(folder):
+        spent[session].update(states)
+    assert len(spent) == 2
+    for session, seconds in spent.items():
+        assert seconds.total() == pytest.approx(lengths[session], rel=0.01)
+    assert spent[1]["paused"] == pytest.approx(30.0, abs=0.5)
+    assert spent[1]["outage"] >= 10.0
+    assert spent[1]["instances"] >= 40.0
+    assert sum(row[0] for row in stored(folder, "SELECT created FROM timeline")) == 6_000
+    assert stored(folder, "SELECT sum(attempts), sum(errors) FROM timeline") == stored(
+        folder, "SELECT count(*), sum(verdict NOT IN ('done', 'omitted', 'absent')) FROM attempt"
+    )
+
+
+def test_a_run_whose_list_is_slow_waits_for_its_source(folder):
+    async def slowly():
+        for row in mappings(50):
+            await asyncio.sleep(1.0)
+            yield row
+
+    run(folder, slowly())
+
+    spent = sum((Counter(states) for _, states in timeline(folder)), Counter())
+    assert spent["source"] >= 45.0
+
+
+def test_each_session_says_how_it_ended(folder):
+    async def terminate(engine):
+        await asyncio.sleep(0.05)
+        engine.drain(signal=15)
+
+    async def go():
+        world = World(folder, mappings(10_000), script=[{"latency_s": 1.0}])
+        await world.session(act=terminate)
+        await world.session()
+
+    run_virtual(go())
+
+    assert stored(folder, "SELECT reason, exit_code FROM session") == [("drained", 128 + 15), ("finished", 0)]
+
+
+def test_each_attempt_is_stored_with_what_it_sent_and_waited_for(folder):
+    run(folder, mappings(300), options=Options(rate=RateLimits(instances_per_s=100, requests_per_5m=None)))
+
+    kinds = stored(folder, "SELECT kind, instances, bytes > 3000, waited_for FROM attempt ORDER BY id")
+    assert kinds == [("create", 100, 1, None), ("create", 100, 1, "instances"), ("create", 100, 1, "instances")]
+    waited = [row[0] for row in stored(folder, "SELECT waited_s FROM attempt ORDER BY id")]
+    assert waited[0] == 0.0
+    assert all(0.5 < one < 2.1 for one in waited[1:])

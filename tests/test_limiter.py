@@ -579,7 +579,7 @@ def test_a_stop_ends_every_wait_now_and_from_now_on():
         assert all(isinstance(one, Draining) for one in ended)
         with pytest.raises(Draining):
             await traffic.send(9)
-        assert (limits.waiting, limits._taken) == (0, 0)
+        assert (limits.waiting, limits.on_wire) == (0, 0)
         return now()
 
     assert run_virtual(run()) == 0.5
@@ -623,7 +623,7 @@ def test_cancelling_whoever_waits_or_sends_leaks_nothing(cancellations, seed):
         assert in_order(numbers, costs)
         assert {i for i, task in enumerate(tasks) if not task.cancelled()} <= set(numbers)
         assert all(task.cancelled() or task.exception() is None for task in tasks)
-        assert (limits.waiting, limits._taken, limits._heads) == (0, 0, {})
+        assert (limits.waiting, limits.on_wire, limits._heads) == (0, 0, {})
         await asyncio.sleep(301.0)
         assert [window.turns(limits._clock(), 1, 0.9) for window in (limits._instances, limits._requests)] == [10, 50]
         await traffic.send(99, 10)

@@ -12,6 +12,7 @@ __all__ = [
     "FORMAT",
     "HEADER_FIELDS",
     "IDENTITY",
+    "INTERVAL",
     "NOTE",
     "SCHEMA",
     "SESSIONS",
@@ -65,6 +66,10 @@ CREATE TABLE attempt (
   id INTEGER PRIMARY KEY, first_row INTEGER NOT NULL, started_at REAL NOT NULL, elapsed_s REAL NOT NULL,
   instances INTEGER NOT NULL,     -- 0 for a look-up
   http_status INTEGER, verdict TEXT NOT NULL, detail TEXT,
+  kind TEXT NOT NULL,             -- 'create' or 'look_up'
+  bytes INTEGER NOT NULL,         -- of its body
+  waited_s REAL NOT NULL,         -- for its slot
+  waited_for TEXT,                -- what it waited for last, see `timeline`
   quota TEXT                      -- what the answer said is left for the token: 'r=<requests>;t=<seconds>', …
 );
 CREATE VIEW result AS             -- a line a row, blank ones left out: first the rows that differ, then the others
@@ -92,6 +97,14 @@ CREATE TABLE session (            -- one row a process
   pid INTEGER NOT NULL, host TEXT NOT NULL,
   log_lost INTEGER NOT NULL DEFAULT FALSE -- the next session did not find what this one had written last
 );
+CREATE TABLE timeline (           -- a row for each ten seconds or more of a session
+  session INTEGER NOT NULL, started_at REAL NOT NULL, length_s REAL NOT NULL,
+  states TEXT NOT NULL,           -- JSON {state: seconds}: paused, outage, instances, requests, quota, places, disk,
+                                  -- source, service, idle; the first of those that hold the run up counts
+  created INTEGER NOT NULL, attempts INTEGER NOT NULL,
+  errors INTEGER NOT NULL,        -- attempts that settled nothing
+  latency_p50_s REAL, latency_p90_s REAL, latency_p99_s REAL -- of all attempts' elapsed_s
+);
 """
 
 BEGIN = """
@@ -104,8 +117,13 @@ UPDATE batch SET rows = ?, settled_at = ?, attempts = ?, created = ?, existed = 
   invalid = ?, pending = ?, answer = ?, exceptions = ?, size = ?, digest = ?, settled_crc = ? WHERE first_row = ?
 """
 NOTE = """
-INSERT INTO attempt (first_row, started_at, elapsed_s, instances, http_status, verdict, detail, quota)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+INSERT INTO attempt
+  (first_row, started_at, elapsed_s, instances, http_status, verdict, detail, kind, bytes, waited_s, waited_for, quota)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+"""
+INTERVAL = """
+INSERT INTO timeline (session, started_at, length_s, states, created, attempts, errors, latency_p50_s, latency_p90_s,
+  latency_p99_s) VALUES ((SELECT max(id) FROM session), ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
 
 
@@ -137,6 +155,10 @@ class Attempt(NamedTuple):
     http_status: int | None
     verdict: str
     detail: str | None
+    kind: str = "create"
+    bytes: int = 0
+    waited_s: float = 0.0
+    waited_for: str | None = None
     quota: str | None = None
     """What the answer said is left for the token; see `windows.quota_text`."""
 

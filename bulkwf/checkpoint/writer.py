@@ -20,6 +20,7 @@ from zlib import crc32
 import filelock
 import orjson
 
+from bulkwf.activity import Interval
 from bulkwf.batch_state import BatchState
 from bulkwf.checkpoint.file import (
     ELSEWHERE,
@@ -50,7 +51,7 @@ from bulkwf.checkpoint.records import (
     seal_run,
     survey,
 )
-from bulkwf.checkpoint.schema import BEGIN, NOTE, SETTLE, Attempt, Past, RunHeader
+from bulkwf.checkpoint.schema import BEGIN, INTERVAL, NOTE, SETTLE, Attempt, Past, RunHeader
 from bulkwf.checkpoint.sessions import (
     begin_session,
     end_session,
@@ -301,6 +302,13 @@ class Checkpoint:
         if pause_until is not None:
             statements += _change_run(PAUSE, pause_until)
         return self._write(*statements)
+
+    def note_interval(self, interval: Interval, started_at: float) -> None:
+        """Write an interval of the timeline with the next commit; *started_at* in Unix time."""
+        states = orjson.dumps({state.value: length_s for state, length_s in interval.seconds.items()}).decode()
+        counts = interval.created, interval.attempts, interval.errors
+        latencies = interval.latency_s or (None, None, None)
+        self._queue.append((INTERVAL, (started_at, interval.length_s, states, *counts, *latencies)))
 
     def pause(self, until: float) -> Awaitable[None]:
         """Remember that nothing may be sent before *until* (Unix time)."""

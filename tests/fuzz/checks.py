@@ -254,7 +254,7 @@ def check_headers(headers, at=1_000.0):
         pause = pause_s(refusals, ordered)
         assert_pause(pause)
         assert pause >= max(1.0, ordered or 0.0)
-        assert pause_s(1, ordered) <= limiter.throttled(ordered) == limiter._paused_until - at
+        assert pause_s(1, ordered) <= limiter.throttled(ordered) == limiter.paused_until - at
     pace = Pace(10 / 3)
     spent = pace.observe(Said(at, at, headers.get("ratelimit", "")))
     assert spent or pace.wait_s(at) == 0.0
