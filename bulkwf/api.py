@@ -23,7 +23,7 @@ from bulkwf.limiter import WindowLimiter
 from bulkwf.model import Clock, Result, Summary, Transport
 from bulkwf.options import Options, Target
 from bulkwf.progress import Progress
-from bulkwf.sources import Paths, Rows, Source, name_source, open_source
+from bulkwf.sources import Paths, Rows, Source, explain_change, identify_source, name_source, open_source
 from bulkwf.uncancelled import uncancelled, until_done
 from bulkwf.wiring import open_limiter, open_transport, require_asyncio, restore, system_clock
 
@@ -278,14 +278,16 @@ async def open_run(
     scheme = IdScheme(options.run_key or secrets.token_hex(RUN_KEY_BYTES), options.id_template)
     clock = system_clock()
     async with AsyncExitStack() as parts:
-        list_name = name_source(rows)
+        list_name, identity = name_source(rows), identify_source(rows)
         source = open_source(rows, first=options.first, rate=options.rate)
         del rows  # error trackers keep the locals of every frame
         parts.push_async_callback(uncancelled, source.aclose)
         if transport is None:
             transport = open_transport(parts, target, token, options, clock)
         known_as = known_as or target.base_url
-        file = await _open_checkpoint(parts, target, scheme, list_name, checkpoint, options, known_as, clock)
+        file = await _open_checkpoint(
+            parts, target, scheme, (list_name, identity), checkpoint, options, known_as, clock
+        )
         clock = clock.counted_by(file.boot)
         limiter = open_limiter(target, options, clock)
         counts = file.counts()
@@ -301,6 +303,7 @@ async def open_run(
             options=options,
             progress=progress,
             clock=clock,
+            source_change=explain_change(file.source_before, identity),
             emit=emit,
             observers=[*observers, *([] if on_progress is None else [_progress_observer(progress, on_progress)])],
         )
@@ -321,13 +324,13 @@ async def _open_checkpoint(
     parts: AsyncExitStack,
     target: Target,
     scheme: IdScheme,
-    list_name: str,
+    known_list: tuple[str, str],
     checkpoint: str | os.PathLike[str] | None,
     options: Options,
     known_as: str,
     clock: Clock,
 ) -> Checkpoint:
-    rate = options.rate
+    rate, (list_name, identity) = options.rate, known_list
     header = RunHeader(
         base_url=known_as,
         account_id=target.account_id,
@@ -336,6 +339,7 @@ async def _open_checkpoint(
         id_scheme="generated" if scheme.template is None else f"template {scheme.template}",
         row_shape=options.row_shape,
         input=list_name,
+        source=identity,
         limits=json.dumps({"instances_per_s": rate.instances_per_s, "requests_per_5m": rate.requests_per_5m}),
     )
     path = None if checkpoint is None else Path(checkpoint)

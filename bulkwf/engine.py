@@ -54,6 +54,7 @@ class Engine:
         options: Everything else.
         progress: Counts what is durable.
         clock: Time and chance.
+        source_change: How the list's files differ from those of the last session, in words; empty if they do not.
         emit: Given each batch of results once it is durable; None if nobody asks for them.
         observers: Given each event of the run.
     """
@@ -70,6 +71,7 @@ class Engine:
         options: Options,
         progress: Progress,
         clock: Clock,
+        source_change: str = "",
         emit: Callable[[Sequence[Result]], Awaitable[None]] | None = None,
         observers: Sequence[Observer] = (),
     ) -> None:
@@ -80,6 +82,7 @@ class Engine:
         self._signal: int | None = None
         self._target = target
         self._source = source
+        self._source_change = source_change
         self._checkpoint = checkpoint
         self._limiter = limiter
         self._scheme = scheme
@@ -372,12 +375,18 @@ class Engine:
 
     def _differs(self, begun: Begun, *, ended: bool) -> InputError:
         if ended:
-            return InputError(
-                f"the list ends before row {begun.first_row + begun.rows}, which the checkpoint says was begun. Give "
-                "the whole list that the run began with. " + ANOTHER
+            sentences = (
+                f"the list ends before row {begun.first_row + begun.rows}, which the checkpoint says was begun.",
+                self._source_change,
+                "Give the whole list that the run began with.",
+                ANOTHER,
             )
+            return InputError(" ".join(filter(None, sentences)))
         first, last = self._source.where(begun.first_row), self._source.where(begun.first_row + begun.rows - 1)
-        return InputError(
-            f"the list is not the one that the run began with: something between {first} and {last} has changed since. "
-            "Give the list as it was (rows may be added at its end). " + ANOTHER
+        sentences = (
+            f"the list is not the one that the run began with: something between {first} and {last} has changed since.",
+            self._source_change,
+            "Give the list as it was (rows may be added at its end).",
+            ANOTHER,
         )
+        return InputError(" ".join(filter(None, sentences)))

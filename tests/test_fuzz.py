@@ -254,9 +254,9 @@ def test_any_bytes_beside_a_checkpoint_are_no_log_of_it(memory, checkpoint, chan
 
 
 COLUMNS = {
-    "run": "created_at base_url run_key id_scheme limits boot_id booted_at pause_until finished_at",
+    "run": "created_at base_url run_key id_scheme lane first_row source limits boot_id booted_at pause_until finished_at",
     "batch": "rows begun_at settled_at attempts retention_s created pending answer exceptions size digest ids",
-    "attempt": "first_row started_at elapsed_s instances verdict quota",
+    "attempt": "first_row started_at elapsed_s instances verdict kind bytes waited_s waited_for quota",
     "session": "started_at ended_at exit_code reason pid host log_lost",
 }
 CELLS = st.one_of(
@@ -274,7 +274,9 @@ def test_a_checkpoint_whose_cells_hold_something_else_is_read_or_refused(memory,
     table, column = cell
     path = place(memory, checkpoint.read_bytes())
     with closing(sqlite3.connect(path)) as db, db:
-        db.execute("INSERT INTO attempt VALUES (1, 0, 1.0, 1.0, 1, 200, 'done', NULL, 'r=0;t=9')")
+        db.execute(
+            "INSERT INTO attempt VALUES (1, 0, 1.0, 1.0, 1, 200, 'done', NULL, 'create', 9, 0.1, NULL, 'r=0;t=9')"
+        )
         change = f"UPDATE OR IGNORE {table} SET {column} = ?" if column else f"DELETE FROM {table} WHERE ? IS NULL"
         db.execute(change, (value,))
     check_checkpoint(path)

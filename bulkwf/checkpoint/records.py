@@ -196,7 +196,7 @@ def read_run(db: sqlite3.Connection) -> RunRecord:
     values, crc = _run_values(db)
     if checksum(list(values.values())) != crc:
         raise Damage("the record of the run does not match its checksum")
-    header = RunHeader(**msgspec.convert({name: values[name] for name in HEADER_FIELDS}, dict[str, str]))
+    header = msgspec.convert({name: values[name] for name in HEADER_FIELDS}, RunHeader)
     named = is_run_key(header.run_key) and is_target_name(header.account_id) and is_target_name(header.workflow)
     if not named or header.row_shape not in ("instance", "params"):
         raise Damage("the record of the run has a run key, a row shape or a name that no run writes")

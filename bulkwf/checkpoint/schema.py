@@ -35,7 +35,10 @@ CREATE TABLE run (
   run_key TEXT NOT NULL,          -- what generated ids begin with
   id_scheme TEXT NOT NULL,        -- how rows without an id get one: 'generated' or 'template <text>'
   row_shape TEXT NOT NULL,
+  lane TEXT NOT NULL,             -- which of several targets of a run this is; '' if there is one
+  first_row INTEGER NOT NULL,     -- the first row of the list that the run takes
   input TEXT NOT NULL,            -- the list's name, for people
+  source TEXT NOT NULL,           -- JSON: what the list was when the last session began, see `sources.identity`
   limits TEXT NOT NULL,           -- JSON, for people
   boot_id TEXT NOT NULL,          -- the last boot that has written here; '': not known, times are the system clock's
   booted_at REAL NOT NULL,        -- Unix time at which that boot's clock was zero: its times here are counted from it
@@ -139,9 +142,12 @@ class RunHeader:
     row_shape: str
     input: str
     limits: str
+    lane: str = ""
+    first_row: int = 0
+    source: str = ""
 
 
-IDENTITY = ("base_url", "account_id", "workflow", "run_key", "id_scheme", "row_shape")
+IDENTITY = ("base_url", "account_id", "workflow", "run_key", "id_scheme", "row_shape", "lane", "first_row")
 HEADER_FIELDS = tuple(field.name for field in fields(RunHeader))
 
 

@@ -117,7 +117,7 @@ def begin_session(
     Args:
         db: The writer's connection.
         path: The checkpoint; None if it is in memory.
-        header: This session's input and limits take the place of the last one's.
+        header: This session's input, source and limits take the place of the last one's.
         now: Unix time, as *boot* counts it.
         boot: How this session's times are counted.
         in_doubt: (first row, instances) of each batch that is not settled.
@@ -131,8 +131,8 @@ def begin_session(
         in_doubt = [*in_doubt, (0, UNKNOWN_INSTANCES)]
     # Proves, before the first request, that the file can be written.
     db.execute(
-        "UPDATE run SET input = ?, limits = ?, boot_id = ?, booted_at = ?, finished_at = NULL",
-        (header.input, header.limits, *boot),
+        "UPDATE run SET input = ?, source = ?, limits = ?, boot_id = ?, booted_at = ?, finished_at = NULL",
+        (header.input, header.source, header.limits, *boot),
     )
     seal_run(db)
     interrupted = (Attempt(row, now, 0.0, instances, None, INTERRUPTED, None) for row, instances in in_doubt)

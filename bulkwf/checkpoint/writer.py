@@ -417,6 +417,11 @@ class Checkpoint:
         """What this run's generated ids begin with."""
         return self._found.run.header.run_key
 
+    @property
+    def source_before(self) -> str:
+        """What the list was when the last session began; of a new checkpoint, this one's."""
+        return self._found.run.header.source
+
     def counts(self) -> Counts:
         """Rows by outcome when the checkpoint was opened."""
         return self._found.counts

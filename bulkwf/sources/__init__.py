@@ -8,10 +8,11 @@ from bulkwf.errors import ConfigError
 from bulkwf.model import Instance
 from bulkwf.options import RateLimits
 from bulkwf.sources.files import FileFeed
+from bulkwf.sources.identity import explain_change, identify
 from bulkwf.sources.reader import Feed, Source
 from bulkwf.sources.rows import AsyncRowFeed, RowFeed
 
-__all__ = ["Feed", "Rows", "Source", "name_source", "open_source"]
+__all__ = ["Feed", "Rows", "Source", "explain_change", "identify_source", "name_source", "open_source"]
 
 Row = Mapping[str, Any] | Instance
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -40,6 +41,11 @@ def name_source(rows: Rows | Paths) -> str:
         return "rows of a program"
     names = ", ".join("standard input" if path == "-" else path for path in paths)
     return os.fsencode(names).decode("utf-8", "replace")
+
+
+def identify_source(rows: Rows | Paths) -> str:
+    """What the list is now, as the checkpoint stores it; see `identity.identify`."""
+    return identify(_paths(rows))
 
 
 def _open_feed(rows: Rows | Paths) -> Feed:

@@ -265,7 +265,7 @@ def check_headers(headers, at=1_000.0):
     assert kept.wait_s(at) == pace.wait_s(at)
     limiter = WindowLimiter(RateLimits(), clock=lambda: at)
     limiter.observe(headers)
-    limiter.paused(pause)
+    limiter.throttled(ordered)
     assert limiter.vacancies(1) == 0
     counts["headers"] += len(headers)
 
