@@ -1,5 +1,6 @@
 """What is stored of a list, and how a change of its files is explained."""
 
+import json
 import os
 import time
 
@@ -65,6 +66,6 @@ def test_other_files_are_explained_by_their_names(files):
     )
 
 
-@given(st.text() | st.dictionaries(st.text(), st.integers()).map(lambda one: orjson.dumps(one).decode()))
+@given(st.text() | st.dictionaries(st.text(), st.integers()).map(json.dumps))
 def test_whatever_the_checkpoint_holds_is_no_error(stored):
     assert explain_change(stored, identify(None)) == ""
