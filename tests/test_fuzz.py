@@ -254,7 +254,7 @@ def test_any_bytes_beside_a_checkpoint_are_no_log_of_it(memory, checkpoint, chan
 
 
 COLUMNS = {
-    "run": "created_at base_url run_key id_scheme lane first_row source limits boot_id booted_at pause_until finished_at",
+    "run": "created_at base_url run_key lane first_row source limits boot_id booted_at pause_until finished_at",
     "batch": "rows begun_at settled_at attempts retention_s created pending answer exceptions size digest ids",
     "attempt": "first_row started_at elapsed_s instances verdict kind bytes waited_s waited_for quota",
     "session": "started_at ended_at exit_code reason pid host log_lost",

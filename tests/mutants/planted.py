@@ -21,8 +21,8 @@ PLANTED = (
     Mutant(
         "count before commit",
         "journal.py",
-        "        await self._checkpoint.record(\n",
-        "        self._checkpoint.record(\n",
+        "        await self._committed(committing)\n",
+        "        _ = committing\n",
     ),
     Mutant(
         "send before begin",
