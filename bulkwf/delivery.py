@@ -18,8 +18,9 @@ from math import inf
 from bulkwf.batch_state import BatchState
 from bulkwf.client import ServiceClient
 from bulkwf.errors import CheckpointError, ServiceRefused
+from bulkwf.fast_path import FastJudge
 from bulkwf.journal import Journal
-from bulkwf.judge import Judge, existence, judge_lookup, rejection
+from bulkwf.judge import existence, judge_lookup, rejection
 from bulkwf.model import Judgement, Request, RequestKind, Verdict
 from bulkwf.options import Options, Target
 from bulkwf.payload import compose
@@ -66,7 +67,7 @@ class RunContext:
     options: Options
     wall: Callable[[], float]
     where: Callable[[int], str]
-    judge: Judge = field(default_factory=Judge)
+    judge: FastJudge = field(default_factory=FastJudge)
     max_bytes: int | None = None
     unknown: int = 0
     unanswered: str = ""

@@ -1,16 +1,16 @@
-"""What a reply means for the instances that were sent or asked for: `judge`, `judge_lookup`, `judge_page`. Pure.
+"""What a reply means for the instances that were sent or looked up: `judge`, `judge_lookup`, `judge_page`. Pure.
 
-Rules, in the order of the questions:
+Three questions, in this order:
 
 1. Was a complete answer read? If not, the transport has said whether the service may have acted.
-2. Is it an answer to *this* request? Only ids tell: an idle connection can hand over a late copy of an earlier one.
-3. What does it say of each id? Ids are matched by value, never by position, and one that is left out proves nothing.
+2. Is it an answer to *this* request? Only the ids show it: an idle connection can deliver a late copy of an earlier
+   answer.
+3. What does it say of each id? Ids are matched by value, never by position, and an omitted id proves nothing.
 """
 
 import re
 from collections.abc import Sequence
 from email.utils import parsedate_to_datetime
-from typing import NamedTuple
 
 from bulkwf.model import Batch, Fault, FaultKind, InstanceInfo, Judgement, Reply, Result, RowOutcome, Verdict
 from bulkwf.payload import (
@@ -27,7 +27,7 @@ from bulkwf.payload import (
     decode_page,
 )
 
-__all__ = ["Judge", "existence", "judge", "judge_lookup", "judge_page", "rejection", "retry_after_s"]
+__all__ = ["existence", "judge", "judge_lookup", "judge_page", "rejection", "retry_after_s", "sent_ids"]
 
 ALREADY_EXISTS = 10405
 WORKFLOW_NOT_FOUND = 10200
@@ -61,8 +61,6 @@ _CHALLENGE = re.compile(rb"cdn-cgi/challenge-platform|cf-chl|Just a moment|Atten
 _SECONDS = re.compile("[0-9]+", re.ASCII)
 LONGEST_ORDER_S = 1e9
 LONGEST_WORD = 100
-LESSONS = 8
-"""So many frames are learnt: to learn one costs as much as to decode two answers."""
 
 
 def judge(batch: Batch, part: Sequence[int], reply: Reply | Fault) -> Judgement:
@@ -73,68 +71,9 @@ def judge(batch: Batch, part: Sequence[int], reply: Reply | Fault) -> Judgement:
     if envelope is None or not envelope.success:
         return _judge_failure(batch, part, reply)
     answered = envelope.answered
-    if not envelope.refused and [one.id for one in answered] == _sent(batch, part) and _alike(answered):
+    if not envelope.refused and [one.id for one in answered] == sent_ids(batch, part) and _alike(answered):
         return Judgement(verdict=Verdict.DONE, created=part, answer=_answer(answered[0]))
     return _match(batch, part, envelope)
-
-
-class Judge:
-    """`judge`, with a memory of how an answer looks that creates all of a batch.
-
-    Nearly all answers of a run are alike to the byte, but for the ids. One that has the same bytes around its own ids
-    as one that has been judged means the same, and need not be decoded.
-    """
-
-    def __init__(self) -> None:
-        self._frame: _Frame | None = None
-        self._lessons = LESSONS
-
-    def __call__(self, batch: Batch, part: Sequence[int], reply: Reply | Fault) -> Judgement:
-        """See `judge`."""
-        if isinstance(reply, Fault) or not 200 <= reply.status < 300:
-            return judge(batch, part, reply)
-        sent = _sent(batch, part)
-        if self._frame is not None and self._frame.holds(sent, reply.body):
-            return Judgement(verdict=Verdict.DONE, created=part, answer=self._frame.answer)
-        outcome = judge(batch, part, reply)
-        if self._lessons and len(sent) > 1 and len(outcome.created) == len(sent):
-            self._lessons -= 1
-            self._frame = _frame(sent, reply.body, outcome.answer)
-        return outcome
-
-
-class _Frame(NamedTuple):
-    """What stands around and between so many ids in an answer, and what the answer says of them."""
-
-    ids: int
-    head: str
-    between: str
-    tail: str
-    answer: InstanceInfo | None
-
-    def around(self, ids: Sequence[str]) -> bytes:
-        return f"{self.head}{self.between.join(ids)}{self.tail}".encode(errors="surrogateescape")
-
-    def holds(self, ids: Sequence[str], body: bytes) -> bool:
-        return len(ids) == self.ids and self.around(ids) == body
-
-
-def _frame(ids: Sequence[str], body: bytes, answer: InstanceInfo | None) -> _Frame | None:
-    """The frame of an answer that names *ids* in their order; None if it is not the same between all of them."""
-    text = body.decode(errors="surrogateescape")
-    head, _, rest = text.partition(f'"{ids[0]}"')
-    between, _, _ = rest.partition(f'"{ids[1]}"')
-    head, between = head + '"', f'"{between}"'
-    named = len(head) + len(between) * (len(ids) - 1) + sum(map(len, ids))
-    if named >= len(text):  # not so big that joining it would hurt
-        return None
-    frame = _Frame(len(ids), head, between, text[named:], answer)
-    if not frame.holds(ids, body):
-        return None
-    # A name that only looks like the id (another field has it too, say) shows when other ids stand in its place.
-    others = [f"{one}_" for one in ids]
-    told = decode_answer(frame.around(others))
-    return frame if told is not None and [one.id for one in told.answered] == others else None
 
 
 def judge_lookup(batch: Batch, position: int, reply: Reply | Fault) -> Judgement:
@@ -208,7 +147,8 @@ def retry_after_s(reply: Reply) -> float | None:
 # --- a complete answer --------------------------------------------------------------------------------------------
 
 
-def _sent(batch: Batch, part: Sequence[int]) -> Sequence[str]:
+def sent_ids(batch: Batch, part: Sequence[int]) -> Sequence[str]:
+    """The ids of the instances at positions *part*."""
     return batch.ids if len(part) == len(batch.ids) else [batch.ids[position] for position in part]
 
 

@@ -1,7 +1,6 @@
 """What each reply means: the table line by line. What holds for any reply whatever, `test_fuzz.py` says."""
 
 import json
-import tracemalloc
 from datetime import UTC, datetime
 from email.utils import format_datetime
 
@@ -9,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bulkwf.judge import LESSONS, Judge, existence, judge, judge_lookup, judge_page, rejection, retry_after_s
+from bulkwf.judge import existence, judge, judge_lookup, judge_page, rejection, retry_after_s
 from bulkwf.model import Batch, Fault, FaultKind, InstanceInfo, Reply, Verdict
 
 IDS = ["a", "b", "c", "d"]
@@ -54,94 +53,6 @@ def failed(status, *codes, message="no"):
 
 def settled(outcome):
     return {position: result.outcome for position, result in outcome.others}
-
-
-# --- answers that are remembered ----------------------------------------------------------------------------------
-
-OTHERS = new_batch(ids=["w", "x", "y", "z"])
-
-
-def same_for(judging, *replies, batch=BATCH):
-    outcomes = [judging(batch, ALL, told) for told in replies]
-    assert outcomes == [judge(batch, ALL, told) for told in replies]
-    return outcomes
-
-
-def test_an_answer_that_differs_from_a_remembered_one_only_in_its_ids_is_not_decoded(monkeypatch):
-    judging = Judge()
-    first = judging(BATCH, ALL, good(named(*IDS, version_id="v1")))
-    monkeypatch.setattr("bulkwf.judge.decode_answer", lambda body: pytest.fail("decoded"))
-
-    again = judging(OTHERS, ALL, good(named(*OTHERS.ids, version_id="v1")))
-
-    assert (again.verdict, again.created, again.answer) == (Verdict.DONE, ALL, first.answer)
-
-
-@pytest.mark.parametrize(
-    "told",
-    [
-        named(*IDS, version_id="v2"),
-        named("b", "a", "c", "d"),
-        named(*IDS[:3]),
-        named(*IDS, "e"),
-        [*named(*IDS[:3]), {"id": "d", "status": "running"}],
-    ],
-)
-def test_a_judge_that_remembers_another_answer_says_what_any_would(told):
-    judging = Judge()
-    same_for(judging, good(named(*IDS)), good(told), good(named(*IDS)))
-    same_for(judging, good(named(*OTHERS.ids)), good(told), batch=OTHERS)
-
-
-@pytest.mark.parametrize("field", ['"name":"%s","id":"%s"', '"id":"%s","name":"%s"'])
-def test_the_bytes_of_an_id_in_another_field_are_not_taken_for_it(field):
-    def answer(names, ids):
-        items = ",".join("{" + field % pair + "}" for pair in zip(names, ids, strict=True))
-        return reply(200, b'{"success":true,"result":[%b]}' % items.encode())
-
-    escaped = [f"\\u{ord(one):04x}" for one in IDS]
-    judging = Judge()
-    same_for(judging, answer(IDS, IDS), answer(IDS, escaped), answer(escaped, IDS))
-    same_for(judging, answer(OTHERS.ids, IDS), answer(IDS, OTHERS.ids), answer(OTHERS.ids, escaped), batch=OTHERS)
-
-
-def test_bytes_that_are_no_utf_8_where_nobody_looks_are_remembered_too():
-    body = good(named(*IDS)).body.replace(b'"messages": []', b'"messages": "\xff"')
-
-    outcomes = same_for(Judge(), reply(200, body), reply(200, body))
-
-    assert outcomes[0].created == ALL
-
-
-@pytest.mark.parametrize("odd", ["escaped", "far"])
-def test_an_answer_that_hides_an_id_takes_no_memory_to_remember(odd):
-    ids = [f"id-{number}" for number in range(100)]
-    items = json.dumps(named(*ids))
-    items = (
-        items.replace('"id-1"', '"\\u0069d-1"')
-        if odd == "escaped"
-        else items.replace("{", '{"x": "' + "x" * 10_000 + '",')
-    )
-    told, judging = reply(200, b'{"success":true,"result":%b}' % items.encode()), Judge()
-    tracemalloc.start()
-    try:
-        outcome = judging(new_batch(ids), range(100), told)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-
-    assert len(outcome.created) == 100
-    assert peak < 10 * len(told.body)
-
-
-def test_a_service_whose_answers_are_never_alike_is_not_learnt_from_for_ever(monkeypatch):
-    learnt = []
-    monkeypatch.setattr("bulkwf.judge._frame", lambda *given: learnt.append(given))
-    judging = Judge()
-    for number in range(LESSONS + 5):
-        judging(BATCH, ALL, good(named(*IDS, version_id=f"v{number}")))
-
-    assert len(learnt) == LESSONS
 
 
 # --- complete answers ---------------------------------------------------------------------------------------------

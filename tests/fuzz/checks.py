@@ -24,7 +24,8 @@ from bulkwf.checkpoint import Begun, Checkpoint, inline, read_results, read_run_
 from bulkwf.checkpoint.reading import results
 from bulkwf.checkpoint.writer import _columns
 from bulkwf.errors import CheckpointError
-from bulkwf.judge import Judge, judge, judge_lookup, judge_page, retry_after_s
+from bulkwf.fast_path import FastJudge
+from bulkwf.judge import judge, judge_lookup, judge_page, retry_after_s
 from bulkwf.limiter import WindowLimiter
 from bulkwf.model import Reply, Verdict
 from bulkwf.options import BatchLimits, RateLimits, RetryPolicy
@@ -163,7 +164,7 @@ def check_answer(part, reply):
 
 def _check_memory(part, reply):
     """A judge who remembers the answer says of it, and of it with other ids or another order, what any does."""
-    remembering = Judge()
+    remembering = FastJudge()
     turned = replace(reply, body=re.sub(rb"id-(\d)", lambda found: b"id-%d" % (9 - int(found[1])), reply.body))
     others = replace(BATCH, ids=[re.sub(r"id-(\d)", lambda found: f"id-{9 - int(found[1])}", one) for one in BATCH.ids])
     for batch, told in ((BATCH, reply), (BATCH, reply), (others, turned), (BATCH, turned), (others, reply)):

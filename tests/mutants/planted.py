@@ -58,7 +58,7 @@ PLANTED = (
     Mutant(
         "match by position",
         "judge.py",
-        "    if not envelope.refused and [one.id for one in answered] == _sent(batch, part) and _alike(answered):\n",
+        "    if not envelope.refused and [one.id for one in answered] == sent_ids(batch, part) and _alike(answered):\n",
         "    if not envelope.refused and answered and len(answered) <= len(part) and _alike(answered):\n"
         "        part = part[: len(answered)]\n",
     ),
