@@ -5,39 +5,16 @@ A run is in exactly one state at each instant. Where several things hold it up a
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
 from math import ceil, inf
 
-__all__ = ["TIMELINE_S", "Activity", "Interval", "RunState", "StateClock", "Timeline", "quantile", "state_at"]
+from bulkwf.checkpoint import Interval
+from bulkwf.model import RunState
+
+__all__ = ["TIMELINE_S", "Activity", "StateClock", "Timeline", "quantile", "state_at"]
 
 TIMELINE_S = 10.0
 """Least length of an interval of the timeline."""
 QUANTILES = (0.5, 0.9, 0.99)
-
-
-class RunState(Enum):
-    """What holds a run up. The order is that of precedence."""
-
-    PAUSED = "paused"
-    """All sending pauses: the service ordered it, or it creates nothing."""
-    OUTAGE = "outage"
-    """Attempts are failing, and nothing has been settled since."""
-    INSTANCES = "instances"
-    """The limit of instances per second."""
-    REQUESTS = "requests"
-    """The limit of requests per five minutes."""
-    QUOTA = "quota"
-    """What the service says is left for the token."""
-    PLACES = "places"
-    """The number of concurrent requests."""
-    DISK = "disk"
-    """A commit of the checkpoint."""
-    SOURCE = "source"
-    """The next rows of the list."""
-    SERVICE = "service"
-    """Answers to requests that are on the wire."""
-    IDLE = "idle"
-    """None of these."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,27 +88,6 @@ class StateClock:
     def _count(self, until: float) -> None:
         self.seconds[self.state] += until - self._since
         self._since = until
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Interval:
-    """A part of a session, as the timeline stores it.
-
-    Attributes:
-        length_s: Its length.
-        seconds: Time in each state; the states that it was not in are left out.
-        created: Instances created.
-        attempts: Attempts that ended.
-        errors: Those of them that settled nothing.
-        latency_s: Median, 90th and 99th percentile of the answers' times, in seconds; empty without answers.
-    """
-
-    length_s: float
-    seconds: Mapping[RunState, float]
-    created: int
-    attempts: int
-    errors: int
-    latency_s: Sequence[float]
 
 
 @dataclass(slots=True)

@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from typing import Protocol
 
-from bulkwf.activity import RunState
-from bulkwf.model import Counts, Fault, Judgement, Reply, RequestKind, Summary
+from bulkwf.model import Counts, Fault, Judgement, Reply, RequestKind, RunState, Summary
 
 __all__ = [
     "AttemptFinished",

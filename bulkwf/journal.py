@@ -7,11 +7,11 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
-from bulkwf.activity import Activity, RunState, StateClock, Timeline
+from bulkwf.activity import Activity, StateClock, Timeline
 from bulkwf.batch_state import BatchState
 from bulkwf.checkpoint import Attempt, Checkpoint
 from bulkwf.events import AttemptFinished, BatchBegun, BatchSettled, Event, Observer, Paused, StateChanged
-from bulkwf.model import Batch, Clock, Judgement, Reply, RequestKind, Result, Verdict
+from bulkwf.model import Batch, Clock, Judgement, Reply, RequestKind, Result, RunState, Verdict
 from bulkwf.progress import Progress
 from bulkwf.verdicts import HANDLING
 from bulkwf.windows import quota_text

@@ -21,9 +21,8 @@ from collections.abc import Callable, Mapping, Sequence
 from math import inf
 from typing import Protocol, Self
 
-from bulkwf.activity import RunState
 from bulkwf.errors import Draining
-from bulkwf.model import Fault, Judgement, Reply, Slot, Verdict
+from bulkwf.model import Fault, Judgement, Reply, RunState, Slot, Verdict
 from bulkwf.options import INSTANCE_PERIOD_S, REQUEST_PERIOD_S, RateLimits
 from bulkwf.verdicts import HANDLING
 from bulkwf.windows import LOWEST_SHARE, Pace, Said, Window, pause_s

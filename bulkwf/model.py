@@ -20,6 +20,7 @@ __all__ = [
     "Reply",
     "Result",
     "RowOutcome",
+    "RunState",
     "Slice",
     "Summary",
     "Transport",
@@ -187,6 +188,31 @@ class Summary(Counts):
     paused_s: float = 0.0
     settled_now: int = 0
     exit_code: int = 0
+
+
+class RunState(Enum):
+    """What holds a run up. The order is that of precedence."""
+
+    PAUSED = "paused"
+    """All sending pauses: the service ordered it, or it creates nothing."""
+    OUTAGE = "outage"
+    """Attempts are failing, and nothing has been settled since."""
+    INSTANCES = "instances"
+    """The limit of instances per second."""
+    REQUESTS = "requests"
+    """The limit of requests per five minutes."""
+    QUOTA = "quota"
+    """What the service says is left for the token."""
+    PLACES = "places"
+    """The number of concurrent requests."""
+    DISK = "disk"
+    """A commit of the checkpoint."""
+    SOURCE = "source"
+    """The next rows of the list."""
+    SERVICE = "service"
+    """Answers to requests that are on the wire."""
+    IDLE = "idle"
+    """None of these."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ from bulkwf.checkpoint.file import damaged, explain
 from bulkwf.checkpoint.findings import Findings, Scope, read_past
 from bulkwf.checkpoint.reading import Status, read_boot, read_results, read_run_past, read_status
 from bulkwf.checkpoint.records import Begun
-from bulkwf.checkpoint.schema import ANOTHER, Attempt, Past, RunHeader
+from bulkwf.checkpoint.schema import ANOTHER, Attempt, Interval, Past, RunHeader
 from bulkwf.checkpoint.writer import Checkpoint, Executor, inline
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "Checkpoint",
     "Executor",
     "Findings",
+    "Interval",
     "Past",
     "RunHeader",
     "Scope",

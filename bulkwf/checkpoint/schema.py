@@ -1,8 +1,10 @@
 """The tables of a checkpoint, the statements that fill them, and their rows as values."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
+from bulkwf.model import RunState
 from bulkwf.windows import Said
 
 __all__ = [
@@ -18,6 +20,7 @@ __all__ = [
     "SESSIONS",
     "SETTLE",
     "Attempt",
+    "Interval",
     "Past",
     "RunHeader",
 ]
@@ -167,6 +170,27 @@ class Attempt(NamedTuple):
     waited_for: str | None = None
     quota: str | None = None
     """What the answer said is left for the token; see `windows.quota_text`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """A part of a session, as the timeline stores it.
+
+    Attributes:
+        length_s: Its length.
+        seconds: Time in each state; the states that it was not in are left out.
+        created: Instances created.
+        attempts: Attempts that ended.
+        errors: Those of them that settled nothing.
+        latency_s: Median, 90th and 99th percentile of the answers' times, in seconds; empty without answers.
+    """
+
+    length_s: float
+    seconds: Mapping[RunState, float]
+    created: int
+    attempts: int
+    errors: int
+    latency_s: Sequence[float]
 
 
 class Past(NamedTuple):

@@ -20,7 +20,6 @@ from zlib import crc32
 import filelock
 import orjson
 
-from bulkwf.activity import Interval
 from bulkwf.batch_state import BatchState
 from bulkwf.checkpoint.file import (
     ELSEWHERE,
@@ -51,7 +50,7 @@ from bulkwf.checkpoint.records import (
     seal_run,
     survey,
 )
-from bulkwf.checkpoint.schema import BEGIN, INTERVAL, NOTE, SETTLE, Attempt, Past, RunHeader
+from bulkwf.checkpoint.schema import BEGIN, INTERVAL, NOTE, SETTLE, Attempt, Interval, Past, RunHeader
 from bulkwf.checkpoint.sessions import (
     begin_session,
     end_session,
