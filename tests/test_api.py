@@ -29,6 +29,7 @@ from bulkwf import (
     RateLimits,
     RetryPolicy,
     ServiceRefused,
+    SystemRefused,
     TemporaryStop,
     read_results,
     submit_all,
@@ -160,13 +161,13 @@ async def test_a_run_that_is_cancelled_while_its_checkpoint_is_opened_leaves_it_
         assert (await submit_all(mappings(5), **place.known())).created == 5
 
 
-async def test_where_no_thread_can_be_had_for_the_checkpoint_the_reason_is_told(folder, monkeypatch):
+async def test_a_run_that_can_not_start_a_thread_for_the_checkpoint_raises_the_reason(folder, monkeypatch):
     def none(*_):
         raise RuntimeError("can't start new thread")
 
     async with emulated(folder) as place:
         monkeypatch.setattr(ThreadPoolExecutor, "submit", none)
-        with pytest.raises(CheckpointError, match="can't start new thread"):
+        with pytest.raises(SystemRefused, match="ulimit -u"):
             await submit_all(mappings(5), **place.known())
 
 

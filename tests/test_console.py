@@ -1,8 +1,6 @@
 """What a person sees: the live bar on a terminal, lines elsewhere, the words of the summary."""
 
 import asyncio
-import errno
-import io
 import os
 import re
 import signal
@@ -25,7 +23,7 @@ from command import (
 )
 
 from bulkwf import console
-from bulkwf.console import ShownRun, ShownVerification, duration, say, show_progress, summary_lines, verified_lines
+from bulkwf.console import ShownRun, ShownVerification, duration, shell_command, show_progress, summary_lines, verified_lines
 from bulkwf.model import Counts, Summary
 from bulkwf.progress import Progress
 from bulkwf.verification import Verified
@@ -138,14 +136,6 @@ def test_a_signal_on_a_terminal_leaves_the_cursor_visible_and_says_what_happens(
 )
 def test_a_duration_reads_well(seconds, words):
     assert duration(seconds) == words
-
-
-def test_say_never_raises_where_nobody_can_read():
-    class Full(io.StringIO):
-        def write(self, text):
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-    say("lost", file=Full())
 
 
 def a_run(**totals):

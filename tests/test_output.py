@@ -228,7 +228,7 @@ def test_what_is_written_in_parts_is_written_whole(monkeypatch):
     write = Scripted(1, BlockingIOError(errno.EAGAIN, "again"), 2, 0, 3)
     waited = []
     monkeypatch.setattr(output.os, "write", write)
-    monkeypatch.setattr(output, "_wait_writable", waited.append)
+    monkeypatch.setattr(output, "wait_writable", waited.append)
     file = output._Whole(1)
     assert file.write(b"0123456789") == 10
     assert (write.written, waited) == (b"0123456789", [1])
