@@ -23,7 +23,14 @@ from command import (
 )
 
 from bulkwf import console
-from bulkwf.console import ShownRun, ShownVerification, duration, shell_command, show_progress, summary_lines, verified_lines
+from bulkwf.console import (
+    ShownRun,
+    ShownVerification,
+    duration,
+    show_progress,
+    summary_lines,
+    verified_lines,
+)
 from bulkwf.model import Counts, Summary
 from bulkwf.progress import Progress
 from bulkwf.verification import Verified
@@ -162,6 +169,27 @@ async def test_while_nothing_is_settled_the_reason_is_shown_instead_of_the_limit
     line = capsys.readouterr().err.splitlines()[0]
     assert "failing: no connection to the service: ClientConnectorError ECONNREFUSED" in line
     assert "limit" not in line
+
+
+async def test_nothing_is_drawn_while_the_terminal_is_stopped(monkeypatch):
+    class Work:
+        drawn = 0
+
+        def share(self):
+            return None
+
+        def facts(self, now):
+            self.drawn += 1
+            yield "300 rows settled"
+
+    monkeypatch.setattr(console, "BAR_EVERY_S", 0.001)
+    monkeypatch.setattr(console.messages, "is_terminal", lambda: True)
+    monkeypatch.setattr(console.messages, "wait_written", lambda: written)
+    for written in (True, False):
+        work = Work()
+        async with show_progress(work, quiet=False):
+            await asyncio.sleep(0.1)
+        assert (work.drawn > 0) == written
 
 
 async def test_quiet_is_quiet(monkeypatch, capsys):

@@ -200,10 +200,14 @@ def test_data_for_a_closed_output_is_not_lost_in_silence(name, done, monkeypatch
 
 @pytest.mark.parametrize("locale", [{"PYTHONIOENCODING": "latin-1"}, {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}])
 def test_data_is_utf_8_whatever_the_locale(locale, folder):
-    rows = write_rows("dönè.jsonl", 1)
-    assert bulkwf("run", rows, *HERE, "-c", "done", "-q").code == 0
-    for words in (("status", "done"), ("status", "done", "--json")):
-        assert "dönè.jsonl" in bulkwf(*words, env=UNBUFFERED | locale).out
+    rows, env = write_rows("Bücher-日本.jsonl", 1), UNBUFFERED | locale
+    checkpoint = f"{rows}.emulated.bulkwf"
+    ran = bulkwf("run", rows, *HERE, "--json", env=env)
+    assert (ran.code, ran.summary["checkpoint"]) == (0, checkpoint)
+    for words in (("status", checkpoint), ("status", checkpoint, "--json")):
+        ended = bulkwf(*words, env=env)
+        assert ended.code == 0
+        assert rows in ended.out
 
 
 # --- the file that is written to ----------------------------------------------------------------------------------
