@@ -98,15 +98,15 @@ class _Queued(io.RawIOBase):
                 self._write_all(self._note(dropped))
                 dropped = 0
                 self._write_all(data)
-            except OSError:  # a full disk, or no reader: the next message may have better luck
+            except OSError:  # a full disk, or no reader: the next message is tried all the same
                 with self._changed:
                     self._dropped += dropped + data.count(b"\n")
 
     def _note(self, dropped: int) -> bytes:
         if not dropped:
             return b""
-        lines = "1 line" if dropped == 1 else f"{dropped:,} lines"
-        text = f"bulkwf: {lines} of this output could not be written in time, and were dropped\n"
+        lines = "1 line is" if dropped == 1 else f"{dropped:,} lines are"
+        text = f"bulkwf: {lines} missing here: standard error could not be written\n"
         return b"\n" * self._in_line + text.encode()
 
     def _write_all(self, data: bytes) -> None:
@@ -165,13 +165,13 @@ def is_terminal() -> bool:
 
 
 def wait_written(timeout_s: float = 0.0) -> bool:
-    """Wait at most *timeout_s* seconds; whether all that was written has reached its reader."""
+    """Wait at most *timeout_s* seconds; whether the system has taken all messages."""
     queued = _queued()
     return queued is None or queued.wait_written(timeout_s)
 
 
 def finish() -> bool:
-    """Wait at most `FINISH_S` for the reader; whether it has everything."""
+    """Wait at most `FINISH_S` for the reader; whether the system has taken all messages."""
     queued = _queued()
     if queued is None or not queued.wait_written(FINISH_S):
         return False

@@ -76,9 +76,11 @@ class _SignalThread:
 
     def _exit(self) -> NoReturn:
         reason = "a disk, a name server, the source of the token or an output does not answer"
-        messages.say(f"bulkwf: {self._received[-1].name}: the process was ended: {reason}.", *self._advice)
-        messages.wait_written(GRACE_S)
-        os._exit(128 + self._received[0])
+        try:
+            messages.say(f"bulkwf: {self._received[-1].name}: the process was ended: {reason}.", *self._advice)
+            messages.wait_written(GRACE_S)
+        finally:
+            os._exit(128 + self._received[0])
 
 
 @cache

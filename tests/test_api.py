@@ -774,12 +774,12 @@ async def test_nothing_is_left_running_or_open(folder):
 
 def test_the_public_names_are_these():
     names = """BatchLimits BulkwfError CheckpointError ConfigError Fault FaultKind InputError Instance Options Progress
-        RateLimits Reply Result Results RetryPolicy ServiceRefused Summary TemporaryStop Transport read_results
-        submit_all submit_stream"""
+        RateLimits Reply Result Results RetryPolicy ServiceRefused Summary SystemRefused TemporaryStop Transport
+        read_results submit_all submit_stream"""
     assert sorted(bulkwf.__all__) == sorted(names.split())
     assert all(hasattr(bulkwf, name) for name in bulkwf.__all__)
-    errors = [ConfigError, ServiceRefused, InputError, CheckpointError, TemporaryStop]
-    assert [error.exit_code for error in errors] == [2, 3, 4, 4, 75]
+    errors = [ConfigError, ServiceRefused, InputError, CheckpointError, SystemRefused, TemporaryStop]
+    assert [error.exit_code for error in errors] == [2, 3, 4, 4, 4, 75]
     assert all(issubclass(error, BulkwfError) for error in errors)
 
 

@@ -145,7 +145,7 @@ def test_a_terminal_that_goes_on_shows_the_bar_again_and_all_that_was_said_at_th
         assert run.process.wait(PATIENCE_S) == 0
     assert b"limit: 100 instances/s" in screen
     assert re.search(rb"created +400\r\n.*checkpoint: \S*rows.jsonl.bulkwf\r\n$", screen, re.DOTALL)
-    assert b"dropped" not in screen  # a bar that was not drawn is no message that was lost
+    assert b"missing" not in screen  # a bar that was not drawn is no message that was lost
 
 
 def test_data_and_messages_of_one_terminal_keep_their_order(folder):
@@ -175,7 +175,7 @@ def test_what_can_not_be_taken_is_dropped_from_the_oldest_on_and_counted_where_i
         said = read_all(reader).decode()
     os.close(reader)
     assert process.returncode == 0
-    *first, note, after = re.split(r"(?m)^bulkwf: ([\d,]+) lines of this output .* were dropped\n", said)
+    *first, note, after = re.split(r"(?m)^bulkwf: ([\d,]+) lines are missing here: .*\n", said)
     numbers = [int(line.split()[1]) for text in (*first, after) for line in text.splitlines()]
     dropped = int(note.replace(",", ""))
     assert dropped > 0
@@ -217,7 +217,7 @@ def test_a_full_disk_that_has_room_again_gets_the_number_of_lost_lines(later, fo
     assert said[0] == "all of this line fits"
     assert said[1] == "this line is cut"
     assert "and this one is lost".startswith(said[2])
-    assert said[3] == "bulkwf: 3 lines of this output could not be written in time, and were dropped"
+    assert said[3] == "bulkwf: 3 lines are missing here: standard error could not be written"
     assert said[4:] == ["this fits again"][: bool(later)]
 
 
