@@ -8,6 +8,7 @@ from bulkwf.errors import (
     ConfigError,
     InputError,
     ServiceRefused,
+    SystemRefused,
     TemporaryStop,
 )
 from bulkwf.model import Fault, FaultKind, Instance, Reply, Result, Summary, Transport
@@ -32,6 +33,7 @@ __all__ = [
     "RetryPolicy",
     "ServiceRefused",
     "Summary",
+    "SystemRefused",
     "TemporaryStop",
     "Transport",
     "read_results",

@@ -14,7 +14,7 @@ from typing import Self
 import anyio
 
 from bulkwf.batching import IdScheme
-from bulkwf.checkpoint import Checkpoint, Executor, RunHeader, explain, inline, read_past
+from bulkwf.checkpoint import Checkpoint, Executor, RunHeader, inline, read_past
 from bulkwf.credentials import Token, TokenSource, account_from_environment, token_credential
 from bulkwf.engine import Engine
 from bulkwf.errors import BulkwfError
@@ -24,6 +24,7 @@ from bulkwf.model import Clock, Result, Summary, Transport
 from bulkwf.options import Options, Target
 from bulkwf.progress import Progress
 from bulkwf.sources import Paths, Rows, Source, explain_change, identify_source, name_source, open_source
+from bulkwf.threads import starting_threads
 from bulkwf.uncancelled import uncancelled, until_done
 from bulkwf.wiring import open_limiter, open_transport, require_asyncio, restore, system_clock
 
@@ -75,7 +76,8 @@ async def submit_all(
         ServiceRefused: The service refuses the run as a whole.
         InputError: The list can't be read to its end, or is not the checkpoint's.
         CheckpointError: The checkpoint is locked, damaged, of another run, or can't be written.
-        TemporaryStop: The service is ill. Run the same thing later.
+        SystemRefused: The operating system does not let the process start a thread.
+        TemporaryStop: The service is failing. Run the same thing later.
 
     Cancelled at any time, it leaves a checkpoint that resumes.
     """
@@ -354,10 +356,8 @@ async def _open_checkpoint(
         any_run_key=options.run_key is None,
         new=options.new,
     )
-    try:
+    with starting_threads():
         opening: asyncio.Future[Checkpoint] = asyncio.ensure_future(executor(begin))
-    except RuntimeError as error:  # no thread can be had
-        raise explain(error, path) from None
     parts.push_async_callback(uncancelled, partial(_close_opened, opening))
     await until_done(opening)
     return opening.result()

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
-from bulkwf import output, process
-from bulkwf.errors import BulkwfError, ConfigError
+from bulkwf import messages, output, process
+from bulkwf.errors import BulkwfError, ConfigError, SystemRefused
 from bulkwf.flags import Inputs, ListFlags, RunFlags, ServiceFlags, default_checkpoint, input_paths, parse_rate
 from bulkwf.model import RowOutcome
 
@@ -21,6 +21,8 @@ __all__ = ["app", "main"]
 EXIT_USAGE = 2
 EXIT_SYSTEM = 4
 EXIT_BUG = 70
+SETTLE_S = 0.2
+"""How long data waits until earlier messages are written: both may go to one terminal."""
 
 app = App(
     name="bulkwf",
@@ -91,7 +93,7 @@ def check(*inputs: Inputs, list_flags: ListFlags = ListFlags()) -> int:
     """
     from bulkwf.batching import IdScheme  # noqa: PLC0415
     from bulkwf.checking import check_list  # noqa: PLC0415
-    from bulkwf.console import check_lines, say  # noqa: PLC0415
+    from bulkwf.console import check_lines  # noqa: PLC0415
     from bulkwf.session import until_signalled  # noqa: PLC0415
     from bulkwf.sources import open_source  # noqa: PLC0415
 
@@ -101,8 +103,7 @@ def check(*inputs: Inputs, list_flags: ListFlags = ListFlags()) -> int:
     report = process.run(until_signalled(check_list(source, scheme, options)))
     if isinstance(report, signal.Signals):
         return 128 + report
-    for line in check_lines(report, options):
-        say(line)
+    messages.say(*check_lines(report, options))
     return 0 if report.good else 1
 
 
@@ -198,6 +199,7 @@ def verify(
     make_descriptors_last(options.rate.concurrency, ends=1)
 
     def tell(verified: Verified, findings: Iterable[Finding]) -> None:
+        messages.wait_written(SETTLE_S)
         try:
             if json:
                 write_report(verified, findings, output.data())
@@ -279,6 +281,7 @@ def emulate(
 
 def _print_last(text: str, code: int) -> int:
     """Print a run's summary; returns the exit code. What the run has come to outweighs who could be told of it."""
+    messages.wait_written(SETTLE_S)
     try:
         output.write_line(text)
     except output.ReaderGone:
@@ -296,11 +299,7 @@ def _json_line(value: Any) -> str:
 
 
 def _say(text: str) -> None:
-    try:
-        sys.stderr.write(f"bulkwf: {text}\n")
-        sys.stderr.flush()
-    except (OSError, ValueError):
-        return
+    messages.say(f"bulkwf: {text}")
 
 
 def _call(words: list[str]) -> int:
@@ -316,7 +315,7 @@ def _call(words: list[str]) -> int:
     except (OSError, SystemExit):
         raise
     except Exception as error:  # noqa: BLE001 - the last line of defence: 1 would say that the run has finished
-        traceback.print_exc()
+        messages.say(*traceback.format_exc().splitlines())
         _say(f"this is a bug in bulkwf ({type(error).__name__}). A checkpoint resumes all the same: run it again.")
         return EXIT_BUG
 
@@ -341,6 +340,7 @@ def main() -> None:
     try:
         _hold_standard_files()
         output.take_over()
+        messages.take_over()
         process.watch_signals()
         code = _call(sys.argv[1:])
         output.finish()
@@ -349,6 +349,9 @@ def main() -> None:
         code = 128 + signal.SIGINT
     except output.ReaderGone:
         pass  # `| head` is no error
+    except SystemRefused as error:
+        _say(str(error))
+        code = error.exit_code
     except output.OutputError as error:
         _say(f"standard output can't be written: {error.strerror}. It is incomplete: run the same command again.")
         code = code or EXIT_SYSTEM

@@ -1,22 +1,24 @@
 """What a person sees: the live bar or a line now and then, the summary, the report of a check. All of it on stderr."""
 
 import asyncio
-import sys
+import os
+import shlex
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Protocol, TextIO
+from typing import Protocol
 
+from bulkwf import messages
 from bulkwf.api import Run
 from bulkwf.checking import CheckReport
 from bulkwf.checkpoint import Status, read_results
 from bulkwf.model import Summary
 from bulkwf.options import Options
-from bulkwf.payload import clean
+from bulkwf.payload import clean, printable
 from bulkwf.verification import Verification, Verified
 
 __all__ = [
@@ -25,7 +27,7 @@ __all__ = [
     "ShownVerification",
     "check_lines",
     "duration",
-    "say",
+    "shell_command",
     "show_progress",
     "status_lines",
     "summary_lines",
@@ -40,14 +42,6 @@ FAILURES_SHOWN = 10
 EXAMPLES_SHOWN = 3
 
 
-def say(text: str, file: TextIO | None = None) -> None:
-    """A line on stderr, or nowhere if nobody can read it."""
-    try:
-        print(text, file=file or sys.stderr, flush=True)
-    except OSError:  # a closed or full terminal is no reason to end a run
-        return
-
-
 def duration(seconds: float) -> str:
     """*seconds* for people: `4.2 s`, `3 min 20 s`, `27 h 46 min`."""
     if seconds < 59.95:  # or it would read as 60.0 s
@@ -57,6 +51,17 @@ def duration(seconds: float) -> str:
         return f"{minutes} min {rest} s"
     hours, minutes = divmod(minutes, 60)
     return f"{hours:,} h {minutes} min"
+
+
+def shell_command(words: Iterable[str]) -> str:
+    """*words* as a command for a shell, of characters that can be printed alone."""
+    return " ".join(shlex.quote(word) if word.isprintable() else _escaped(word) for word in words)
+
+
+def _escaped(word: str) -> str:
+    r"""*word*, with its odd bytes as `\xHH`: bash, zsh and ksh read that between `$'` and `'`."""
+    plain = (chr(byte) if 32 <= byte < 127 and byte not in b"'\\" else f"\\x{byte:02x}" for byte in os.fsencode(word))
+    return f"$'{''.join(plain)}'"
 
 
 # --- while it runs ------------------------------------------------------------------------------------------------
@@ -80,25 +85,18 @@ async def show_progress(work: Shown, *, quiet: bool) -> AsyncIterator[None]:
     if quiet:
         yield
         return
-    shown = asyncio.ensure_future(_show_bar(work) if _is_terminal() else _say_lines(work))
+    shown = asyncio.ensure_future(_show_bar(work) if messages.is_terminal() else _say_lines(work))
     try:
         yield
     finally:
         shown.cancel()
-        await asyncio.gather(shown, return_exceptions=True)  # a terminal that is gone is no reason to complain either
-
-
-def _is_terminal() -> bool:
-    try:
-        return sys.stderr.isatty()
-    except ValueError:  # closed
-        return False
+        await asyncio.gather(shown, return_exceptions=True)  # what goes wrong in the display does not end the work
 
 
 async def _say_lines(work: Shown) -> None:
     while True:
         await asyncio.sleep(LINE_EVERY_S)
-        say("bulkwf: " + "; ".join(work.facts(asyncio.get_running_loop().time())))
+        messages.say("bulkwf: " + "; ".join(work.facts(asyncio.get_running_loop().time())))
 
 
 async def _show_bar(work: Shown) -> None:
@@ -110,14 +108,15 @@ async def _show_bar(work: Shown) -> None:
     with Progress(*columns, console=console, transient=True, auto_refresh=False) as bar:
         task = bar.add_task("", total=None)
         while True:
-            share = work.share()
-            bar.update(
-                task,
-                total=None if share is None else 1.0,
-                completed=share or 0.0,
-                description=" · ".join(work.facts(asyncio.get_running_loop().time())),
-                refresh=True,
-            )
+            if messages.wait_written():  # else the terminal is stopped, and frames would pile up
+                share = work.share()
+                bar.update(
+                    task,
+                    total=None if share is None else 1.0,
+                    completed=share or 0.0,
+                    description=printable(" · ".join(work.facts(asyncio.get_running_loop().time()))),
+                    refresh=True,
+                )
             await asyncio.sleep(BAR_EVERY_S)
 
 
@@ -231,7 +230,8 @@ def _failures(run: Run, checkpoint: Path) -> Iterator[str]:
         outcome, code = key
         yield f"{outcome}, {code}: {count:,}{'' if read < FAILURES_READ else ' or more'}"
         yield from places[key]
-    yield f"all of them: bulkwf results {checkpoint} --outcome rejected (or invalid)"
+    command = shell_command(["bulkwf", "results", str(checkpoint), "--outcome", "rejected"])
+    yield f"all of them: {command} (or invalid)"
 
 
 def verified_lines(verified: Verified) -> Iterator[str]:

@@ -15,6 +15,7 @@ __all__ = [
     "Draining",
     "InputError",
     "ServiceRefused",
+    "SystemRefused",
     "TemporaryStop",
     "exit_code",
 ]
@@ -58,6 +59,12 @@ class InputError(BulkwfError):
 
 class CheckpointError(BulkwfError):
     """The checkpoint is locked, damaged, of another run, or can't be written. Exit code 4."""
+
+    exit_code = 4
+
+
+class SystemRefused(BulkwfError):
+    """The operating system does not give what the run needs: the owner of the machine must act. Exit code 4."""
 
     exit_code = 4
 

@@ -1,7 +1,7 @@
 """Every knob of a run: its unit, its default and its bounds."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from math import inf
 from typing import Literal
 from urllib.parse import urlsplit
@@ -21,6 +21,7 @@ __all__ = [
     "Target",
     "is_run_key",
     "is_target_name",
+    "without_password",
 ]
 
 DEFAULT_BASE_URL = "https://api.cloudflare.com/client/v4"
@@ -206,6 +207,13 @@ class Options:
                 self.run_key,
             )
 
+    def __repr__(self) -> str:
+        """All settings, without the user name and password that the proxy's URL may hold."""
+        shown = {one.name: getattr(self, one.name) for one in fields(self)}
+        if self.proxy is not None:
+            shown["proxy"] = without_password(self.proxy)
+        return f"Options({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+
     @property
     def batch_instances(self) -> int:
         """Instances a batch, where nothing else binds it."""
@@ -236,6 +244,11 @@ class Target:
     def loopback(self) -> bool:
         """Whether the target is on this machine."""
         return urlsplit(self.base_url).hostname in LOOPBACK_HOSTS
+
+
+def without_password(proxy: str) -> str:
+    """Host and port of a proxy's URL."""
+    return urlsplit(proxy).netloc.rpartition("@")[2]
 
 
 def _check_proxy(url: str) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, BinaryIO
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-__all__ = ["OutputError", "ReaderGone", "abandon", "data", "finish", "take_over", "write_line"]
+__all__ = ["OutputError", "ReaderGone", "abandon", "data", "finish", "take_over", "wait_writable", "write_line"]
 
 
 class OutputError(OSError):
@@ -50,7 +50,7 @@ class _Whole(io.RawIOBase):
                 try:
                     left = left[os.write(self._descriptor, left) :]
                 except BlockingIOError:
-                    _wait_writable(self._descriptor)
+                    wait_writable(self._descriptor)
         except OSError as error:
             self._fail(error)
         return size
@@ -69,7 +69,8 @@ class _Whole(io.RawIOBase):
         raise kind(error.errno, error.strerror) from None
 
 
-def _wait_writable(descriptor: int) -> None:
+def wait_writable(descriptor: int) -> None:
+    """Wait until *descriptor*, which does not block, can be written again."""
     waiting = select.poll()
     waiting.register(descriptor, select.POLLOUT)
     waiting.poll()

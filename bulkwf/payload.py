@@ -87,6 +87,11 @@ def clean(text: str, length: int = 300) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
+def printable(line: str) -> str:
+    """*line* with a space for each character that can't be printed, a newline too: for names that users choose."""
+    return line if line.isprintable() else "".join(char if char.isprintable() else " " for char in line)
+
+
 # --- rows ---------------------------------------------------------------------------------------------------------
 
 

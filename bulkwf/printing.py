@@ -14,8 +14,8 @@ from bulkwf.model import Finding, Result
 __all__ = ["write_csv", "write_jsonl", "write_report"]
 
 PAGE_RESULTS = 1_000
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""With one of these in front, a spreadsheet would run a cell's text as a formula."""
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""A spreadsheet takes a cell for a formula that begins with one of these; full-width ones in East Asian locales."""
 
 
 def write_jsonl(results: Iterable[Result | Finding], file: BinaryIO) -> None:

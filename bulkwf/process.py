@@ -1,21 +1,25 @@
 """The process of a command: it reacts to signals, and it ends, whatever hangs.
 
-Python can't end a thread, and before it exits it waits for the threads of its pools. Such a thread may hang: in a token
+Python can't end a thread, and before it exits it waits for the threads of its pools. Such a thread can hang: in a token
 file that is a named pipe, in a name look-up, on a disk. A signal's handler, asyncio's too, needs the main thread, which
-may hang as well. So a thread of its own reads the signals, and the process exits without waiting for other threads.
+can hang as well. So a separate thread reads the signals, and the process exits without waiting for other threads.
 """
 
 import asyncio
+import math
 import os
+import select
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any, NoReturn, TypeVar
+
+from bulkwf import messages
+from bulkwf.threads import start_daemon, starting_threads
 
 __all__ = ["caught_signals", "leave", "run", "watch_signals"]
 
@@ -23,7 +27,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 EXIT_AFTER_S = 1.5
 """From a signal that does not begin a drain to the forced exit."""
 GRACE_S = 0.2
-"""How long an exit waits for threads that are about to end."""
+"""How long an exit waits for threads that are about to end, and a forced one for the reader of its last message."""
+THREAD = "bulkwf-signals"
 T = TypeVar("T")
 
 
@@ -38,49 +43,58 @@ class _SignalThread:
         self._received: list[signal.Signals] = []
         self._receive: Callable[[signal.Signals], None] | None = None
         self._draining = False
-        self._advice = ""
+        self._advice: Sequence[str] = ()
+        self._exit_at = math.inf
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        self.thread = threading.Thread(target=self._read, args=(reader,), name="bulkwf-signals", daemon=True)
-        self.thread.start()
+        start_daemon(self._run, THREAD, reader)
 
-    def route(self, receive: Callable[[signal.Signals], None] | None, advice: str) -> None:
+    def route(self, receive: Callable[[signal.Signals], None] | None, advice: Sequence[str]) -> None:
         """Give signals to *receive* from now on; None: there is nothing to drain."""
         self._draining, self._receive, self._advice = False, receive, advice
 
-    def _read(self, reader: int) -> None:
-        while data := os.read(reader, 1):
-            if data[0] not in SIGNALS:
-                continue
-            number = signal.Signals(data[0])
-            self._received.append(number)
-            receive, draining = self._receive, self._draining
-            if receive is not None:
-                self._draining = True
-                receive(number)
-            if receive is None or draining:
-                timer = threading.Timer(EXIT_AFTER_S, self._exit)
-                timer.daemon = True
-                timer.start()
+    def _run(self, reader: int) -> None:
+        waiting = select.poll()
+        waiting.register(reader, select.POLLIN)
+        while True:
+            left_s = self._exit_at - time.monotonic()
+            if not waiting.poll(None if left_s == math.inf else max(0.0, 1_000 * left_s)):
+                self._exit()
+            number = os.read(reader, 1)[0]
+            if number in SIGNALS:
+                self._receive_one(signal.Signals(number))
+
+    def _receive_one(self, number: signal.Signals) -> None:
+        self._received.append(number)
+        receive, draining = self._receive, self._draining
+        if receive is not None:
+            self._draining = True
+            receive(number)
+        if receive is None or draining:
+            self._exit_at = min(self._exit_at, time.monotonic() + EXIT_AFTER_S)
 
     def _exit(self) -> NoReturn:
         reason = "a disk, a name server, the source of the token or an output does not answer"
-        text = f"bulkwf: {self._received[-1].name}: the process was ended: {reason}. {self._advice}\n"
-        writing = threading.Thread(target=_write_stderr, args=(text,), daemon=True)  # stderr may hang, too
-        writing.start()
-        writing.join(GRACE_S)
-        os._exit(128 + self._received[0])
+        try:
+            messages.say(f"bulkwf: {self._received[-1].name}: the process was ended: {reason}.", *self._advice)
+            messages.wait_written(GRACE_S)
+        finally:
+            os._exit(128 + self._received[0])
 
 
 @cache
 def watch_signals() -> _SignalThread:
-    """Start the thread that reads signals: from now on none can be held up by what hangs in the main thread."""
+    """Start the thread that reads signals: from now on what hangs in the main thread holds none of them up.
+
+    Raises:
+        SystemRefused: The thread can't be started.
+    """
     return _SignalThread()
 
 
 @contextmanager
-def caught_signals(receive: Callable[[signal.Signals], None], advice: str = "") -> Iterator[None]:
+def caught_signals(receive: Callable[[signal.Signals], None], advice: Sequence[str] = ()) -> Iterator[None]:
     """Call *receive* with each signal while the block lasts, in the running loop. Ignored signals (nohup) stay ignored.
 
     A second signal, and any that comes after the block, forces the exit after `EXIT_AFTER_S`, with 128 + the number of
@@ -88,7 +102,7 @@ def caught_signals(receive: Callable[[signal.Signals], None], advice: str = "") 
 
     Args:
         receive: Ends the work in order at the first signal, at once at the second.
-        advice: What the user is told to do after a forced exit.
+        advice: Lines that say what to do after a forced exit.
     """
     loop = asyncio.get_running_loop()
 
@@ -111,38 +125,30 @@ def _left_to_the_thread(*_: object) -> None:
     """The handler in the main thread, without which Python would not write the signal's number to the pipe."""
 
 
-def _write_stderr(text: str) -> None:
-    with suppress(OSError):
-        os.write(2, text.encode())  # a thread that hangs may hold the lock of sys.stderr
+class _Loop(asyncio.SelectorEventLoop):
+    """A loop that does not wait for the threads of its pool before it ends."""
 
-
-class _HelperThreads(ThreadPoolExecutor):
-    """The loop's pool of threads, which is not waited for at the end of the loop."""
-
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: ARG002
-        """See `ThreadPoolExecutor.shutdown`."""
-        super().shutdown(wait=False, cancel_futures=True)
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:  # noqa: ASYNC109
+        """See `asyncio.BaseEventLoop.shutdown_default_executor`, which starts a thread in order to wait."""
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """Do what `asyncio.run` does, without its wait for threads."""
+    """Do what `asyncio.run` does, without its wait for threads.
 
-    async def with_helpers() -> T:
-        asyncio.get_running_loop().set_default_executor(_HelperThreads(thread_name_prefix="bulkwf-helper"))
-        return await work
-
-    return asyncio.run(with_helpers())
+    Raises:
+        SystemRefused: A thread can't be started.
+    """
+    with starting_threads(), asyncio.Runner(loop_factory=_Loop) as runner:
+        return runner.run(work)
 
 
 def leave(code: int) -> NoReturn:
-    """Exit with *code*, even if threads hang."""
-    try:
-        sys.stderr.flush()
-    except OSError:  # what is left in its buffer would fail Python's own flush, and change the code
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    """Exit with *code*, even if threads or the reader of standard error hang."""
+    if not messages.finish():
+        os._exit(code)
     deadline = time.monotonic() + GRACE_S
     for thread in threading.enumerate():
-        if thread not in (threading.main_thread(), watch_signals().thread):
+        if thread is not threading.main_thread() and thread.name not in (THREAD, messages.THREAD):
             thread.join(max(0.0, deadline - time.monotonic()))
             if thread.is_alive():
                 os._exit(code)

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import resource
-import shlex
 import shutil
 import signal
 import sys
@@ -17,9 +16,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import anyio
 
 from bulkwf.api import open_run
-from bulkwf.console import ShownRun, ShownVerification, say, show_progress, summary_lines, verified_lines, when
+from bulkwf.console import (
+    ShownRun,
+    ShownVerification,
+    shell_command,
+    show_progress,
+    summary_lines,
+    verified_lines,
+    when,
+)
 from bulkwf.credentials import TokenSource, environment_credential, file_credential
-from bulkwf.errors import BulkwfError, CheckpointError, ConfigError, InputError
+from bulkwf.errors import BulkwfError, CheckpointError, ConfigError, InputError, SystemRefused
+from bulkwf.messages import say
 from bulkwf.model import Finding, Summary
 from bulkwf.options import REHEARSAL, Options
 from bulkwf.process import caught_signals
@@ -64,12 +72,8 @@ class Session:
             except BulkwfError as stopped:
                 error, summary = stopped, stopped.summary or Summary()
             if not quiet:
-                for line in summary_lines(opened, summary):
-                    say(line)
-        if error is not None:
-            say(f"bulkwf: {error}")
-        if not summary.complete:
-            say(f"bulkwf: {_what_next(error, signals.received)}:\n  {_resume_command()}")
+                say(*summary_lines(opened, summary))
+        _say_end(error, signals.received, complete=summary.complete)
         return summary if error is None else replace(summary, exit_code=error.exit_code)
 
     @asynccontextmanager
@@ -136,12 +140,8 @@ class VerifySession:
             tell(verified, findings.bad(time.time(), asked_for_all=verified.asked_for_all))
             findings.spent = verified.complete
             if not quiet:
-                for line in verified_lines(verified):
-                    say(line)
-        if error is not None:
-            say(f"bulkwf: {error}")
-        if not verified.complete:
-            say(f"bulkwf: {_what_next(error, signals.received)}:\n  {_resume_command()}")
+                say(*verified_lines(verified))
+        _say_end(error, signals.received, complete=verified.complete)
         return verified.exit_code
 
 
@@ -156,7 +156,7 @@ class Signals:
 
     def caught(self) -> AbstractContextManager[None]:
         """Receive the process's signals while the block lasts."""
-        return caught_signals(self._receive, f"To continue, run:\n  {_resume_command()}")
+        return caught_signals(self._receive, ("To continue, run:", f"  {_resume_command()}"))
 
     def _receive(self, number: signal.Signals) -> None:
         if self.received is None:
@@ -171,9 +171,17 @@ def _token(file: Path | None) -> TokenSource:
     return environment_credential if file is None else file_credential(file)
 
 
+def _say_end(error: BulkwfError | None, received: signal.Signals | None, *, complete: bool) -> None:
+    """Say what has ended the work, and what to do next."""
+    if error is not None:
+        say(f"bulkwf: {error}")
+    if not complete:
+        say(f"bulkwf: {_what_next(error, received)}:", f"  {_resume_command()}")
+
+
 def _what_next(error: BulkwfError | None, received: signal.Signals | None) -> str:
-    if isinstance(error, InputError | CheckpointError):
-        return "Once that is mended, continue with"
+    if isinstance(error, InputError | CheckpointError | SystemRefused):
+        return "Fix this, then resume with"
     return f"stopped by {received.name}. To continue, run" if error is None and received else "To continue, run"
 
 
@@ -185,7 +193,7 @@ def _resume_command() -> str:
         found = shutil.which("bulkwf")
         words = ["bulkwf" if found and os.path.realpath(found) == os.path.realpath(program) else program]
     # --new would refuse the unfinished checkpoint that this run leaves.
-    return shlex.join([*words, *(word for word in sys.argv[1:] if word != "--new")])
+    return shell_command([*words, *(word for word in sys.argv[1:] if word != "--new")])
 
 
 async def until_signalled(work: Coroutine[Any, Any, T]) -> T | signal.Signals:

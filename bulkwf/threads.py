@@ -1,25 +1,53 @@
-"""Calls that may never return, made where nothing waits for their end."""
+"""Threads: their start, and calls that may never return, made where nothing waits for their end."""
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
+from contextlib import contextmanager
 from contextvars import copy_context
 from typing import Any, TypeVar
 
-__all__ = ["in_daemon_thread"]
+from bulkwf.errors import SystemRefused
+
+__all__ = ["in_daemon_thread", "start_daemon", "starting_threads"]
 
 T = TypeVar("T")
 
 
+@contextmanager
+def starting_threads() -> Iterator[None]:
+    """Raise `SystemRefused` where Python can't start a thread that the block needs."""
+    try:
+        yield
+    except RuntimeError as error:
+        if str(error) != "can't start new thread":
+            raise
+        raise SystemRefused(
+            "the system does not let this process start another thread. Raise its limit of processes (ulimit -u, or "
+            "the container's pids limit), and run the same command again: nothing is lost."
+        ) from None
+
+
+def start_daemon(function: Callable[..., object], name: str, *args: Any) -> threading.Thread:
+    """Call *function* in a thread for which neither a loop nor the interpreter waits before it ends.
+
+    Raises:
+        SystemRefused: The thread can't be started.
+    """
+    thread = threading.Thread(target=function, args=args, name=name, daemon=True)
+    with starting_threads():
+        thread.start()
+    return thread
+
+
 class _DaemonThreads(Executor):
-    """A daemon thread for each call: neither a loop nor the interpreter waits for one before it ends."""
+    """A daemon thread for each call."""
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
         """See `Executor.submit`."""
         future: Future[T] = Future()
-        call = (future, fn, args, kwargs)
-        threading.Thread(target=self._run, args=call, name="bulkwf-call", daemon=True).start()
+        start_daemon(self._run, "bulkwf-call", future, fn, args, kwargs)
         return future
 
     @staticmethod
@@ -44,6 +72,9 @@ async def in_daemon_thread(function: Callable[[], T], undo: Callable[[T], object
     Args:
         function: Called once. It may still run when the caller has been cancelled.
         undo: Given what it has returned if the caller was cancelled meanwhile.
+
+    Raises:
+        SystemRefused: The thread can't be started.
     """
     lock = threading.Lock()
     returned: list[T] = []

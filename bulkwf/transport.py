@@ -18,7 +18,7 @@ import ssl
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode
 
 import aiohttp
 from aiohttp.abc import AbstractStreamWriter
@@ -27,7 +27,7 @@ from aiohttp.connector import Connection
 from bulkwf.credentials import Credentials
 from bulkwf.errors import ConfigError
 from bulkwf.model import Fault, FaultKind, Reply, Request, Slot
-from bulkwf.options import Options, Target
+from bulkwf.options import Options, Target, without_password
 from bulkwf.threads import in_daemon_thread
 from bulkwf.wire import Upload
 
@@ -305,7 +305,7 @@ def _fault(error: Exception, elapsed_s: float, proxy: str | None) -> Fault:
     elif isinstance(number, int) and number in errno.errorcode:
         what = f"{what} {errno.errorcode[number]}"
     if isinstance(error, aiohttp.ClientHttpProxyError):
-        what = f"the proxy {_without_password(proxy)} answers CONNECT with HTTP {error.status}"
+        what = f"the proxy {without_password(proxy or '')} answers CONNECT with HTTP {error.status}"
         kind = FaultKind.FATAL if error.status in _PROXY_REFUSALS else FaultKind.NOT_SENT
         message = f"no connection to the service: {what}"
     elif isinstance(error, _FATAL):
@@ -321,11 +321,6 @@ def _fault(error: Exception, elapsed_s: float, proxy: str | None) -> Fault:
     else:
         kind, message = FaultKind.IN_DOUBT, f"the connection broke before the answer was complete: {what}"
     return Fault(kind=kind, message=message, elapsed_s=elapsed_s)
-
-
-def _without_password(proxy: str | None) -> str:
-    """Host and port of a proxy's URL."""
-    return "?" if proxy is None else urlsplit(proxy).netloc.rpartition("@")[2]
 
 
 def _tls_context(ca_file: str | None) -> ssl.SSLContext:

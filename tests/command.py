@@ -234,6 +234,7 @@ class Running:
         env: Mapping[str, str | None] | None = None,
         stdin: Any = subprocess.DEVNULL,
         stdout: Any = None,
+        stderr: Any = None,
         ignored: Sequence[int] = (),
         limits: Mapping[int, int] | None = None,
         prefix: Sequence[str] = (),
@@ -246,7 +247,7 @@ class Running:
                 env=environment(env),
                 stdin=stdin,
                 stdout=out if stdout is None else stdout,
-                stderr=err,
+                stderr=err if stderr is None else stderr,
             )
 
     @property
@@ -290,6 +291,22 @@ class Running:
 class _Forked(Running):
     def __init__(self, process: Child, out: Path, err: Path) -> None:
         self.process, self._out, self._err = process, out, err
+
+
+@contextlib.contextmanager
+def full_pipe() -> Iterator[tuple[int, int]]:
+    """The ends of a pipe that holds all it can."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writer, b"x" * 4_096)
+    os.set_blocking(writer, True)
+    try:
+        yield reader, writer
+    finally:
+        os.close(reader)
+        os.close(writer)
 
 
 @dataclass

@@ -29,6 +29,7 @@ from bulkwf import (
     RateLimits,
     RetryPolicy,
     ServiceRefused,
+    SystemRefused,
     TemporaryStop,
     read_results,
     submit_all,
@@ -160,13 +161,13 @@ async def test_a_run_that_is_cancelled_while_its_checkpoint_is_opened_leaves_it_
         assert (await submit_all(mappings(5), **place.known())).created == 5
 
 
-async def test_where_no_thread_can_be_had_for_the_checkpoint_the_reason_is_told(folder, monkeypatch):
+async def test_a_run_that_can_not_start_a_thread_for_the_checkpoint_raises_the_reason(folder, monkeypatch):
     def none(*_):
         raise RuntimeError("can't start new thread")
 
     async with emulated(folder) as place:
         monkeypatch.setattr(ThreadPoolExecutor, "submit", none)
-        with pytest.raises(CheckpointError, match="can't start new thread"):
+        with pytest.raises(SystemRefused, match="ulimit -u"):
             await submit_all(mappings(5), **place.known())
 
 
@@ -774,12 +775,12 @@ async def test_nothing_is_left_running_or_open(folder):
 
 def test_the_public_names_are_these():
     names = """BatchLimits BulkwfError CheckpointError ConfigError Fault FaultKind InputError Instance Options Progress
-        RateLimits Reply Result Results RetryPolicy ServiceRefused Summary TemporaryStop Transport read_results
-        submit_all submit_stream"""
+        RateLimits Reply Result Results RetryPolicy ServiceRefused Summary SystemRefused TemporaryStop Transport
+        read_results submit_all submit_stream"""
     assert sorted(bulkwf.__all__) == sorted(names.split())
     assert all(hasattr(bulkwf, name) for name in bulkwf.__all__)
-    errors = [ConfigError, ServiceRefused, InputError, CheckpointError, TemporaryStop]
-    assert [error.exit_code for error in errors] == [2, 3, 4, 4, 75]
+    errors = [ConfigError, ServiceRefused, InputError, CheckpointError, SystemRefused, TemporaryStop]
+    assert [error.exit_code for error in errors] == [2, 3, 4, 4, 4, 75]
     assert all(issubclass(error, BulkwfError) for error in errors)
 
 

@@ -5,10 +5,11 @@ import shlex
 import signal
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
-from command import Running, emulator, ids, outcomes, row, shell, write_rows
+from command import Running, bulkwf, emulator, ids, outcomes, row, shell, write_rows
 
 from bulkwf import read_results
 
@@ -155,6 +156,24 @@ def test_a_run_under_nohup_does_not_end_with_its_terminal(folder):
         run.signal(signal.SIGHUP)
         assert run.wait().code == 0
         assert service.created == Counter(ids(1_000))
+
+
+def test_an_emulator_under_nohup_does_not_end_with_its_terminal(folder):
+    start = partial(Running, ignored=[signal.SIGHUP])
+    with emulator(start=start) as service:
+        service._running.listens()
+        service._running.signal(signal.SIGHUP)
+        assert bulkwf("run", write_rows("rows.jsonl", 10), *service.flags()).code == 0
+        assert service.stop().code == 0
+
+
+def test_a_check_under_nohup_does_not_end_with_its_terminal(folder):
+    os.mkfifo("rows.jsonl")
+    with Running("check", "rows.jsonl", ignored=[signal.SIGHUP]) as run:
+        run.listens()
+        run.signal(signal.SIGHUP)
+        Path("rows.jsonl").write_text(row(1))
+        assert run.wait().code == 0
 
 
 def test_a_signal_that_comes_too_late_does_not_spoil_a_finished_run(folder):

@@ -1,8 +1,6 @@
 """What a person sees: the live bar on a terminal, lines elsewhere, the words of the summary."""
 
 import asyncio
-import errno
-import io
 import os
 import re
 import signal
@@ -25,7 +23,14 @@ from command import (
 )
 
 from bulkwf import console
-from bulkwf.console import ShownRun, ShownVerification, duration, say, show_progress, summary_lines, verified_lines
+from bulkwf.console import (
+    ShownRun,
+    ShownVerification,
+    duration,
+    show_progress,
+    summary_lines,
+    verified_lines,
+)
 from bulkwf.model import Counts, Summary
 from bulkwf.progress import Progress
 from bulkwf.verification import Verified
@@ -140,14 +145,6 @@ def test_a_duration_reads_well(seconds, words):
     assert duration(seconds) == words
 
 
-def test_say_never_raises_where_nobody_can_read():
-    class Full(io.StringIO):
-        def write(self, text):
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-    say("lost", file=Full())
-
-
 def a_run(**totals):
     progress = Progress(0.0, Counts(**totals), attempts=7)
     return SimpleNamespace(progress=progress, bound_by="100 instances/s", last_error="", checkpoint=None, where=str)
@@ -172,6 +169,27 @@ async def test_while_nothing_is_settled_the_reason_is_shown_instead_of_the_limit
     line = capsys.readouterr().err.splitlines()[0]
     assert "failing: no connection to the service: ClientConnectorError ECONNREFUSED" in line
     assert "limit" not in line
+
+
+async def test_nothing_is_drawn_while_the_terminal_is_stopped(monkeypatch):
+    class Work:
+        drawn = 0
+
+        def share(self):
+            return None
+
+        def facts(self, now):
+            self.drawn += 1
+            yield "300 rows settled"
+
+    monkeypatch.setattr(console, "BAR_EVERY_S", 0.001)
+    monkeypatch.setattr(console.messages, "is_terminal", lambda: True)
+    monkeypatch.setattr(console.messages, "wait_written", lambda: written)
+    for written in (True, False):
+        work = Work()
+        async with show_progress(work, quiet=False):
+            await asyncio.sleep(0.1)
+        assert (work.drawn > 0) == written
 
 
 async def test_quiet_is_quiet(monkeypatch, capsys):

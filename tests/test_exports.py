@@ -31,6 +31,7 @@ def test_the_public_names_are_these_and_no_others():
         "RetryPolicy",
         "ServiceRefused",
         "Summary",
+        "SystemRefused",
         "TemporaryStop",
         "Transport",
         "read_results",

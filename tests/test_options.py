@@ -1,6 +1,7 @@
 """The knobs: their defaults are the documented ones, and what is out of bounds is refused by name."""
 
 import dataclasses
+import re
 import string
 from math import inf
 
@@ -157,6 +158,17 @@ def test_a_proxy_of_another_kind_is_refused_without_repeating_its_credential(pro
 
 
 # --- the target ---------------------------------------------------------------------------------------------------
+
+
+def test_the_text_of_options_has_the_proxy_without_its_password_and_all_else():
+    text = repr(Options(proxy="http://me:a-secret@proxy.example:8080", run_key="night"))
+    assert "proxy='proxy.example:8080'" in text
+    assert "me" not in re.findall(r"proxy='[^']*'", text)[0].replace("example", "")
+    assert "a-secret" not in text
+    named = re.findall(r"[(, ](\w+)=", re.sub(r"\w+\([^()]*\)", "", text.removeprefix("Options(")))
+    assert set(named) | {"base_url"} == {one.name for one in dataclasses.fields(Options)}
+    assert "run_key='night'" in text
+    assert "proxy=None" in repr(Options())
 
 
 def test_the_url_of_the_instances_is_put_together_from_the_targets_parts():

@@ -200,10 +200,14 @@ def test_data_for_a_closed_output_is_not_lost_in_silence(name, done, monkeypatch
 
 @pytest.mark.parametrize("locale", [{"PYTHONIOENCODING": "latin-1"}, {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}])
 def test_data_is_utf_8_whatever_the_locale(locale, folder):
-    rows = write_rows("dönè.jsonl", 1)
-    assert bulkwf("run", rows, *HERE, "-c", "done", "-q").code == 0
-    for words in (("status", "done"), ("status", "done", "--json")):
-        assert "dönè.jsonl" in bulkwf(*words, env=UNBUFFERED | locale).out
+    rows, env = write_rows("Bücher-日本.jsonl", 1), UNBUFFERED | locale
+    checkpoint = f"{rows}.emulated.bulkwf"
+    ran = bulkwf("run", rows, *HERE, "--json", env=env)
+    assert (ran.code, ran.summary["checkpoint"]) == (0, checkpoint)
+    for words in (("status", checkpoint), ("status", checkpoint, "--json")):
+        ended = bulkwf(*words, env=env)
+        assert ended.code == 0
+        assert rows in ended.out
 
 
 # --- the file that is written to ----------------------------------------------------------------------------------
@@ -228,7 +232,7 @@ def test_what_is_written_in_parts_is_written_whole(monkeypatch):
     write = Scripted(1, BlockingIOError(errno.EAGAIN, "again"), 2, 0, 3)
     waited = []
     monkeypatch.setattr(output.os, "write", write)
-    monkeypatch.setattr(output, "_wait_writable", waited.append)
+    monkeypatch.setattr(output, "wait_writable", waited.append)
     file = output._Whole(1)
     assert file.write(b"0123456789") == 10
     assert (write.written, waited) == (b"0123456789", [1])

@@ -4,6 +4,7 @@ import contextlib
 import csv
 import io
 import json
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -68,13 +69,24 @@ def test_csv_gives_the_same_as_json_lines_but_for_the_mark_before_a_formula(mixe
     assert records == [{name: "" if value is None else str(value) for name, value in line.items()} for line in lines]
 
 
-@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1"])
-def test_no_text_reaches_a_spreadsheet_as_a_formula(text):
+FULL_WIDTH = ["\uff1d1", "\uff0b1", "\uff0d1", "\uff20A"]
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", *FULL_WIDTH])
+@pytest.mark.parametrize("kind", [Result, Finding])
+def test_no_column_reaches_a_spreadsheet_as_a_formula(kind, text):
+    columns = [column.name for column in fields(kind)]
     file = io.BytesIO()
-    write_csv([Result(row=-1, id=text, outcome="rejected", code=text, message=text)], file)
+    write_csv([kind(**dict.fromkeys(columns, text))], file, kind)  # a foreign checkpoint may hold text in any of them
     (record,) = csv.DictReader(io.StringIO(file.getvalue().decode(), newline=""))
-    assert record["id"] == record["code"] == record["message"] == "'" + text
-    assert record["row"] == "-1"  # a number is no text
+    assert record == dict.fromkeys(columns, "'" + text)
+
+
+def test_a_negative_number_is_no_formula():
+    file = io.BytesIO()
+    write_csv([Result(row=-1, id="a", outcome="rejected", code=-2)], file)
+    (record,) = csv.DictReader(io.StringIO(file.getvalue().decode(), newline=""))
+    assert (record["row"], record["code"]) == ("-1", "-2")
 
 
 FINDING_FIELDS = ["row", "id", "outcome", "status", "message"]

@@ -17,7 +17,7 @@ from typing import Self
 
 import pytest
 from canary import TOKEN
-from command import Running, emulator, ids, until, write_rows
+from command import Running, emulator, full_pipe, ids, until, write_rows
 from torture import figures, scaled
 
 from bulkwf.checkpoint import read_status
@@ -252,23 +252,33 @@ def test_a_disk_that_hangs_does_not_hold_up_the_end(memory, quick):
 
 def test_an_output_that_nobody_reads_does_not_hold_up_the_end(memory, quick):
     rows = write_rows("rows.jsonl", 100)
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            os.write(writer, b"x" * 4_096)
-    os.set_blocking(writer, True)
-    with emulator(start=quick.start) as service:
+    with emulator(start=quick.start) as service, full_pipe() as (_, writer):
         words = ("run", rows, *service.flags(), "--json")
         with Running(*words, stdout=writer) as run:
             run.says("100 rows settled")
             until(lambda: not Path("rows.jsonl.bulkwf.lock").exists(), "the checkpoint to be closed")
             ended, took_s = end(run, signal.SIGTERM)
-        os.close(reader)
-        os.close(writer)
         assert ended.code == 143
         assert took_s < GONE_WITHIN_S + LOAD_S
         assert quick(*words).summary["complete"]
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_messages_that_nobody_reads_do_not_hold_up_the_end(signals, memory, quick):
+    rows = write_rows("rows.jsonl", 1_000)
+    faults = [{"method": "POST", "hang": True, "when": "after", "times": 2}]
+    drain_s = 0.5 if signals == 1 else 600.0
+    with emulator(faults=faults, start=quick.start) as service, full_pipe() as (_, writer):
+        words = ("run", rows, *service.flags(), "--concurrency", "2", "--drain-timeout", f"{drain_s}s")
+        with Running(*words, stderr=writer) as run:
+            service.has_created(200)
+            if signals == 2:
+                run.signal(signal.SIGTERM)
+            ended, took_s = end(run, signal.SIGINT)
+        assert ended.code in (130, 143)  # of two signals at once either can be the first
+        assert took_s < (drain_s + 1.0 if signals == 1 else GONE_WITHIN_S) + LOAD_S
+        assert quick(*words).code == 0
+        assert service.created == Counter(ids(1_000))
 
 
 def test_a_check_that_waits_for_its_list_ends_at_once(memory):

@@ -31,6 +31,7 @@ HARNESSES = (
     ("uplink", ("tests/uplink",)),
     ("library", ("tests/test_api.py",)),
     ("output", ("tests/test_output.py",)),
+    ("messages", ("tests/test_messages.py",)),
     ("signals", ("tests/crash/test_signals.py",)),
     ("fuzz", ("tests/test_fuzz.py",)),
     ("ends", ("tests/test_uncancelled.py", "tests/test_sources.py", "tests/test_ends.py")),

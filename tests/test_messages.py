@@ -1,0 +1,372 @@
+"""Messages on standard error: whether anybody reads them or not, nothing waits for their reader.
+
+Most of these tests are of real processes: Python's own `sys.stderr` blocks with the reader.
+"""
+
+import ast
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from command import (
+    PATIENCE_S,
+    Running,
+    bulkwf,
+    closed_port,
+    emulator,
+    environment,
+    full_pipe,
+    open_terminal,
+    shell,
+    write_rows,
+)
+
+from bulkwf import messages
+
+PIPE_BYTES = 4_096
+STOP, CONTINUE = b"\x13", b"\x11"
+"""Ctrl-S and Ctrl-Q."""
+LATEST_S = 3.0
+"""An exit may wait a second for the reader; a busy machine takes longer."""
+
+PREPARED = """
+import logging, os, resource, signal, sys
+from bulkwf import messages, process
+messages.take_over()
+"""
+MANY = """
+for number in range(int(sys.argv[1])):
+    messages.say(f"line {number:06} " + "x" * 85)
+"""
+
+
+def script(text, *words, stderr, **more):
+    """A process that runs *text*, with `messages` in charge of its standard error."""
+    command = [sys.executable, "-c", PREPARED + text, *map(str, words)]
+    return subprocess.Popen(command, env=environment(), stderr=stderr, stdout=subprocess.PIPE, **more)
+
+
+def small_pipe():
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+    return reader, writer
+
+
+def read_all(reader):
+    data = b""
+    while select.select([reader], [], [], PATIENCE_S)[0] and (more := os.read(reader, 65_536)):
+        data += more
+    return data
+
+
+# --- nobody reads -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (("run", "rows.jsonl", "-w", "resize", "--emulate", "--rate", "unlimited"), 0),
+        (("run", "none.jsonl", "-w", "resize", "--emulate"), 4),
+        (("check", "rows.jsonl"), 0),
+        (("check", "none.jsonl"), 4),
+        (("status", "none"), 4),
+        (("results", "none"), 4),
+        (("verify", "none"), 4),
+        (("emulate", "--host", "256.0.0.1"), 2),
+        (("runn",), 2),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
+)
+@pytest.mark.parametrize("env", [{}, {"PYTHONUNBUFFERED": "1"}], ids=["", "unbuffered"])
+def test_a_command_whose_messages_nobody_reads_ends_with_its_code(words, code, env, folder):
+    write_rows("rows.jsonl", 10)
+    with full_pipe() as (_, writer), Running(*words, env=env, stderr=writer) as command:
+        assert command.process.wait(PATIENCE_S) == code
+
+
+def test_an_exit_waits_a_short_time_for_the_reader(folder):
+    text = "messages.say('lost'); print(flush=True); process.leave(7)"
+    with full_pipe() as (_, writer), script(text, stderr=writer) as process:
+        process.stdout.readline()
+        since = time.monotonic()
+        assert process.wait(PATIENCE_S) == 7
+    assert time.monotonic() - since < LATEST_S
+
+
+@contextlib.contextmanager
+def on_a_terminal(*words):
+    ours, theirs = open_terminal()
+    with Running(*words, stderr=theirs) as run:
+        os.close(theirs)
+        try:
+            yield run, ours
+        finally:
+            os.close(ours)
+
+
+def test_a_run_on_a_stopped_terminal_goes_on_and_a_signal_ends_it(folder):
+    rows = write_rows("rows.jsonl", 20_000)
+    with (
+        emulator() as service,
+        on_a_terminal("run", rows, "-w", "resize", "--base-url", service.base_url) as (run, terminal),
+    ):
+        assert os.read(terminal, 1)  # the bar is there
+        os.write(terminal, STOP)
+        service.has_created(service.created.total() + 500)  # five seconds at the rate: a bar would be drawn 20 times
+        run.signal(signal.SIGTERM)
+        since = time.monotonic()
+        assert run.process.wait(PATIENCE_S) == 143
+        assert time.monotonic() - since < LATEST_S
+
+
+def test_a_terminal_that_goes_on_shows_the_bar_again_and_all_that_was_said_at_the_end(folder):
+    rows = write_rows("rows.jsonl", 400)
+    with (
+        emulator() as service,
+        on_a_terminal("run", rows, "-w", "resize", "--base-url", service.base_url) as (run, terminal),
+    ):
+        assert os.read(terminal, 1)
+        os.write(terminal, STOP)
+        service.has_created(200)
+        os.write(terminal, CONTINUE)
+        screen = b""
+        with contextlib.suppress(OSError):  # EIO: the run has ended
+            while more := os.read(terminal, 65_536):
+                screen += more
+        assert run.process.wait(PATIENCE_S) == 0
+    assert b"limit: 100 instances/s" in screen
+    assert re.search(rb"created +400\r\n.*checkpoint: \S*rows.jsonl.bulkwf\r\n$", screen, re.DOTALL)
+    assert b"missing" not in screen  # a bar that was not drawn is no message that was lost
+
+
+def test_data_and_messages_of_one_terminal_keep_their_order(folder):
+    rows = write_rows("rows.jsonl", 150)
+    ours, theirs = open_terminal()
+    words = ("run", rows, "-w", "resize", "--emulate", "--json")
+    with Running(*words, stdout=theirs, stderr=theirs) as run:
+        os.close(theirs)
+        screen = b""
+        with contextlib.suppress(OSError):
+            while more := os.read(ours, 65_536):
+                screen += more
+        os.close(ours)
+        assert run.process.wait(PATIENCE_S) == 0
+    assert re.search(rb"\r\ncheckpoint: [^\r]*\r\n\{[^\r]*\}\r\n$", screen)
+
+
+# --- what can't be taken ------------------------------------------------------------------------------------------
+
+
+def test_what_can_not_be_taken_is_dropped_from_the_oldest_on_and_counted_where_it_was(folder):
+    lines = 10_000  # a megabyte
+    reader, writer = small_pipe()
+    with script(MANY + "print(flush=True)\nprocess.leave(0)", lines, stderr=writer) as process:
+        os.close(writer)
+        process.stdout.readline()  # all is said, and nothing is read
+        said = read_all(reader).decode()
+    os.close(reader)
+    assert process.returncode == 0
+    *first, note, after = re.split(r"(?m)^bulkwf: ([\d,]+) lines are missing here: .*\n", said)
+    numbers = [int(line.split()[1]) for text in (*first, after) for line in text.splitlines()]
+    dropped = int(note.replace(",", ""))
+    assert dropped > 0
+    assert len(numbers) + dropped == lines
+    assert numbers == sorted(set(numbers))
+    assert numbers[-1] == lines - 1  # what is said last is what matters
+    assert len(after) > messages.QUEUE_BYTES - 200
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+def test_a_reader_that_is_there_gets_all_lines_in_order(blocking, folder):
+    lines = 2_000
+    reader, writer = small_pipe()
+    os.set_blocking(writer, blocking)
+    with script(MANY + "process.leave(0)", lines, stderr=writer) as process:
+        os.close(writer)
+        said = read_all(reader).decode().splitlines()
+    os.close(reader)
+    assert process.returncode == 0
+    assert [int(line.split()[1]) for line in said] == list(range(lines))
+
+
+FILLED = """
+resource.setrlimit(resource.RLIMIT_FSIZE, (40, -1))
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+messages.say("all of this line fits")
+messages.say("this line is cut", "and this one is lost")
+messages.say("so is this one")
+messages.wait_written(60)
+resource.setrlimit(resource.RLIMIT_FSIZE, (-1, -1))
+"""
+
+
+@pytest.mark.parametrize("later", ["messages.say('this fits again')\n", ""])
+def test_a_full_disk_that_has_room_again_gets_the_number_of_lost_lines(later, folder):
+    with Path("err").open("wb") as err, script(FILLED + later + "process.leave(0)", stderr=err) as process:
+        assert process.wait(PATIENCE_S) == 0
+    said = Path("err").read_text().splitlines()
+    assert said[0] == "all of this line fits"
+    assert said[1] == "this line is cut"
+    assert "and this one is lost".startswith(said[2])
+    assert said[3] == "bulkwf: 3 lines are missing here: standard error could not be written"
+    assert said[4:] == ["this fits again"][: bool(later)]
+
+
+@pytest.mark.parametrize("to", ["2>/dev/full", "2>&-"])
+def test_messages_that_can_not_be_written_cost_neither_the_data_nor_the_exit_code(to, folder):
+    rows = write_rows("rows.jsonl", 10)
+    ended = shell(f"bulkwf run {rows} -w resize --emulate --json {to}")
+    assert (ended.code, ended.summary["created"], ended.err) == (0, 10, "")
+    assert shell(f"bulkwf status none {to}").code == 4
+
+
+def test_what_the_interpreter_has_to_say_at_its_end_is_written(folder):
+    text = (
+        "import atexit; atexit.register(lambda: sys.stderr.write('the end\\n')); messages.say('last'); process.leave(0)"
+    )
+    with script(text, stderr=subprocess.PIPE) as process:
+        assert process.communicate(timeout=PATIENCE_S)[1] == b"last\nthe end\n"
+
+
+# --- no thread ----------------------------------------------------------------------------------------------------
+
+FEW_THREADS = """
+import sys, threading
+left, start = int(sys.argv.pop(1)), threading.Thread.start
+def start_one(thread):
+    global left
+    left -= 1
+    if left < 0:
+        raise RuntimeError("can't start new thread")
+    start(thread)
+threading.Thread.start = start_one
+import bulkwf.cli
+bulkwf.cli.main()
+"""
+
+
+@pytest.mark.parametrize("words", [("run", "rows.jsonl", "-w", "resize", "--emulate"), ("check", "rows.jsonl")])
+def test_a_command_that_can_not_start_a_thread_exits_with_4_and_the_reason_wherever_that_is(words, folder):
+    write_rows("rows.jsonl", 10)
+    codes = []
+    while 0 not in codes:
+        command = [sys.executable, "-c", FEW_THREADS, str(len(codes)), *words]
+        ended = subprocess.run(
+            command, env=environment(), capture_output=True, text=True, timeout=PATIENCE_S, check=False
+        )
+        assert "Traceback" not in ended.stderr
+        assert ("ulimit -u" in ended.stderr) == bool(ended.returncode)
+        codes.append(ended.returncode)
+    assert set(codes[:-1]) == {4}
+    assert len(codes) > 4
+
+
+@pytest.mark.parametrize(
+    "words", [("emulate", "--host", "localhost", "--port", "0"), ("run", "rows.jsonl", "-w", "resize")]
+)
+def test_a_name_look_up_that_can_not_start_a_thread_exits_with_4(words, folder):
+    write_rows("rows.jsonl", 10)
+    none = 'import concurrent.futures.thread as t\ndef none(*_): raise RuntimeError("can\'t start new thread")\n'
+    patch = (
+        f"{none}t.ThreadPoolExecutor._adjust_thread_count = none\n"
+        if words[0] == "emulate"
+        else (
+            f"{none}real = t.ThreadPoolExecutor._adjust_thread_count\n"
+            "t.ThreadPoolExecutor._adjust_thread_count = lambda pool: "
+            "real(pool) if 'checkpoint' in pool._thread_name_prefix else none()\n"
+        )
+    )
+    command = [sys.executable, "-c", patch + "import bulkwf.cli; bulkwf.cli.main()", *words]
+    env = environment({"CLOUDFLARE_API_BASE_URL": "https://service.test/client/v4"})
+    ended = subprocess.run(command, env=env, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    assert ended.returncode == 4, ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert "ulimit -u" in ended.stderr
+
+
+# --- what reaches a terminal --------------------------------------------------------------------------------------
+
+ODD = "o'dd\x1b]0;owned\x07\n\u202e\x9b2J é.jsonl"
+CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e]")
+
+
+@pytest.mark.parametrize("command", ["run", "check", "status", "results", "verify", "missing", "emulate"])
+def test_the_name_of_a_file_can_not_control_the_terminal(command, folder):
+    Path(ODD).write_text("nonsense\n")
+    words = {
+        "run": ("run", ODD, "-w", "resize", "--emulate"),
+        "check": ("check", ODD),
+        "missing": ("run", f"none-{ODD}", "-w", "resize", "--emulate"),
+        "emulate": ("emulate", "--faults", ODD),
+    }.get(command, (command, ODD))
+    ended = bulkwf(*words)
+    assert ended.code in (1, 2, 4)
+    assert "o'dd" in ended.err
+    assert not CONTROL.search(ended.err)
+    assert not re.search(r"^\W*(owned|2J)", ended.err, re.MULTILINE)
+
+
+def test_the_printed_command_names_the_odd_file_and_the_terminal_is_safe(folder):
+    odd = os.fsdecode(os.fsencode(ODD) + b"\xff")
+    write_rows(odd, 3)
+    with closed_port() as base_url:
+        ended = bulkwf("run", odd, "-w", "resize", "--base-url", base_url, "--max-outage", "0s")
+    assert ended.code == 75
+    assert not CONTROL.search(ended.err)
+    assert shell(f"{ended.resume_command} --emulate -c done -q").code == 0
+
+
+def test_a_record_of_a_log_can_not_control_the_terminal(folder):
+    text = (
+        "log = logging.getLogger('bulkwf')\n"
+        "log.warning('%s: odd', 'a\\x1b[2J\\nbulkwf: all is well')\n"
+        "try: raise ValueError('b\\x1b[2J')\n"
+        "except ValueError: log.exception('failed')\n"
+        "process.leave(0)"
+    )
+    with script(text, stderr=subprocess.PIPE) as process:
+        said = process.communicate(timeout=PATIENCE_S)[1].decode()
+    assert not CONTROL.search(said)
+    assert said.splitlines()[:2] == ["a [2J bulkwf: all is well: odd", "failed"]
+    assert said.splitlines()[-1] == "ValueError: b [2J"
+
+
+# --- in this process ----------------------------------------------------------------------------------------------
+
+
+def test_say_never_raises_where_nobody_can_read(monkeypatch):
+    class Full:
+        def write(self, text):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sys, "stderr", Full())
+    messages.say("lost")
+
+
+def test_a_message_longer_than_the_queue_is_written_whole():
+    reader, writer = os.pipe()
+    queued = messages._Queued(writer, most_bytes=10)
+    queued.write(b"x" * 5_000 + b"\n")
+    assert queued.wait_written(PATIENCE_S)
+    assert os.read(reader, 65_536) == b"x" * 5_000 + b"\n"
+    os.close(reader)
+
+
+def test_nothing_but_the_messages_module_writes_to_stderr():
+    found = [
+        path.name
+        for path in Path(messages.__file__).parent.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Attribute) and node.attr in ("stderr", "__stderr__", "print_exc")
+    ]
+    assert set(found) == {"messages.py", "cli.py"}
+    assert found.count("cli.py") == 2  # where a closed one is filled
