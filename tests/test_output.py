@@ -202,7 +202,7 @@ def test_data_for_a_closed_output_is_not_lost_in_silence(name, done, monkeypatch
 def test_data_is_utf_8_whatever_the_locale(locale, folder):
     rows, env = write_rows("Bücher-日本.jsonl", 1), UNBUFFERED | locale
     checkpoint = f"{rows}.emulated.bulkwf"
-    ran = bulkwf("run", rows, *HERE, "--json", env=env)
+    ran = bulkwf("run", rows, *HERE, "--json", "-q", env=env)
     assert (ran.code, ran.summary["checkpoint"]) == (0, checkpoint)
     for words in (("status", checkpoint), ("status", checkpoint, "--json")):
         ended = bulkwf(*words, env=env)

@@ -381,11 +381,11 @@ PLANTED = (
         by="messages",
     ),
     Mutant(
-        "end by a thread that waits for threads",
+        "wait for the threads of the loop",
         "process.py",
         "asyncio.Runner(loop_factory=_Loop)",
         "asyncio.Runner()",
-        by="messages",
+        by="signals",
     ),
     Mutant(
         "leave a generator open",
