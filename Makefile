@@ -53,6 +53,9 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy tests/typing/api.py
+	@if command -v node >/dev/null; then echo $(BIN)/pyright && $(BIN)/pyright --pythonpath $(BIN)/python; \
+	else echo "NOT CHECKED: pyright needs Node"; fi
 	$(BIN)/lint-imports
 
 clean:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from itertools import accumulate
 from math import inf
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -41,14 +41,26 @@ A rule of ours, because a parser's own limit is none: it moves with the Python v
 of the caller's stack too, so that a row that could be read once might not be readable again.
 """
 
+MAX_ANSWER_NESTING = 600
+"""The most levels of objects and arrays in an answer of the service.
+
+It leaves room for a look-up that repeats a row's params inside its envelope, and is small enough that the parser of
+every Python version reads an answer of this depth.
+"""
+
 MAX_ERRORS_BYTES = 262_144
 """A longer list of errors is not the service's. Decoded, a list of empty objects takes forty times its own size."""
 
 UTF8_PIECE_BYTES = 16_384
 
-_TEXT = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+# Possessive, and without need of an end: else a string that has none is read again from each of its escaped quotes.
+_STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?'
+_STRINGS = re.compile(_STRING, re.DOTALL)
+_PIECE = re.compile(rb'(?:[^"]{1,64}+|%b){1,512}' % _STRING, re.DOTALL)
+"""A part of a JSON text that neither begins nor ends inside a string."""
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
-_STEPS = {**dict.fromkeys(b"[{", 1), **dict.fromkeys(b"]}", -1)}
+_STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
+"""To the change of depth at each bracket, as a signed byte."""
 
 
 class Retention(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
@@ -124,7 +136,7 @@ def read_row(line: bytes, row_shape: Literal["instance", "params"]) -> Row | Fla
     """One row, or why it is none."""
     try:
         line.decode()
-        if _brackets(line) > MAX_NESTING and _depth(line) > MAX_NESTING:
+        if _is_deeper(line, MAX_NESTING):
             return Flaw("too_deep", f"the row is nested too deep; {MAX_NESTING} levels are the most")
         return _ROW.decode(line) if row_shape == "instance" else Row(params=_PARAMS.decode(line))
     except UnicodeDecodeError as error:
@@ -155,9 +167,18 @@ def _brackets(lines: bytes) -> int:
     return lines.count(b"[") + lines.count(b"{")
 
 
-def _depth(line: bytes) -> int:
-    brackets = _TEXT.sub(b"", line).translate(None, _NO_BRACKETS)
-    return max(accumulate(map(_STEPS.__getitem__, brackets)), default=0)
+def _is_deeper(text: bytes, most: int) -> bool:
+    """Whether a JSON text has more than *most* levels of objects and arrays. In pieces, as the text may be long."""
+    if _brackets(text) <= most:
+        return False
+    depth = 0
+    for piece in _PIECE.finditer(text):
+        brackets = _STRINGS.sub(b"", piece[0]).translate(_STEPS, _NO_BRACKETS)
+        depths = list(accumulate(memoryview(brackets).cast("b"), initial=depth))
+        if max(depths) > most:
+            return True
+        depth = depths[-1]
+    return False
 
 
 def _validation_flaw(text: str) -> Flaw:
@@ -310,13 +331,23 @@ class _ErrorEnvelope(msgspec.Struct):
 
 _ENVELOPE = msgspec.json.Decoder(_Envelope)
 _REFUSED = msgspec.json.Decoder(list[Refused])
+_LOOKUP_ENVELOPE = msgspec.json.Decoder(_LookupEnvelope)
+_PAGE_ENVELOPE = msgspec.json.Decoder(_PageEnvelope)
 _ERROR_ENVELOPE = msgspec.json.Decoder(_ErrorEnvelope)
+_T = TypeVar("_T")
+
+
+def _decode(decoder: msgspec.json.Decoder[_T], body: bytes) -> _T:
+    """*body* as *decoder* reads it; raises `ValueError` if it can't, or if *body* is nested too deep."""
+    if _is_deeper(body, MAX_ANSWER_NESTING):
+        raise ValueError(f"an answer with more than {MAX_ANSWER_NESTING} levels")
+    return decoder.decode(body)
 
 
 def decode_answer(body: bytes) -> Envelope | None:
     """The answer to a batch create; None if *body* is not one."""
     try:
-        envelope = _ENVELOPE.decode(body)
+        envelope = _decode(_ENVELOPE, body)
         result = envelope.result
         if not isinstance(result, _NewerResult):
             return Envelope(envelope.success, result or [], [])
@@ -330,7 +361,7 @@ def decode_answer(body: bytes) -> Envelope | None:
 def decode_lookup(body: bytes) -> Lookup | None:
     """The answer to a look-up; None if *body* is not one."""
     try:
-        envelope = msgspec.json.decode(body, type=_LookupEnvelope)
+        envelope = _decode(_LOOKUP_ENVELOPE, body)
     except (ValueError, RecursionError):
         return None
     if envelope.result is None:
@@ -341,7 +372,7 @@ def decode_lookup(body: bytes) -> Lookup | None:
 def decode_page(body: bytes) -> Page | None:
     """A page of the list; None if *body* is not one."""
     try:
-        envelope = msgspec.json.decode(body, type=_PageEnvelope)
+        envelope = _decode(_PAGE_ENVELOPE, body)
     except (ValueError, RecursionError):
         return None
     if not envelope.success or envelope.result is None:
@@ -358,7 +389,7 @@ def decode_errors(body: bytes) -> tuple[ServiceError, ...] | None:
         is passed over: however large the body is, only its errors take memory.
     """
     try:
-        errors = _ERROR_ENVELOPE.decode(body).errors
+        errors = _decode(_ERROR_ENVELOPE, body).errors
         if isinstance(errors, msgspec.UnsetType):
             return ()
         if len(memoryview(errors)) > MAX_ERRORS_BYTES:

@@ -6,13 +6,13 @@ import pytest
 from hypothesis import settings
 from node import NOT_TESTED
 from real_engine.engine import running
-from torture import figures
+from torture import counted, lines
 
 settings.register_profile("bulkwf", deadline=None, print_blob=True)
 settings.load_profile("bulkwf")
 
 REQUIRED = os.environ.get("BULKWF_REQUIRE_ALL") == "1"
-"""Set where everything that a test may need is there, root and openssl too: then a skip is a failure."""
+"""Set where everything that a test may need is there, root too: then a skip is a failure."""
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 
 
@@ -28,11 +28,28 @@ def pytest_runtest_makereport():
     return report
 
 
+_others = []
+"""What the worker processes of pytest-xdist have counted."""
+
+
+def pytest_sessionfinish(session):
+    """A worker process sends what it has counted to the one that prints it."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["counted"] = counted()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    """A worker process has ended; one that has crashed sends nothing."""
+    _others.append(getattr(node, "workeroutput", {}).get("counted", [[], []]))
+
+
 def pytest_terminal_summary(terminalreporter):
     """What the harnesses have counted."""
-    if figures:
+    told = lines([counted(), *_others])
+    if told:
         terminalreporter.section("figures")
-        for line in figures:
+        for line in told:
             terminalreporter.line(line)
 
 

@@ -594,7 +594,7 @@ async def test_each_error_carries_what_is_durable_and_its_exit_code(folder):
         {"options": Options(base_url="http://api.example")},
         {"options": Options(id_template="{")},
     ],
-    ids=str,
+    ids=lambda wrong: next(iter(wrong)),
 )
 async def test_a_mistake_in_an_argument_is_told_before_anything_is_read_or_written(folder, wrong):
     def untouched():

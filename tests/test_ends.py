@@ -7,13 +7,12 @@ import asyncio
 import os
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 
 import pytest
 from ending import ABRUPT, ACCOUNT, MANNERS, ROWS, WORKFLOW
 from fakes import memory_folder
-from torture import figures, scaled
+from torture import scaled, tally
 
 from bulkwf.emulator import Limits, Service, Target, emulate
 
@@ -26,15 +25,10 @@ UNBEGUN = "ignore:coroutine 'Engine._carry_all' was never awaited:RuntimeWarning
 TARGET = Target(ACCOUNT, WORKFLOW)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def counted():
-    """What the ends of this module have come to."""
-    seen = Counter()
-    yield seen
-    figures.append(
-        f"{seen['ends']:,} ends of a program by cancellation, {seen['under way']:,} of them with the run under way "
-        f"({seen['begun']:,} rows begun): all resumed to their end"
-    )
+counted = tally(
+    "{ends:,} ends of a program by cancellation, {under way:,} of them with the run under way ({begun:,} rows begun): "
+    "all resumed to their end"
+)
 
 
 async def run(python, *words):
@@ -65,7 +59,7 @@ def locks(folder):
 
 @pytest.mark.parametrize("python", PYTHONS)
 @pytest.mark.parametrize("seed", range(ENDS))
-async def test_a_program_that_ends_by_cancelling_lives_until_then_and_its_run_resumes(counted, python, seed):
+async def test_a_program_that_ends_by_cancelling_lives_until_then_and_its_run_resumes(python, seed):
     manner = MANNERS[seed % len(MANNERS)]
     service = Service(Limits.none(), time.monotonic)
     with memory_folder() as folder:

@@ -8,7 +8,6 @@ import gzip
 import json
 import sqlite3
 import tracemalloc
-from collections import Counter
 from contextlib import closing
 from pathlib import Path
 from random import Random
@@ -46,7 +45,7 @@ from fuzz.inputs import (
 from fuzz.records import change, check_run, check_verification, told, write_cut_run
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
-from torture import TORTURE, figures, scaled
+from torture import TORTURE, scaled, tally
 
 from bulkwf.batching import IdScheme, Packer
 from bulkwf.credentials import check_secret, file_credential
@@ -68,17 +67,12 @@ def examples(number):
     )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def figure():
-    counts.clear()
-    yield
-    figures.append(
-        "fuzzed: {lists:,} lists of {rows:,} rows ({sent:,} sent, {refused:,} refused), {answers:,} answers "
-        "({settled:,} rows settled, {created:,} as created), {headers:,} headers, {files:,} checkpoints "
-        "({unreadable:,} refused), {records:,} changed records ({refused_records:,} refused)".format_map(
-            Counter(counts)
-        )
-    )
+tally(
+    "fuzzed: {lists:,} lists of {rows:,} rows ({sent:,} sent, {refused:,} refused), {answers:,} answers "
+    "({settled:,} rows settled, {created:,} as created), {headers:,} headers, {files:,} checkpoints "
+    "({unreadable:,} refused), {records:,} changed records ({refused_records:,} refused)",
+    counts=counts,
+)
 
 
 @pytest.fixture(scope="module")

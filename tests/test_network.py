@@ -152,7 +152,7 @@ def base_url(listener, scheme="http"):
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory):
     """A good certificate, and others."""
-    kinds = {"good": {}, "wrong host": {"names": "DNS:other.example"}, "expired": {"days": -1}, "self-signed": {}}
+    kinds = {"good": {}, "wrong host": {"names": ("other.example",)}, "expired": {"days": -1}, "self-signed": {}}
     return {kind: make_certificate(tmp_path_factory.mktemp("tls"), **how) for kind, how in kinds.items()}
 
 

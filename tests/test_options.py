@@ -171,12 +171,12 @@ def test_the_text_of_options_has_the_proxy_without_its_password_and_all_else():
     assert "proxy=None" in repr(Options())
 
 
-def test_the_url_of_the_instances_is_put_together_from_the_targets_parts():
-    assert target().instances_url == "https://api.cloudflare.com/client/v4/accounts/acc/workflows/resize/instances"
+def test_the_path_of_the_instances_is_made_of_the_targets_parts():
+    assert target().instances_path == "/accounts/acc/workflows/resize/instances"
 
 
 def test_slashes_at_the_end_of_the_base_url_are_dropped():
-    assert target(base_url="https://h/v4//").instances_url == "https://h/v4/accounts/acc/workflows/resize/instances"
+    assert target(base_url="https://h/v4//").base_url == "https://h/v4"
 
 
 @pytest.mark.parametrize("name", ["workflow", "account_id"])
@@ -193,8 +193,8 @@ def test_a_name_that_could_change_the_path_is_refused(name, value):
 def test_every_name_of_the_allowed_characters_becomes_one_segment_of_the_path(name, part):
     made = target(workflow=name) if part == "w" else target(account_id=name)
 
-    segments = made.instances_url.removeprefix("https://api.cloudflare.com/client/v4/").split("/")
-    assert segments == ["accounts", made.account_id, "workflows", made.workflow, "instances"]
+    segments = made.instances_path.split("/")
+    assert segments == ["", "accounts", made.account_id, "workflows", made.workflow, "instances"]
     assert name in segments
 
 

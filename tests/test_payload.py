@@ -230,7 +230,15 @@ def test_the_depth_of_a_row_is_counted_outside_of_its_texts(line):
             return 1 + max((depth(member) for _, member in value[1]), default=0)
         return 1 + max(map(depth, value), default=0) if isinstance(value, list) else 0
 
-    assert payload._depth(line) == depth(literally(line))
+    assert all(payload._is_deeper(line, most) == (depth(literally(line)) > most) for most in range(12))
+
+
+@pytest.mark.parametrize("brackets", [b"", b"[" * 501])
+def test_a_text_without_an_end_is_read_in_no_time_however_many_quotes_are_escaped_in_it(brackets):
+    line = b'{"params":' + brackets + b'"' + b'\\"' * 100_000  # read anew from each quote it took minutes
+
+    assert isinstance(read_row(line, "instance"), Flaw)
+    assert decode_answer(line) is None
 
 
 def called_from_below(calls, function):
@@ -427,6 +435,32 @@ def test_a_page_needs_nothing_said_about_it():
 )  # fmt: skip
 def test_what_is_no_page_of_a_list_is_not_taken_for_one(body):
     assert decode_page(body) is None
+
+
+@pytest.mark.parametrize(
+    ("decode", "head"),
+    [
+        (decode_answer, b'{"success":true,"result":[],"x":'),
+        (decode_lookup, b'{"success":true,"result":{"id":"a"},"x":'),
+        (decode_page, b'{"success":true,"result":[],"x":'),
+        (decode_errors, b'{"errors":[],"x":'),
+    ],
+)
+def test_an_answer_may_have_600_levels_with_any_python_and_no_more(decode, head):
+    """A parser's own limit is 1,000 less the caller's stack before Python 3.12, and 10,000 or so from then on."""
+
+    def nested(levels):
+        return head + b"[" * levels + b'"]]]"' + b"]" * levels + b"}"
+
+    assert decode(nested(599)) is not None
+    assert decode(nested(600)) is None
+
+
+def test_an_answer_repeats_the_params_of_the_deepest_row():
+    params = b"[" * (payload.MAX_NESTING - 1) + b"]" * (payload.MAX_NESTING - 1)
+    assert not isinstance(read_row(b'{"params":%b}' % params, "instance"), Flaw)
+
+    assert decode_lookup(b'{"success":true,"result":{"id":"a","params":%b}}' % params).id == "a"
 
 
 def test_errors_are_read_with_those_of_their_chains():

@@ -34,11 +34,8 @@ RULES = ({"refuse_ids": "^poison-"}, {"omit_created": "^hidden-", "method": "POS
 """What the service does with rows whose ids say so."""
 FLAWS = ("lost", "duplicated", "falsely reported", "unreadable")
 """What must not be."""
-
-
-def count_flaws(seen: Counter[str]) -> str:
-    """How many of each, in words."""
-    return ", ".join(f"{seen[flaw]:,} {flaw}" for flaw in FLAWS)
+COUNT_FLAWS = ", ".join(f"{{{flaw}:,}} {flaw}" for flaw in FLAWS)
+"""How many of each, for the line of a tally."""
 
 
 @dataclass(frozen=True)

@@ -4,17 +4,16 @@ import random
 import shutil
 import signal
 import time
-from collections import Counter
 from pathlib import Path
 
 import pytest
 from command import emulator
-from torture import figures, scaled
+from torture import scaled, tally
 
 from bulkwf.emulator import read_log
-from crash.oracle import RULES, Oracle, count_flaws, draw_rows, take_ids, write_list
+from crash.oracle import COUNT_FLAWS, RULES, Oracle, draw_rows, take_ids, write_list
 
-LISTS = scaled(20, 400)
+LISTS = scaled(6, 400)
 KILLS = 5
 """Of each list's run, before it may come to its end."""
 FAULTS = (
@@ -34,15 +33,9 @@ FAULTS = (
 )
 
 
-@pytest.fixture(scope="module")
-def counted():
-    """What the lists of this module have come to."""
-    seen = Counter()
-    yield seen
-    figures.append(
-        f"{seen['kills']:,} kills of {seen['lists']:,} lists with {seen['rows']:,} rows, "
-        f"{seen['in doubt']:,} with rows in doubt: {count_flaws(seen)}"
-    )
+counted = tally(
+    "{kills:,} kills of {lists:,} lists with {rows:,} rows, {in doubt:,} with rows in doubt: " + COUNT_FLAWS
+)
 
 
 def draw_faults(chance):
@@ -85,7 +78,7 @@ def as_left(chance):
 
 
 @pytest.mark.parametrize("seed", range(LISTS))
-def test_a_list_whose_run_is_killed_again_and_again_starts_every_row_exactly_once(memory, quick, counted, seed):
+def test_a_list_whose_run_is_killed_again_and_again_starts_every_row_exactly_once(memory, quick, seed):
     chance = random.Random(seed)
     rows = draw_rows(chance, chance.choice((1, 40, 400, 2_000, 2_000, 10_000)))
     words = write_list(rows, chance.choice(("plain", "gzip", "two files")))

@@ -9,7 +9,7 @@ from collections import Counter
 
 import pytest
 from command import emulator, ids, until, write_rows
-from torture import figures, scaled
+from torture import scaled, tally
 
 ROUNDS = scaled(1, 20)
 CROWD = 20
@@ -17,15 +17,11 @@ AT_MOST_S = 1.0
 HELD = "another run is writing this checkpoint"
 
 
-@pytest.fixture(scope="module")
-def counted():
-    """What the crowds of this module have come to."""
-    seen = Counter()
-    yield seen
-    figures.append(
-        f"{seen['crowds']:,} times {CROWD} processes on one checkpoint: {seen['ran']:,} ran, {seen['refused']:,} were "
-        f"refused, {seen['alike']:,} batches were sent by two; a lone one was refused within {seen['ms']:,} ms"
-    )
+counted = tally(
+    f"{{crowds:,}} times {CROWD} processes on one checkpoint: {{ran:,}} ran, {{refused:,}} were refused, "
+    "{alike:,} batches were sent by two; a lone one was refused within {ms:,} ms",
+    maxima=["ms"],
+)
 
 
 @contextlib.contextmanager
@@ -60,7 +56,7 @@ def timed(quick, *words):
 @pytest.mark.parametrize("after_a_kill", [False, True], ids=["anew", "after a kill"])
 @pytest.mark.parametrize("time_", range(ROUNDS))
 def test_of_twenty_runs_on_one_checkpoint_one_goes_on_and_names_itself_to_the_others(
-    memory, quick, counted, time_, after_a_kill
+    memory, quick, time_, after_a_kill
 ):
     words = ("run", write_rows("rows.jsonl", 2_000))
     with emulator(start=quick.start) as service, crowd(quick, *words, *service.flags()) as runs:
@@ -85,7 +81,7 @@ def test_of_twenty_runs_on_one_checkpoint_one_goes_on_and_names_itself_to_the_ot
 
 
 @pytest.mark.parametrize("time_", range(ROUNDS))
-def test_of_twenty_short_runs_on_one_checkpoint_no_two_write_at_the_same_time(memory, quick, counted, time_):
+def test_of_twenty_short_runs_on_one_checkpoint_no_two_write_at_the_same_time(memory, quick, time_):
     rows = write_rows("rows.jsonl", 500)
     with emulator(start=quick.start) as service, crowd(quick, "run", rows, *service.flags()) as runs:
         let_loose(runs)

@@ -13,16 +13,15 @@ import struct
 import subprocess
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 
 import pytest
 from canary import assert_silent, assert_silent_files
 from command import emulator, environment
-from torture import figures, scaled
+from torture import scaled, tally
 
 from bulkwf.emulator import read_log
-from crash.oracle import Oracle, count_flaws, make_row, write_list
+from crash.oracle import COUNT_FLAWS, Oracle, make_row, write_list
 
 LISTS = scaled(2, 10)
 CUTS = 2
@@ -44,15 +43,9 @@ asyncio.run(main(*sys.argv[1:]))
 """
 
 
-@pytest.fixture(scope="module")
-def counted():
-    """What the power cuts of this module have come to."""
-    seen = Counter()
-    yield seen
-    figures.append(
-        f"{seen['cuts']:,} power cuts after {seen['told']:,} results of {seen['rows']:,} rows, "
-        f"{seen['in doubt']:,} with rows in doubt: {count_flaws(seen)}"
-    )
+counted = tally(
+    "{cuts:,} power cuts after {told:,} results of {rows:,} rows, {in doubt:,} with rows in doubt: " + COUNT_FLAWS
+)
 
 
 def mount():
@@ -114,7 +107,7 @@ def run_until_cut(rows, service, chance):
 
 
 @pytest.mark.parametrize("seed", range(LISTS))
-def test_what_was_called_durable_outlives_a_power_cut_and_the_next_run_finishes_the_list(disk, quick, counted, seed):
+def test_what_was_called_durable_outlives_a_power_cut_and_the_next_run_finishes_the_list(disk, quick, seed):
     chance = random.Random(seed)
     rows = [make_row(chance.choice(("own", "plain")), number) for number in range(ROWS)]
     [name, *_] = write_list(rows)

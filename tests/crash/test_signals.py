@@ -18,11 +18,11 @@ from typing import Self
 import pytest
 from canary import TOKEN
 from command import Running, emulator, full_pipe, ids, until, write_rows
-from torture import figures, scaled
+from torture import scaled, tally
 
 from bulkwf.checkpoint import read_status
 from bulkwf.emulator import read_log
-from crash.oracle import RULES, Oracle, count_flaws, draw_rows, take_ids, write_list
+from crash.oracle import COUNT_FLAWS, RULES, Oracle, draw_rows, take_ids, write_list
 from crash.syscalls import why_not
 
 RUNS = scaled(6, 200)
@@ -39,15 +39,11 @@ AT_MOST_S = 5.0
 """Past the drain time. With the default of 20 s it makes 25."""
 
 
-@pytest.fixture(scope="module")
-def counted():
-    """What the runs of this module have come to."""
-    seen = Counter()
-    yield seen
-    figures.append(
-        f"{seen['signals']:,} signals, {seen['drained']:,} of them drained a run, {seen['in doubt']:,} left rows in "
-        f"doubt, all within {seen['ms']:,} ms of the drain time: {count_flaws(seen)}"
-    )
+counted = tally(
+    "{signals:,} signals, {drained:,} of them drained a run, {in doubt:,} left rows in doubt, "
+    "all within {ms:,} ms of the drain time: " + COUNT_FLAWS,
+    maxima=["ms"],
+)
 
 
 def end(run, number):
@@ -58,7 +54,7 @@ def end(run, number):
 
 
 @pytest.mark.parametrize("seed", range(RUNS))
-def test_a_signal_at_any_moment_ends_the_run_in_time_and_the_next_run_finishes_the_list(memory, quick, counted, seed):
+def test_a_signal_at_any_moment_ends_the_run_in_time_and_the_next_run_finishes_the_list(memory, quick, seed):
     chance = random.Random(seed)
     rows, number = draw_rows(chance, 400), chance.choice((signal.SIGTERM, signal.SIGTERM, signal.SIGINT))
     drain_s = chance.choice((0.0, 0.5))

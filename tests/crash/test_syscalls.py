@@ -15,11 +15,11 @@ from typing import NamedTuple
 import pytest
 from canary import assert_silent_files
 from command import Forker, Service, emulator
-from torture import TORTURE, figures
+from torture import TORTURE, tally
 
 from bulkwf.checkpoint import ANOTHER
 from bulkwf.emulator import Created, read_log
-from crash.oracle import FLAWS, Oracle, make_row, write_list
+from crash.oracle import COUNT_FLAWS, Oracle, make_row, write_list
 from crash.syscalls import LOCKS, WRITING, Call, Fault, Struck, of_checkpoint, of_sockets, strike, why_not
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
@@ -164,17 +164,10 @@ def trial(quick, memory):
         yield Trial(quick, service)
 
 
-@pytest.fixture(scope="module")
-def counted():
-    """What the trials of this module have come to."""
-    seen = Counter()
-    yield seen
-    flaws = ", ".join(f"{seen[flaw]} {flaw}" for flaw in FLAWS)
-    figures.append(
-        f"system calls struck one by one: {seen['kill']:,} by kill -9, {seen['once']:,} with an error, "
-        f"{seen['lasting']:,} with a disk full or broken from there on; "
-        f"{seen['torn']} files without their logs were refused: {flaws}"
-    )
+counted = tally(
+    "system calls struck one by one: {kill:,} by kill -9, {once:,} with an error, {lasting:,} with a disk full or "
+    "broken from there on; {torn:,} files without their logs were refused: " + COUNT_FLAWS
+)
 
 
 def sweep(trial: Trial, scene: Scene, faults: Faults, sample: int) -> None:
@@ -208,18 +201,18 @@ SESSIONS = pytest.mark.parametrize("recovery", [False, True], ids=["the first se
 
 
 @SESSIONS
-def test_a_fault_at_any_system_call_on_the_checkpoint_costs_nothing(trial, counted, recovery):
+def test_a_fault_at_any_system_call_on_the_checkpoint_costs_nothing(trial, recovery):
     sweep(trial, Scene(recovery), disk_faults, sample=18)
-    hold(trial, counted)
+    hold(trial)
 
 
 @SESSIONS
-def test_a_fault_at_any_system_call_on_a_socket_costs_nothing(trial, counted, recovery):
+def test_a_fault_at_any_system_call_on_a_socket_costs_nothing(trial, recovery):
     sweep(trial, Scene(recovery, sockets=True), network_faults, sample=16)
-    hold(trial, counted)
+    hold(trial)
 
 
-def hold(trial: Trial, counted: Counter[str]) -> None:
+def hold(trial: Trial) -> None:
     counted.update(trial.struck + trial.flaws)
     assert trial.struck.total()
     assert not trial.wrong, "\n\n".join(trial.wrong)

@@ -9,16 +9,15 @@ import random
 import shutil
 import signal
 import time
-from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 from command import Running, Service, emulator, until
-from torture import figures, scaled
+from torture import scaled, tally
 
 from bulkwf.emulator import read_log
-from crash.oracle import RULES, Oracle, count_flaws, draw_rows, take_ids, write_list
+from crash.oracle import COUNT_FLAWS, RULES, Oracle, draw_rows, take_ids, write_list
 
 LISTS = scaled(4, 200)
 STOPS = 4
@@ -96,13 +95,11 @@ def _log(file: Path) -> Path:
     return file.with_name(file.name + "-wal")
 
 
-@pytest.fixture(scope="module")
-def counted():
-    """What the journeys of this module have come to."""
-    seen = Counter()
-    yield seen
-    journeys = ", ".join(f"{seen[journey.name]:,} {journey.name}" for journey in JOURNEYS)
-    figures.append(f"checkpoints of {seen['lists']:,} lists between sessions: {journeys}: {count_flaws(seen)}")
+counted = tally(
+    "checkpoints of {lists:,} lists between sessions: "
+    + ", ".join(f"{{{journey.name}:,}} {journey.name}" for journey in JOURNEYS)
+    + f": {COUNT_FLAWS}"
+)
 
 
 def stop_somewhere(run: Running, service: Service, chance: random.Random, *, kill: bool) -> None:
@@ -115,7 +112,7 @@ def stop_somewhere(run: Running, service: Service, chance: random.Random, *, kil
 
 
 @pytest.mark.parametrize("seed", range(LISTS))
-def test_wherever_a_checkpoint_goes_no_row_starts_twice(memory, quick, counted, seed):
+def test_wherever_a_checkpoint_goes_no_row_starts_twice(memory, quick, seed):
     chance = random.Random(seed)
     rows = draw_rows(chance, chance.choice((400, 1_000)))
     name, *_ = write_list(rows)

@@ -11,7 +11,7 @@ from simulation.plan import Plan, draw_plan
 from simulation.world import World
 
 CHUNK = 25
-"""Seeds that one process plays before it reports."""
+"""Seeds that one process, or one test, plays at a time."""
 MEMORY_DISK = Path("/dev/shm")
 
 

@@ -48,7 +48,7 @@ async def submit(scenario: dict, folder: str) -> None:
         account_id="acct",
         api_token="token-of-this-test",
         checkpoint=Path(folder, "run.bulkwf"),
-        options=Options(base_url=f"https://{FAR}:{PORT}", ca_file=scenario["certificate"]),
+        options=Options(base_url=f"https://{FAR}:{PORT}", ca_file=scenario["authority"]),
     )
 
 

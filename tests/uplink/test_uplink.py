@@ -40,10 +40,10 @@ SCENARIOS = {
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory):
-    """The names of the certificate's file and of its key's."""
+    """The names of the files of the certificate, of its key and of its authority."""
     folder = tmp_path_factory.mktemp("tls")
-    make_certificate(folder, names=f"IP:{FAR}")
-    return {"certificate": str(folder / "cert.pem"), "key": str(folder / "key.pem")}
+    made = make_certificate(folder, names=(FAR,))
+    return {"certificate": str(folder / "cert.pem"), "key": str(folder / "key.pem"), "authority": made.file}
 
 
 @pytest.fixture(scope="module")
