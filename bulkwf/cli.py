@@ -13,14 +13,30 @@ from cyclopts import App, CycloptsError, Parameter
 
 from bulkwf import output, process
 from bulkwf.errors import BulkwfError, ConfigError
-from bulkwf.flags import Inputs, ListFlags, RunFlags, ServiceFlags, default_checkpoint, input_paths, parse_rate
+from bulkwf.flags import (
+    Account,
+    Inputs,
+    ListFlags,
+    RequestRate,
+    RunFlags,
+    ServiceFlags,
+    TokenFile,
+    default_checkpoint,
+    flag_layer,
+    input_paths,
+)
 from bulkwf.model import RowOutcome
+from bulkwf.options import DEFAULT_BASE_URL
+from bulkwf.settings import Given, Settings, environment, parse_rate
 
 __all__ = ["app", "main"]
 
 EXIT_USAGE = 2
 EXIT_SYSTEM = 4
 EXIT_BUG = 70
+
+EMULATED = {"account_id": Given("emulated", "--emulate")}
+"""The layer that stands in the environment's place with --emulate."""
 
 app = App(
     name="bulkwf",
@@ -36,14 +52,16 @@ app = App(
 def run(
     *inputs: Inputs,
     workflow: Annotated[str, Parameter(name=["--workflow", "-w"])],
-    account: Annotated[str | None, Parameter(name=["--account", "-a"])] = None,
+    account: Account = None,
     checkpoint: Annotated[Path | None, Parameter(name=["--checkpoint", "-c"])] = None,
+    new: bool = False,
     emulate: bool = False,
     quiet: Annotated[bool, Parameter(name=["--quiet", "-q"])] = False,
     json: bool = False,
     list_flags: ListFlags = ListFlags(),
     run_flags: RunFlags = RunFlags(),
     service_flags: ServiceFlags = ServiceFlags(),
+    api_token_file: TokenFile = None,
 ) -> int:
     """Submit a list. The same command again continues where the run was cut off.
 
@@ -59,6 +77,8 @@ def run(
         Account id; also from CLOUDFLARE_ACCOUNT_ID.
     checkpoint
         File that makes the run resumable; INPUT.bulkwf by default.
+    new
+        Move a finished checkpoint aside and start over.
     emulate
         Submit to a service emulated in this process: no account, no network.
     quiet
@@ -69,10 +89,12 @@ def run(
     from bulkwf.session import Session, make_descriptors_last  # noqa: PLC0415
 
     paths = input_paths(inputs)
-    options = run_flags.options(list_flags, service_flags)
+    flags = flag_layer(list_flags, run_flags, service_flags, workflow=workflow, account=account)
+    settings = Settings(flags, EMULATED if emulate else environment(os.environ))
+    options, target = settings.options(), settings.target()
     file = checkpoint or default_checkpoint(paths, emulate=emulate)
     make_descriptors_last(options.rate.concurrency, ends=2 if emulate else 1)
-    session = Session(paths, workflow, account, file, options, service_flags.api_token_file, emulate=emulate)
+    session = Session(paths, target, file, options, api_token_file, emulate=emulate, new=new)
     summary = process.run(session.run(quiet=quiet))
     if json:
         name = os.fsencode(file).decode("utf-8", "replace")
@@ -95,7 +117,7 @@ def check(*inputs: Inputs, list_flags: ListFlags = ListFlags()) -> int:
     from bulkwf.session import until_signalled  # noqa: PLC0415
     from bulkwf.sources import open_source  # noqa: PLC0415
 
-    options = list_flags.options()
+    options = Settings(flag_layer(list_flags)).options()
     source = open_source(input_paths(inputs), first=options.first, rate=options.rate)
     scheme = IdScheme(options.run_key or "0", options.id_template)
     report = process.run(until_signalled(check_list(source, scheme, options)))
@@ -157,12 +179,13 @@ def verify(
     checkpoint: Path,
     *,
     sample: int | None = None,
-    account: Annotated[str | None, Parameter(name=["--account", "-a"])] = None,
-    request_rate: str = "1000/5m",
+    account: Account = None,
+    request_rate: RequestRate = None,
     format: Literal["jsonl", "csv"] = "jsonl",  # noqa: A002
     quiet: Annotated[bool, Parameter(name=["--quiet", "-q"])] = False,
     json: bool = False,
     service_flags: ServiceFlags = ServiceFlags(),
+    api_token_file: TokenFile = None,
 ) -> int:
     """Ask the service whether the instances of a run are really there, and print those that are missing or errored.
 
@@ -177,8 +200,6 @@ def verify(
         Ask only for so many instances, drawn at random.
     account
         Account id; also from CLOUDFLARE_ACCOUNT_ID; by default the checkpoint's.
-    request_rate
-        Requests in five minutes, as N/5m, or unlimited. The service allows 1200 a token.
     format
         JSON lines, or CSV with a header.
     quiet
@@ -194,7 +215,8 @@ def verify(
     if sample is not None and sample < 1:
         raise ConfigError(f"--sample must be a whole number over 0, not {sample}.")
     sample = None if sample is None else min(sample, sys.maxsize)
-    options = service_flags.options(request_rate)
+    settings = Settings(flag_layer(service_flags, account=account, request_rate=request_rate), environment(os.environ))
+    options = settings.options()
     make_descriptors_last(options.rate.concurrency, ends=1)
 
     def tell(verified: Verified, findings: Iterable[Finding]) -> None:
@@ -209,9 +231,10 @@ def verify(
         except output.ReaderGone:  # the exit code says all the same what was found
             return
 
-    account = account or os.environ.get("CLOUDFLARE_ACCOUNT_ID", "").strip() or None
-    session = VerifySession(checkpoint, account, options, service_flags.api_token_file, sample)
-    return process.run(session.run(tell, quiet=quiet))
+    account_id, base_url = settings.get("account_id"), settings.get("base_url") or DEFAULT_BASE_URL
+    session = VerifySession(checkpoint, account_id, base_url, options, api_token_file, sample)
+    with settings.naming_origins():
+        return process.run(session.run(tell, quiet=quiet))
 
 
 @app.command

@@ -13,7 +13,6 @@ __all__ = [
     "Credentials",
     "Token",
     "TokenSource",
-    "account_from_environment",
     "check_secret",
     "environment_credential",
     "file_credential",
@@ -145,15 +144,3 @@ def file_credential(path: Path) -> TokenSource:
             raise ConfigError(f"--api-token-file {path}: the token can't be read: {reason}.") from None
 
     return read
-
-
-def account_from_environment() -> str:
-    """The account id of the environment.
-
-    Raises:
-        ConfigError: There is none.
-    """
-    account_id = os.environ.get("CLOUDFLARE_ACCOUNT_ID", "").strip()
-    if not account_id:
-        raise ConfigError("no account id is given. Pass it, or set CLOUDFLARE_ACCOUNT_ID.")
-    return account_id

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import anyio
 
@@ -21,7 +21,7 @@ from bulkwf.console import ShownRun, ShownVerification, say, show_progress, summ
 from bulkwf.credentials import TokenSource, environment_credential, file_credential
 from bulkwf.errors import BulkwfError, CheckpointError, ConfigError, InputError, exit_code
 from bulkwf.model import Finding, Summary
-from bulkwf.options import REHEARSAL, Options
+from bulkwf.options import REHEARSAL, Options, Target
 from bulkwf.process import caught_signals
 from bulkwf.verification import Verified, open_verification
 
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Session", "VerifySession", "emulated_service", "make_descriptors_last", "until_signalled"]
 
-EMULATED_ACCOUNT = "emulated"
 DESCRIPTORS_BESIDE_SOCKETS = 48
 LARGE_BYTES = 20_000_000
 """A checkpoint of this size takes more than a second to be read."""
@@ -42,19 +41,29 @@ class Session:
     """One run of the command: from the open checkpoint to the exit code."""
 
     paths: list[str]
-    workflow: str
-    account: str | None
+    target: Target
     checkpoint: Path
     options: Options
     token_file: Path | None
     emulate: bool
+    new: bool
 
     async def run(self, *, quiet: bool) -> Summary:
         """Run, show, and say what to do next; the summary holds the exit code."""
         error: BulkwfError | None = None
         async with AsyncExitStack() as stack:
             endpoint = await stack.enter_async_context(self._endpoint())
-            opened = await stack.enter_async_context(open_run(self.paths, checkpoint=self.checkpoint, **endpoint))
+            opened = await stack.enter_async_context(
+                open_run(
+                    self.paths,
+                    target=endpoint.target,
+                    token=endpoint.token,
+                    checkpoint=self.checkpoint,
+                    new=self.new,
+                    options=endpoint.options,
+                    known_as=endpoint.known_as,
+                )
+            )
             then = "the answers in flight are still read; a second signal stops at once"
             signals = Signals(opened.drain, opened.abort, then)
             stack.enter_context(signals.caught())
@@ -75,28 +84,35 @@ class Session:
         return replace(summary, exit_code=code)
 
     @asynccontextmanager
-    async def _endpoint(self) -> AsyncIterator[dict[str, Any]]:
-        """Where to: the service, or one emulated in this process."""
+    async def _endpoint(self) -> "AsyncIterator[_Endpoint]":
+        """The service, or one that is emulated in this process for as long as the block lasts."""
         if not self.emulate:
-            yield {
-                "workflow": self.workflow,
-                "account_id": self.account,
-                "token": _token(self.token_file),
-                "options": self.options,
-            }
+            yield _Endpoint(self.target, _token(self.token_file), self.options)
             return
         from bulkwf.emulator import emulate as serve_here  # noqa: PLC0415 - a server, which a real run has no use for
 
         rate = self.options.rate
         service = emulated_service(rate.instances_per_s, rate.requests_per_5m and max(1_200, rate.requests_per_5m))
         async with serve_here(service) as emulator:
-            yield {
-                "workflow": self.workflow,
-                "account_id": self.account or EMULATED_ACCOUNT,
-                "token": lambda: {"Authorization": "Bearer emulated"},
-                "options": replace(self.options, base_url=emulator.base_url, proxy=None),
-                "known_as": REHEARSAL,
-            }
+            target = replace(self.target, base_url=emulator.base_url)
+            options = replace(self.options, proxy=None)
+            yield _Endpoint(target, lambda: {"Authorization": "Bearer emulated"}, options, known_as=REHEARSAL)
+
+
+class _Endpoint(NamedTuple):
+    """Where a run's requests go, and how.
+
+    Attributes:
+        target: The workflow.
+        token: Where the credential comes from.
+        options: The run's.
+        known_as: See `open_run`.
+    """
+
+    target: Target
+    token: TokenSource
+    options: Options
+    known_as: str | None = None
 
 
 @dataclass(frozen=True)
@@ -104,7 +120,8 @@ class VerifySession:
     """One verification: from the checkpoint to the exit code."""
 
     checkpoint: Path
-    account: str | None
+    account_id: str | None
+    base_url: str
     options: Options
     token_file: Path | None
     sample: int | None
@@ -118,7 +135,12 @@ class VerifySession:
         async with AsyncExitStack() as stack:
             verification = await stack.enter_async_context(
                 open_verification(
-                    self.checkpoint, account_id=self.account, token=token, options=self.options, sample=self.sample
+                    self.checkpoint,
+                    account_id=self.account_id,
+                    base_url=self.base_url,
+                    token=token,
+                    options=self.options,
+                    sample=self.sample,
                 )
             )
             findings = verification.findings

@@ -18,6 +18,7 @@ import ssl
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
+from pathlib import Path
 from urllib.parse import urlencode, urlsplit
 
 import aiohttp
@@ -328,7 +329,7 @@ def _without_password(proxy: str | None) -> str:
     return "?" if proxy is None else urlsplit(proxy).netloc.rpartition("@")[2]
 
 
-def _tls_context(ca_file: str | None) -> ssl.SSLContext:
+def _tls_context(ca_file: str | Path | None) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=ca_file)
     except (OSError, ssl.SSLError) as error:
