@@ -1,4 +1,4 @@
-"""The commands. stdout carries data only; everything else goes to stderr. Each command imports what it needs."""
+"""The commands. stdout carries data only, everything else goes to stderr. Each command imports what it needs."""
 
 import os
 import signal
@@ -130,7 +130,7 @@ def check(*inputs: Inputs, list_flags: ListFlags = ListFlags()) -> int:
 
 @app.command
 def status(checkpoint: Path, *, json: bool = False) -> int:
-    """Show what a checkpoint says of its run, also while the run is under way.
+    """Show what a checkpoint knows of its run, also while the run is in progress.
 
     Parameters
     ----------
@@ -162,7 +162,7 @@ def results(
     checkpoint
         The run's checkpoint.
     outcome
-        Only the rows that came to this; by default all but the pending ones.
+        Only the rows that ended so; by default all but the pending ones.
     format
         JSON lines, or CSV with a header.
     """
@@ -197,7 +197,7 @@ def verify(
     checkpoint
         The run's checkpoint.
     sample
-        Ask only for so many instances, drawn at random.
+        Number of instances to ask for, drawn at random; by default all.
     account
         Account id; also from CLOUDFLARE_ACCOUNT_ID; by default the checkpoint's.
     format
@@ -228,7 +228,7 @@ def verify(
             else:
                 write_jsonl(findings, output.data())
             output.finish()
-        except output.ReaderGone:  # the exit code says all the same what was found
+        except output.ReaderGone:  # the exit code still says what was found
             return
 
     account_id, base_url = settings.get("account_id"), settings.get("base_url") or DEFAULT_BASE_URL
@@ -260,11 +260,11 @@ def emulate(
     workflow
         Names of the workflows that exist; by default every name does.
     rate
-        Instances a second that a workflow takes, as N/s, or unlimited.
+        Instances per second that a workflow accepts, as N/s, or unlimited.
     request_rate
-        Requests in five minutes that a token has, as N/5m, or unlimited.
+        Requests in five minutes that a token may send, as N/5m, or unlimited.
     max_queued
-        Instances that fit the queue; more are left out of the answer and not created.
+        Capacity of the queue; more instances are omitted from the answer and not created.
     faults
         Script of faults: a JSON list of rules.
     log
@@ -301,7 +301,7 @@ def emulate(
 
 
 def _print_last(text: str, code: int) -> int:
-    """Print a run's summary; returns the exit code. What the run has come to outweighs who could be told of it."""
+    """Print a run's summary; returns the exit code. If it can't be written, the run's code stands unless it is 0."""
     try:
         output.write_line(text)
     except output.ReaderGone:

@@ -1,4 +1,4 @@
-"""One run of the command, or one verification: signals, what is shown, what to do next, the exit code."""
+"""One run or verification of the command: signals, display, what to do next, the exit code."""
 
 import asyncio
 import os
@@ -32,7 +32,7 @@ __all__ = ["Session", "VerifySession", "emulated_service", "make_descriptors_las
 
 DESCRIPTORS_BESIDE_SOCKETS = 48
 LARGE_BYTES = 20_000_000
-"""A checkpoint of this size takes more than a second to be read."""
+"""Size of a checkpoint that takes more than a second to read, in bytes."""
 T = TypeVar("T")
 
 
@@ -127,7 +127,7 @@ class VerifySession:
     sample: int | None
 
     async def run(self, tell: Callable[[Verified, Iterable[Finding]], None], *, quiet: bool) -> int:
-        """Verify, tell what it has come to and what is amiss, and say what to do next; returns the exit code."""
+        """Verify, report the counts and the problems with *tell*, say what to do next; returns the exit code."""
         error: BulkwfError | None = None
         if not quiet and self.checkpoint.is_file() and self.checkpoint.stat().st_size > LARGE_BYTES:
             say("bulkwf: reading the checkpoint …")
@@ -170,7 +170,7 @@ class VerifySession:
 
 
 class Signals:
-    """The first signal drains, the second aborts; *then* is what the user is told at the first."""
+    """The first signal drains, the second aborts. *then* is the message after the first."""
 
     def __init__(self, drain: Callable[[], None], abort: Callable[[], None], then: str) -> None:
         self._drain = drain
@@ -197,7 +197,7 @@ def _token(file: Path | None) -> TokenSource:
 
 def _what_next(error: BulkwfError | None, received: signal.Signals | None) -> str:
     if isinstance(error, InputError | CheckpointError):
-        return "Once that is mended, continue with"
+        return "Fix this, then resume with"
     return f"stopped by {received.name}. To continue, run" if error is None and received else "To continue, run"
 
 
@@ -213,7 +213,7 @@ def _resume_command() -> str:
 
 
 async def until_signalled(work: Coroutine[Any, Any, T]) -> T | signal.Signals:
-    """Do *work* until it ends or a signal comes; its result, or the signal."""
+    """Run *work* until it ends or a signal arrives; returns its result or the signal."""
     task = asyncio.ensure_future(work)
     received: list[signal.Signals] = []
 
@@ -233,7 +233,7 @@ async def until_signalled(work: Coroutine[Any, Any, T]) -> T | signal.Signals:
 def emulated_service(
     rate: int | None, request_rate: int | None, max_queued: int | None = None, workflows: Iterable[str] = ()
 ) -> "Service":
-    """A service with the limits of a real one, at other rates."""
+    """A service with the limits of the real one, at these rates."""
     from bulkwf.emulator import Limits, Service  # noqa: PLC0415
 
     limits = Limits(
@@ -247,7 +247,7 @@ def emulated_service(
 
 
 def make_descriptors_last(concurrency: int, ends: int) -> None:
-    """Let the process open as many files as the run needs, if the system allows it; *ends*: sockets a request."""
+    """Raise the limit of open files to what the run needs, if the system allows it; *ends*: sockets per request."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = concurrency * ends + DESCRIPTORS_BESIDE_SOCKETS
     if soft == resource.RLIM_INFINITY or soft >= needed:
