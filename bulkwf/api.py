@@ -14,8 +14,8 @@ from typing import Self
 import anyio
 
 from bulkwf.batching import IdScheme
-from bulkwf.checkpoint import Checkpoint, Executor, RunHeader, inline, read_past
-from bulkwf.credentials import Token, TokenSource, account_from_environment, token_credential
+from bulkwf.checkpoint import Checkpoint, Executor, RunHeader, inline
+from bulkwf.credentials import Token, TokenSource, token_credential
 from bulkwf.engine import Engine
 from bulkwf.errors import BulkwfError
 from bulkwf.events import BatchBegun, BatchSettled, Event, Observer
@@ -23,6 +23,7 @@ from bulkwf.limiter import WindowLimiter
 from bulkwf.model import Clock, Result, Summary, Transport
 from bulkwf.options import Options, Target
 from bulkwf.progress import Progress
+from bulkwf.settings import Settings, arguments, environment
 from bulkwf.sources import Paths, Rows, Source, explain_change, identify_source, name_source, open_source
 from bulkwf.threads import starting_threads
 from bulkwf.uncancelled import uncancelled, until_done
@@ -41,8 +42,10 @@ async def submit_all(
     *,
     workflow: str,
     account_id: str | None = None,
+    base_url: str | None = None,
     api_token: Token | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
+    new: bool = False,
     options: Options | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     observers: Sequence[Observer] = (),
@@ -57,12 +60,15 @@ async def submit_all(
             something should be an async one. A generator belongs to the call: it is closed before the call returns,
             however the run ends, and an async one has 5 s for its cleanup. No other iterator is closed.
         workflow: Name of the workflow.
-        account_id: None takes `CLOUDFLARE_ACCOUNT_ID`.
+        account_id: Id of the account. None takes `CLOUDFLARE_ACCOUNT_ID`.
+        base_url: The API's address. None takes `CLOUDFLARE_API_BASE_URL` or `CLOUDFLARE_BASE_URL`, and if neither is
+            set, Cloudflare's own. https only, except on this machine's loopback.
         api_token: The token, or a function that gives it and is asked again, in a thread, when the service refuses
             it. None takes `CLOUDFLARE_API_TOKEN`, or `CLOUDFLARE_EMAIL` with `CLOUDFLARE_API_KEY`.
         checkpoint: The file that makes the run resumable. None keeps it in memory: a crash loses it, and every id is
             held there.
-        options: Everything else; see `Options`.
+        new: Move a finished checkpoint aside and start over.
+        options: How the run behaves; see `Options`.
         on_progress: Called with the counts after each batch of rows has become durable. Must not block; an exception
             in it is logged once, and does not end the run.
         observers: Called with each event of the run (`bulkwf.events`), under the same rules.
@@ -77,22 +83,24 @@ async def submit_all(
         InputError: The list can't be read to its end, or is not the checkpoint's.
         CheckpointError: The checkpoint is locked, damaged, of another run, or can't be written.
         SystemRefused: The operating system does not let the process start a thread.
-        TemporaryStop: The service is failing. Run the same thing later.
+        TemporaryStop: The service is failing. Run the same thing again later.
 
     Cancelled at any time, it leaves a checkpoint that resumes.
     """
+    token = token_credential(api_token)
+    del api_token  # error trackers keep the locals of every frame
     opening = open_run(
         rows,
-        workflow=workflow,
-        account_id=account_id,
-        token=token_credential(api_token),
+        target=_target(workflow, account_id, base_url),
+        token=token,
         checkpoint=checkpoint,
+        new=new,
         options=options or Options(),
         on_progress=on_progress,
         observers=observers,
         transport=transport,
     )
-    del rows, api_token  # error trackers keep the locals of every frame
+    del rows
     async with opening as run:
         return await run.finish()
 
@@ -103,8 +111,10 @@ async def submit_stream(
     *,
     workflow: str,
     account_id: str | None = None,
+    base_url: str | None = None,
     api_token: Token | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
+    new: bool = False,
     options: Options | None = None,
     observers: Sequence[Observer] = (),
     transport: Transport | None = None,
@@ -118,8 +128,11 @@ async def submit_stream(
     The results are those of this call: rows that an earlier one settled are in the checkpoint (`read_results`). They
     come batch by batch, in no fixed order, and a slow reader slows the run down. Leaving the block early drains the
     run: answers in flight are read, and the rest stays for the next call. The errors of `submit_all` are raised at the
-    end of the iteration; who leaves before it finds what the run had come to in `summary` alone.
+    end of the iteration. If the block is left earlier, they are not raised; `summary` says what is durable.
     """
+    token = token_credential(api_token)
+    del api_token  # error trackers keep the locals of every frame
+    target = _target(workflow, account_id, base_url)
     sender, receiver = anyio.create_memory_object_stream[Sequence[Result]](1)
 
     async def emit(settled: Sequence[Result]) -> None:
@@ -128,16 +141,16 @@ async def submit_stream(
 
     opening = open_run(
         rows,
-        workflow=workflow,
-        account_id=account_id,
-        token=token_credential(api_token),
+        target=target,
+        token=token,
         checkpoint=checkpoint,
+        new=new,
         options=options or Options(),
         emit=emit,
         observers=observers,
         transport=transport,
     )
-    del rows, api_token  # error trackers keep the locals of every frame
+    del rows
     async with sender, receiver, opening as run:
         results = Results(receiver)
         working = asyncio.ensure_future(results.watch(run, sender))
@@ -150,6 +163,11 @@ async def submit_stream(
             receiver.close()
             run.drain()
             await until_done(working, working.cancel)
+
+
+def _target(workflow: str, account_id: str | None, base_url: str | None) -> Target:
+    given = arguments(workflow=workflow, account_id=account_id, base_url=base_url)
+    return Settings(given, environment(os.environ)).target()
 
 
 class Results:
@@ -253,32 +271,35 @@ class Run:
 async def open_run(
     rows: Rows | Paths,
     *,
-    workflow: str,
-    account_id: str | None,
+    target: Target,
     token: TokenSource,
     checkpoint: str | os.PathLike[str] | None,
     options: Options,
+    new: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
     observers: Sequence[Observer] = (),
     emit: Emit | None = None,
-    transport: Transport | None = None,
     known_as: str | None = None,
+    transport: Transport | None = None,
+    limiter: WindowLimiter | None = None,
+    clock: Clock | None = None,
+    executor: Executor | None = None,
 ) -> AsyncIterator[Run]:
-    """Open everything that a run needs, in the order in which mistakes are cheapest to tell.
+    """Open everything that a run needs. What can be checked without touching a file comes first.
 
     Args beyond those of `submit_all`:
+        target: The workflow.
         token: Where the credential comes from.
-        emit: Given each batch of results once it is durable.
-        known_as: The checkpoint's name for the endpoint, where the base URL is another one each time.
+        emit: Called with each batch of results once it is durable.
+        known_as: The checkpoint's name for the endpoint, where the base URL changes with each session.
+        limiter: A new limiter for this run, which follows *clock*. None makes the target's own. It takes over what
+            earlier sessions have sent.
+        clock: Time and random numbers. None takes this machine's.
+        executor: Where the checkpoint opens, commits and closes. None starts a thread for it.
     """
     require_asyncio()
-    target = Target(
-        base_url=options.base_url,
-        account_id=account_from_environment() if account_id is None else account_id,
-        workflow=workflow,
-    )
     scheme = IdScheme(options.run_key or secrets.token_hex(RUN_KEY_BYTES), options.id_template)
-    clock = system_clock()
+    clock = clock or system_clock()
     async with AsyncExitStack() as parts:
         list_name, identity = name_source(rows), identify_source(rows)
         source = open_source(rows, first=options.first, rate=options.rate)
@@ -286,14 +307,14 @@ async def open_run(
         parts.push_async_callback(uncancelled, source.aclose)
         if transport is None:
             transport = open_transport(parts, target, token, options, clock)
-        known_as = known_as or target.base_url
-        file = await _open_checkpoint(
-            parts, target, scheme, (list_name, identity), checkpoint, options, known_as, clock
-        )
+        path = None if checkpoint is None else Path(checkpoint)
+        header = _header(target, known_as, scheme, (list_name, identity), options)
+        executor = executor or (inline if path is None else _writer_thread(parts))
+        file = await _open_checkpoint(parts, path, header, options, clock, executor, new)
         clock = clock.counted_by(file.boot)
-        limiter = open_limiter(target, options, clock)
+        limiter = limiter or open_limiter(target, options, clock)
+        restore(limiter, file.past, file.path, options, wall=clock.wall(), boot=file.boot)
         counts = file.counts()
-        _take_over(limiter, file, options, clock.wall())
         progress = Progress(clock.now(), counts, settled_before=counts.settled, reading=lambda: source.read_share)
         engine = Engine(
             target,
@@ -322,19 +343,12 @@ def _progress_observer(progress: Progress, on_progress: Callable[[Progress], Non
     return observe
 
 
-async def _open_checkpoint(
-    parts: AsyncExitStack,
-    target: Target,
-    scheme: IdScheme,
-    known_list: tuple[str, str],
-    checkpoint: str | os.PathLike[str] | None,
-    options: Options,
-    known_as: str,
-    clock: Clock,
-) -> Checkpoint:
+def _header(
+    target: Target, known_as: str | None, scheme: IdScheme, known_list: tuple[str, str], options: Options
+) -> RunHeader:
     rate, (list_name, identity) = options.rate, known_list
-    header = RunHeader(
-        base_url=known_as,
+    return RunHeader(
+        base_url=known_as or target.base_url,
         account_id=target.account_id,
         workflow=target.workflow,
         run_key=scheme.run_key,
@@ -344,8 +358,17 @@ async def _open_checkpoint(
         source=identity,
         limits=json.dumps({"instances_per_s": rate.instances_per_s, "requests_per_5m": rate.requests_per_5m}),
     )
-    path = None if checkpoint is None else Path(checkpoint)
-    executor = inline if path is None else _writer_thread(parts)
+
+
+async def _open_checkpoint(
+    parts: AsyncExitStack,
+    path: Path | None,
+    header: RunHeader,
+    options: Options,
+    clock: Clock,
+    executor: Executor,
+    new: bool,
+) -> Checkpoint:
     begin = partial(
         Checkpoint.open,
         path,
@@ -354,7 +377,7 @@ async def _open_checkpoint(
         boot=clock.boot(),
         executor=executor,
         any_run_key=options.run_key is None,
-        new=options.new,
+        new=new,
     )
     with starting_threads():
         opening: asyncio.Future[Checkpoint] = asyncio.ensure_future(executor(begin))
@@ -370,16 +393,7 @@ async def _close_opened(opening: asyncio.Future[Checkpoint]) -> None:
 
 
 def _writer_thread(parts: AsyncExitStack) -> Executor:
-    """A thread for the checkpoint alone: what it writes waits for the disk, and so may its opening."""
+    """A thread for the checkpoint alone: its commits and its opening wait for the disk."""
     pool = ThreadPoolExecutor(1, thread_name_prefix="bulkwf-checkpoint")
     parts.callback(pool.shutdown)
     return partial(asyncio.get_running_loop().run_in_executor, pool)
-
-
-def _take_over(limiter: WindowLimiter, checkpoint: Checkpoint, options: Options, wall: float) -> None:
-    """Let what earlier sessions have sent, and may have sent, count for this one; verifications' requests, too."""
-    since = wall - limiter.memory_s
-    past = checkpoint.past(since)
-    if checkpoint.path is not None:
-        past = past.joined(read_past(checkpoint.path, since, checkpoint.boot))
-    restore(limiter, past, options, wall)

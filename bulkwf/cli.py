@@ -1,4 +1,4 @@
-"""The commands. stdout carries data only; everything else goes to stderr. Each command imports what it needs."""
+"""The commands. stdout carries data only, everything else goes to stderr. Each command imports what it needs."""
 
 import os
 import signal
@@ -13,8 +13,21 @@ from cyclopts import App, CycloptsError, Parameter
 
 from bulkwf import messages, output, process
 from bulkwf.errors import BulkwfError, ConfigError, SystemRefused
-from bulkwf.flags import Inputs, ListFlags, RunFlags, ServiceFlags, default_checkpoint, input_paths, parse_rate
+from bulkwf.flags import (
+    Account,
+    Inputs,
+    ListFlags,
+    RequestRate,
+    RunFlags,
+    ServiceFlags,
+    TokenFile,
+    default_checkpoint,
+    flag_layer,
+    input_paths,
+)
 from bulkwf.model import RowOutcome
+from bulkwf.options import DEFAULT_BASE_URL
+from bulkwf.settings import Given, Settings, environment, parse_rate
 
 __all__ = ["app", "main"]
 
@@ -23,6 +36,9 @@ EXIT_SYSTEM = 4
 EXIT_BUG = 70
 SETTLE_S = 0.2
 """How long data waits until earlier messages are written: both may go to one terminal."""
+
+EMULATED = {"account_id": Given("emulated", "--emulate")}
+"""The layer that stands in the environment's place with --emulate."""
 
 app = App(
     name="bulkwf",
@@ -38,14 +54,16 @@ app = App(
 def run(
     *inputs: Inputs,
     workflow: Annotated[str, Parameter(name=["--workflow", "-w"])],
-    account: Annotated[str | None, Parameter(name=["--account", "-a"])] = None,
+    account: Account = None,
     checkpoint: Annotated[Path | None, Parameter(name=["--checkpoint", "-c"])] = None,
+    new: bool = False,
     emulate: bool = False,
     quiet: Annotated[bool, Parameter(name=["--quiet", "-q"])] = False,
     json: bool = False,
     list_flags: ListFlags = ListFlags(),
     run_flags: RunFlags = RunFlags(),
     service_flags: ServiceFlags = ServiceFlags(),
+    api_token_file: TokenFile = None,
 ) -> int:
     """Submit a list. The same command again continues where the run was cut off.
 
@@ -61,6 +79,8 @@ def run(
         Account id; also from CLOUDFLARE_ACCOUNT_ID.
     checkpoint
         File that makes the run resumable; INPUT.bulkwf by default.
+    new
+        Move a finished checkpoint aside and start over.
     emulate
         Submit to a service emulated in this process: no account, no network.
     quiet
@@ -71,10 +91,12 @@ def run(
     from bulkwf.session import Session, make_descriptors_last  # noqa: PLC0415
 
     paths = input_paths(inputs)
-    options = run_flags.options(list_flags, service_flags)
+    flags = flag_layer(list_flags, run_flags, service_flags, workflow=workflow, account=account)
+    settings = Settings(flags, EMULATED if emulate else environment(os.environ))
+    options, target = settings.options(), settings.target()
     file = checkpoint or default_checkpoint(paths, emulate=emulate)
     make_descriptors_last(options.rate.concurrency, ends=2 if emulate else 1)
-    session = Session(paths, workflow, account, file, options, service_flags.api_token_file, emulate=emulate)
+    session = Session(paths, target, file, options, api_token_file, emulate=emulate, new=new)
     summary = process.run(session.run(quiet=quiet))
     if json:
         name = os.fsencode(file).decode("utf-8", "replace")
@@ -97,7 +119,7 @@ def check(*inputs: Inputs, list_flags: ListFlags = ListFlags()) -> int:
     from bulkwf.session import until_signalled  # noqa: PLC0415
     from bulkwf.sources import open_source  # noqa: PLC0415
 
-    options = list_flags.options()
+    options = Settings(flag_layer(list_flags)).options()
     source = open_source(input_paths(inputs), first=options.first, rate=options.rate)
     scheme = IdScheme(options.run_key or "0", options.id_template)
     report = process.run(until_signalled(check_list(source, scheme, options)))
@@ -109,7 +131,7 @@ def check(*inputs: Inputs, list_flags: ListFlags = ListFlags()) -> int:
 
 @app.command
 def status(checkpoint: Path, *, json: bool = False) -> int:
-    """Show what a checkpoint says of its run, also while the run is under way.
+    """Show what a checkpoint knows of its run, also while the run is in progress.
 
     Parameters
     ----------
@@ -141,7 +163,7 @@ def results(
     checkpoint
         The run's checkpoint.
     outcome
-        Only the rows that came to this; by default all but the pending ones.
+        Only the rows that ended so; by default all but the pending ones.
     format
         JSON lines, or CSV with a header.
     """
@@ -158,12 +180,13 @@ def verify(
     checkpoint: Path,
     *,
     sample: int | None = None,
-    account: Annotated[str | None, Parameter(name=["--account", "-a"])] = None,
-    request_rate: str = "1000/5m",
+    account: Account = None,
+    request_rate: RequestRate = None,
     format: Literal["jsonl", "csv"] = "jsonl",  # noqa: A002
     quiet: Annotated[bool, Parameter(name=["--quiet", "-q"])] = False,
     json: bool = False,
     service_flags: ServiceFlags = ServiceFlags(),
+    api_token_file: TokenFile = None,
 ) -> int:
     """Ask the service whether the instances of a run are really there, and print those that are missing or errored.
 
@@ -175,11 +198,9 @@ def verify(
     checkpoint
         The run's checkpoint.
     sample
-        Ask only for so many instances, drawn at random.
+        Number of instances to ask for, drawn at random; by default all.
     account
         Account id; also from CLOUDFLARE_ACCOUNT_ID; by default the checkpoint's.
-    request_rate
-        Requests in five minutes, as N/5m, or unlimited. The service allows 1200 a token.
     format
         JSON lines, or CSV with a header.
     quiet
@@ -195,7 +216,8 @@ def verify(
     if sample is not None and sample < 1:
         raise ConfigError(f"--sample must be a whole number over 0, not {sample}.")
     sample = None if sample is None else min(sample, sys.maxsize)
-    options = service_flags.options(request_rate)
+    settings = Settings(flag_layer(service_flags, account=account, request_rate=request_rate), environment(os.environ))
+    options = settings.options()
     make_descriptors_last(options.rate.concurrency, ends=1)
 
     def tell(verified: Verified, findings: Iterable[Finding]) -> None:
@@ -208,12 +230,13 @@ def verify(
             else:
                 write_jsonl(findings, output.data())
             output.finish()
-        except output.ReaderGone:  # the exit code says all the same what was found
+        except output.ReaderGone:  # the exit code still says what was found
             return
 
-    account = account or os.environ.get("CLOUDFLARE_ACCOUNT_ID", "").strip() or None
-    session = VerifySession(checkpoint, account, options, service_flags.api_token_file, sample)
-    return process.run(session.run(tell, quiet=quiet))
+    account_id, base_url = settings.get("account_id"), settings.get("base_url") or DEFAULT_BASE_URL
+    session = VerifySession(checkpoint, account_id, base_url, options, api_token_file, sample)
+    with settings.naming_origins():
+        return process.run(session.run(tell, quiet=quiet))
 
 
 @app.command
@@ -239,11 +262,11 @@ def emulate(
     workflow
         Names of the workflows that exist; by default every name does.
     rate
-        Instances a second that a workflow takes, as N/s, or unlimited.
+        Instances per second that a workflow accepts, as N/s, or unlimited.
     request_rate
-        Requests in five minutes that a token has, as N/5m, or unlimited.
+        Requests in five minutes that a token may send, as N/5m, or unlimited.
     max_queued
-        Instances that fit the queue; more are left out of the answer and not created.
+        Capacity of the queue; more instances are omitted from the answer and not created.
     faults
         Script of faults: a JSON list of rules.
     log
@@ -280,7 +303,7 @@ def emulate(
 
 
 def _print_last(text: str, code: int) -> int:
-    """Print a run's summary; returns the exit code. What the run has come to outweighs who could be told of it."""
+    """Print a run's summary; returns the exit code. If it can't be written, the run's code stands unless it is 0."""
     messages.wait_written(SETTLE_S)
     try:
         output.write_line(text)

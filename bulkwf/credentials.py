@@ -1,4 +1,4 @@
-"""Who we are to the service: where the credential comes from, and the next one when it is refused."""
+"""The credential: where it comes from, and how the next one is read when the service refuses it."""
 
 import logging
 import os
@@ -13,7 +13,6 @@ __all__ = [
     "Credentials",
     "Token",
     "TokenSource",
-    "account_from_environment",
     "check_secret",
     "environment_credential",
     "file_credential",
@@ -23,16 +22,16 @@ __all__ = [
 log = logging.getLogger("bulkwf")
 
 SHORTEST_SECRET = 16
-"""What is shorter can't be told from ordinary text, and is no credential of the service."""
+"""Shorter values are not redacted: they would match ordinary text, and no real token is so short."""
 
 LATEST_SECRETS = 8
-"""Answers to requests that were sent with an earlier credential may still come."""
+"""Number of credentials that are redacted: answers to requests with an earlier one may still arrive."""
 
 Token = str | Callable[[], str]
 
 
 class TokenSource(Protocol):
-    """Where the credential comes from. Asked once at the start, and again each time the service refuses it."""
+    """Gives the credential. Called once at the start, and again each time the service refuses it."""
 
     def __call__(self) -> Mapping[str, str]:
         """The headers that carry the credential.
@@ -74,7 +73,7 @@ class Credentials:
         self._secrets.extend(secret for secret in secrets if len(secret) >= SHORTEST_SECRET)
 
     def hide(self, text: bytes) -> bytes:
-        """*text* without the credential, or one before it, in case the other end repeats what it was sent."""
+        """*text* without the latest credentials, in case the service repeats what it was sent."""
         for secret in self._secrets:
             text = text.replace(secret, b"***")
         return text
@@ -135,7 +134,7 @@ def environment_credential() -> Mapping[str, str]:
 
 
 def file_credential(path: Path) -> TokenSource:
-    """The source of a token kept in a file, which is read each time it is asked."""
+    """The source of a token kept in a file, which is read again each time."""
 
     def read() -> Mapping[str, str]:
         try:
@@ -145,15 +144,3 @@ def file_credential(path: Path) -> TokenSource:
             raise ConfigError(f"--api-token-file {path}: the token can't be read: {reason}.") from None
 
     return read
-
-
-def account_from_environment() -> str:
-    """The account id of the environment.
-
-    Raises:
-        ConfigError: There is none.
-    """
-    account_id = os.environ.get("CLOUDFLARE_ACCOUNT_ID", "").strip()
-    if not account_id:
-        raise ConfigError("no account id is given. Pass it, or set CLOUDFLARE_ACCOUNT_ID.")
-    return account_id

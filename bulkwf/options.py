@@ -1,8 +1,9 @@
-"""Every knob of a run: its unit, its default and its bounds."""
+"""The settings of a run: the unit, default and bounds of each. No default stands anywhere else."""
 
 import re
 from dataclasses import dataclass, field, fields
 from math import inf
+from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -18,6 +19,7 @@ __all__ = [
     "Options",
     "RateLimits",
     "RetryPolicy",
+    "SettingError",
     "Target",
     "is_run_key",
     "is_target_name",
@@ -26,85 +28,95 @@ __all__ = [
 
 DEFAULT_BASE_URL = "https://api.cloudflare.com/client/v4"
 REHEARSAL = "emulator"
-"""What the checkpoint of a run with --emulate has for a base URL: its real one is another each time."""
+"""Stands for the base URL in the checkpoint of a run with --emulate: the emulator's address changes with each run."""
 ID_PATTERN = "[A-Za-z0-9_][A-Za-z0-9_-]"
 """The first two characters that names and ids may have; bound the second one by `{0,99}` or the like."""
 
 SERVICE_BATCH_LIMIT = 100
-"""Instances that the service takes in one batch-create request."""
+"""Instances that the service accepts in one batch-create request."""
 INSTANCE_PERIOD_S = 1.0
-"""The service's window for instances, and what `RateLimits.instances_per_s` counts in."""
+"""Length of the service's window for instances, in seconds: the period of `RateLimits.instances_per_s`."""
 REQUEST_PERIOD_S = 300.0
-"""The service's window for requests, and what `RateLimits.requests_per_5m` counts in."""
+"""Length of the service's window for requests, in seconds: the period of `RateLimits.requests_per_5m`."""
 LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 
-_TARGET_NAME = re.compile(ID_PATTERN + "{0,63}", re.ASCII)
-_RUN_KEY = re.compile(ID_PATTERN + "{0,63}", re.ASCII)
+NAME_RULE = "1 to 64 of the characters A-Z a-z 0-9 _ - (the first is no -)"
+_NAME = re.compile(ID_PATTERN + "{0,63}", re.ASCII)
 
 
 def is_run_key(text: str) -> bool:
     """Whether generated ids may begin with *text*."""
-    return _RUN_KEY.fullmatch(text) is not None
+    return _NAME.fullmatch(text) is not None
 
 
 def is_target_name(text: str) -> bool:
     """Whether *text* may name an account or a workflow."""
-    return _TARGET_NAME.fullmatch(text) is not None
+    return _NAME.fullmatch(text) is not None
+
+
+class SettingError(ConfigError):
+    """A setting's value is malformed or out of bounds.
+
+    Attributes:
+        setting: Name of the field. The message begins with it.
+        problem: The rest of the message: what is wrong with the value, and what would be right.
+    """
+
+    def __init__(self, message: str, *, setting: str = "", problem: str = "") -> None:  # pickle gives the message alone
+        super().__init__(message)
+        self.setting = setting
+        self.problem = problem
+
+    @classmethod
+    def of(cls, setting: str, problem: str) -> "SettingError":
+        """The error of a field's value."""
+        return cls(f"{setting} {problem}", setting=setting, problem=problem)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchLimits:
-    """How rows are grouped.
-
-    Attributes:
-        instances: At most so many instances a request, fewer where those fill the rate better; the service takes 100.
-        rows: At most so many rows a batch, counting blank and invalid ones.
-        bytes: At most so many bytes a request, unless one row alone is larger. 1 MiB is the documented limit of the
-            binding; the REST endpoint's is not documented.
-        linger_s: A batch that a slow source leaves partly filled is sent after so many seconds.
-    """
+    """How rows are grouped into batches; each batch is one request."""
 
     instances: int = SERVICE_BATCH_LIMIT
+    """Maximum number of instances per request, 1 to 100. Batches are smaller where that uses the rate better."""
     rows: int = 1_000
+    """Maximum number of rows per batch, blank and invalid rows included. At least `instances`."""
     bytes: int = 1_048_576
+    """Maximum size of a request's body, in bytes; at least 1024. A single row that is larger is sent alone.
+
+    1 MiB is the documented limit of the service's binding; that of its REST endpoint is not documented.
+    """
     linger_s: float = 0.5
+    """Longest time that a partly filled batch waits for more rows from a slow source, in seconds."""
 
     def __post_init__(self) -> None:
-        _require(1 <= self.instances <= SERVICE_BATCH_LIMIT, "batch size", "1 to 100", self.instances)
-        _require(self.rows >= self.instances, "rows a batch", f"at least {self.instances}", self.rows)
-        _require(self.bytes >= 1_024, "bytes a batch", "at least 1024", self.bytes)
-        _require(self.linger_s >= 0, "linger", "at least 0 s", self.linger_s)
+        _require("instances", 1 <= self.instances <= SERVICE_BATCH_LIMIT, "1 to 100", self.instances)
+        _require("rows", self.rows >= self.instances, f"at least {self.instances}", self.rows)
+        _require("bytes", self.bytes >= 1_024, "at least 1024", self.bytes)
+        _require("linger_s", self.linger_s >= 0, "at least 0 s", self.linger_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RateLimits:
-    """What may be sent, counted in sliding windows.
-
-    Attributes:
-        instances_per_s: Instances in any second; None is no limit. The service allows 100 a workflow, 300 an account.
-        requests_per_5m: Requests in any five minutes; None is no limit. The service allows 1,200 a token, and blocks
-            every call of that token for five minutes when it is overrun: the default leaves room for other tools.
-        concurrency: Requests on the wire at one time.
-    """
+    """What may be sent, counted in sliding windows."""
 
     instances_per_s: int | None = 100
+    """Maximum number of instances in any second; None is no limit. The service allows 100 per workflow and 300 per
+    account."""
     requests_per_5m: int | None = 1_000
+    """Maximum number of requests in any five minutes; None is no limit.
+
+    The service allows 1,200 per token. Beyond that it blocks every call of the token for five minutes: the default
+    leaves room for other tools that use the token.
+    """
     concurrency: int = 16
+    """Maximum number of requests in flight at a time, 1 to 1000."""
 
     def __post_init__(self) -> None:
-        _require(
-            self.instances_per_s is None or self.instances_per_s >= 1,
-            "rate",
-            "at least 1/s",
-            self.instances_per_s,
-        )
-        _require(
-            self.requests_per_5m is None or self.requests_per_5m >= 1,
-            "request rate",
-            "at least 1/5m",
-            self.requests_per_5m,
-        )
-        _require(1 <= self.concurrency <= 1_000, "concurrency", "1 to 1000", self.concurrency)
+        rate, quota = self.instances_per_s, self.requests_per_5m
+        _require("instances_per_s", rate is None or rate >= 1, "at least 1", rate)
+        _require("requests_per_5m", quota is None or quota >= 1, "at least 1", quota)
+        _require("concurrency", 1 <= self.concurrency <= 1_000, "1 to 1000", self.concurrency)
 
     def even_share(self, rows: int) -> int:
         """How many of *rows*, all that fit into a request, make batches that use the rates well.
@@ -126,86 +138,75 @@ class RateLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """How long bulkwf waits for a service that is ill. A row is never given up because of it.
-
-    Attributes:
-        base_s: The n-th wait in a row is drawn from 0 to `base_s` · 2ⁿ seconds (full jitter) …
-        max_wait_s: … but never from more than so many.
-        max_outage_s: After so many seconds of failure with nothing settled the run ends with `TemporaryStop`.
-    """
+    """How retries are spaced while the service is failing. No row is given up because the service fails."""
 
     base_s: float = 0.5
+    """Base of the backoff, in seconds: retry n of a batch, n from 0, waits for a time drawn evenly from
+    0 to min(`max_wait_s`, `base_s` · 2ⁿ)."""
     max_wait_s: float = 60.0
+    """Upper bound of the backoff, in seconds. At least `base_s`."""
     max_outage_s: float = 1_800.0
+    """Longest outage, in seconds: if nothing is settled for longer while requests fail, or if the service orders a
+    longer pause, the run ends with `TemporaryStop`."""
 
     def __post_init__(self) -> None:
-        _require(self.base_s > 0, "backoff", "more than 0 s", self.base_s)
-        _require(self.max_wait_s >= self.base_s, "longest backoff", f"at least {self.base_s} s", self.max_wait_s)
-        _require(self.max_outage_s >= 0, "longest outage", "at least 0 s", self.max_outage_s)
+        _require("base_s", self.base_s > 0, "more than 0 s", self.base_s)
+        _require("max_wait_s", self.max_wait_s >= self.base_s, f"at least {self.base_s} s", self.max_wait_s)
+        _require("max_outage_s", self.max_outage_s >= 0, "at least 0 s", self.max_outage_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """Everything about a run that is not its rows, its target or its credentials.
+    """How a run behaves: everything but its rows, its target, its credential and its checkpoint."""
 
-    Attributes:
-        base_url: The API's address. https only, except on this machine's loopback.
-        batch: How rows are grouped.
-        rate: What may be sent.
-        retry: How long to wait for an ill service.
-        row_shape: `instance`: a row is an object with the API's own keys. `params`: a row is the params.
-        id_template: Makes an id for a row that has none, from its params: `"order-{order_id}"`.
-        run_key: What generated ids begin with; None draws one, and keeps it in the checkpoint.
-        max_rejects: The run stops when more rows than this are rejected. None: 100 and 1 % of the rows so far.
-        reject_omitted: Reject the last row, or two, of a list that the service keeps leaving out of its answers without
-            a reason. Otherwise the run waits, and ends with `TemporaryStop` after `max_outage_s`.
-        confirm_existing: Ask the service before an id that it left out of its answer is called `existed`.
-        in_doubt: What to do with rows that may have been sent so long ago that the service may have forgotten their
-            ids: `stop`, or `resend` and risk that they run twice.
-        fail_on_existed: Let rows that existed before the run make the exit code 1.
-        new: Move a finished checkpoint aside and start over.
-        first: Read only so many rows of the list.
-        timeout_s: The longest a request may take.
-        drain_timeout_s: The longest to wait for answers once the run is told to stop.
-        proxy: URL of an HTTP proxy. Proxies named in the environment are not used.
-        ca_file: PEM file of the certificate authorities to trust instead of the system's.
-    """
-
-    base_url: str = DEFAULT_BASE_URL
     batch: BatchLimits = field(default_factory=BatchLimits)
+    """How rows are grouped into requests."""
     rate: RateLimits = field(default_factory=RateLimits)
+    """How much may be sent in which time, and how many requests at a time."""
     retry: RetryPolicy = field(default_factory=RetryPolicy)
+    """How retries are spaced, and how long an outage may last."""
     row_shape: Literal["instance", "params"] = "instance"
+    """What a row is: `instance`, an object with the API's own keys (`instance_id`, `params`, ...), or `params`, the
+    params alone."""
     id_template: str | None = None
+    """Makes the id of a row that has none, from fields of its params: `"order-{order_id}"`. None: ids are generated
+    from the run key, the row's number and its content."""
     run_key: str | None = None
+    """What generated ids begin with, 1 to 64 characters. None: one is drawn, and kept in the checkpoint."""
     max_rejects: int | None = None
+    """Maximum number of rejected rows: one more ends the run with `ServiceRefused`. None: 100 and 1 % of the rows read
+    so far."""
     reject_omitted: bool = False
+    """Whether the last one or two rows of a list are rejected when the service keeps omitting them from its answers
+    without an error. False: the run waits for them, and ends with `TemporaryStop` after `max_outage_s`."""
     confirm_existing: bool = True
+    """Whether an id that the service omits from its answer is looked up before its row is called `existed`."""
     in_doubt: Literal["stop", "resend"] = "stop"
+    """What to do with rows in doubt whose ids the service may have forgotten since: `stop` ends the run, `resend`
+    sends them again and risks that they run twice."""
     fail_on_existed: bool = False
-    new: bool = False
+    """Whether rows that existed before the run make the exit code 1."""
     first: int | None = None
+    """Number of rows of the list to read, from its beginning. None: all of them."""
     timeout_s: float = 60.0
+    """Maximum duration of one request, from its start to the last byte of the answer, in seconds."""
     drain_timeout_s: float = 20.0
-    proxy: str | None = None
-    ca_file: str | None = None
+    """Longest time that a run waits for answers in flight once it drains, in seconds."""
+    proxy: str | None = field(default=None, repr=False)  # it may hold a password
+    """URL of an HTTP proxy. None: no proxy, whatever the environment says (HTTPS_PROXY is not used)."""
+    ca_file: str | Path | None = None
+    """Path of a PEM file with the certificate authorities to trust instead of the system's."""
 
     def __post_init__(self) -> None:
-        _require(self.row_shape in ("instance", "params"), "row shape", "instance or params", self.row_shape)
-        _require(self.in_doubt in ("stop", "resend"), "in-doubt", "stop or resend", self.in_doubt)
-        _require(self.max_rejects is None or self.max_rejects >= 0, "max-rejects", "at least 0", self.max_rejects)
-        _require(self.first is None or self.first >= 0, "first", "at least 0 rows", self.first)
-        _require(self.timeout_s > 0, "timeout", "more than 0 s", self.timeout_s)
-        _require(self.drain_timeout_s >= 0, "drain timeout", "at least 0 s", self.drain_timeout_s)
+        _require("row_shape", self.row_shape in ("instance", "params"), "instance or params", self.row_shape)
+        _require("in_doubt", self.in_doubt in ("stop", "resend"), "stop or resend", self.in_doubt)
+        _require("max_rejects", self.max_rejects is None or self.max_rejects >= 0, "at least 0", self.max_rejects)
+        _require("first", self.first is None or self.first >= 0, "at least 0", self.first)
+        _require("timeout_s", self.timeout_s > 0, "more than 0 s", self.timeout_s)
+        _require("drain_timeout_s", self.drain_timeout_s >= 0, "at least 0 s", self.drain_timeout_s)
+        _require("run_key", self.run_key is None or is_run_key(self.run_key), NAME_RULE, self.run_key)
         if self.proxy is not None:
             _check_proxy(self.proxy)
-        if self.run_key is not None:
-            _require(
-                is_run_key(self.run_key),
-                "run key",
-                "1 to 64 of the characters A-Z a-z 0-9 _ -, not starting with -",
-                self.run_key,
-            )
 
     def __repr__(self) -> str:
         """All settings, without the user name and password that the proxy's URL may hold."""
@@ -222,16 +223,18 @@ class Options:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """The workflow that instances are started of: one line of limits belongs to one target."""
+    """The workflow whose instances are created, and the API that creates them. Each target has limits of its own."""
 
-    base_url: str
     account_id: str
+    """Id of the account."""
     workflow: str
+    """Name of the workflow."""
+    base_url: str = DEFAULT_BASE_URL
+    """The API's address, without a slash at its end. https only, except on this machine's loopback."""
 
     def __post_init__(self) -> None:
-        rule = "1 to 64 of the characters A-Z a-z 0-9 _ -, not starting with -"
-        _require(is_target_name(self.workflow), "workflow name", rule, self.workflow)
-        _require(is_target_name(self.account_id), "account id", rule, self.account_id)
+        _require("workflow", is_target_name(self.workflow), NAME_RULE, self.workflow)
+        _require("account_id", is_target_name(self.account_id), NAME_RULE, self.account_id)
         object.__setattr__(self, "base_url", self.base_url.rstrip("/"))
         _check_base_url(self.base_url)
 
@@ -252,13 +255,13 @@ def without_password(proxy: str) -> str:
 
 
 def _check_proxy(url: str) -> None:
-    # Never quoted: the address of a proxy may hold a password.
     try:
         parts = urlsplit(url)
         good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         good = False
-    _require(good and url.isprintable() and " " not in url, "proxy", "like http://proxy.example:8080", "what was given")
+    if not (good and url.isprintable() and " " not in url):  # never quoted: it may hold a password
+        raise SettingError.of("proxy", "must be like http://proxy.example:8080. What was given is not shown here.")
 
 
 def _check_base_url(url: str) -> None:
@@ -267,19 +270,21 @@ def _check_base_url(url: str) -> None:
         host = parts.hostname
         _ = parts.port
     except ValueError as error:
-        raise ConfigError(f"base URL {url!r} can't be read: {error}. Give one like {DEFAULT_BASE_URL}.") from None
+        problem = f"{url!r} can't be read: {error}. Give a URL like {DEFAULT_BASE_URL}."
+        raise SettingError.of("base_url", problem) from None
     if parts.username is not None or parts.password is not None:
-        raise ConfigError("base URL holds a user name or password; give the address alone.")
-    # `urlsplit` drops newlines and tabs without a word; what it checked would not be what is called.
+        raise SettingError.of("base_url", "holds a user name or password. Give the address alone.")
+    # `urlsplit` silently drops newlines and tabs: the URL that was checked would not be the one that is called.
     plain = url.isprintable() and " " not in url and not parts.query and not parts.fragment
-    _require(bool(host) and plain, "base URL", f"like {DEFAULT_BASE_URL}", url)
+    _require("base_url", bool(host) and plain, f"like {DEFAULT_BASE_URL}", url)
     if parts.scheme != "https" and not (parts.scheme == "http" and host in LOOPBACK_HOSTS):
-        raise ConfigError(
-            f"base URL {url!r} would send the token and the rows unencrypted; use https "
-            "(http is accepted for localhost, 127.0.0.1 and [::1] only)."
+        raise SettingError.of(
+            "base_url",
+            f"{url!r} would send the token and the rows unencrypted. Use https "
+            "(http is accepted for localhost, 127.0.0.1 and [::1] only).",
         )
 
 
-def _require(condition: bool, name: str, rule: str, value: object) -> None:
-    if not condition:
-        raise ConfigError(f"{name} must be {rule}, not {value!r}.")
+def _require(setting: str, good: bool, rule: str, value: object) -> None:
+    if not good:
+        raise SettingError.of(setting, f"must be {rule}, not {value!r}.")

@@ -1,4 +1,4 @@
-"""One run of the command, or one verification: signals, what is shown, what to do next, the exit code."""
+"""One run or verification of the command: signals, display, what to do next, the exit code."""
 
 import asyncio
 import os
@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import anyio
 
@@ -29,7 +29,7 @@ from bulkwf.credentials import TokenSource, environment_credential, file_credent
 from bulkwf.errors import BulkwfError, CheckpointError, ConfigError, InputError, SystemRefused
 from bulkwf.messages import say
 from bulkwf.model import Finding, Summary
-from bulkwf.options import REHEARSAL, Options
+from bulkwf.options import REHEARSAL, Options, Target
 from bulkwf.process import caught_signals
 from bulkwf.verification import Verified, open_verification
 
@@ -38,10 +38,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Session", "VerifySession", "emulated_service", "make_descriptors_last", "until_signalled"]
 
-EMULATED_ACCOUNT = "emulated"
 DESCRIPTORS_BESIDE_SOCKETS = 48
 LARGE_BYTES = 20_000_000
-"""A checkpoint of this size takes more than a second to be read."""
+"""Size of a checkpoint that takes more than a second to read, in bytes."""
 T = TypeVar("T")
 
 
@@ -50,19 +49,29 @@ class Session:
     """One run of the command: from the open checkpoint to the exit code."""
 
     paths: list[str]
-    workflow: str
-    account: str | None
+    target: Target
     checkpoint: Path
     options: Options
     token_file: Path | None
     emulate: bool
+    new: bool
 
     async def run(self, *, quiet: bool) -> Summary:
         """Run, show, and say what to do next; the summary holds the exit code."""
         error: BulkwfError | None = None
         async with AsyncExitStack() as stack:
             endpoint = await stack.enter_async_context(self._endpoint())
-            opened = await stack.enter_async_context(open_run(self.paths, checkpoint=self.checkpoint, **endpoint))
+            opened = await stack.enter_async_context(
+                open_run(
+                    self.paths,
+                    target=endpoint.target,
+                    token=endpoint.token,
+                    checkpoint=self.checkpoint,
+                    new=self.new,
+                    options=endpoint.options,
+                    known_as=endpoint.known_as,
+                )
+            )
             then = "the answers in flight are still read; a second signal stops at once"
             signals = Signals(opened.drain, opened.abort, then)
             stack.enter_context(signals.caught())
@@ -77,28 +86,35 @@ class Session:
         return summary if error is None else replace(summary, exit_code=error.exit_code)
 
     @asynccontextmanager
-    async def _endpoint(self) -> AsyncIterator[dict[str, Any]]:
-        """Where to: the service, or one emulated in this process."""
+    async def _endpoint(self) -> "AsyncIterator[_Endpoint]":
+        """The service, or one that is emulated in this process for as long as the block lasts."""
         if not self.emulate:
-            yield {
-                "workflow": self.workflow,
-                "account_id": self.account,
-                "token": _token(self.token_file),
-                "options": self.options,
-            }
+            yield _Endpoint(self.target, _token(self.token_file), self.options)
             return
         from bulkwf.emulator import emulate as serve_here  # noqa: PLC0415 - a server, which a real run has no use for
 
         rate = self.options.rate
         service = emulated_service(rate.instances_per_s, rate.requests_per_5m and max(1_200, rate.requests_per_5m))
         async with serve_here(service) as emulator:
-            yield {
-                "workflow": self.workflow,
-                "account_id": self.account or EMULATED_ACCOUNT,
-                "token": lambda: {"Authorization": "Bearer emulated"},
-                "options": replace(self.options, base_url=emulator.base_url, proxy=None),
-                "known_as": REHEARSAL,
-            }
+            target = replace(self.target, base_url=emulator.base_url)
+            options = replace(self.options, proxy=None)
+            yield _Endpoint(target, lambda: {"Authorization": "Bearer emulated"}, options, known_as=REHEARSAL)
+
+
+class _Endpoint(NamedTuple):
+    """Where a run's requests go, and how.
+
+    Attributes:
+        target: The workflow.
+        token: Where the credential comes from.
+        options: The run's.
+        known_as: See `open_run`.
+    """
+
+    target: Target
+    token: TokenSource
+    options: Options
+    known_as: str | None = None
 
 
 @dataclass(frozen=True)
@@ -106,13 +122,14 @@ class VerifySession:
     """One verification: from the checkpoint to the exit code."""
 
     checkpoint: Path
-    account: str | None
+    account_id: str | None
+    base_url: str
     options: Options
     token_file: Path | None
     sample: int | None
 
     async def run(self, tell: Callable[[Verified, Iterable[Finding]], None], *, quiet: bool) -> int:
-        """Verify, tell what it has come to and what is amiss, and say what to do next; returns the exit code."""
+        """Verify, report the counts and the problems with *tell*, say what to do next; returns the exit code."""
         error: BulkwfError | None = None
         if not quiet and self.checkpoint.is_file() and self.checkpoint.stat().st_size > LARGE_BYTES:
             say("bulkwf: reading the checkpoint …")
@@ -120,7 +137,12 @@ class VerifySession:
         async with AsyncExitStack() as stack:
             verification = await stack.enter_async_context(
                 open_verification(
-                    self.checkpoint, account_id=self.account, token=token, options=self.options, sample=self.sample
+                    self.checkpoint,
+                    account_id=self.account_id,
+                    base_url=self.base_url,
+                    token=token,
+                    options=self.options,
+                    sample=self.sample,
                 )
             )
             findings = verification.findings
@@ -146,7 +168,7 @@ class VerifySession:
 
 
 class Signals:
-    """The first signal drains, the second aborts; *then* is what the user is told at the first."""
+    """The first signal drains, the second aborts. *then* is the message after the first."""
 
     def __init__(self, drain: Callable[[int], None], abort: Callable[[], None], then: str) -> None:
         self._drain = drain
@@ -197,7 +219,7 @@ def _resume_command() -> str:
 
 
 async def until_signalled(work: Coroutine[Any, Any, T]) -> T | signal.Signals:
-    """Do *work* until it ends or a signal comes; its result, or the signal."""
+    """Run *work* until it ends or a signal arrives; returns its result or the signal."""
     task = asyncio.ensure_future(work)
     received: list[signal.Signals] = []
 
@@ -217,7 +239,7 @@ async def until_signalled(work: Coroutine[Any, Any, T]) -> T | signal.Signals:
 def emulated_service(
     rate: int | None, request_rate: int | None, max_queued: int | None = None, workflows: Iterable[str] = ()
 ) -> "Service":
-    """A service with the limits of a real one, at other rates."""
+    """A service with the limits of the real one, at these rates."""
     from bulkwf.emulator import Limits, Service  # noqa: PLC0415
 
     limits = Limits(
@@ -231,7 +253,7 @@ def emulated_service(
 
 
 def make_descriptors_last(concurrency: int, ends: int) -> None:
-    """Let the process open as many files as the run needs, if the system allows it; *ends*: sockets a request."""
+    """Raise the limit of open files to what the run needs, if the system allows it; *ends*: sockets per request."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = concurrency * ends + DESCRIPTORS_BESIDE_SOCKETS
     if soft == resource.RLIM_INFINITY or soft >= needed:

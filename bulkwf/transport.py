@@ -18,6 +18,7 @@ import ssl
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
+from pathlib import Path
 from urllib.parse import urlencode
 
 import aiohttp
@@ -323,7 +324,7 @@ def _fault(error: Exception, elapsed_s: float, proxy: str | None) -> Fault:
     return Fault(kind=kind, message=message, elapsed_s=elapsed_s)
 
 
-def _tls_context(ca_file: str | None) -> ssl.SSLContext:
+def _tls_context(ca_file: str | Path | None) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=ca_file)
     except (OSError, ssl.SSLError) as error:

@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from itertools import islice
 from math import inf
 from pathlib import Path
@@ -24,7 +25,7 @@ from pathlib import Path
 import anyio
 
 from bulkwf.batch_state import BatchState
-from bulkwf.checkpoint import Findings, Scope, read_boot, read_past, read_run_past, read_status
+from bulkwf.checkpoint import Findings, Scope, read_boot, read_run_past, read_status
 from bulkwf.client import OutageTracker, ServiceClient
 from bulkwf.credentials import TokenSource
 from bulkwf.errors import BulkwfError, ServiceRefused, exit_code
@@ -411,18 +412,32 @@ def _iso(unix_s: float) -> str:
 
 @asynccontextmanager
 async def open_verification(
-    checkpoint: Path, *, account_id: str | None, token: TokenSource, options: Options, sample: int | None
+    checkpoint: Path,
+    *,
+    account_id: str | None,
+    base_url: str,
+    token: TokenSource,
+    options: Options,
+    sample: int | None,
 ) -> AsyncIterator[Verification]:
     """Open everything that a verification of *checkpoint* needs.
 
-    The token goes where the options say, never where a file says: the checkpoint must be of the same endpoint.
+    The token is sent to *base_url*, never to an address that a file names: the checkpoint must be of the same endpoint.
+
+    Args:
+        checkpoint: The run's file.
+        account_id: Id of the account; None is the checkpoint's.
+        base_url: The API's address.
+        token: Where the credential comes from.
+        options: Time-outs, retries and limits of the requests.
+        sample: How many instances to ask for, drawn at random; None is all.
 
     Raises:
         ServiceRefused: The checkpoint is of another endpoint or account.
     """
     require_asyncio()
     scope = Scope(checkpoint, read_status(checkpoint), sample)
-    target = _target(scope, account_id, options)
+    target = _target(scope, account_id, base_url)
     clock = system_clock()
     async with AsyncExitStack() as parts:
         transport = open_transport(parts, target, token, options, clock)
@@ -431,11 +446,8 @@ async def open_verification(
         limiter = open_limiter(target, options, clock)
         run_shift_s = clock.boot().shift_s(read_boot(checkpoint))
         clock = clock.counted_by(findings.boot)
-        wall = clock.wall()
-        since = wall - limiter.memory_s
-        past = read_run_past(checkpoint, since, findings.boot).joined(read_past(checkpoint, since, findings.boot))
-        restore(limiter, past, options, wall)
-
+        run_past = partial(read_run_past, checkpoint, boot=findings.boot)
+        restore(limiter, run_past, checkpoint, options, wall=clock.wall(), boot=findings.boot)
         journal = VerificationJournal(findings, clock.wall)
         client = ServiceClient(
             transport=transport,
@@ -459,8 +471,8 @@ async def open_verification(
         )
 
 
-def _target(scope: Scope, account_id: str | None, options: Options) -> Target:
-    """Where the checkpoint's instances are, if that is where the caller means to ask."""
+def _target(scope: Scope, account_id: str | None, base_url: str) -> Target:
+    """The workflow that the checkpoint belongs to, if the caller means the same endpoint and account."""
     header = scope.status.header
     if header.base_url == REHEARSAL:
         raise ServiceRefused(
@@ -468,7 +480,7 @@ def _target(scope: Scope, account_id: str | None, options: Options) -> Target:
             "with the run: there is nothing left to ask."
         )
     target = Target(
-        base_url=options.base_url,
+        base_url=base_url,
         account_id=header.account_id if account_id is None else account_id,
         workflow=header.workflow,
     )

@@ -34,8 +34,8 @@ class Program:
         self._folder = folder
         self._kind = self.chance.choice(("mappings", "async", "plain", "gzip"))
         self._settled = asyncio.Event()
+        self._base_url = base_url
         self._options = Options(
-            base_url=base_url,
             rate=RateLimits(instances_per_s=None, requests_per_5m=None),
             batch=BatchLimits(instances=self.chance.choice((3, 10, 50))),
         )
@@ -67,6 +67,7 @@ class Program:
         return {
             "workflow": WORKFLOW,
             "account_id": ACCOUNT,
+            "base_url": self._base_url,
             "api_token": "t" * 20,
             "checkpoint": checkpoint,
             "options": self._options,

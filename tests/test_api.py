@@ -51,10 +51,16 @@ class Place:
         self.file = folder / "run.bulkwf"
 
     def options(self, **more):
-        return Options(**{"base_url": self.base_url, "rate": FAST, "retry": RetryPolicy(base_s=0.001), **more})
+        return Options(**{"rate": FAST, "retry": RetryPolicy(base_s=0.001), **more})
 
     def known(self, *, checkpoint=True, **options):
-        arguments = {"workflow": "resize", "account_id": "acct", "api_token": TOKEN, "options": self.options(**options)}
+        arguments = {
+            "workflow": "resize",
+            "account_id": "acct",
+            "base_url": self.base_url,
+            "api_token": TOKEN,
+            "options": self.options(**options),
+        }
         return {**arguments, "checkpoint": self.file} if checkpoint else arguments
 
     @property
@@ -591,7 +597,7 @@ async def test_each_error_carries_what_is_durable_and_its_exit_code(folder):
         {"api_token": " "},
         {"api_token": "two words"},
         {"api_token": lambda: "a\nb"},
-        {"options": Options(base_url="http://api.example")},
+        {"base_url": "http://api.example"},
         {"options": Options(id_template="{")},
     ],
     ids=lambda wrong: next(iter(wrong)),
@@ -677,10 +683,12 @@ async def test_another_workflow_does_not_get_this_ones_checkpoint(folder):
 # --- who we are ---------------------------------------------------------------------------------------------------
 
 
-async def test_the_account_and_the_token_come_from_the_environment(folder, monkeypatch):
+@pytest.mark.parametrize("name", ["CLOUDFLARE_API_BASE_URL", "CLOUDFLARE_BASE_URL"])
+async def test_the_account_the_base_url_and_the_token_come_from_the_environment(folder, monkeypatch, name):
     monkeypatch.setenv("CLOUDFLARE_ACCOUNT_ID", " acct ")
     monkeypatch.setenv("CLOUDFLARE_API_TOKEN", "the-token\n")
     async with emulated(folder, tokens=["the-token"], account="acct") as place:
+        monkeypatch.setenv(name, place.base_url)
         summary = await submit_all(mappings(3), workflow="resize", options=place.options())
 
     assert summary.created == 3
@@ -690,7 +698,8 @@ async def test_the_older_scheme_of_credentials_is_spoken_too(folder, monkeypatch
     monkeypatch.setenv("CLOUDFLARE_EMAIL", "me@example.com")
     monkeypatch.setenv("CLOUDFLARE_API_KEY", "the-key")
     async with emulated(folder, tokens=["the-key"]) as place:
-        summary = await submit_all(mappings(3), workflow="resize", account_id="acct", options=place.options())
+        known = {"workflow": "resize", "account_id": "acct", "base_url": place.base_url}
+        summary = await submit_all(mappings(3), **known, options=place.options())
 
     assert summary.created == 3
 
@@ -698,6 +707,7 @@ async def test_the_older_scheme_of_credentials_is_spoken_too(folder, monkeypatch
 async def test_arguments_win_over_the_environment(folder, monkeypatch):
     monkeypatch.setenv("CLOUDFLARE_ACCOUNT_ID", "other")
     monkeypatch.setenv("CLOUDFLARE_API_TOKEN", "other")
+    monkeypatch.setenv("CLOUDFLARE_API_BASE_URL", "http://127.0.0.1:9")
     async with emulated(folder, tokens=[TOKEN], account="acct") as place:
         assert (await submit_all(mappings(3), **place.known())).created == 3
 
@@ -754,7 +764,7 @@ async def test_existing_rows_make_the_exit_code_one_where_that_is_asked(folder):
 async def test_new_starts_over_and_keeps_the_old_file(folder):
     async with emulated(folder) as place:
         await submit_all(mappings(30), **place.known())
-        summary = await submit_all(mappings(60), **place.known(new=True))
+        summary = await submit_all(mappings(60), **place.known(), new=True)
 
     assert (summary.existed, summary.created) == (30, 30)
     assert len(list(folder.glob("run.bulkwf.*"))) == 1

@@ -368,7 +368,7 @@ def test_a_pause_longer_than_the_longest_outage_ends_the_run_at_once_and_outlive
         again = bulkwf(*words)
         assert "in 1 requests" in service.stop().err
     assert again.code == 75
-    assert "silence" in again.err
+    assert "ordered a pause of 3,5" in again.err
 
 
 def test_a_short_pause_is_waited_for(rows):

@@ -404,7 +404,9 @@ def test_killed_again_and_again_it_finishes(folder, quick):
         (("--concurrency", "0"), {}, "concurrency"),
         (("--emulate",), {}, "--emulate"),
         (("--base-url", "http://api.example"), {}, "unencrypted"),
-        (("-a", "no/account"), {}, "account id"),
+        (("-a", "no/account"), {}, "--account must be"),
+        (("-a", ""), {}, "--account must be"),
+        ((), {"CLOUDFLARE_ACCOUNT_ID": "no/account"}, "CLOUDFLARE_ACCOUNT_ID must be"),
         ((), {"CLOUDFLARE_API_TOKEN": None}, "CLOUDFLARE_API_TOKEN"),
     ],
 )

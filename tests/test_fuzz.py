@@ -52,10 +52,11 @@ from bulkwf.credentials import check_secret, file_credential
 from bulkwf.emulator import FaultScriptError, parse_script
 from bulkwf.emulator.faults import Facts, Rule, decide
 from bulkwf.errors import ConfigError, InputError
-from bulkwf.flags import ServiceFlags, parse_rate, parse_time
+from bulkwf.flags import ServiceFlags, flag_layer
 from bulkwf.judge import judge, retry_after_s
 from bulkwf.model import Reply, Slice
 from bulkwf.options import BatchLimits, Options, Target
+from bulkwf.settings import Settings, parse_duration, parse_rate
 from bulkwf.sources.files import GZIP_MAGIC
 from bulkwf.windows import pause_s
 
@@ -310,10 +311,10 @@ URLS = damages([b"https://api.example/client/v4", b"http://[::1]:8787", b"http:/
 URLS = URLS.map(lambda data: data.decode("utf-8", "surrogateescape")) | TEXTS
 USES = {
     "base URL": lambda text: Target(base_url=text, account_id="a", workflow="w"),
-    "proxy": lambda text: ServiceFlags(proxy=text).settings(),
+    "proxy": lambda text: Settings(flag_layer(ServiceFlags(proxy=text))).options(),
     "proxy of the environment": lambda text: Options(proxy=text),
     "rate": lambda text: parse_rate("--rate", text, "s"),
-    "time": lambda text: parse_time("--timeout", text),
+    "time": lambda text: parse_duration("--timeout", text),
     "template": lambda text: IdScheme("key", text),
     "token": lambda text: check_secret("the token", text),
 }

@@ -75,7 +75,6 @@ class Bench:
         """Run a list, or run it once more; its summary."""
         self.lists[name] = rows
         told = Options(
-            base_url=self.base_url,
             batch=BatchLimits(instances=batch, rows=batch),
             rate=RateLimits(instances_per_s=None, requests_per_5m=None, concurrency=concurrency),
             ca_file=ca_file,
@@ -86,6 +85,7 @@ class Bench:
                 (row(name, number) for number in range(rows)),
                 workflow="resize",
                 account_id="acct",
+                base_url=self.base_url,
                 api_token=TOKEN,
                 checkpoint=self.checkpoint(name),
                 options=told,
@@ -370,10 +370,10 @@ async def test_an_odd_answer_after_rows_were_created_ends_no_run(folder, number)
     async def go(kind, odd):
         service = Service(Limits.none(), time.monotonic)
         async with emulate(service, faults=[{"request": 5, "times": number, **odd}]) as emulator:
-            options = Options(base_url=emulator.base_url, rate=RateLimits(instances_per_s=None, requests_per_5m=None))
+            options = Options(rate=RateLimits(instances_per_s=None, requests_per_5m=None))
             rows = [{"instance_id": f"{kind}-{at}"} for at in range(2_000)]
-            told = {"workflow": "resize", "account_id": "acct", "api_token": TOKEN}
-            return await submit_all(rows, **told, checkpoint=folder / f"{kind}.bulkwf", options=options)
+            place = {"workflow": "resize", "account_id": "acct", "base_url": emulator.base_url, "api_token": TOKEN}
+            return await submit_all(rows, **place, checkpoint=folder / f"{kind}.bulkwf", options=options)
 
     summaries = await asyncio.gather(*(go(kind, odd) for kind, odd in enumerate(ODD_ANSWERS)))
 

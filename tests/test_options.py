@@ -1,6 +1,7 @@
-"""The knobs: their defaults are the documented ones, and what is out of bounds is refused by name."""
+"""Options: their defaults are the documented ones, and a value out of bounds is refused with the field's name."""
 
 import dataclasses
+import pickle
 import re
 import string
 from math import inf
@@ -36,14 +37,14 @@ def target(**changes):
 def test_the_defaults_are_those_that_the_documentation_names():
     options = Options()
 
-    assert options.base_url == "https://api.cloudflare.com/client/v4"
+    assert Target(account_id="a", workflow="w").base_url == "https://api.cloudflare.com/client/v4"
     assert options.batch == BatchLimits(instances=100, rows=1_000, bytes=1_048_576, linger_s=0.5)
     assert options.rate == RateLimits(instances_per_s=100, requests_per_5m=1_000, concurrency=16)
     assert options.retry == RetryPolicy(base_s=0.5, max_wait_s=60.0, max_outage_s=1_800.0)
     assert (options.row_shape, options.in_doubt, options.confirm_existing) == ("instance", "stop", True)
     assert (options.id_template, options.run_key, options.max_rejects, options.first) == (None, None, None, None)
     assert (options.timeout_s, options.drain_timeout_s) == (60.0, 20.0)
-    assert (options.proxy, options.ca_file, options.new, options.fail_on_existed) == (None, None, False, False)
+    assert (options.proxy, options.ca_file, options.fail_on_existed) == (None, None, False)
 
 
 @pytest.mark.parametrize("value", [Options(), BatchLimits(), RateLimits(), RetryPolicy(), target()])
@@ -85,7 +86,8 @@ def test_a_value_is_taken_within_its_bounds_and_refused_beyond_them(kind, name, 
     for value in bad:
         with pytest.raises(ConfigError) as caught:
             kind(**{name: value})
-        if name != "base_s" or value != 61.0:  # that one is blamed on the wait that it does not fit into
+        if name != "base_s" or value != 61.0:  # the error of that one names max_wait_s
+            assert str(caught.value).startswith(f"{name} must be ")
             assert repr(value) in str(caught.value), "the message says what was given"
 
 
@@ -157,6 +159,19 @@ def test_a_proxy_of_another_kind_is_refused_without_repeating_its_credential(pro
     assert "hunter2" not in str(caught.value)
 
 
+def test_the_repr_of_options_hides_the_password_of_the_proxy():
+    assert "hunter2" not in repr(Options(proxy="http://user:hunter2@proxy:3128"))
+
+
+def test_the_error_of_a_setting_survives_pickling():
+    """Process pools pickle what their workers raise."""
+    with pytest.raises(ConfigError) as caught:
+        RateLimits(concurrency=0)
+
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (str(again), again.setting) == (str(caught.value), "concurrency")
+
+
 # --- the target ---------------------------------------------------------------------------------------------------
 
 
@@ -166,12 +181,12 @@ def test_the_text_of_options_has_the_proxy_without_its_password_and_all_else():
     assert "me" not in re.findall(r"proxy='[^']*'", text)[0].replace("example", "")
     assert "a-secret" not in text
     named = re.findall(r"[(, ](\w+)=", re.sub(r"\w+\([^()]*\)", "", text.removeprefix("Options(")))
-    assert set(named) | {"base_url"} == {one.name for one in dataclasses.fields(Options)}
+    assert set(named) == {one.name for one in dataclasses.fields(Options)}
     assert "run_key='night'" in text
     assert "proxy=None" in repr(Options())
 
 
-def test_the_path_of_the_instances_is_made_of_the_targets_parts():
+def test_the_path_of_the_instances_is_made_of_the_account_and_the_workflow():
     assert target().instances_path == "/accounts/acc/workflows/resize/instances"
 
 
@@ -254,7 +269,7 @@ def test_a_base_url_is_https_or_on_this_machine(url, loopback):
     ],
 )
 def test_a_base_url_that_is_unsafe_or_no_url_is_refused(url):
-    with pytest.raises(ConfigError, match="base URL"):
+    with pytest.raises(ConfigError, match="base_url"):
         target(base_url=url)
 
 

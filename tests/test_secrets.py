@@ -41,9 +41,10 @@ def known(base_url, **options):
     return {
         "workflow": "resize",
         "account_id": "acct",
+        "base_url": base_url,
         "api_token": TOKEN,
         "checkpoint": "run.bulkwf",
-        "options": Options(base_url=base_url, **options),
+        "options": Options(**options),
     }
 
 

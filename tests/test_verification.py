@@ -14,6 +14,7 @@ import pytest
 from fakes import (
     EPOCH,
     HEADER,
+    RUN_TARGET,
     TARGET,
     UNLIMITED,
     Machine,
@@ -34,7 +35,8 @@ from fakes import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bulkwf import api, verification
+from bulkwf import verification
+from bulkwf.api import open_run
 from bulkwf.checkpoint import Checkpoint, Findings, Scope, inline, read_past, read_results, read_status
 from bulkwf.emulator import Limits
 from bulkwf.emulator.answers import Answer, refusal, success
@@ -44,8 +46,9 @@ from bulkwf.limiter import WindowLimiter
 from bulkwf.model import FaultKind
 from bulkwf.options import Options, RateLimits, RetryPolicy
 from bulkwf.verification import LEAST_PATIENCE, open_verification
+from bulkwf.wiring import restore
 
-FREE = Options(base_url=HEADER.base_url, rate=UNLIMITED)
+FREE = Options(rate=UNLIMITED)
 NO_SUCH_CURSOR = refusal(400, 10002, "this cursor is none that was given out")
 NO_LIST = refusal(400, 10002, "there is no list to be had")
 
@@ -107,7 +110,12 @@ class World:
             patch.setattr(verification, "system_clock", self.clock)
             patch.setattr(verification, "open_transport", lambda *_: transport or self.transport)
             async with open_verification(
-                self.file, account_id=TARGET.account, token=dict, options=options or self.options, sample=sample
+                self.file,
+                account_id=TARGET.account,
+                base_url=HEADER.base_url,
+                token=dict,
+                options=options or self.options,
+                sample=sample,
             ) as opened:
                 yield opened
 
@@ -699,7 +707,7 @@ def test_what_the_service_has_left_outlives_the_session_and_holds_a_run_too(fold
         limiter = WindowLimiter(FREE.rate, clock=at.now)
         checkpoint = Checkpoint.open(world.file, HEADER, now=at.wall(), executor=inline, boot=at.boot())
         at = at.counted_by(checkpoint.boot)
-        api._take_over(limiter, checkpoint, FREE, at.wall())
+        restore(limiter, checkpoint.past, world.file, FREE, wall=at.wall(), boot=checkpoint.boot)
         await checkpoint.aclose()
         held = limiter.vacancies(0)
         return world, held, await world.verify()
@@ -824,7 +832,7 @@ def test_a_run_counts_what_a_verification_has_just_sent(folder):
         limits = RateLimits(instances_per_s=None, requests_per_5m=10)
         limiter = WindowLimiter(limits, clock=asyncio.get_running_loop().time)
         checkpoint = Checkpoint.open(world.file, HEADER, now=wall(), executor=inline)
-        api._take_over(limiter, checkpoint, FREE, wall())
+        restore(limiter, checkpoint.past, world.file, FREE, wall=wall())
         await checkpoint.aclose()
         return limiter.vacancies(0)
 
@@ -1043,8 +1051,8 @@ def opened_elsewhere(folder, monkeypatch, base_url=HEADER.base_url, account_id=T
     async def go():
         file = folder / "run.bulkwf"
         await write_run(file, 5, header=header)
-        options = Options(base_url=base_url)
-        async with open_verification(file, account_id=account_id, token=no_token, options=options, sample=None):
+        place = {"account_id": account_id, "base_url": base_url, "token": no_token}
+        async with open_verification(file, **place, options=Options(), sample=None):
             raise AssertionError("it should not be open")
 
     with pytest.raises(ServiceRefused) as raised:
@@ -1077,8 +1085,8 @@ def test_without_an_account_the_checkpoints_own_is_asked(folder, monkeypatch, en
     async def go():
         file = folder / "run.bulkwf"
         await write_run(file, 5)
-        options = Options(base_url=HEADER.base_url + "/")
-        async with open_verification(file, account_id=None, token=no_token, options=options, sample=None):
+        place = {"account_id": None, "base_url": HEADER.base_url + "/", "token": no_token}
+        async with open_verification(file, **place, options=Options(), sample=None):
             pass
 
     run_virtual(go())
@@ -1096,18 +1104,16 @@ TIGHT = replace(FREE, rate=RateLimits(instances_per_s=None, requests_per_5m=20))
 async def a_real_run(world, rows, options):
     """The run itself, over the same transport."""
     listed = ({"instance_id": f"id-{number}", "params": number} for number in range(rows))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(api, "system_clock", clock)
-        async with api.open_run(
-            listed,
-            workflow=TARGET.workflow,
-            account_id=TARGET.account,
-            token=dict,
-            checkpoint=world.file,
-            options=options,
-            transport=world.transport,
-        ) as running:
-            yield running
+    async with open_run(
+        listed,
+        target=RUN_TARGET,
+        token=dict,
+        checkpoint=world.file,
+        options=options,
+        transport=world.transport,
+        clock=clock(),
+    ) as running:
+        yield running
 
 
 @pytest.mark.parametrize("listing", [None, lambda query, give: NO_LIST], ids=["list", "look-ups"])

@@ -35,8 +35,8 @@ import asyncio, json, sys
 from bulkwf import Options, RateLimits, submit_stream
 async def main(rows, base_url):
     limits = RateLimits(instances_per_s=None, requests_per_5m=None, concurrency=4)
-    options = Options(base_url=base_url, rate=limits)
-    async with submit_stream(rows, workflow="resize", checkpoint="{CHECKPOINT}", options=options) as results:
+    place = dict(workflow="resize", base_url=base_url, checkpoint="{CHECKPOINT}")
+    async with submit_stream(rows, **place, options=Options(rate=limits)) as results:
         async for result in results:
             print(json.dumps([result.row, result.outcome, result.id]), flush=True)
 asyncio.run(main(*sys.argv[1:]))

@@ -9,25 +9,37 @@ import json
 import re
 import sqlite3
 import struct
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from unittest import mock
 from urllib.parse import quote
 from zlib import crc32
 
-from fakes import HEADER, ScriptedTransport, clock, created, envelope, fault, found, reply, reseal, run_virtual, wall
-from simulation.world import build_engine
+from fakes import (
+    HEADER,
+    RUN_TARGET,
+    ScriptedTransport,
+    clock,
+    created,
+    envelope,
+    fault,
+    found,
+    reply,
+    reseal,
+    run_virtual,
+)
 
 from bulkwf import verification
-from bulkwf.checkpoint import Checkpoint, inline, read_results
+from bulkwf.api import open_run
+from bulkwf.checkpoint import inline, read_results
 from bulkwf.errors import BulkwfError, CheckpointError, InputError, TemporaryStop
+from bulkwf.limiter import WindowLimiter
 from bulkwf.model import RequestKind
 from bulkwf.options import BatchLimits, Options, RateLimits, RetryPolicy
-from bulkwf.sources import open_source
 
 ROWS = 60
 OPTIONS = Options(
-    base_url=HEADER.base_url,
     batch=BatchLimits(instances=10),
     rate=RateLimits(instances_per_s=None, requests_per_5m=None, concurrency=2),
     retry=RetryPolicy(max_outage_s=0.0),
@@ -67,17 +79,20 @@ class _Transport(ScriptedTransport):
         return await super().send(request, slot)
 
 
-async def _run(path: Path, transport: ScriptedTransport, first: int | None = None) -> None:
-    checkpoint = Checkpoint.open(path, HEADER, now=wall(), executor=inline)
-    source = open_source(str(path.with_name("rows.jsonl")), first=first)
-    try:
-        engine = build_engine(source, checkpoint, transport, OPTIONS, clock())
-        await engine.run()
-        if engine.error is not None:
-            raise engine.error
-    finally:
-        await source.aclose()
-        await checkpoint.aclose()
+async def _run(path: Path, transport: ScriptedTransport, **changes) -> None:
+    options, at = replace(OPTIONS, **changes), clock()
+    async with open_run(
+        str(path.with_name("rows.jsonl")),
+        target=RUN_TARGET,
+        token=dict,
+        checkpoint=path,
+        options=options,
+        transport=transport,
+        limiter=WindowLimiter(options.rate, clock=at.now),
+        clock=at,
+        executor=inline,
+    ) as run:
+        await run.finish()
 
 
 def write_cut_run(path: Path, *, in_doubt: bool) -> None:
@@ -85,7 +100,7 @@ def write_cut_run(path: Path, *, in_doubt: bool) -> None:
     path.with_name("rows.jsonl").write_bytes(b"".join(line + b"\n" for line in LINES))
     transport = ScriptedTransport(created, created, created, then=fault())
     with contextlib.suppress(TemporaryStop):
-        run_virtual(_run(path, transport, first=None if in_doubt else 30))
+        run_virtual(_run(path, transport, run_key=HEADER.run_key, first=None if in_doubt else 30))
     assert {result.outcome for result in read_results(path)} == {"created", "invalid"}
     assert any(read_results(path, outcome="pending")) == in_doubt
 
@@ -175,7 +190,7 @@ def check_verification(path: Path, what: str, *, made_up: bool) -> bool:
             mock.patch.object(verification, "open_transport", return_value=transport),
         ):
             async with verification.open_verification(
-                path, account_id=None, token=dict, options=OPTIONS, sample=None
+                path, account_id=None, base_url=HEADER.base_url, token=dict, options=OPTIONS, sample=None
             ) as opened:
                 await opened.run()
 

@@ -41,6 +41,12 @@ PLANTED = (
         "        position = position_of.pop(one.id, None)\n        if position is None:\n            continue\n"
         "        if position is None:\n",
     ),
+    Mutant(
+        "open a run without counting what earlier sessions have sent",
+        "api.py",
+        "        restore(limiter, file.past, file.path, options, wall=clock.wall(), boot=file.boot)\n",
+        "",
+    ),
     Mutant("reject on 403", "judge.py", "    403: Verdict.UNAUTHORIZED,\n", "    403: Verdict.BAD_REQUEST,\n"),
     Mutant(
         "ignore Retry-After",

@@ -16,16 +16,16 @@ from random import Random
 from typing import Any
 
 import orjson
-from fakes import EPOCH, HEADER, TARGET, created, ids_of
+from fakes import EPOCH, RUN_TARGET, TARGET, created, ids_of
 
-from bulkwf.checkpoint import Checkpoint, inline
+from bulkwf.api import open_run
+from bulkwf.checkpoint import inline
 from bulkwf.emulator import Caller, Limits
 from bulkwf.emulator.admission import Admission
 from bulkwf.emulator.answers import Answer, refusal
+from bulkwf.limiter import WindowLimiter
 from bulkwf.model import Clock, Fault, FaultKind, Reply, Request, RequestKind, Slot, Summary
 from bulkwf.options import Options, RateLimits
-from bulkwf.sources import open_source
-from simulation.world import build_engine
 
 RATE = 50
 """Instances a second of each job: together, what one workflow may have."""
@@ -193,19 +193,25 @@ class Job:
         clock = Clock(
             now=lambda: loop.time() - session.began_at, wall=self.wall, sleep=asyncio.sleep, draw=self.chance.random
         )
-        checkpoint = Checkpoint.open(self.file, HEADER, now=self.wall(), executor=inline)
-        source = open_source(str(self.rows), first=None, rate=RATE)
-        engine = build_engine(source, checkpoint, self, OPTIONS, clock)
-        complete = False
-        try:
-            complete = await engine.run()
-        finally:
-            session.ended_at = account.now()
-            session.summary = engine.progress.summary(clock.now(), complete=complete, fail_on_existed=False)
-            await source.aclose()
-            await checkpoint.aclose()
-        if engine.error is not None:
-            raise engine.error
+        opening = open_run(
+            str(self.rows),
+            target=RUN_TARGET,
+            token=dict,
+            checkpoint=self.file,
+            options=OPTIONS,
+            transport=self,
+            limiter=WindowLimiter(OPTIONS.rate, clock=clock.now),
+            clock=clock,
+            executor=inline,
+        )
+        async with opening as run:
+            try:
+                await run.finish()
+            finally:
+                session.ended_at = account.now()
+                session.summary = run.summary or run.progress.summary(
+                    clock.now(), complete=False, fail_on_existed=OPTIONS.fail_on_existed
+                )
 
 
 async def play_night(rows: int, folder: Path) -> tuple[Account, list[Job]]:

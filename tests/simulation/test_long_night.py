@@ -35,7 +35,7 @@ def _check_rows(account, job):
     assert (last.complete, last.exit_code) == (True, 0)
     assert account.begun[job.name] == b"\1" * ROWS
     assert (last.created + last.existed, last.existed) == (ROWS, last.existed_in_doubt)
-    assert first.settled + last.settled == ROWS
+    assert first.settled_now + last.settled_now == ROWS
     status = read_status(job.file)
     assert status.counts.pending == 0
     assert status.attempts == first.attempts + last.attempts

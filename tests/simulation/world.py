@@ -1,4 +1,4 @@
-"""Plays a plan: sessions of the real engine, checkpoint and limiter over a service that outlives them all."""
+"""Plays a plan: sessions of real runs, opened as users open them, over a service that outlives them all."""
 
 import asyncio
 import gc
@@ -18,22 +18,15 @@ from typing import Any
 import canary
 from fakes import EPOCH, HEADER, RUN_TARGET, TARGET, Machine, VirtualLoop, ids_of
 
-from bulkwf.api import _take_over
-from bulkwf.batching import IdScheme
-from bulkwf.checkpoint import Checkpoint
-from bulkwf.checkpoint.file import release
+from bulkwf.api import open_run
+from bulkwf.checkpoint import inline, read_status
 from bulkwf.emulator import Caller, Limits, Service, parse_script
 from bulkwf.emulator.answers import Answer, refusal
 from bulkwf.emulator.faults import Facts, decide
 from bulkwf.emulator.faults import Fault as Trouble
-from bulkwf.engine import Engine
 from bulkwf.errors import BulkwfError, ServiceRefused, TemporaryStop
 from bulkwf.limiter import WindowLimiter
-from bulkwf.model import Clock, Fault, FaultKind, Reply, Request, RequestKind, Slot, Summary, Transport
-from bulkwf.options import Options
-from bulkwf.progress import Progress
-from bulkwf.sources import Source, open_source
-from bulkwf.uncancelled import uncancelled
+from bulkwf.model import Fault, FaultKind, Reply, Request, RequestKind, Slot, Summary
 from simulation.plan import TAKEN, Plan
 
 TIMEOUT_S = 60.0
@@ -309,6 +302,7 @@ class World:
             session.error = crash
             self._leave_behind()
         finally:
+            loop.at_turn.clear()
             session.turn = loop.turn
             self._tick()
             session.ended_at = self.now
@@ -324,67 +318,47 @@ class World:
                 shutil.copy(crashed.with_name(crashed.name + suffix), self.file.with_name(self.file.name + suffix))
 
     async def _run(self, loop: SimulatedLoop, session: Session, end: str, turn: int) -> Summary:
-        plan = self.plan
-        clock = self.machine.clock(plan.seed + session.number + 2)
-        checkpoint = Checkpoint.open(self.file, HEADER, now=clock.wall(), executor=self._execute, boot=clock.boot())
-        clock = clock.counted_by(checkpoint.boot)
-        source = open_source(str(self.list), first=None, rate=plan.options.rate)
-        try:
-            session.paused_until = (checkpoint.past(0.0).pause_until or EPOCH) - EPOCH
-            engine = build_engine(source, checkpoint, Network(self, session), plan.options, clock)
-            running = asyncio.ensure_future(engine.run())
-            if end:
-                acts = {
-                    "cancel": running.cancel,
-                    "cancel all": lambda: _cancel_all(loop, CANCELLATIONS),
-                    "drain": engine.drain,
-                    "abort": engine.abort,
-                    "crash": _crash,
-                }
-                loop.at_turn[loop.turn + turn] = acts[end]
-            complete = await running
-            summary = engine.progress.summary(clock.now(), complete=complete, fail_on_existed=False)
-            if isinstance(engine.error, BulkwfError):
-                engine.error.summary = summary
-            if engine.error is not None:
-                raise engine.error
-            return summary
-        finally:
-            loop.at_turn.clear()
-            try:
-                await uncancelled(source.aclose)
-            finally:
-                if self._loop is loop:
-                    await checkpoint.aclose()
-                else:  # the process is gone: nothing more is written
-                    checkpoint._reader.close()
-                    checkpoint._db.close()
-                    release(checkpoint._lock)
+        plan, main = self.plan, asyncio.current_task()
+        assert main is not None
+        run_key = None if self.file.exists() else HEADER.run_key  # no chance; a resumed run has it from the file
+        acts = {"cancel": main.cancel, "cancel all": lambda: _cancel_all(loop, CANCELLATIONS), "crash": _crash}
+        if end in acts:  # while the run is being opened, too
+            loop.at_turn[loop.turn + turn] = acts[end]
+        async with open_run(
+            str(self.list),
+            target=RUN_TARGET,
+            token=dict,
+            checkpoint=self.file,
+            options=replace(plan.options, run_key=run_key),
+            transport=Network(self, session),
+            limiter=WindowLimiter(plan.options.rate, clock=loop.time),
+            clock=self.machine.clock(plan.seed + session.number + 2),
+            executor=self._execute,
+        ) as run:
+            session.paused_until = (read_status(self.file).pause_until or EPOCH) - EPOCH
+            if end in ("drain", "abort"):
+                loop.at_turn[loop.turn + turn] = run.drain if end == "drain" else run.abort
+            return await run.finish()
 
-    def _execute(self, function: Callable[[], None]) -> "asyncio.Future[None]":
-        """The checkpoint's thread: no task, so that nothing which cancels tasks can cut it off."""
+    def _execute(self, function: Callable[[], Any]) -> "asyncio.Future[Any]":
+        """The checkpoint's thread. Its futures are no tasks: what cancels all tasks does not cancel a commit.
+
+        After a crash it goes on, on the files that the crash has left behind: `_leave_behind` has copied them.
+        """
         loop = asyncio.get_running_loop()
+        if self._loop is not loop or not self.plan.commit_s:
+            return inline(function)
         ended = loop.create_future()
 
-        def end(error: Exception | None) -> None:
-            ended.set_result(None) if error is None else ended.set_exception(error)
-
         def act() -> None:
-            error = None
-            if self._loop is loop:  # else the process is gone
-                try:
-                    function()
-                except Exception as met:  # noqa: BLE001 (it belongs to whoever awaits)
-                    error = met
-            later(end, error)
+            done = inline(function)
+            loop.call_later(self.plan.commit_s / 2, end, done)
 
-        def later(step: Callable[..., None], *given: Any) -> None:
-            if self.plan.commit_s:
-                loop.call_later(self.plan.commit_s / 2, step, *given)
-            else:
-                step(*given)
+        def end(done: "asyncio.Future[Any]") -> None:
+            error = done.exception()
+            ended.set_result(done.result()) if error is None else ended.set_exception(error)
 
-        later(act)
+        loop.call_later(self.plan.commit_s / 2, act)
         return ended
 
 
@@ -480,37 +454,17 @@ class Network:
         """See `Transport.aclose`."""
 
 
-def build_engine(
-    source: Source, checkpoint: Checkpoint, transport: Transport, options: Options, clock: Clock
-) -> Engine:
-    """The engine as `open_run` builds it, with a clock of ours."""
-    limiter = WindowLimiter(options.rate, clock=clock.now)
-    counts = checkpoint.counts()
-    _take_over(limiter, checkpoint, options, clock.wall())
-    return Engine(
-        RUN_TARGET,
-        source,
-        checkpoint,
-        transport,
-        limiter,
-        scheme=IdScheme(checkpoint.run_key),
-        options=options,
-        progress=Progress(clock.now(), counts, settled_before=counts.settled),
-        clock=clock,
-    )
-
-
 def params_crc(params: bytes) -> str | None:
     """The checksum by which the service names params."""
     return f"{zlib.crc32(params):08x}" if params else None
 
 
-def _cancel_all(loop: asyncio.AbstractEventLoop, times: int) -> None:
-    """Cancel every task, as `asyncio.run` does at its end; and so often again, a turn later each time."""
+def _cancel_all(loop: SimulatedLoop, times: int) -> None:
+    """Cancel every task, as `asyncio.run` does at its end; in all *times* turns in a row, while the session lasts."""
     for task in asyncio.all_tasks(loop):
         task.cancel()
     if times > 1:
-        loop.call_soon(_cancel_all, loop, times - 1)
+        loop.at_turn[loop.turn + 1] = partial(_cancel_all, loop, times - 1)
 
 
 def _crash() -> None:

@@ -46,9 +46,10 @@ async def submit(scenario: dict, folder: str) -> None:
         rows(scenario["batches"], scenario["row_bytes"]),
         workflow="resize",
         account_id="acct",
+        base_url=f"https://{FAR}:{PORT}",
         api_token="token-of-this-test",
         checkpoint=Path(folder, "run.bulkwf"),
-        options=Options(base_url=f"https://{FAR}:{PORT}", ca_file=scenario["authority"]),
+        options=Options(ca_file=scenario["authority"]),
     )
 
 
