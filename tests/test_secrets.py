@@ -139,14 +139,19 @@ async def test_a_timeout_around_a_run_tells_no_secret(folder, streamed):
     assert_silent(report(raised.value), "the error")
 
 
-async def test_an_error_of_the_callers_own_function_tells_no_secret(folder):
-    def fail(progress):
-        raise LookupError("no dashboard")
+async def test_an_error_of_an_observer_tells_no_secret(folder, caplog):
+    raised = []
+
+    def fail(_):
+        raised.append(LookupError("no dashboard"))
+        raise raised[-1]
 
     async with emulated() as service:
-        with pytest.raises(LookupError) as raised:
-            await submit_all(rows(), **known(service.base_url), on_progress=fail)
-    assert_silent(report(raised.value), "the error")
+        await submit_all(rows(), **known(service.base_url), observers=[fail])
+    assert raised
+    for error in raised:
+        assert_silent(report(error), "the error")
+    assert_silent(caplog.text, "the log")
 
 
 DEV = {"PYTHONDEVMODE": "1", "PYTHONASYNCIODEBUG": "1"}
