@@ -16,7 +16,7 @@ import anyio
 
 from bulkwf.batching import IdScheme
 from bulkwf.checkpoint import Checkpoint, Executor, RunHeader, explain, inline, read_past
-from bulkwf.credentials import Token, TokenSource, account_from_environment, token_credential
+from bulkwf.credentials import Credentials, Token, TokenSource, account_from_environment, token_credential
 from bulkwf.engine import Engine
 from bulkwf.errors import BulkwfError
 from bulkwf.events import BatchBegun, BatchSettled, Event, Observer
@@ -26,7 +26,7 @@ from bulkwf.options import Options, Target
 from bulkwf.progress import Progress
 from bulkwf.sources import Paths, Rows, Source, name_source, open_source
 from bulkwf.uncancelled import uncancelled, until_done
-from bulkwf.wiring import open_limiter, open_transport, require_asyncio, restore, system_clock
+from bulkwf.wiring import open_limiter, open_transport, require_asyncio, restore, system_clock, uncounted
 
 __all__ = ["Results", "Run", "open_run", "submit_all", "submit_stream"]
 
@@ -287,12 +287,14 @@ async def open_run(
         source = open_source(rows, first=options.first, rate=options.rate)
         del rows  # error trackers keep the locals of every frame
         parts.push_async_callback(uncancelled, source.aclose)
+        credentials = None
         if transport is None:
-            transport = open_transport(parts, target, token, options, clock)
+            credentials = Credentials(token)
+            transport = open_transport(parts, target, credentials, options, clock)
         known_as = known_as or target.base_url
         file = await _open_checkpoint(parts, target, scheme, list_name, checkpoint, options, known_as, clock)
         clock = clock.counted_by(file.boot)
-        limiter = open_limiter(target, options, clock)
+        limiter = open_limiter(parts, target, options, clock, credentials)
         counts = file.counts()
         _take_over(limiter, file, options, clock.wall())
         progress = Progress(clock.now(), counts, settled_before=counts.settled, reading=lambda: source.read_share)
@@ -379,8 +381,9 @@ def _writer_thread(parts: AsyncExitStack) -> Executor:
 
 def _take_over(limiter: WindowLimiter, checkpoint: Checkpoint, options: Options, wall: float) -> None:
     """Let what earlier sessions have sent, and may have sent, count for this one; verifications' requests, too."""
-    since = wall - limiter.memory_s
+    since, path = wall - limiter.memory_s, checkpoint.path
     past = checkpoint.past(since)
-    if checkpoint.path is not None:
-        past = past.joined(read_past(checkpoint.path, since, checkpoint.boot))
+    if path is not None:
+        verified = uncounted(limiter, read_past(path, since, checkpoint.boot), path, "verify", wall, own=False)
+        past = uncounted(limiter, past, path, "run", wall, own=True).joined(verified)
     restore(limiter, past, options, wall)

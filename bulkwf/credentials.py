@@ -1,5 +1,6 @@
 """Who we are to the service: where the credential comes from, and the next one when it is refused."""
 
+import hashlib
 import logging
 import os
 from collections import deque
@@ -44,10 +45,20 @@ class TokenSource(Protocol):
 
 
 class Credentials:
-    """The credential in use, and how to get the next one."""
+    """The credential in use, and how to get the next one.
+
+    Args:
+        source: Where it comes from.
+
+    Attributes:
+        number: How many credentials there have been before it.
+        headers: The headers that carry it.
+        changed: Called with the new fingerprint when there is another credential, in whatever thread that is.
+    """
 
     def __init__(self, source: TokenSource) -> None:
         self._source = source
+        self.changed: Callable[[str], None] = lambda _: None
         self.number = 0
         self.headers: dict[str, str] = {}
         self._secrets: deque[bytes] = deque(maxlen=LATEST_SECRETS)
@@ -66,7 +77,13 @@ class Credentials:
             return False
         self._use(headers)
         self.number += 1
+        self.changed(self.fingerprint)
         return True
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the credential without telling it."""
+        return hashlib.sha256(repr(sorted(self.headers.items())).encode()).hexdigest()
 
     def _use(self, headers: dict[str, str]) -> None:
         self.headers = headers

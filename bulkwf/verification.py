@@ -26,7 +26,7 @@ import anyio
 from bulkwf.batch_state import BatchState
 from bulkwf.checkpoint import Findings, Scope, read_boot, read_past, read_run_past, read_status
 from bulkwf.client import OutageTracker, ServiceClient
-from bulkwf.credentials import TokenSource
+from bulkwf.credentials import Credentials, TokenSource
 from bulkwf.errors import BulkwfError, ServiceRefused, exit_code
 from bulkwf.events import AttemptFinished
 from bulkwf.judge import judge_lookup, judge_page
@@ -37,7 +37,7 @@ from bulkwf.requests import get_instance, list_instances
 from bulkwf.retry import LOOK_UP_TRIES
 from bulkwf.verdicts import HANDLING
 from bulkwf.windows import Said, quota_text
-from bulkwf.wiring import open_limiter, open_transport, require_asyncio, restore, system_clock
+from bulkwf.wiring import open_limiter, open_transport, require_asyncio, restore, system_clock, uncounted
 
 __all__ = ["Verification", "Verified", "open_verification"]
 
@@ -425,16 +425,19 @@ async def open_verification(
     target = _target(scope, account_id, options)
     clock = system_clock()
     async with AsyncExitStack() as parts:
-        transport = open_transport(parts, target, token, options, clock)
+        credentials = Credentials(token)
+        transport = open_transport(parts, target, credentials, options, clock)
         findings = Findings.open(scope, clock.wall(), clock.draw, clock.boot())
         parts.callback(findings.close)
-        limiter = open_limiter(target, options, clock)
+        limiter = open_limiter(parts, target, options, clock, credentials)
         run_shift_s = clock.boot().shift_s(read_boot(checkpoint))
         clock = clock.counted_by(findings.boot)
         wall = clock.wall()
         since = wall - limiter.memory_s
-        past = read_run_past(checkpoint, since, findings.boot).joined(read_past(checkpoint, since, findings.boot))
-        restore(limiter, past, options, wall)
+        run, verified = (read(checkpoint, since, findings.boot) for read in (read_run_past, read_past))
+        run = uncounted(limiter, run, checkpoint, "run", wall, own=False)
+        verified = uncounted(limiter, verified, checkpoint, "verify", wall, own=True)
+        restore(limiter, run.joined(verified), options, wall)
 
         journal = VerificationJournal(findings, clock.wall)
         client = ServiceClient(

@@ -127,7 +127,7 @@ def test_an_ill_service_gets_half_as_many_requests_at_a_time():
     async def run():
         desk = Desk(ScriptedTransport(ill, ill, created))
         await desk.deliver(make_batch(3))
-        return desk.limiter.vacancies(1)
+        return desk.limiter.capacity(1)
 
     assert run_virtual(run()) == 8
 
@@ -913,7 +913,7 @@ def test_the_retention_is_held_against_the_moment_of_sending_not_of_asking_for_a
         batch = make_batch(2, instance_retention={"success_retention": "1 minute"})
         with pytest.raises(CheckpointError):
             await desk.deliver(batch)
-        assert desk.limiter._taken == 0
+        assert desk.limiter.on_wire == 0
         return transport
 
     assert len(run_virtual(run()).posts) == 2
@@ -936,7 +936,7 @@ def test_cancelled_in_the_second_attempt_a_delivery_stops_at_once_and_sends_noth
             await task
         assert now() == cancelled_at
         await asyncio.sleep(10_000)
-        assert desk.limiter._taken == 0
+        assert desk.limiter.on_wire == 0
         return transport
 
     assert len(run_virtual(run()).posts) == 2
@@ -960,7 +960,7 @@ def test_cancelled_at_any_moment_a_delivery_stops_at_once_and_gives_everything_b
         await asyncio.sleep(1_000)
         assert task.done()
         assert len(transport.requests) == sent
-        assert (desk.limiter._taken, desk.limiter.waiting) == (0, 0)
+        assert (desk.limiter.on_wire, desk.limiter.waiting) == (0, 0)
         return done
 
     ends = [run_virtual(run(cancel_at / 10)) for cancel_at in range(100)]

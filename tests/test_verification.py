@@ -701,7 +701,7 @@ def test_what_the_service_has_left_outlives_the_session_and_holds_a_run_too(fold
         at = at.counted_by(checkpoint.boot)
         api._take_over(limiter, checkpoint, FREE, at.wall())
         await checkpoint.aclose()
-        held = limiter.vacancies(0)
+        held = limiter.capacity(0)
         return world, held, await world.verify()
 
     world, held, told = run_virtual(go())
@@ -826,7 +826,7 @@ def test_a_run_counts_what_a_verification_has_just_sent(folder):
         checkpoint = Checkpoint.open(world.file, HEADER, now=wall(), executor=inline)
         api._take_over(limiter, checkpoint, FREE, wall())
         await checkpoint.aclose()
-        return limiter.vacancies(0)
+        return limiter.capacity(0)
 
     assert run_virtual(go()) == 2
 
@@ -1078,7 +1078,7 @@ def test_without_an_account_the_checkpoints_own_is_asked(folder, monkeypatch, en
         file = folder / "run.bulkwf"
         await write_run(file, 5)
         options = Options(base_url=HEADER.base_url + "/")
-        async with open_verification(file, account_id=None, token=no_token, options=options, sample=None):
+        async with open_verification(file, account_id=None, token=lambda: {}, options=options, sample=None):
             pass
 
     run_virtual(go())

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -77,7 +78,8 @@ def test_the_margin_is_wider_where_the_kernel_does_not_tell_what_has_left(monkey
 
     async def run():
         target = Target(base_url=base_url, account_id="a", workflow="w")
-        return open_limiter(target, OPTIONS, clock()).memory_s - 300.0
+        async with AsyncExitStack() as parts:
+            return open_limiter(parts, target, OPTIONS, clock()).memory_s - 300.0
 
     assert run_virtual(run()) == pytest.approx(margin_s)
 
