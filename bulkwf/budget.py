@@ -44,6 +44,7 @@ class Budget:
     Attributes:
         limits: The run's own.
         lead_s: How long its requests take at least from the lease to the end of writing, in seconds.
+        on_wire: The run's requests that hold a lease.
         closed: The run has ended.
     """
 
@@ -61,6 +62,7 @@ class Budget:
     ) -> None:
         self.limits = limits
         self.lead_s = 0.0
+        self.on_wire = 0
         self.closed = False
         self._endpoint = endpoint
         self._all_pools = pools
@@ -100,6 +102,7 @@ class Budget:
             token = self._token
             token.pacer.sent(now)
             token.on_wire += 1
+            self.on_wire += 1
             lease = Lease(cost, now, self.probing, self._uses(cost), token)
             for window, amount in lease.windows:
                 window.reserve(now, amount)
@@ -122,6 +125,7 @@ class Budget:
         """The request has come to its end; *sent*: a byte of it may have left this machine."""
         with self._lock:
             lease.token.on_wire -= 1
+            self.on_wire -= 1
             if not sent:
                 lease.token.pacer.unsent(lease.taken_at)
             if not lease.counted and sent:
@@ -142,13 +146,13 @@ class Budget:
     def capacity(self, now: float, cost: int, within_s: float) -> float:
         """How many requests of *cost* instances could be sent in the next *within_s* seconds, as if this run was alone.
 
-        Infinite without a limit. `probe_room` is not counted.
+        Infinite without a limit.
         """
         with self._lock:
             if self.paused_until - now > within_s:
                 return 0
             fitting = [window.capacity(now, amount, within_s) for window, amount in self._uses(cost)]
-            return min([self._token.pacer.capacity(now, within_s), *fitting])
+            return min([self._probe_room(now), self._token.pacer.capacity(now, within_s), *fitting])
 
     def ready_s(self, now: float, cost: int) -> float:
         """Seconds until a request of *cost* instances could go, other runs apart."""
@@ -173,6 +177,8 @@ class Budget:
 
     def _wait(self, now: float, cost: int) -> Wait | None:
         """What a request waits for longest, other runs apart; None if it need not wait."""
+        if self._probe_room(now) <= 0:
+            return Wait(inf, Bound.PROBE)
         seconds, bound = self.paused_until - now, Bound.PAUSE
         if (quota_s := self._token.pacer.wait_s(now)) > seconds:
             seconds, bound = quota_s, Bound.QUOTA
@@ -251,17 +257,16 @@ class Budget:
         with self._lock:
             return min((window.rate_factor for window, _ in self._uses(1)), default=1.0)
 
-    def probe_room(self, now: float, on_wire: int) -> float:
-        """How many requests may be added to those on the wire, of which *on_wire* are this run's, for a probe's sake.
+    def _probe_room(self, now: float) -> float:
+        """How many requests may be added to those on the wire; infinite while none is a probe.
 
         After a pause, and after the end of a window whose quota was short, one request goes alone: its answer tells
         how much may follow.
         """
-        with self._lock:
-            token = self._token
-            if token.pause.probing or token.pacer.expired(now):
-                return 1 - token.on_wire
-            return 1 - on_wire if self._pause.probing else inf
+        token = self._token
+        if token.pause.probing or token.pacer.expired(now):
+            return 1 - token.on_wire
+        return 1 - self.on_wire if self._pause.probing else inf
 
     def observe(self, said: Said) -> None:
         """Take in what an answer says is left for the token."""

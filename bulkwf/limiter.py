@@ -142,7 +142,6 @@ class WindowLimiter:
     ) -> None:
         self.budget = budget or Budget(clock(), limits, margin_s, Pools())
         self.waiting = 0
-        self.on_wire = 0
         self.stopped = False
         self._clock = clock
         self._changed: Callable[[], None] = lambda: None
@@ -168,6 +167,11 @@ class WindowLimiter:
         return _WindowSlot(self, cost)
 
     @property
+    def on_wire(self) -> int:
+        """See `Limiter.on_wire`."""
+        return self.budget.on_wire
+
+    @property
     def bound_by(self) -> str:
         """See `Limiter.bound_by`."""
         if self._bound is not None:
@@ -187,7 +191,7 @@ class WindowLimiter:
     def capacity(self, cost: int, within_s: float = 0.0) -> int:
         """See `Limiter.capacity`."""
         now = self._clock()
-        return int(min(self.budget.capacity(now, cost, within_s), self._room(now)))
+        return int(min(self.budget.capacity(now, cost, within_s), self._concurrency - self.on_wire))
 
     async def take(self, cost: int) -> Lease:
         """Wait for the turn, for room among the concurrent requests, and for a lease."""
@@ -201,7 +205,6 @@ class WindowLimiter:
                 finally:
                     if waiter.queued:
                         self.budget.leave(waiter)
-                self.on_wire += 1
                 return lease
         finally:
             self.waiting -= 1
@@ -209,7 +212,6 @@ class WindowLimiter:
 
     def give_back(self, lease: Lease, *, sent: bool) -> None:
         """The request has ended; *sent*: a byte of it may have left this machine."""
-        self.on_wire -= 1
         self.budget.end(lease, self._clock(), sent=sent)
         self._wake()
         self._changed()
@@ -241,7 +243,7 @@ class WindowLimiter:
         if self.stopped:
             raise Draining
         now = self._clock()
-        if self._room(now) <= 0:
+        if self.on_wire >= self._concurrency:
             self._bound, self._waits = None, True
             self.budget.leave(waiter)
             return inf
@@ -250,11 +252,6 @@ class WindowLimiter:
             self._bound, self._waits = answer.bound, True
             return answer.seconds
         return answer
-
-    def _room(self, now: float) -> float:
-        """How many requests may be added to those on the wire."""
-        room = self.budget.probe_room(now, self.on_wire)
-        return self._concurrency - self.on_wire if room == inf else room
 
     async def _sleep(self, seconds: float) -> None:
         """Sleep until something changes, at most *seconds*. Only the heads of the queues sleep here."""

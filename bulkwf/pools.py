@@ -24,6 +24,7 @@ class Bound(Enum):
     """What a request waits for."""
 
     PAUSE = "a pause"
+    PROBE = "the answer to a probe after a pause"
     QUOTA = "what the service has left for this token"
     INSTANCES = "instances/s"
     ACCOUNT = "instances/s of the account"
