@@ -16,15 +16,13 @@ from collections.abc import Sequence
 from math import inf
 
 from bulkwf.options import RateLimits
-from bulkwf.pools import Bound, Lease, Pause, Pool, Pools, TokenPool, Wait, Waiter
+from bulkwf.pools import TURN_S, Bound, Lease, Pause, Pool, Pools, TokenPool, Wait, Waiter
 from bulkwf.windows import RECOVERY_S, Said, Window, pause_s
 
 __all__ = ["Budget"]
 
 PROBE_WITHIN_S = 300.0
 """A process that starts within this many seconds of the end of a stored pause sends one probe first."""
-TURN_S = 1.0
-"""A waiter that could go and has not gone for this many seconds loses its turn: its event loop is blocked or gone."""
 LOOK_AGAIN_S = 0.005
 
 
@@ -98,7 +96,8 @@ class Budget:
                     self._join(waiter)
             if wait is not None:
                 return wait
-            self._leave(waiter)
+            if waiter.queued:
+                self.leave(waiter)
             token = self._token
             token.pacer.sent(now)
             token.on_wire += 1
@@ -109,15 +108,17 @@ class Budget:
             return lease
 
     def leave(self, waiter: Waiter) -> None:
-        """*waiter* does not ask again soon."""
+        """*waiter* does not ask again soon: take it out of the lines."""
         with self._lock:
-            self._leave(waiter)
+            if waiter.queued:
+                waiter.queued, waiter.ready_at = False, None
+                for pool in self._pools:
+                    pool.line.pop(waiter, None)
+                self._wake_others()
 
     def written(self, lease: Lease, at: float) -> None:
-        """The request was written at *at*: its period begins then. A probe's begins with its answer."""
+        """The request was written at *at*: its period begins then. To be called once, and not of a probe."""
         with self._lock:
-            if lease.counted or lease.probe:
-                return
             self._count(lease, at)
             self._wake_others()
 
@@ -144,15 +145,12 @@ class Budget:
                     pool.lead()
 
     def capacity(self, now: float, cost: int, within_s: float) -> float:
-        """How many requests of *cost* instances could be sent in the next *within_s* seconds, as if this run was alone.
-
-        Infinite without a limit.
-        """
+        """How many requests of *cost* instances this run could send in *within_s* seconds if it was alone."""
         with self._lock:
             if self.paused_until - now > within_s:
                 return 0
-            fitting = [window.capacity(now, amount, within_s) for window, amount in self._uses(cost)]
-            return min([self._probe_room(now), self._token.pacer.capacity(now, within_s), *fitting])
+            fitting = (window.capacity(now, amount, within_s) for window, amount in self._uses(cost))
+            return min(self._probe_room(now), self._token.pacer.capacity(now, within_s), *fitting)
 
     def ready_s(self, now: float, cost: int) -> float:
         """Seconds until a request of *cost* instances could go, other runs apart."""
@@ -207,35 +205,26 @@ class Budget:
                 if earlier.user is self:
                     continue
                 ready_s = earlier.user.ready_s(now, earlier.cost)
-                if pool.delays(now, earlier, ready_s, waiter.cost) and not self._lapsed(earlier, now, ready_s):
+                if pool.delays(now, earlier, ready_s, waiter.cost):
+                    if earlier.lapsed(now, ready_s):
+                        earlier.user.leave(earlier)
+                        continue
                     return Wait(min(max(ready_s, LOOK_AGAIN_S), TURN_S), Bound.TURN)
         return None
-
-    def _lapsed(self, waiter: Waiter, now: float, ready_s: float) -> bool:
-        """Whether *waiter* has not gone though it could; it loses its turn."""
-        if ready_s > 0 or waiter.ready_at is None:
-            waiter.ready_at = now if ready_s == 0 else None
-        elif now - waiter.ready_at > TURN_S:
-            waiter.user.leave(waiter)
-            return True
-        return False
 
     def _join(self, waiter: Waiter) -> None:
         waiter.queued = True
         for pool in self._pools if waiter.cost else (self._token,):
             pool.line.setdefault(waiter)
 
-    def _leave(self, waiter: Waiter) -> None:
-        if waiter.queued:
-            waiter.queued, waiter.ready_at = False, None
-            for pool in self._pools:
-                pool.line.pop(waiter, None)
-            self._wake_others()
+    def _leave_all(self) -> None:
+        for waiter in [waiter for waiter in self._token.line if waiter.user is self]:
+            self.leave(waiter)
 
     def _wake_others(self) -> None:
         """Something has changed for those who wait in other runs."""
         if self._shared:
-            for waiter in {waiter: None for pool in self._pools for waiter in pool.line}:
+            for waiter in dict.fromkeys(waiter for pool in self._pools for waiter in pool.line):
                 if waiter.user is not self:
                     waiter.wake()
 
@@ -328,16 +317,13 @@ class Budget:
 
     def _pause_length_s(self, now: float, pause: Pause, ordered_s: float | None) -> float:
         """Length of a pause that begins now. 429s of requests that were on the wire together count once."""
-        paused = now < self.paused_until and self._pauses > 0
-        if not paused:
+        pauses = self._pause.in_a_row + self._token.pause.in_a_row
+        if now >= self.paused_until or not pauses:
             pause.in_a_row += 1
+            pauses += 1
         elif ordered_s is None:
             return self.paused_until - now
-        return pause_s(self._pauses, ordered_s)
-
-    @property
-    def _pauses(self) -> int:
-        return self._pause.in_a_row + self._token.pause.in_a_row
+        return pause_s(pauses, ordered_s)
 
     # --- the past, another token, and the end ---------------------------------------------------------------------
 
@@ -394,8 +380,7 @@ class Budget:
             old, new = self._token, self._all_pools.token(self._endpoint, fingerprint, self._token)
             if new is old:
                 return
-            for waiter in [waiter for waiter in old.line if waiter.user is self]:
-                self._leave(waiter)
+            self._leave_all()
             if self._file:
                 old.known[self._file], new.known[self._file] = now, inf
             self._token = new
@@ -409,8 +394,7 @@ class Budget:
             self.closed = True
             if self._file:
                 self._token.known[self._file] = now
+            self._leave_all()
             for pool in self._pools:
-                for waiter in [waiter for waiter in pool.line if waiter.user is self]:
-                    self._leave(waiter)
                 pool.fit()
             self._wake_others()

@@ -118,7 +118,7 @@ class Limiter(Protocol):
         ...
 
     def close(self) -> None:
-        """The run has ended: its limits do not hold for other runs any more."""
+        """The run has ended: stop, and let its limits hold for no other run any more."""
         ...
 
 
@@ -236,6 +236,7 @@ class WindowLimiter:
 
     def close(self) -> None:
         """See `Limiter.close`."""
+        self.stop()
         self.budget.close(self._clock())
 
     def _ask(self, cost: int, waiter: Waiter) -> Lease | float:

@@ -18,6 +18,8 @@ ACCOUNT_INSTANCES_PER_S = 300
 BURST_FACTOR = 2.0
 """The instances of a second are spread over at least half of it. What is sent in one burst arrives spread out, and its
 last requests would meet the first ones of the next second."""
+TURN_S = 1.0
+"""A waiter that could go and has not gone for this many seconds loses its turn: its event loop is blocked or gone."""
 
 
 class Bound(Enum):
@@ -87,6 +89,12 @@ class Waiter:
     cost: int = 0
     queued: bool = False
     ready_at: float | None = None
+
+    def lapsed(self, now: float, ready_s: float) -> bool:
+        """Whether it has lost its turn; *ready_s*: seconds until it can go."""
+        if ready_s > 0 or self.ready_at is None:
+            self.ready_at = now if ready_s == 0 else None
+        return self.ready_at is not None and now - self.ready_at > TURN_S
 
 
 @dataclass(slots=True, eq=False)

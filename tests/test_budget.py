@@ -18,6 +18,7 @@ from bulkwf import wiring
 from bulkwf.budget import Budget
 from bulkwf.checkpoint import Past
 from bulkwf.credentials import Credentials
+from bulkwf.errors import Draining
 from bulkwf.limiter import WindowLimiter
 from bulkwf.options import Options, RateLimits, Target
 from bulkwf.pools import Bound, Lease, Pools, Waiter
@@ -43,7 +44,7 @@ class Process:
         limiter = WindowLimiter(
             limits, clock=at, margin_s=MARGIN_S, budget=Budget(at(), limits, MARGIN_S, self.pools, **names)
         )
-        limiter.names = (lane, account, token)
+        limiter.names = ((lane, account), account, token)
         return limiter
 
     async def send(self, limiter, cost=100, write_s=0.0, latency_s=0.05, answer="succeeded"):
@@ -128,7 +129,7 @@ def test_runs_together_never_exceed_a_window_and_all_of_them_end(seed, runs, req
     process, unfinished = run_virtual(run())
 
     assert not unfinished
-    assert process.most(1.0, LANE) <= 100 * 2  # the same name in two accounts
+    assert process.most(1.0, LANE) <= 100
     assert process.most(1.0, ACCOUNT) <= 300
     assert requests is None or process.most(300.0, TOKEN, requests=True) <= requests
 
@@ -282,10 +283,12 @@ def test_a_quota_that_one_run_hears_of_paces_the_other():
         process = Process()
         one, other = process.limiter("a", requests=1_000), process.limiter("b", requests=1_000)
         one.observe({"ratelimit": '"default";r=2;t=100'})
-        await asyncio.gather(*(process.send(limiter, 1, latency_s=0.0, answer=None) for limiter in (one, other)))
-        return [at for at, _, _ in process.written]
+        third = process.limiter("c", requests=1_000)
+        sending = (process.send(limiter, 1, latency_s=0.0, answer=None) for limiter in (one, other, third))
+        await asyncio.gather(*sending)
+        return [(round(at), limiter is third) for at, _, limiter in process.written]
 
-    assert run_virtual(run()) == pytest.approx([0.0, 50.0])
+    assert run_virtual(run()) == [(0, False), (50, False), (100, True)]
 
 
 # --- the end of a run, and the next one ---------------------------------------------------------------------------
@@ -306,6 +309,23 @@ def test_what_an_ended_run_has_sent_counts_for_the_next_one():
         return [at for at, _, _ in process.written]
 
     assert run_virtual(run()) == pytest.approx([1.005, 300.005], abs=1e-3)
+
+
+def test_a_run_that_ends_while_a_request_waits_lets_others_go():
+    async def run():
+        process = Process()
+        ended, other = process.limiter(), process.limiter()
+        assert ended.bound_by == ""
+        await process.send(ended)
+        waiting = asyncio.ensure_future(process.send(ended))
+        await asyncio.sleep(0.1)
+        ended.close()
+        await process.send(other, latency_s=0.0)
+        with pytest.raises(Draining):
+            await waiting
+        return now()
+
+    assert run_virtual(run()) == pytest.approx(1.005, abs=0.01)
 
 
 def test_pools_go_when_no_run_uses_them_and_nothing_counts():

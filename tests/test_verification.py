@@ -1078,7 +1078,7 @@ def test_without_an_account_the_checkpoints_own_is_asked(folder, monkeypatch, en
         file = folder / "run.bulkwf"
         await write_run(file, 5)
         options = Options(base_url=HEADER.base_url + "/")
-        async with open_verification(file, account_id=None, token=lambda: {}, options=options, sample=None):
+        async with open_verification(file, account_id=None, token=dict, options=options, sample=None):
             pass
 
     run_virtual(go())

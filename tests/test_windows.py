@@ -462,6 +462,14 @@ def test_of_several_words_of_an_earlier_process_the_one_that_counts_is_found_aga
     assert pace.wait_s(60.0) == pytest.approx(40.0)  # r=4; the third may be older, the first is
 
 
+def test_what_an_earlier_process_was_told_before_the_last_report_heard_here_is_ignored():
+    pace = QuotaPacer(2.0)
+    observe(pace, 50.0, "r=90;t=300")
+    pace.restore(60.0, [Said(40.0, 39.0, "r=0;t=300")], [])
+
+    assert pace.capacity(60.0, 0.0) == 1
+
+
 def test_a_quota_from_a_clock_that_was_ahead_holds_for_its_own_time_at_most():
     pace = QuotaPacer(2.0)
     pace.restore(100.0, [Said(5_000.0, 4_999.0, "r=0;t=200")], [])

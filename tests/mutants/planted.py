@@ -283,8 +283,8 @@ PLANTED = (
     Mutant(
         "no probe after a spent quota",
         "budget.py",
-        "            if token.pause.probing or token.pacer.expired(now):\n",
-        "            if token.pause.probing:\n",
+        "        if token.pause.probing or token.pacer.expired(now):\n",
+        "        if token.pause.probing:\n",
         by="restarts",
     ),
     Mutant(
