@@ -15,7 +15,7 @@ import anyio
 
 from bulkwf.batching import IdScheme
 from bulkwf.checkpoint import Checkpoint, Executor, RunHeader, inline
-from bulkwf.credentials import Token, TokenSource, token_credential
+from bulkwf.credentials import Credentials, Token, TokenSource, token_credential
 from bulkwf.engine import Engine
 from bulkwf.errors import BulkwfError
 from bulkwf.events import BatchBegun, BatchSettled, Event, Observer
@@ -305,15 +305,17 @@ async def open_run(
         source = open_source(rows, first=options.first, rate=options.rate)
         del rows  # error trackers keep the locals of every frame
         parts.push_async_callback(uncancelled, source.aclose)
+        credentials = None
         if transport is None:
-            transport = open_transport(parts, target, token, options, clock)
+            credentials = Credentials(token)
+            transport = open_transport(parts, target, credentials, options, clock)
         path = None if checkpoint is None else Path(checkpoint)
         header = _header(target, known_as, scheme, (list_name, identity), options)
         executor = executor or (inline if path is None else _writer_thread(parts))
         file = await _open_checkpoint(parts, path, header, options, clock, executor, new)
         clock = clock.counted_by(file.boot)
-        limiter = limiter or open_limiter(target, options, clock)
-        restore(limiter, file.past, file.path, options, wall=clock.wall(), boot=file.boot)
+        limiter = limiter or open_limiter(parts, target, options, clock, credentials)
+        restore(limiter, "run", file.past, file.path, options, wall=clock.wall(), boot=file.boot)
         counts = file.counts()
         progress = Progress(clock.now(), counts, settled_before=counts.settled, reading=lambda: source.read_share)
         engine = Engine(

@@ -212,8 +212,7 @@ class ServiceClient:
         if seconds is None:
             raise refusal.error
         self.transport.drop_connections()
-        self.limiter.hold(seconds)
-        await self.journal.pause(seconds)
+        await self.journal.pause(self.limiter.hold(seconds))
 
     def refuse_outage(self, wait_s: float, judgement: Judgement) -> None:
         """End the run rather than wait longer than the policy allows."""

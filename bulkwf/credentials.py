@@ -1,5 +1,6 @@
 """The credential: where it comes from, and how the next one is read when the service refuses it."""
 
+import hashlib
 import logging
 import os
 from collections import deque
@@ -43,10 +44,20 @@ class TokenSource(Protocol):
 
 
 class Credentials:
-    """The credential in use, and how to get the next one."""
+    """The credential in use, and how to get the next one.
+
+    Args:
+        source: Where it comes from.
+
+    Attributes:
+        number: How many credentials there have been before it.
+        headers: The headers that carry it.
+        changed: Called with the new fingerprint when there is another credential, in whatever thread that is.
+    """
 
     def __init__(self, source: TokenSource) -> None:
         self._source = source
+        self.changed: Callable[[str], None] = lambda _: None
         self.number = 0
         self.headers: dict[str, str] = {}
         self._secrets: deque[bytes] = deque(maxlen=LATEST_SECRETS)
@@ -65,7 +76,13 @@ class Credentials:
             return False
         self._use(headers)
         self.number += 1
+        self.changed(self.fingerprint)
         return True
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the credential without telling it."""
+        return hashlib.sha256(repr(sorted(self.headers.items())).encode()).hexdigest()
 
     def _use(self, headers: dict[str, str]) -> None:
         self.headers = headers

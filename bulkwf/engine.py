@@ -228,7 +228,7 @@ class Engine:
         """Wait until one more batch may be begun."""
         while (
             self._open >= self._most_open
-            or self._beginning + self._limiter.waiting >= AHEAD + self._limiter.vacancies(instances, self._commit_s)
+            or self._beginning + self._limiter.waiting >= AHEAD + self._limiter.capacity(instances, self._commit_s)
         ):  # fmt: skip
             self._room.clear()
             await self._room.wait()

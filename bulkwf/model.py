@@ -406,6 +406,7 @@ class Clock:
         boot_id: Names this boot; empty where the system has no name for it.
         uptime: Seconds since the boot, suspended ones included; never set. Only where there is a `boot_id`.
         system: The system's Unix time where `wall` is counted on the boot clock; else None.
+        shared: `now` is the clock of the process: runs that use it share their limits.
     """
 
     now: Callable[[], float]
@@ -415,6 +416,7 @@ class Clock:
     boot_id: str = ""
     uptime: Callable[[], float] = lambda: 0.0
     system: Callable[[], float] | None = None
+    shared: bool = False
 
     def boot(self) -> Boot:
         """This boot, by what `wall` says now."""

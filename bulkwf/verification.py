@@ -27,7 +27,7 @@ import anyio
 from bulkwf.batch_state import BatchState
 from bulkwf.checkpoint import Findings, Scope, read_boot, read_run_past, read_status
 from bulkwf.client import OutageTracker, ServiceClient
-from bulkwf.credentials import TokenSource
+from bulkwf.credentials import Credentials, TokenSource
 from bulkwf.errors import BulkwfError, ServiceRefused, exit_code
 from bulkwf.events import AttemptFinished
 from bulkwf.judge import judge_lookup, judge_page
@@ -440,14 +440,15 @@ async def open_verification(
     target = _target(scope, account_id, base_url)
     clock = system_clock()
     async with AsyncExitStack() as parts:
-        transport = open_transport(parts, target, token, options, clock)
+        credentials = Credentials(token)
+        transport = open_transport(parts, target, credentials, options, clock)
         findings = Findings.open(scope, clock.wall(), clock.draw, clock.boot())
         parts.callback(findings.close)
-        limiter = open_limiter(target, options, clock)
+        limiter = open_limiter(parts, target, options, clock, credentials)
         run_shift_s = clock.boot().shift_s(read_boot(checkpoint))
         clock = clock.counted_by(findings.boot)
         run_past = partial(read_run_past, checkpoint, boot=findings.boot)
-        restore(limiter, run_past, checkpoint, options, wall=clock.wall(), boot=findings.boot)
+        restore(limiter, "verify", run_past, checkpoint, options, wall=clock.wall(), boot=findings.boot)
         journal = VerificationJournal(findings, clock.wall)
         client = ServiceClient(
             transport=transport,

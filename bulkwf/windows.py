@@ -1,8 +1,8 @@
-"""The rate windows and the pause: arithmetic on a clock that is an argument. Pure.
+"""The sliding windows, the quota that the service reports, and the length of a pause. Pure: time is an argument.
 
-A service that counts in sliding windows sees a request when its body arrives. So a place in a window is reserved before
-sending, and runs its period from the moment the body has been written; token buckets, which count from the decision to
-send, overrun such a window by up to the double.
+A service that counts in sliding windows counts a request when its body arrives. So capacity is reserved before sending,
+and is used for one period from the moment the body has been written. Token buckets count from the decision to send, and
+overrun such a window by up to the double.
 """
 
 import re
@@ -12,15 +12,18 @@ from itertools import takewhile
 from math import floor, inf
 from typing import Any, NamedTuple, Self
 
-__all__ = ["Pace", "Said", "Window", "pause_s", "quota_text"]
+__all__ = ["QuotaPacer", "Said", "Window", "pause_s", "quota_text"]
 
-LOWEST_SHARE = 1 / 16
+LOWEST_RATE_FACTOR = 1 / 16
+WIDEST_MARGIN_S = 0.250
+RECOVERY_S = 10.0
+"""A reduced rate rises by a tenth of the full rate after each period of this many seconds without a 429."""
 SLACK_S = 0.002
-"""Timers end late by so much: a use that is late by less does not put off those behind it."""
+"""Timers end late by up to this many seconds. A use that is late by less does not delay those after it."""
 LONGEST_QUOTA_S = 3_600
-"""A header that speaks of a longer window is taken for this one: it would stop the run without a word."""
+"""Longest quota period that is believed, in seconds: a longer one would stop the run without a message."""
 SHORTEST_S = 1e-6
-"""A shorter wait might not move the clock at all."""
+"""Shortest wait, in seconds: a shorter one might not advance the clock."""
 _QUOTA = re.compile(r"\br=([0-9]{1,9})\s*;\s*t=([0-9]{1,9})\b", re.ASCII)
 
 
@@ -29,21 +32,23 @@ class Window:
 
     Attributes:
         limit: How much.
-        period_s: In how long.
-        margin_s: Kept free behind each use, against jitter on the way to the service.
-        haste: An empty window is filled at so many times its rate; at once if infinite. Never faster than its rate
-            while that is lowered: whoever shares it would be refused.
-        lead_s: How much of the margin passes anyway between the leave to send and the end of writing.
-        share: What part of the rate is used at present; below 1 after it has been refused.
+        period_s: Length of the period, in seconds.
+        margin_s: Time kept free after each use, in seconds, for jitter on the way to the service.
+        burst_factor: An empty window is filled at this multiple of its rate; at once if infinite. While the rate is
+            reduced, it is 1 at most: a burst would be refused where other clients share the rate.
+        lead_s: How much of the margin always passes between the leave to send and the end of writing, in seconds.
+        rate_factor: Fraction of the rate that is used at present; below 1 after 429s.
     """
 
-    def __init__(self, limit: int, period_s: float, margin_s: float, haste: float = inf) -> None:
+    def __init__(self, limit: int, period_s: float, margin_s: float, burst_factor: float = inf) -> None:
         self.limit = limit
         self.period_s = period_s
         self.margin_s = margin_s
-        self.haste = haste
+        self.burst_factor = burst_factor
         self.lead_s = 0.0
-        self.share = 1.0
+        self.rate_factor = 1.0
+        self._least_margin_s = margin_s
+        self._steady_since = -inf
         self._used = 0
         self._reserved = 0
         self._next_at = -inf
@@ -51,13 +56,13 @@ class Window:
 
     @property
     def span_s(self) -> float:
-        """How long a use counts: a refused rate is lowered by stretching the period, so that a batch still fits."""
-        return self.period_s / self.share + max(0.0, self.margin_s - self.lead_s)
+        """How long a use counts, in seconds. A reduced rate lengthens the period, so that a batch still fits."""
+        return self.period_s / self.rate_factor + max(0.0, self.margin_s - self.lead_s)
 
     def wait_s(self, now: float, cost: int) -> float:
-        """Seconds until *cost* fits; infinite while that hangs on a reservation not yet written.
+        """Seconds until *cost* fits; infinite while that depends on a reservation that is not yet written.
 
-        What is larger than the limit (a batch begun at another rate) fits alone.
+        A cost above the limit (a batch begun at another rate) fits alone.
         """
         self._expire(now)
         excess = self._used + self._reserved + min(cost, self.limit) - self.limit
@@ -70,8 +75,14 @@ class Window:
                 return max(at + self.span_s - now, paced_s, SHORTEST_S)
         return inf
 
-    def turns(self, now: float, cost: int, within_s: float) -> int:
-        """How many uses of *cost* could begin in the next *within_s* seconds, whoever waits already included."""
+    def wait_after_s(self, now: float, cost: int, first: int) -> float:
+        """Seconds until *cost* fits if *first* is sent now."""
+        if min(cost, self.limit) + min(first, self.limit) > self.limit:
+            return self.span_s
+        return max(self.wait_s(now, cost + first), self._paced_at(now, first) - now)
+
+    def capacity(self, now: float, cost: int, within_s: float) -> int:
+        """How many uses of *cost* could begin in the next *within_s* seconds, those that wait now included."""
         self._expire(now)
         span_s, gap_s = self.span_s, self._gap_s(cost)
         spans, rest_s = divmod(within_s, span_s)
@@ -84,32 +95,70 @@ class Window:
         return max(0, min(fitting, paced))
 
     def reserve(self, now: float, cost: int) -> None:
-        """Take places for something that is about to be sent."""
+        """Reserve *cost* for a request that is about to be sent."""
         self._reserved += cost
-        self._next_at = max(self._next_at, now - SLACK_S) + self._gap_s(cost)
+        self._next_at = self._paced_at(now, cost)
 
     def written(self, at: float, cost: int) -> None:
-        """What was reserved was sent at *at*: its period runs from then."""
+        """A reserved request was written at *at*: its period begins then."""
         self._reserved -= cost
         self.used(at, cost)
 
     def used(self, at: float, cost: int) -> None:
-        """Something was sent at *at* without a reservation: by an earlier process, say."""
+        """Something was sent at *at* without a reservation: by an earlier process, for example."""
         self._used += cost
         place = len(self._written)
-        while place and self._written[place - 1][0] > at:  # which may have become known first
+        while place and self._written[place - 1][0] > at:  # a later one may have become known first
             place -= 1
         self._written.insert(place, (at, cost))
 
     def give_back(self, cost: int) -> None:
-        """What was reserved has not been sent."""
+        """A reserved request has not been sent."""
         self._reserved -= cost
         self._next_at -= self._gap_s(cost)
 
+    @property
+    def uses(self) -> Sequence[tuple[float, int]]:
+        """(when, how much) of what counts, the oldest first."""
+        return tuple(self._written)
+
+    def abandon(self, now: float) -> None:
+        """Count all that is reserved as written now: those that hold the reservations no longer exist."""
+        if self._reserved:
+            self.written(now, self._reserved)
+
+    def idle(self, now: float) -> bool:
+        """Whether nothing counts any more, and no 429 is recent."""
+        self._expire(now)
+        return not self._written and not self._reserved and now - self._steady_since >= RECOVERY_S
+
+    # --- the rate after a 429 -------------------------------------------------------------------------------------
+
+    def throttled(self, *, reduce: bool) -> None:
+        """The service has refused the rate: widen the margin, and if *reduce*, halve the rate, too."""
+        self.margin_s = min(WIDEST_MARGIN_S, self.margin_s * 2)
+        if reduce or self.rate_factor < 1.0:
+            self.rate_factor = max(LOWEST_RATE_FACTOR, self.rate_factor / 2)
+
+    def recover_from(self, at: float) -> None:
+        """Let the rate recover from *at* on."""
+        self._steady_since = at
+
+    def recover(self, now: float) -> None:
+        """A request was accepted: restore a step of the rate if the last step is old enough."""
+        if now - self._steady_since >= RECOVERY_S:
+            self._steady_since = now
+            self.rate_factor = min(1.0, round(self.rate_factor + 0.1, 6))
+            self.margin_s = max(self._least_margin_s, self.margin_s / 2)
+
+    def _paced_at(self, now: float, cost: int) -> float:
+        """When the next use may begin if one of *cost* begins now."""
+        return max(self._next_at, now - SLACK_S) + self._gap_s(cost)
+
     def _gap_s(self, cost: int) -> float:
-        """How long after a use of *cost* the next one may go."""
-        haste = self.haste if self.share == 1.0 else min(1.0, self.haste)
-        return self.period_s / self.share * min(1.0, cost / self.limit) / haste
+        """Seconds from the begin of a use of *cost* to the next one."""
+        burst_factor = self.burst_factor if self.rate_factor == 1.0 else min(1.0, self.burst_factor)
+        return self.period_s / self.rate_factor * min(1.0, cost / self.limit) / burst_factor
 
     def _expire(self, now: float) -> None:
         written, oldest = self._written, now - self.span_s
@@ -123,19 +172,19 @@ def quota_text(headers: Mapping[str, str]) -> str | None:
     Args:
         headers: With lower-case names.
     """
-    return ",".join(f"r={int(left)};t={int(seconds)}" for left, seconds in _told(headers.get("ratelimit", ""))) or None
+    return ",".join(f"r={int(left)};t={int(seconds)}" for left, seconds in _parse(headers.get("ratelimit", ""))) or None
 
 
-def _told(text: str) -> list[tuple[str, str]]:
+def _parse(text: str) -> list[tuple[str, str]]:
     return _QUOTA.findall(text)
 
 
 class Said(NamedTuple):
-    """What an answer said is left for the token. Times are in seconds of any clock.
+    """What an answer says is left for the token. Times are in seconds of any clock.
 
     Attributes:
         heard_at: When the answer came.
-        sent_at: When its request went.
+        sent_at: When its request was sent.
         text: The `Ratelimit` header, or what `quota_text` has made of it.
     """
 
@@ -151,29 +200,32 @@ class Said(NamedTuple):
         return cls(float(heard_at), float(sent_at), text)
 
 
-class Pace:
-    """What the service's `Ratelimit` header lets through.
+class QuotaPacer:
+    """Paces requests by the quota that the service's `Ratelimit` header reports.
 
-    `r` requests are left in the next `t` seconds, for all tools that share the token. No more go until another answer
-    tells. Where it is less than our own limit would let through, they are spread over the time.
+    `r` requests are left in the next `t` seconds, for all clients that share the token. No more are sent until another
+    answer reports a quota. Where that is less than `requests_per_s` would send, they are spread over the time.
+
+    Attributes:
+        requests_per_s: The rate that our own limit allows.
     """
 
     def __init__(self, requests_per_s: float) -> None:
-        self._allowed = requests_per_s
+        self.requests_per_s = requests_per_s
         self._sent_at = -inf
         self._heard_at = -inf
         self._left: list[tuple[int, float]] = []
-        """Of each of the service's windows: how many requests may still go, and when it ends."""
+        """For each of the service's windows: how many requests may still be sent, and when it ends."""
         self._gap_s = 0.0
         self._valid_until = -inf
 
     def observe(self, said: Said) -> bool:
         """Take in what an answer says; True if it says that nothing is left.
 
-        Answers overtake each other: one to a request that went before the last word was heard may be the older one of
-        the two, so it can tighten the pace, not loosen it.
+        Answers overtake each other. One whose request was sent before the last report was heard may be the older of
+        the two, so it can tighten the pace, but not loosen it.
         """
-        quotas = [(int(left), min(int(seconds), LONGEST_QUOTA_S)) for left, seconds in _told(said.text)]
+        quotas = [(int(left), min(int(seconds), LONGEST_QUOTA_S)) for left, seconds in _parse(said.text)]
         if not quotas:
             return False
         gap_s, least = max(self._gap(*quota) for quota in quotas), min(left for left, _ in quotas)
@@ -185,20 +237,23 @@ class Pace:
         self._left = [(left, said.heard_at + seconds) for left, seconds in quotas]
         self._valid_until = max(until for _, until in self._left)
         if least == 0:
-            self._sent_at = said.heard_at  # nothing is left from then on, whenever the last request went
+            self._sent_at = said.heard_at  # nothing is left from then on, whenever the last request was sent
         return least == 0
 
     def restore(self, now: float, words: Iterable[Said], sent: Sequence[float]) -> bool:
-        """Take over what was said to an earlier process; True if nothing is left of it.
+        """Take over what the service has said to an earlier process; True if nothing is left of it.
 
         Args:
             now: By the clock of the words.
-            words: What its last answers said, the oldest first.
-            sent: When requests went or may have gone, the oldest first. Those after the word that counts are taken off
-                it, although the service may have done that already. May be later than *now*, if a clock was set back.
+            words: What its last answers said, the oldest first. Those before the last one heard here are ignored.
+            sent: When it sent, or may have sent, requests, the oldest first. Those after the word that counts are
+                subtracted from it, although the service may have done that already. May be later than *now*, if a
+                clock was set back.
         """
+        heard_at = self._heard_at
         for said in words:
-            self.observe(said)
+            if said.heard_at > heard_at:
+                self.observe(said)
         ahead_s = max(0.0, self._heard_at - now)
         later = sum(at > self._heard_at for at in sent)
         self._left = [(left - later, until - ahead_s) for left, until in self._left]
@@ -208,24 +263,28 @@ class Pace:
 
     @property
     def _spent_until(self) -> float:
-        """When the last of the windows ends that nothing is left of."""
+        """End of the last window of which nothing is left."""
         return max((until for left, until in self._left if left <= 0), default=-inf)
 
     @property
     def binds(self) -> bool:
-        """Whether what was said holds requests back."""
+        """Whether the reported quota delays requests."""
         return self._gap_s > 0 or any(left <= 0 for left, _ in self._left)
 
     def expired(self, now: float) -> bool:
-        """Whether what holds requests back was said of a window that has ended, and nothing has been said since."""
+        """Whether a quota that delays requests was reported for a window that has ended, and none since."""
         return self.binds and now >= self._valid_until
 
+    def idle(self, now: float) -> bool:
+        """Whether all windows of the reported quota have ended."""
+        return now >= self._valid_until
+
     def forget(self) -> None:
-        """Let what was said hold nothing back any more."""
+        """Let the reported quota delay nothing any more."""
         self._gap_s, self._left = 0.0, []
 
-    def turns(self, now: float, within_s: float) -> float:
-        """How many requests may go in the next *within_s* seconds; infinite if only our own limits say."""
+    def capacity(self, now: float, within_s: float) -> float:
+        """How many requests may be sent in the next *within_s* seconds; infinite if no reported quota limits them."""
         wait_s = self.wait_s(now)
         if wait_s > within_s:
             return 0
@@ -235,33 +294,36 @@ class Pace:
         return min(left, (within_s - wait_s) // self._gap_s + 1)
 
     def wait_s(self, now: float) -> float:
-        """Seconds until the next request may go. What was said of a window ends with that window."""
+        """Seconds until the next request may be sent. A quota ends with the window that it was reported for."""
+        if not self._left:
+            return 0.0
         return max(0.0, self._spent_until - now, min(self._sent_at + self._gap_s, self._valid_until) - now)
 
     def sent(self, now: float) -> None:
-        """A request goes now."""
+        """A request is sent now."""
         self._sent_at = now
-        self._left = [(left - 1, until) for left, until in self._left]
+        if self._left:
+            self._left = [(left - 1, until) for left, until in self._left]
 
     def unsent(self, at: float) -> None:
-        """What was to go at *at* has not gone."""
-        if at > self._heard_at:  # the last word takes no account of what came before it
+        """The request that was to be sent at *at* has not been sent."""
+        if at > self._heard_at:  # the last report takes no account of what came before it
             self._left = [(left + 1, until) for left, until in self._left]
 
     def _gap(self, left: int, seconds: int) -> float:
         if left == 0:
             return float(seconds)
-        return seconds / left if left / max(seconds, 1) < self._allowed else 0.0
+        return seconds / left if left / max(seconds, 1) < self.requests_per_s else 0.0
 
 
-def pause_s(refusals: int, ordered_s: float | None) -> float:
-    """How long all sending stops after a 429.
+def pause_s(pauses: int, ordered_s: float | None) -> float:
+    """Length of a pause of all sending after a 429, in seconds.
 
     Args:
-        refusals: 429s in a row, this one included.
+        pauses: Pauses in a row, this one included.
         ordered_s: What `Retry-After` says, which is never shortened; None if it says nothing.
     """
-    doubled = 2.0 ** min(refusals - 1, 5)
+    doubled = 2.0 ** min(pauses - 1, 5)
     if ordered_s is not None:
-        return max(ordered_s, doubled)  # an order of 0 s again and again is no leave to hammer
+        return max(ordered_s, doubled)  # `Retry-After: 0` again and again does not allow a request at once
     return min(300.0, 10.0 * doubled)

@@ -7,15 +7,18 @@ import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Literal
 
 import anyio
 
+from bulkwf.budget import Budget
 from bulkwf.checkpoint import Past, read_past
-from bulkwf.credentials import Credentials, TokenSource
+from bulkwf.credentials import Credentials
 from bulkwf.errors import ConfigError, TemporaryStop
 from bulkwf.limiter import BLIND_MARGIN_S, LOOPBACK_MARGIN_S, NETWORK_MARGIN_S, WindowLimiter
 from bulkwf.model import UNKNOWN_BOOT, Boot, Clock, Transport
 from bulkwf.options import Options, Target
+from bulkwf.pools import Pools
 from bulkwf.uncancelled import uncancelled
 from bulkwf.windows import Said
 from bulkwf.wire import kernel_counts
@@ -23,6 +26,9 @@ from bulkwf.wire import kernel_counts
 __all__ = ["open_limiter", "open_transport", "require_asyncio", "restore", "system_clock"]
 
 log = logging.getLogger("bulkwf")
+
+POOLS = Pools()
+"""What all runs and verifications of this process share."""
 
 LONGEST_STORED_PAUSE_S = 86_400.0
 """A stored pause that is longer than this, in seconds, was written while the clock was wrong."""
@@ -45,6 +51,7 @@ def system_clock() -> Clock:
         draw=random.random,
         boot_id=_boot_id(),
         uptime=lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
+        shared=True,
     )
 
 
@@ -61,25 +68,46 @@ def _boot_id() -> str:
 
 
 def open_transport(
-    parts: AsyncExitStack, target: Target, token: TokenSource, options: Options, clock: Clock
+    parts: AsyncExitStack, target: Target, credentials: Credentials, options: Options, clock: Clock
 ) -> Transport:
     """The network. It is closed with *parts*."""
     from bulkwf.transport import AiohttpTransport  # noqa: PLC0415 - it would triple the time of `import bulkwf`
 
-    transport = AiohttpTransport(target, Credentials(token), options, clock=clock.now, wall=clock.wall)
+    transport = AiohttpTransport(target, credentials, options, clock=clock.now, wall=clock.wall)
     parts.push_async_callback(uncancelled, transport.aclose)
     return transport
 
 
-def open_limiter(target: Target, options: Options, clock: Clock) -> WindowLimiter:
-    """The target's limits, with the margin that the path to it requires."""
+def open_limiter(
+    parts: AsyncExitStack, target: Target, options: Options, clock: Clock, credentials: Credentials | None = None
+) -> WindowLimiter:
+    """The target's limits, with the margin that the path to it requires. Closed with *parts*.
+
+    Runs of this process share them by endpoint, account and credential; those whose credential is not known (None)
+    are taken to have the same.
+    """
     network_s = NETWORK_MARGIN_S if kernel_counts() else BLIND_MARGIN_S
     margin_s = LOOPBACK_MARGIN_S if target.loopback else network_s
-    return WindowLimiter(options.rate, clock=clock.now, margin_s=margin_s)
+    budget = Budget(
+        clock.now(),
+        options.rate,
+        margin_s,
+        POOLS if clock.shared else Pools(),
+        endpoint=target.base_url,
+        account=target.account_id,
+        workflow=target.workflow,
+        token="" if credentials is None else credentials.fingerprint,
+    )
+    limiter = WindowLimiter(options.rate, clock=clock.now, margin_s=margin_s, budget=budget)
+    parts.callback(limiter.close)
+    if credentials is not None:
+        credentials.changed = limiter.change_token
+    return limiter
 
 
 def restore(
     limiter: WindowLimiter,
+    user: Literal["run", "verify"],
     read_run_past: Callable[[float], Past],
     checkpoint: Path | None,
     options: Options,
@@ -93,6 +121,7 @@ def restore(
 
     Args:
         limiter: A new one.
+        user: Who sends through it.
         read_run_past: What the run's sessions have sent since a Unix time.
         checkpoint: The run's file, beside which verifications keep theirs; None if it is in memory.
         options: The longest outage.
@@ -105,7 +134,10 @@ def restore(
     since = wall - limiter.memory_s
     past = read_run_past(since)
     if checkpoint is not None:
-        past = past.joined(read_past(checkpoint, since, boot))
+        verified = read_past(checkpoint, since, boot)
+        past = _uncounted(limiter, past, checkpoint, "run", wall, own=user == "run").joined(
+            _uncounted(limiter, verified, checkpoint, "verify", wall, own=user == "verify")
+        )
     paused_s = past.pause_until - wall
     if paused_s > LONGEST_STORED_PAUSE_S:
         log.warning("the checkpoint holds a pause of %.0f h, which is ignored: it is too long", paused_s / 3_600)
@@ -118,3 +150,18 @@ def restore(
     attempts = [(wall - at, instances) for at, instances in past.attempts]
     words = [Said(heard_at - wall, sent_at - wall, text) for heard_at, sent_at, text in past.words]
     limiter.restore(attempts, paused_s, words)
+
+
+def _uncounted(limiter: WindowLimiter, past: Past, checkpoint: Path, kind: str, wall: float, *, own: bool) -> Past:
+    """*past* without the requests that this process has counted already.
+
+    Args:
+        limiter: Counts the others from now on.
+        past: What the file holds, by the same clock as *wall*.
+        checkpoint: The run's checkpoint.
+        kind: Whose file it is: of the run, or of the verifications beside it.
+        wall: Unix time.
+        own: Until the limiter is closed, only its own requests are recorded in the file.
+    """
+    since = wall - limiter.uncounted_s(f"{kind} {checkpoint.resolve()}", own=own)
+    return past._replace(attempts=[attempt for attempt in past.attempts if attempt[0] > since])

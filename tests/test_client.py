@@ -97,7 +97,7 @@ def test_a_pause_holds_the_limiter_before_the_attempt_is_recorded():
         record = desk.record
 
         async def recording(*args, **more):
-            capacity.append(desk.limiter.vacancies(0))
+            capacity.append(desk.limiter.capacity(0))
             await record(*args, **more)
 
         desk.record = recording

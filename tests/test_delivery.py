@@ -127,7 +127,7 @@ def test_an_ill_service_gets_half_as_many_requests_at_a_time():
     async def run():
         desk = Desk(ScriptedTransport(ill, ill, created))
         await desk.deliver(make_batch(3))
-        return desk.limiter.vacancies(1)
+        return desk.limiter.capacity(1)
 
     assert run_virtual(run()) == 8
 

@@ -14,12 +14,13 @@ from bulkwf.errors import (
     ConfigError,
     InputError,
     ServiceRefused,
+    SystemRefused,
     TemporaryStop,
     exit_code,
 )
 
 ROOT = Path(__file__).parents[1]
-ERRORS = {ConfigError: 2, ServiceRefused: 3, InputError: 4, CheckpointError: 4, TemporaryStop: 75}
+ERRORS = {ConfigError: 2, ServiceRefused: 3, InputError: 4, CheckpointError: 4, SystemRefused: 4, TemporaryStop: 75}
 SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 BOTH = (False, True)
 MEANINGS = {

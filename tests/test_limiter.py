@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bulkwf.errors import Draining
-from bulkwf.limiter import LEADS, RECOVERY_S, WindowLimiter
+from bulkwf.limiter import LEADS, WindowLimiter
 from bulkwf.options import RateLimits
-from bulkwf.windows import SLACK_S, Said
+from bulkwf.windows import RECOVERY_S, SLACK_S, Said
 
 MARGIN_S = 0.005
 
@@ -249,12 +249,12 @@ def test_whoever_is_told_twice_that_a_body_is_written_counts_it_once():
             slot.written()
             slot.written()
         await asyncio.sleep(0.3)
-        assert limits.vacancies(40) == 1
+        assert limits.capacity(40) == 1
         async with limits.slot(40) as slot:
             slot.written()
         assert now() == pytest.approx(0.3)
         await asyncio.sleep(1.01)
-        assert limits.vacancies(100) == 1
+        assert limits.capacity(100) == 1
 
     run_virtual(run())
 
@@ -312,18 +312,18 @@ def test_so_many_requests_as_there_are_places_are_on_the_wire():
 def test_vacancies_are_what_could_go_at_once():
     async def run():
         limits = limiter(100, 3, concurrency=4)
-        assert [limits.vacancies(cost) for cost in (0, 1, 50, 51, 100)] == [3, 1, 1, 1, 1]
+        assert [limits.capacity(cost) for cost in (0, 1, 50, 51, 100)] == [3, 1, 1, 1, 1]
         async with limits.slot(60) as slot:
-            assert [limits.vacancies(cost) for cost in (0, 40, 41)] == [2, 0, 0]
+            assert [limits.capacity(cost) for cost in (0, 40, 41)] == [2, 0, 0]
             slot.written()
             await asyncio.sleep(0.3)
-            assert [limits.vacancies(cost) for cost in (0, 40, 41)] == [2, 1, 0]
+            assert [limits.capacity(cost) for cost in (0, 40, 41)] == [2, 1, 0]
         waiting = asyncio.ensure_future(Traffic(limits).send(0, 100))
         await asyncio.sleep(0.1)
-        assert (limits.waiting, limits.vacancies(100)) == (1, 0)
+        assert (limits.waiting, limits.capacity(100)) == (1, 0)
         await waiting
         limits.throttled(5.0)
-        assert limits.vacancies(0) == 0
+        assert limits.capacity(0) == 0
 
     run_virtual(run())
 
@@ -332,7 +332,7 @@ def test_whoever_watches_is_told_of_every_change():
     async def run():
         limits = limiter(None, concurrency=1)
         seen = []
-        limits.watch(lambda: seen.append((limits.waiting, limits.vacancies(1))))
+        limits.watch(lambda: seen.append((limits.waiting, limits.capacity(1))))
         async with limits.slot(1):
             pass
         return seen
@@ -350,11 +350,11 @@ def test_overload_halves_the_places_and_rounds_of_success_add_one_each():
         for _ in range(6):
             limits.overloaded()
             limits.overloaded()  # of the same round: counted once
-            places.append(limits.vacancies(1))
+            places.append(limits.capacity(1))
             await asyncio.sleep(1.0)
         for _ in range(200):
             limits.succeeded()
-            places.append(limits.vacancies(1))
+            places.append(limits.capacity(1))
         return places
 
     places = run_virtual(run())
@@ -446,7 +446,7 @@ def test_a_rate_that_is_refused_once_and_borne_after_the_pause_is_kept():
             traffic.limits.throttled(2.0)
             await asyncio.sleep(2.0)
             await traffic.flood(RECOVERY_S, 10, latency_s=0.01)
-        return traffic.limits._instances.share
+        return traffic.limits.budget._lane.window.rate_factor
 
     assert run_virtual(run()) == 1.0
 
@@ -464,7 +464,7 @@ def test_a_rate_that_is_refused_again_is_halved_and_recovers_step_by_step():
     assert 45 <= rates[0] <= 56
     assert all(before < after + 1.5 for before, after in itertools.pairwise(rates))
     assert rates[-1] >= 98
-    assert traffic.limits._instances.margin_s == MARGIN_S  # which the refusal had widened
+    assert traffic.limits.budget._lane.window.margin_s == MARGIN_S  # which the refusal had widened
     assert RECOVERY_S * 4 <= 10.0 * sum(rate < 95 for rate in rates) <= RECOVERY_S * 8
 
 
@@ -483,7 +483,7 @@ def test_refusals_of_requests_on_the_wire_together_count_once():
         limits = limiter(100)
         for _ in range(5):
             limits.throttled(10.0)
-        return limits._instances.share, limits._instances.margin_s
+        return limits.budget._lane.window.rate_factor, limits.budget._lane.window.margin_s
 
     assert run_virtual(run()) == (1.0, 2 * MARGIN_S)
 
@@ -493,7 +493,7 @@ def test_where_the_quota_is_spent_the_request_rate_is_lowered_not_that_of_instan
         limits = limiter(100, 1_000)
         limits.observe({"ratelimit": '"default";r=0;t=60'})
         limits.throttled(10.0)
-        return limits._instances.share, limits._requests.share
+        return limits.budget._lane.window.rate_factor, limits.budget._token.window.rate_factor
 
     assert run_virtual(run()) == (1.0, 0.5)
 
@@ -556,7 +556,7 @@ def test_after_the_window_of_a_quota_one_request_goes_alone(header):
 
     async def run():
         traffic = Traffic(limiter(None, 1_000))
-        traffic.limits._pace.sent(traffic.limits._clock())
+        traffic.limits.budget._token.pacer.sent(traffic.limits._clock())
         traffic.limits.observe({"ratelimit": header})
         await asyncio.gather(*(traffic.send(i, latency_s=2.0) for i in range(3)))
         return traffic
@@ -625,7 +625,10 @@ def test_cancelling_whoever_waits_or_sends_leaks_nothing(cancellations, seed):
         assert all(task.cancelled() or task.exception() is None for task in tasks)
         assert (limits.waiting, limits.on_wire, limits._heads) == (0, 0, {})
         await asyncio.sleep(301.0)
-        assert [window.turns(limits._clock(), 1, 0.9) for window in (limits._instances, limits._requests)] == [10, 50]
+        assert [
+            window.capacity(limits._clock(), 1, 0.9)
+            for window in (limits.budget._lane.window, limits.budget._token.window)
+        ] == [10, 50]
         await traffic.send(99, 10)
 
     run_virtual(run())
@@ -695,6 +698,6 @@ def test_where_an_earlier_process_s_quota_is_spent_a_refusal_lowers_the_request_
         limits = limiter(100, 1_000)
         limits.restore([], -inf, [Said(-20.0, -21.0, "r=0;t=100")])
         limits.throttled(10.0)
-        return limits._instances.share, limits._requests.share
+        return limits.budget._lane.window.rate_factor, limits.budget._token.window.rate_factor
 
     assert run_virtual(run()) == (1.0, 0.5)

@@ -707,9 +707,9 @@ def test_what_the_service_has_left_outlives_the_session_and_holds_a_run_too(fold
         limiter = WindowLimiter(FREE.rate, clock=at.now)
         checkpoint = Checkpoint.open(world.file, HEADER, now=at.wall(), executor=inline, boot=at.boot())
         at = at.counted_by(checkpoint.boot)
-        restore(limiter, checkpoint.past, world.file, FREE, wall=at.wall(), boot=checkpoint.boot)
+        restore(limiter, "run", checkpoint.past, world.file, FREE, wall=at.wall(), boot=checkpoint.boot)
         await checkpoint.aclose()
-        held = limiter.vacancies(0)
+        held = limiter.capacity(0)
         return world, held, await world.verify()
 
     world, held, told = run_virtual(go())
@@ -832,9 +832,9 @@ def test_a_run_counts_what_a_verification_has_just_sent(folder):
         limits = RateLimits(instances_per_s=None, requests_per_5m=10)
         limiter = WindowLimiter(limits, clock=asyncio.get_running_loop().time)
         checkpoint = Checkpoint.open(world.file, HEADER, now=wall(), executor=inline)
-        restore(limiter, checkpoint.past, world.file, FREE, wall=wall())
+        restore(limiter, "run", checkpoint.past, world.file, FREE, wall=wall())
         await checkpoint.aclose()
-        return limiter.vacancies(0)
+        return limiter.capacity(0)
 
     assert run_virtual(go()) == 2
 
@@ -1085,7 +1085,7 @@ def test_without_an_account_the_checkpoints_own_is_asked(folder, monkeypatch, en
     async def go():
         file = folder / "run.bulkwf"
         await write_run(file, 5)
-        place = {"account_id": None, "base_url": HEADER.base_url + "/", "token": no_token}
+        place = {"account_id": None, "base_url": HEADER.base_url + "/", "token": dict}
         async with open_verification(file, **place, options=Options(), sample=None):
             pass
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from bulkwf.windows import LOWEST_SHARE, SLACK_S, Pace, Said, Window, pause_s, quota_text
+from bulkwf.windows import LOWEST_RATE_FACTOR, SLACK_S, QuotaPacer, Said, Window, pause_s, quota_text
 
 
 def fill(window, now, cost):
@@ -24,7 +24,7 @@ STEPS = st.lists(
         st.tuples(st.just("written before"), st.integers(0, 9)),
         st.tuples(st.just("unsent"), st.integers(0, 9)),
         st.tuples(st.just("pass"), st.floats(0, 1.5)),
-        st.tuples(st.just("share"), st.sampled_from([1.0, 0.5, 0.25, LOWEST_SHARE])),
+        st.tuples(st.just("rate_factor"), st.sampled_from([1.0, 0.5, 0.25, LOWEST_RATE_FACTOR])),
         st.tuples(st.just("margin"), st.sampled_from([0.0, 0.02, 0.5])),
     ),
     max_size=60,
@@ -32,11 +32,16 @@ STEPS = st.lists(
 
 
 @settings(max_examples=400)
-@given(steps=STEPS, limit=st.integers(1, 12), margin=st.sampled_from([0.0, 0.005]), haste=st.sampled_from([2.0, inf]))
+@given(
+    steps=STEPS,
+    limit=st.integers(1, 12),
+    margin=st.sampled_from([0.0, 0.005]),
+    burst_factor=st.sampled_from([2.0, inf]),
+)
 def test_no_period_ever_sees_more_than_the_limit_whatever_is_reserved_written_or_given_back(
-    steps, limit, margin, haste
+    steps, limit, margin, burst_factor
 ):
-    window, now = Window(limit, 1.0, margin, haste), 1_000.0
+    window, now = Window(limit, 1.0, margin, burst_factor), 1_000.0
     in_flight, written = [], []
     for step, value in steps:
         if step == "send" and window.wait_s(now, value) == 0:
@@ -51,11 +56,11 @@ def test_no_period_ever_sees_more_than_the_limit_whatever_is_reserved_written_or
             window.give_back(in_flight.pop(value % len(in_flight))[1])
         elif step == "pass":
             now += value
-        elif step == "share":
-            window.share = value
+        elif step == "rate_factor":
+            window.rate_factor = value
         elif step == "margin":
             window.margin_s = max(window.margin_s, value)
-        assert window.turns(now, 1, 0.0) >= 0
+        assert window.capacity(now, 1, 0.0) >= 0
     for start, _ in written:
         within = [cost for at, cost in written if start <= at < start + 1.0]
         assert sum(within) <= limit or len(within) == 1
@@ -66,12 +71,12 @@ def test_no_period_ever_sees_more_than_the_limit_whatever_is_reserved_written_or
     uses=st.lists(st.tuples(st.floats(0, 0.5), st.integers(1, 20)), max_size=12),
     limit=st.integers(1, 15),
     cost=st.integers(1, 20),
-    share=st.sampled_from([1.0, 0.5]),
+    rate_factor=st.sampled_from([1.0, 0.5]),
 )
-@example(uses=[(0.0, 10)], limit=5, cost=10, share=1.0)
-def test_the_wait_is_finite_once_all_is_written_and_is_exactly_long_enough(uses, limit, cost, share):
+@example(uses=[(0.0, 10)], limit=5, cost=10, rate_factor=1.0)
+def test_the_wait_is_finite_once_all_is_written_and_is_exactly_long_enough(uses, limit, cost, rate_factor):
     window, now = Window(limit, 1.0, 0.005), 1_000.0
-    window.share = share
+    window.rate_factor = rate_factor
     for gap, used in uses:
         now += gap
         window.used(now, used)
@@ -87,13 +92,13 @@ def test_the_wait_is_finite_once_all_is_written_and_is_exactly_long_enough(uses,
 def test_a_place_is_taken_from_the_reservation_on_and_runs_out_a_period_after_the_writing():
     window = Window(3, 1.0, 0.25)
     window.reserve(50.0, 3)
-    assert (window.wait_s(50.0, 1), window.turns(50.0, 1, 0.0)) == (inf, 0)
+    assert (window.wait_s(50.0, 1), window.capacity(50.0, 1, 0.0)) == (inf, 0)
 
     window.written(60.0, 3)
 
     assert window.wait_s(60.0, 1) == pytest.approx(1.25)
     assert window.wait_s(61.0, 1) == pytest.approx(0.25)
-    assert (window.wait_s(61.25, 3), window.turns(61.25, 1, 0.0)) == (0.0, 3)
+    assert (window.wait_s(61.25, 3), window.capacity(61.25, 1, 0.0)) == (0.0, 3)
 
 
 def test_a_use_that_becomes_known_late_runs_from_when_it_was():
@@ -104,7 +109,7 @@ def test_a_use_that_becomes_known_late_runs_from_when_it_was():
     window.written(0.1, 4)
 
     assert [window.wait_s(0.4, cost) for cost in (4, 5)] == pytest.approx([0.7, 0.9])
-    assert window.turns(1.1, 4, 0.0) == 1
+    assert window.capacity(1.1, 4, 0.0) == 1
 
 
 def test_a_reservation_that_was_given_back_leaves_no_trace():
@@ -112,7 +117,7 @@ def test_a_reservation_that_was_given_back_leaves_no_trace():
     window.reserve(0.0, 2)
     window.give_back(2)
 
-    assert (window.wait_s(0.0, 3), window.turns(0.0, 1, 0.0)) == (0.0, 3)
+    assert (window.wait_s(0.0, 3), window.capacity(0.0, 1, 0.0)) == (0.0, 3)
 
 
 def test_the_wait_is_for_as_many_uses_as_must_run_out_and_no_more():
@@ -135,7 +140,7 @@ def pass_through(window, now, cost, times):
 
 
 def test_an_empty_window_is_filled_at_no_more_than_so_many_times_its_rate():
-    left = pass_through(Window(3_000, 1.0, 0.0, haste=2.0), 0.0, 100, 60)
+    left = pass_through(Window(3_000, 1.0, 0.0, burst_factor=2.0), 0.0, 100, 60)
 
     assert left[:30] == pytest.approx([number / 60 for number in range(30)], abs=2 * SLACK_S)
     assert left[30:] == pytest.approx([1 + number / 60 for number in range(30)], abs=2 * SLACK_S)
@@ -143,14 +148,14 @@ def test_an_empty_window_is_filled_at_no_more_than_so_many_times_its_rate():
 
 def test_a_lowered_rate_is_spread_over_all_of_its_period():
     """Whoever shares the rate would be refused for a burst, though the whole period's sum is small enough."""
-    window = Window(300, 1.0, 0.0, haste=2.0)
-    window.share = 0.5
+    window = Window(300, 1.0, 0.0, burst_factor=2.0)
+    window.rate_factor = 0.5
 
     assert pass_through(window, 0.0, 100, 6) == pytest.approx([number * 2 / 3 for number in range(6)], abs=2 * SLACK_S)
 
 
 def test_uses_that_are_late_by_less_than_a_timer_can_tell_do_not_put_off_those_behind_them():
-    window, now, uses = Window(10_000, 1.0, 0.0, haste=2.0), 0.0, 0
+    window, now, uses = Window(10_000, 1.0, 0.0, burst_factor=2.0), 0.0, 0
     while now < 0.5:
         now += 0.001 + window.wait_s(now, 2)  # each wake-up is late by a millisecond
         while window.wait_s(now, 2) == 0:
@@ -165,20 +170,20 @@ def test_uses_that_are_late_by_less_than_a_timer_can_tell_do_not_put_off_those_b
     uses=st.lists(st.tuples(st.floats(0, 0.3), st.integers(1, 12)), max_size=12),
     cost=st.integers(1, 6),
     within_s=st.floats(0, 5.0),
-    share=st.sampled_from([1.0, 0.5]),
-    haste=st.sampled_from([2.0, inf]),
+    rate_factor=st.sampled_from([1.0, 0.5]),
+    burst_factor=st.sampled_from([2.0, inf]),
 )
 def test_the_turns_of_a_while_are_at_least_those_that_can_be_had_and_none_only_if_there_is_none(
-    uses, cost, within_s, share, haste
+    uses, cost, within_s, rate_factor, burst_factor
 ):
-    window, now = Window(12, 1.0, 0.005, haste), 1_000.0
-    window.share = share
+    window, now = Window(12, 1.0, 0.005, burst_factor), 1_000.0
+    window.rate_factor = rate_factor
     for gap, used in uses:
         now += gap
         if window.wait_s(now, used) == 0:
             fill(window, now, used)
 
-    turns = window.turns(now, cost, within_s)
+    turns = window.capacity(now, cost, within_s)
     had = sum(at <= now + within_s for at in pass_through(window, now, cost, turns + 1))
 
     assert had <= turns
@@ -207,7 +212,7 @@ def test_what_is_larger_than_the_limit_goes_alone_and_never_waits_for_ever():
 
 def test_a_lower_share_stretches_the_period_so_that_a_whole_batch_still_fits():
     window = Window(100, 1.0, 0.0)
-    window.share = 0.5
+    window.rate_factor = 0.5
     fill(window, 0.0, 100)
 
     assert window.span_s == 2.0
@@ -220,7 +225,7 @@ def test_a_wait_is_never_so_short_that_the_clock_stands_still():
 
     assert window.wait_s(nextafter(1.1, 0), 1) >= 1e-6
 
-    window = Window(10, 1.0, 0.0, haste=2.0)
+    window = Window(10, 1.0, 0.0, burst_factor=2.0)
     fill(window, 1.0, 1)
     waits = {window.wait_s(window._next_at + step * 1e-7, 1) for step in range(-30, 5)}
     assert 0.0 in waits
@@ -231,7 +236,7 @@ def test_what_an_earlier_process_sent_counts_from_when_it_was_sent():
     window = Window(1_000, 300.0, 0.0)
     window.used(-200.0, 900)
 
-    assert window.turns(0.0, 1, 0.0) == 100
+    assert window.capacity(0.0, 1, 0.0) == 100
     assert window.wait_s(0.0, 101) == pytest.approx(100.0)
 
 
@@ -240,10 +245,10 @@ def test_what_an_earlier_process_sent_counts_from_when_it_was_sent():
 
 @given(left=st.integers(0, 400), seconds=st.integers(1, 300), later_s=st.floats(0, 400), within_s=st.floats(0, 400))
 def test_as_many_requests_have_their_turn_as_the_gap_lets_through(left, seconds, later_s, within_s):
-    pace = Pace(3.0)
+    pace = QuotaPacer(3.0)
     pace.sent(0.0)
     observe(pace, 0.0, f'"default";r={left};t={seconds}')
-    turns = pace.turns(later_s, within_s)
+    turns = pace.capacity(later_s, within_s)
 
     now, had = later_s, 0
     while had < min(turns + 1, 500):
@@ -280,7 +285,7 @@ def observe(pace, now, text, sent_at=None):
     ],
 )
 def test_requests_are_spread_over_what_is_left_where_that_is_less_than_our_own_limit(header, gap):
-    pace = Pace(1_000 / 300)
+    pace = QuotaPacer(1_000 / 300)
     pace.sent(7.0)
 
     spent = observe(pace, 7.0, header)
@@ -291,14 +296,14 @@ def test_requests_are_spread_over_what_is_left_where_that_is_less_than_our_own_l
 
 
 def test_when_nothing_is_left_requests_wait_for_the_next_period_and_it_is_said_so():
-    pace = Pace(1_000 / 300)
+    pace = QuotaPacer(1_000 / 300)
 
     assert observe(pace, 7.0, '"a";r=9;t=1, "default";r=0;t=120') is True
     assert pace.wait_s(7.0) == 120.0
 
 
 def test_each_request_that_goes_puts_the_gap_before_the_next():
-    pace = Pace(1_000 / 300)
+    pace = QuotaPacer(1_000 / 300)
     pace.sent(0.0)
     assert pace.wait_s(0.0) == 0
     observe(pace, 0.0, '"default";r=10;t=100')
@@ -310,7 +315,7 @@ def test_each_request_that_goes_puts_the_gap_before_the_next():
 
 
 def test_the_gap_runs_from_the_request_not_from_its_answer():
-    pace = Pace(1_000 / 300)
+    pace = QuotaPacer(1_000 / 300)
     pace.sent(3.0)
     observe(pace, 8.0, '"default";r=10;t=100')
 
@@ -318,7 +323,7 @@ def test_the_gap_runs_from_the_request_not_from_its_answer():
 
 
 def test_what_was_said_of_a_period_ends_with_it():
-    pace = Pace(1_000 / 300)
+    pace = QuotaPacer(1_000 / 300)
     observe(pace, 0.0, '"default";r=2;t=100')
     pace.sent(99.0)
 
@@ -327,7 +332,7 @@ def test_what_was_said_of_a_period_ends_with_it():
 
 
 def test_an_answer_without_the_header_changes_nothing():
-    pace = Pace(1_000 / 300)
+    pace = QuotaPacer(1_000 / 300)
     pace.sent(0.0)
     observe(pace, 0.0, '"default";r=10;t=100')
 
@@ -338,7 +343,7 @@ def test_an_answer_without_the_header_changes_nothing():
 
 
 def test_the_gap_is_lifted_when_the_service_has_room_again():
-    pace = Pace(1_000 / 300)
+    pace = QuotaPacer(1_000 / 300)
     pace.sent(0.0)
     observe(pace, 0.0, '"default";r=1;t=100')
     observe(pace, 1.0, '"default";r=1200;t=300')
@@ -347,7 +352,7 @@ def test_the_gap_is_lifted_when_the_service_has_room_again():
 
 
 def test_without_a_limit_of_our_own_any_quota_sets_the_pace():
-    pace = Pace(inf)
+    pace = QuotaPacer(inf)
     pace.sent(0.0)
     observe(pace, 0.0, '"default";r=600;t=300')
 
@@ -364,7 +369,7 @@ def test_without_a_limit_of_our_own_any_quota_sets_the_pace():
     ],
 )
 def test_what_is_left_is_kept_in_a_form_that_sets_the_same_pace(header, kept):
-    told, stored = Pace(1_000 / 300), Pace(1_000 / 300)
+    told, stored = QuotaPacer(1_000 / 300), QuotaPacer(1_000 / 300)
     assert quota_text({"ratelimit": header}) == kept
     observe(told, 7.0, header)
     stored.restore(7.0, [] if kept is None else [Said(7.0, 7.0, kept)], [])
@@ -373,7 +378,7 @@ def test_what_is_left_is_kept_in_a_form_that_sets_the_same_pace(header, kept):
 
 @pytest.mark.parametrize(("sent_at", "gap"), [(0.5, 99.0), (1.5, 0.0)])
 def test_an_answer_that_may_be_older_than_the_last_word_loosens_nothing(sent_at, gap):
-    pace = Pace(1_000 / 300)
+    pace = QuotaPacer(1_000 / 300)
     pace.sent(2.0)
     observe(pace, 1.0, '"default";r=1;t=100')
     observe(pace, 2.0, '"default";r=1200;t=300', sent_at)
@@ -382,7 +387,7 @@ def test_an_answer_that_may_be_older_than_the_last_word_loosens_nothing(sent_at,
 
 
 def test_an_answer_that_may_be_older_tightens_the_pace_all_the_same():
-    pace = Pace(1_000 / 300)
+    pace = QuotaPacer(1_000 / 300)
     observe(pace, 1.0, '"default";r=3;t=100')
 
     assert observe(pace, 2.0, '"default";r=0;t=100', sent_at=0.5) is True
@@ -390,7 +395,7 @@ def test_an_answer_that_may_be_older_tightens_the_pace_all_the_same():
 
 
 def test_after_its_window_a_quota_is_no_longer_known_until_an_answer_tells():
-    pace = Pace(1_000 / 300)
+    pace = QuotaPacer(1_000 / 300)
     observe(pace, 0.0, '"default";r=0;t=100')
     assert [pace.expired(at) for at in (0.0, 99.0, 100.0)] == [False, False, True]
 
@@ -413,7 +418,7 @@ def test_after_its_window_a_quota_is_no_longer_known_until_an_answer_tells():
     ],
 )
 def test_what_an_earlier_process_was_told_holds_less_what_was_sent_since(text, sent, wait_s):
-    pace = Pace(2.0)
+    pace = QuotaPacer(2.0)
 
     spent = pace.restore(100.0, [Said(70.0, 69.0, text)], sent)
 
@@ -423,7 +428,7 @@ def test_what_an_earlier_process_was_told_holds_less_what_was_sent_since(text, s
 
 def test_no_more_go_than_are_left_until_another_answer_tells():
     """A rate that would be borne for the whole window is no leave to send more than the window holds."""
-    pace = Pace(2.0)
+    pace = QuotaPacer(2.0)
     observe(pace, 0.0, '"a";r=2;t=1,"b";r=3;t=1')
     sent = []
     for at in (0.1, 0.2, 0.3):
@@ -431,14 +436,14 @@ def test_no_more_go_than_are_left_until_another_answer_tells():
             pace.sent(at)
             sent.append(at)
     assert sent == [0.1, 0.2]
-    assert (pace.turns(0.3, 0.5), pace.wait_s(0.3)) == (0, pytest.approx(0.7))
+    assert (pace.capacity(0.3, 0.5), pace.wait_s(0.3)) == (0, pytest.approx(0.7))
     assert pace.expired(1.0)
     observe(pace, 0.4, '"a";r=90;t=5', sent_at=0.35)
-    assert (pace.turns(0.4, 0.5), pace.wait_s(0.4)) == (90, 0)
+    assert (pace.capacity(0.4, 0.5), pace.wait_s(0.4)) == (90, 0)
 
 
 def test_what_has_not_gone_is_left_unless_an_answer_has_told_since():
-    pace = Pace(2.0)
+    pace = QuotaPacer(2.0)
     observe(pace, 0.0, '"a";r=1;t=100')
     pace.sent(0.1)
     pace.unsent(0.1)
@@ -450,15 +455,23 @@ def test_what_has_not_gone_is_left_unless_an_answer_has_told_since():
 
 
 def test_of_several_words_of_an_earlier_process_the_one_that_counts_is_found_again():
-    pace = Pace(2.0)
+    pace = QuotaPacer(2.0)
     words = [Said(10.0, 9.0, "r=0;t=300"), Said(50.0, 40.0, "r=4;t=200"), Said(51.0, 41.0, "r=5;t=200")]
 
     assert pace.restore(60.0, words, [10.0, 50.0]) is False
     assert pace.wait_s(60.0) == pytest.approx(40.0)  # r=4; the third may be older, the first is
 
 
+def test_what_an_earlier_process_was_told_before_the_last_report_heard_here_is_ignored():
+    pace = QuotaPacer(2.0)
+    observe(pace, 50.0, "r=90;t=300")
+    pace.restore(60.0, [Said(40.0, 39.0, "r=0;t=300")], [])
+
+    assert pace.capacity(60.0, 0.0) == 1
+
+
 def test_a_quota_from_a_clock_that_was_ahead_holds_for_its_own_time_at_most():
-    pace = Pace(2.0)
+    pace = QuotaPacer(2.0)
     pace.restore(100.0, [Said(5_000.0, 4_999.0, "r=0;t=200")], [])
 
     assert pace.wait_s(100.0) == pytest.approx(200.0)

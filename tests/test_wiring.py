@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ def first_slots(attempts, paused_s=0.0, slots=1, words=()):
         limiter = WindowLimiter(OPTIONS.rate, clock=now)
         sent = [(wall() + at, instances) for at, instances in attempts]
         past = Past(sent, wall() + paused_s, [Said(wall() + at, wall() + at, text) for at, text in words])
-        restore(limiter, lambda since: past, None, OPTIONS, wall=wall())
+        restore(limiter, "run", lambda since: past, None, OPTIONS, wall=wall())
         at = []
         for _ in range(slots):
             async with limiter.slot(1) as slot:
@@ -73,7 +74,8 @@ def test_the_margin_is_wider_where_the_kernel_does_not_tell_what_has_left(monkey
 
     async def run():
         target = Target(base_url=base_url, account_id="a", workflow="w")
-        return open_limiter(target, OPTIONS, clock()).memory_s - 300.0
+        async with AsyncExitStack() as parts:
+            return open_limiter(parts, target, OPTIONS, clock()).memory_s - 300.0
 
     assert run_virtual(run()) == pytest.approx(margin_s)
 

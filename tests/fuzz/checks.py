@@ -33,7 +33,7 @@ from bulkwf.payload import compose
 from bulkwf.retry import Wait, plan
 from bulkwf.sources import files, open_source, reader
 from bulkwf.verdicts import HANDLING, Action
-from bulkwf.windows import Pace, Said, pause_s, quota_text
+from bulkwf.windows import QuotaPacer, Said, pause_s, quota_text
 from fuzz.inputs import IDS
 from fuzz.reading import LEVELS, Pairs, lines_of, read_line, strictly
 
@@ -256,18 +256,18 @@ def check_headers(headers, at=1_000.0):
         assert_pause(pause)
         assert pause >= max(1.0, ordered or 0.0)
         assert pause_s(1, ordered) <= limiter.throttled(ordered) == limiter.paused_until - at
-    pace = Pace(10 / 3)
+    pace = QuotaPacer(10 / 3)
     spent = pace.observe(Said(at, at, headers.get("ratelimit", "")))
     assert spent or pace.wait_s(at) == 0.0
     pace.sent(at)
     assert_pause(pace.wait_s(at))
-    kept = Pace(10 / 3)
+    kept = QuotaPacer(10 / 3)
     kept.restore(at, [Said(at, at, quota_text(headers) or "")], [at])
     assert kept.wait_s(at) == pace.wait_s(at)
     limiter = WindowLimiter(RateLimits(), clock=lambda: at)
     limiter.observe(headers)
-    limiter.throttled(ordered)
-    assert limiter.vacancies(1) == 0
+    limiter.hold(pause)
+    assert limiter.capacity(1) == 0
     counts["headers"] += len(headers)
 
 

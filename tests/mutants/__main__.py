@@ -24,6 +24,7 @@ HARNESSES = (
     ("engine", ("tests/test_engine.py",)),
     ("restarts", ("tests/test_restarts.py",)),
     ("modules", tuple(f"tests/test_{name}.py" for name in MODULES)),
+    ("budget", ("tests/test_budget.py",)),
     ("checkpoint", tuple(f"tests/test_{name}.py" for name in ("checkpoint", "sessions", "place", "findings"))),
     ("travel", ("tests/crash/test_travel.py",)),
     ("network", ("tests/test_network.py",)),
