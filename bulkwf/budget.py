@@ -138,8 +138,8 @@ class Budget:
 
     def lead(self, seconds: float) -> None:
         """Set `lead_s`."""
-        with self._lock:
-            if seconds != self.lead_s:
+        if seconds != self.lead_s:
+            with self._lock:
                 self.lead_s = seconds
                 for pool in self._pools:
                     pool.lead()
