@@ -399,9 +399,9 @@ def test_past_requests_that_this_process_has_sent_are_left_out():
         async with AsyncExitStack() as parts:
             limiter = wiring.open_limiter(parts, TARGET, Options(), clock())
             past = Past([(1_000.0, 1), (1_400.0, 2)], 0.0, [])
-            assert wiring.uncounted(limiter, past, wiring.Path("x"), "run", 1_500.0, own=False) == past
+            assert wiring._uncounted(limiter, past, wiring.Path("x"), "run", 1_500.0, own=False) == past
             await asyncio.sleep(50.0)
-            return wiring.uncounted(limiter, past, wiring.Path("x"), "run", 1_440.0, own=True).attempts
+            return wiring._uncounted(limiter, past, wiring.Path("x"), "run", 1_440.0, own=True).attempts
 
     assert run_virtual(run()) == [(1_400.0, 2)]
 

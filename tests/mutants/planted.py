@@ -44,7 +44,7 @@ PLANTED = (
     Mutant(
         "open a run without counting what earlier sessions have sent",
         "api.py",
-        "        restore(limiter, file.past, file.path, options, wall=clock.wall(), boot=file.boot)\n",
+        '        restore(limiter, "run", file.past, file.path, options, wall=clock.wall(), boot=file.boot)\n',
         "",
     ),
     Mutant("reject on 403", "judge.py", "    403: Verdict.UNAUTHORIZED,\n", "    403: Verdict.BAD_REQUEST,\n"),
