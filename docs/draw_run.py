@@ -70,7 +70,9 @@ def drawn(screen: str) -> Iterator[str]:
     for number, line in enumerate(lines):
         column = 0
         for text, style, _ in line.render(console):
-            color = MONOKAI.foreground_color if style is None or style.color is None else style.color.get_truecolor(MONOKAI)
+            color = (
+                MONOKAI.foreground_color if style is None or style.color is None else style.color.get_truecolor(MONOKAI)
+            )
             x, y, length = EDGE + column * CELL, EDGE + (number + 0.75) * LINE, cell_len(text) * CELL
             if text.strip():
                 place = f'x="{x:g}" y="{y:g}" textLength="{length:g}" lengthAdjust="spacingAndGlyphs"'

@@ -33,7 +33,7 @@ from command import emulator, environment
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("[a-z]*/README.md")])
 RUNNABLE = ("console", "python", "json", "sql")
-ROWS = 150
+ROWS = 100
 CHECKPOINT = "orders.jsonl.bulkwf"
 FOLDER, ADDRESS, ACCOUNT = "/home/ada", "https://api.cloudflare.com/client/v4", "your-account"
 """What the documents call the folder, the emulator's address, and the account."""
