@@ -1,0 +1,230 @@
+"""The code blocks of the documentation, run as a reader would run them.
+
+A block's info string is its language and, after that, settings:
+
+    ```console                      `$ command` lines (`> ` continues one) with what they print
+    ```python                       a program; it ends with 0
+    ```json                         one JSON value, or one a line
+    ```sql                          one query on the checkpoint `orders.jsonl.bulkwf`; it returns at least one row
+    ```… file="faults.json"         written to this file, for the commands that follow
+    ```… not-run="the reason"       not run
+
+All blocks of a document run in one folder and one shell, from top to bottom; the folder holds `orders.jsonl`. A command
+ends with 0, unless `$ echo $?` comes next. Numbers, times and hexadecimal ids may differ from what is documented, and
+`…` stands for any text.
+
+`python tests/documents.py` writes what the commands print now into the documents.
+"""
+
+import contextlib
+import json
+import re
+import shlex
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from command import emulator, environment
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("[a-z]*/README.md")])
+RUNNABLE = ("console", "python", "json", "sql")
+ROWS = 100
+CHECKPOINT = "orders.jsonl.bulkwf"
+FOLDER, ADDRESS, ACCOUNT = "/home/ada", "https://api.cloudflare.com/client/v4", "your-account"
+"""What the documents call the folder, the emulator's address, and the account."""
+TIMEOUT_S = 120
+_FENCE = re.compile(r"^( *)```(.*)$")
+_SETTING = re.compile(r'([a-z-]+)="([^"]*)"')
+_MARK = "\x1e"
+_PROGRAM = """
+import os, runpy, sys
+from bulkwf import Options
+Options.__init__.__kwdefaults__["base_url"] = os.environ["CLOUDFLARE_API_BASE_URL"]
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+"""Runs a program of the library, which knows no other address than the real service's, against the emulator."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command and what is printed by it; `line` is its first line's number in the document, from 0."""
+
+    line: int
+    text: str
+    output: str
+    lines: int
+    """Lines of the command and its output."""
+
+
+@dataclass
+class Block:
+    """A fenced block; `line` is the number of its first line of content, from 0."""
+
+    line: int
+    language: str
+    settings: dict[str, str] = field(default_factory=dict)
+    content: list[str] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        return "".join(line + "\n" for line in self.content)
+
+    @property
+    def runs(self) -> bool:
+        return self.language in RUNNABLE and "not-run" not in self.settings
+
+    def commands(self) -> Iterator[Command]:
+        """The commands of a console block."""
+        starts = [n for n, line in enumerate(self.content) if line.startswith("$ ")]
+        assert starts[:1] == [0], f"line {self.line}: a console block begins with a command"
+        for start, end in zip(starts, [*starts[1:], len(self.content)], strict=True):
+            lines = self.content[start:end]
+            words = [lines[0][2:]]
+            while len(words) < len(lines) and lines[len(words)].startswith("> "):
+                words.append(lines[len(words)][2:])
+            output = "".join(line + "\n" for line in lines[len(words) :])
+            yield Command(self.line + start, "\n".join(words), output, end - start)
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A command that was run."""
+
+    command: Command
+    printed: str
+    code: int
+
+
+def blocks(text: str) -> list[Block]:
+    """The fenced blocks of a Markdown document."""
+    found: list[Block] = []
+    inside = False
+    for number, line in enumerate(text.splitlines()):
+        fence = _FENCE.match(line)
+        if fence and not inside:
+            language, _, rest = fence[2].strip().partition(" ")
+            found.append(Block(number + 1, language, dict(_SETTING.findall(rest))))
+            assert _SETTING.sub("", rest).strip() == "", f"line {number + 1}: unknown settings: {rest}"
+        elif not fence and inside:
+            found[-1].content.append(line)
+        inside = inside != bool(fence)
+    return found
+
+
+def normalized(text: str) -> str:
+    """*text* without what differs from run to run, and without alignment."""
+    text = re.sub(r"\b(?=[a-f-]*[0-9])[0-9a-f]{8,}(-[0-9a-f]{4,12})*\b", "<hex>", text)
+    text = re.sub(r"[0-9][0-9,.]*(?<![,.])", "0", text)
+    text = re.sub(r"0 (h|min|s)\b( 0 (min|s)\b)*", "<time>", text)
+    return "\n".join(" ".join(line.split()) for line in text.strip().splitlines())
+
+
+def alike(documented: str, printed: str) -> bool:
+    """Whether *printed* is what is documented."""
+    pattern = ".*".join(re.escape(part.strip("\n")) for part in normalized(documented).split("…"))
+    return re.fullmatch(pattern, normalized(printed), re.DOTALL) is not None
+
+
+def run(document: Path, folder: Path) -> list[Ran]:
+    """Run the console and Python blocks of *document* in *folder*, in one shell, against an emulator of their own."""
+    prepare(folder, document)
+    commands = list(commands_of(document))
+    if not commands:
+        return []
+    script = ["trap 'kill $(jobs -p) 2>/dev/null' EXIT"]
+    for command in commands:
+        mark = f"printf '{_MARK}'"
+        script.append(f"{mark}\n(exit ${{code:-0}})\n{command.text}\ncode=$?\n{mark}; echo $code")
+    with contextlib.chdir(folder.parent), emulator() as service:
+        changes = {"CLOUDFLARE_API_BASE_URL": service.base_url, "CLOUDFLARE_ACCOUNT_ID": ACCOUNT}
+        env = environment(changes)
+        path = f"{folder / 'programs'}:{Path(sys.executable).parent}:{env['PATH']}"
+        done = subprocess.run(
+            ["bash", "-c", "\n".join(script)],
+            cwd=folder,
+            env={**env, "PATH": path},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=TIMEOUT_S,
+            check=False,
+            text=True,
+        )
+    printed = done.stdout.replace(str(folder), FOLDER).replace(service.base_url, ADDRESS)
+    pieces = printed.split(_MARK)[1:]
+    assert len(pieces) == 2 * len(commands), f"the shell ended before its last command:\n{printed}"
+    codes = [int(piece.partition("\n")[0]) for piece in pieces[1::2]]
+    return [Ran(*parts) for parts in zip(commands, pieces[::2], codes, strict=True)]
+
+
+def commands_of(document: Path) -> Iterator[Command]:
+    """The commands of a document; one for each program in it."""
+    for number, block in enumerate(blocks(document.read_text("utf-8"))):
+        if block.runs and block.language == "console":
+            yield from block.commands()
+        elif block.runs and block.language == "python" and "file" not in block.settings:
+            yield Command(block.line, f"python block-{number}.py", "…", 0)
+
+
+def prepare(folder: Path, document: Path) -> None:
+    """Write the files that the commands of *document* need."""
+    rows = ({"instance_id": f"order-{n}", "params": {"order_id": n}} for n in range(1, ROWS + 1))
+    (folder / "orders.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    for number, block in enumerate(blocks(document.read_text("utf-8"))):
+        if "file" in block.settings or block.language == "python":
+            (folder / block.settings.get("file", f"block-{number}.py")).write_text(block.text, "utf-8")
+    python = folder / "programs" / "python"
+    python.parent.mkdir()
+    words = shlex.join([sys.executable, "-W", "error", "-c", _PROGRAM])
+    python.write_text(f'#!/bin/sh\nexec {words} "$@"\n', "utf-8")
+    python.chmod(0o755)
+
+
+def failures(ran: Sequence[Ran]) -> Iterator[str]:
+    """What differs from the documents."""
+    following = [*(one.command.text for one in ran), ""][1:]
+    for one, after in zip(ran, following, strict=True):
+        where = f"line {one.command.line + 1}: $ {one.command.text}"
+        if one.code and after != "echo $?":
+            yield f"{where}\nends with {one.code}:\n{one.printed}"
+        elif not alike(one.command.output, one.printed):
+            yield f"{where}\nis documented to print\n{one.command.output}\nand prints\n{one.printed}"
+
+
+def query(checkpoint: Path, sql: str) -> list[tuple[object, ...]]:
+    """The rows that a query returns."""
+    with contextlib.closing(sqlite3.connect(f"{checkpoint.as_uri()}?mode=ro", uri=True)) as db:
+        return db.execute(sql).fetchall()
+
+
+def renew(document: Path, ran: Sequence[Ran]) -> None:
+    """Write what was printed into *document*, where it is not what is documented."""
+    lines = document.read_text("utf-8").splitlines()
+    for one in reversed(ran):
+        command = one.command
+        if command.lines and not alike(command.output, one.printed):
+            words = command.text.count("\n") + 1
+            lines[command.line + words : command.line + command.lines] = one.printed.rstrip("\n").splitlines()
+    document.write_text("\n".join(lines) + "\n", "utf-8")
+
+
+def main(names: Sequence[str]) -> None:
+    """Renew the documents that are named, or all."""
+    for document in [Path(name).resolve() for name in names] or DOCUMENTS:
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary, "folder")
+            folder.mkdir()
+            ran = run(document, folder)
+        for failure in failures(ran):
+            print(f"{document.relative_to(ROOT)}, {failure}")
+        renew(document, ran)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
