@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import dataclass, field
-from math import inf
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -12,6 +11,7 @@ __all__ = [
     "DEFAULT_BASE_URL",
     "ID_PATTERN",
     "INSTANCE_PERIOD_S",
+    "MIN_BATCH_BYTES",
     "REHEARSAL",
     "REQUEST_PERIOD_S",
     "BatchLimits",
@@ -31,6 +31,8 @@ ID_PATTERN = "[A-Za-z0-9_][A-Za-z0-9_-]"
 
 SERVICE_BATCH_LIMIT = 100
 """Instances that the service takes in one batch-create request."""
+MIN_BATCH_BYTES = 1_024
+"""Lower bound of `BatchLimits.bytes`."""
 INSTANCE_PERIOD_S = 1.0
 """The service's window for instances, and what `RateLimits.instances_per_s` counts in."""
 REQUEST_PERIOD_S = 300.0
@@ -53,14 +55,14 @@ def is_target_name(text: str) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchLimits:
-    """How rows are grouped.
+    """How rows are grouped. `bulkwf.batcher` applies these limits.
 
     Attributes:
-        instances: At most so many instances a request, fewer where those fill the rate better; the service takes 100.
-        rows: At most so many rows a batch, counting blank and invalid ones.
-        bytes: At most so many bytes a request, unless one row alone is larger. 1 MiB is the documented limit of the
-            binding; the REST endpoint's is not documented.
-        linger_s: A batch that a slow source leaves partly filled is sent after so many seconds.
+        instances: Upper bound of the instances in a request, 1 to 100; fewer are sent where those fill the rate better.
+        rows: Upper bound of the rows in a batch, blank and invalid ones included.
+        bytes: Upper bound of a request's body, in bytes, unless one row alone is larger. 1 MiB is the documented limit
+            of the Workers binding; the REST endpoint's is not documented.
+        linger_s: Send a batch that a slow source has filled in part after this many seconds.
     """
 
     instances: int = SERVICE_BATCH_LIMIT
@@ -71,7 +73,7 @@ class BatchLimits:
     def __post_init__(self) -> None:
         _require(1 <= self.instances <= SERVICE_BATCH_LIMIT, "batch size", "1 to 100", self.instances)
         _require(self.rows >= self.instances, "rows a batch", f"at least {self.instances}", self.rows)
-        _require(self.bytes >= 1_024, "bytes a batch", "at least 1024", self.bytes)
+        _require(self.bytes >= MIN_BATCH_BYTES, "bytes a batch", f"at least {MIN_BATCH_BYTES}", self.bytes)
         _require(self.linger_s >= 0, "linger", "at least 0 s", self.linger_s)
 
 
@@ -104,23 +106,6 @@ class RateLimits:
             self.requests_per_5m,
         )
         _require(1 <= self.concurrency <= 1_000, "concurrency", "1 to 1000", self.concurrency)
-
-    def even_share(self, rows: int) -> int:
-        """How many of *rows*, all that fit into a request, make batches that use the rates well.
-
-        At 100 a second, batches of 68 would leave 32 places of each second empty; batches of 50 leave none. Where they
-        gain less than a twentieth, smaller batches are not worth their requests.
-        """
-        rate, quota = self.instances_per_s, self.requests_per_5m
-        if rate is None or rows >= rate:
-            return rate or rows
-        requests = inf if quota is None else quota * INSTANCE_PERIOD_S / REQUEST_PERIOD_S
-
-        def used(size: int) -> float:
-            return min(rate // size, requests) * size
-
-        even = rate // -(-rate // rows)
-        return even if used(even) > 1.05 * used(rows) else rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,7 +148,7 @@ class Options:
             ids: `stop`, or `resend` and risk that they run twice.
         fail_on_existed: Let rows that existed before the run make the exit code 1.
         new: Move a finished checkpoint aside and start over.
-        first: Read only so many rows of the list.
+        first: Read only this many rows of the list.
         timeout_s: The longest a request may take.
         drain_timeout_s: The longest to wait for answers once the run is told to stop.
         proxy: URL of an HTTP proxy. Proxies named in the environment are not used.
@@ -205,11 +190,6 @@ class Options:
                 "1 to 64 of the characters A-Z a-z 0-9 _ -, not starting with -",
                 self.run_key,
             )
-
-    @property
-    def batch_instances(self) -> int:
-        """Instances a batch, where nothing else binds it."""
-        return self.rate.even_share(self.batch.instances)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

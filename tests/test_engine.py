@@ -92,7 +92,7 @@ class World:
         options, at = options or self.options, clock(self.seed)
         checkpoint = Checkpoint.open(self.file, HEADER, now=wall(), executor=self.execute, new=new)
         rows = self.rows if rows is None else rows
-        source = open_source(rows, first=options.first, rate=options.rate)
+        source = open_source(rows, stop=options.first)
         killed = False
         try:
             engine = self.engine = self._engine(checkpoint, source, options, at)

@@ -69,7 +69,7 @@ class _Transport(ScriptedTransport):
 
 async def _run(path: Path, transport: ScriptedTransport, first: int | None = None) -> None:
     checkpoint = Checkpoint.open(path, HEADER, now=wall(), executor=inline)
-    source = open_source(str(path.with_name("rows.jsonl")), first=first)
+    source = open_source(str(path.with_name("rows.jsonl")), stop=first)
     try:
         engine = build_engine(source, checkpoint, transport, OPTIONS, clock())
         await engine.run()

@@ -194,7 +194,7 @@ class Job:
             now=lambda: loop.time() - session.began_at, wall=self.wall, sleep=asyncio.sleep, draw=self.chance.random
         )
         checkpoint = Checkpoint.open(self.file, HEADER, now=self.wall(), executor=inline)
-        source = open_source(str(self.rows), first=None, rate=RATE)
+        source = open_source(str(self.rows))
         engine = build_engine(source, checkpoint, self, OPTIONS, clock)
         complete = False
         try:

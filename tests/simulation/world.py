@@ -328,7 +328,7 @@ class World:
         clock = self.machine.clock(plan.seed + session.number + 2)
         checkpoint = Checkpoint.open(self.file, HEADER, now=clock.wall(), executor=self._execute, boot=clock.boot())
         clock = clock.counted_by(checkpoint.boot)
-        source = open_source(str(self.list), first=None, rate=plan.options.rate)
+        source = open_source(str(self.list))
         try:
             session.paused_until = (checkpoint.past(0.0).pause_until or EPOCH) - EPOCH
             engine = build_engine(source, checkpoint, Network(self, session), plan.options, clock)
