@@ -302,7 +302,7 @@ async def open_run(
     clock = clock or system_clock()
     async with AsyncExitStack() as parts:
         list_name, identity = name_source(rows), identify_source(rows)
-        source = open_source(rows, first=options.first, rate=options.rate)
+        source = open_source(rows, stop=options.first)
         del rows  # error trackers keep the locals of every frame
         parts.push_async_callback(uncancelled, source.aclose)
         credentials = None

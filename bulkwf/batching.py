@@ -1,9 +1,10 @@
-"""Rows to batches: where to cut, what to refuse, which id each instance gets. Pure."""
+"""Lines to batches: which lines are whole, which rows are invalid, which id each instance gets. Pure."""
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from math import inf
 from operator import attrgetter
 from string import Formatter
 from typing import Literal, NamedTuple
@@ -13,7 +14,7 @@ import msgspec
 
 from bulkwf.errors import ConfigError
 from bulkwf.model import Batch, Result, Slice
-from bulkwf.options import ID_PATTERN, BatchLimits
+from bulkwf.options import ID_PATTERN
 from bulkwf.payload import Flaw, Retention, Row, clean, decode_rows, read_row
 
 __all__ = [
@@ -38,8 +39,6 @@ DEFAULT_RETENTION_S = 3 * 86_400.0
 """How long the service remembers an id on the smallest plan."""
 LONGEST_DURATION = 100
 """A longer text is none, whatever stands in it."""
-ITEM_OVERHEAD_BYTES = 130
-"""The most that an id, its key, the separators and the brackets around all of them add to a row."""
 
 _ID = re.compile(ID_PATTERN + "{0,99}", re.ASCII)
 _IDS = re.compile(f"(?:{ID_PATTERN}{{0,99}}\n)+", re.ASCII)
@@ -63,38 +62,38 @@ _UNIT_S = {
 
 
 class Cut(NamedTuple):
-    """A region of whole lines.
+    """The next lines of some data, whole ones.
 
     Attributes:
-        end: Where it ends.
-        rows: How many lines it holds.
-        bound: What bound it: lines, bytes, or the data at hand.
+        size: Their bytes, newlines included.
+        rows: How many they are.
+        bound: Why no more: the bound on rows, the bound on bytes, or the data ends.
         objects: Each line begins with `{` and ends with `}`.
         longest: Bytes of the longest line.
     """
 
-    end: int
+    size: int
     rows: int
     bound: Literal["rows", "bytes", "data"]
     objects: bool
     longest: int
 
 
-def cut(data: bytes | bytearray, start: int, max_rows: int, max_bytes: int) -> Cut:
-    """The longest run of whole lines from *start* within both bounds; the first line may exceed *max_bytes* alone."""
-    end, limit, objects, longest = start, start + max_bytes, True, 0
+def cut(data: bytes, start: int, max_rows: int, max_bytes: int) -> Cut:
+    """As many whole lines from *start* as both bounds allow; the first line may exceed *max_bytes* alone."""
+    find, end, limit, objects, longest = data.find, start, start + max_bytes, True, 0
     for rows in range(max_rows):
-        newline = data.find(b"\n", end)
+        newline = find(b"\n", end)
         if newline < 0:
-            return Cut(end, rows, "data", objects, longest)
+            return Cut(end - start, rows, "data", objects, longest)
         if newline >= limit and rows:
-            return Cut(end, rows, "bytes", objects, longest)
+            return Cut(end - start, rows, "bytes", objects, longest)
         if data[newline - 1] != _CLOSING or data[end] != _OPENING:
             objects = False
         if newline - end > longest:
             longest = newline - end
         end = newline + 1
-    return Cut(end, max_rows, "rows", objects, longest)
+    return Cut(end - start, max_rows, "rows", objects, longest)
 
 
 def fingerprint(region: bytes, dropped: frozenset[int] = frozenset()) -> tuple[int, int]:
@@ -254,19 +253,23 @@ def _retention_s(retention: Retention) -> float | None:
 
 
 class Packer:
-    """Gathers slices into one batch: `add` until `missing` is 0 or the list ends, then `pack`."""
+    """Gathers slices into one batch: `add` each, then `pack`. Where the batch ends, `bulkwf.batcher` decides.
 
-    def __init__(
-        self, scheme: IdScheme, limits: BatchLimits, row_shape: Literal["instance", "params"], instances: int
-    ) -> None:
+    Args:
+        scheme: How rows get ids.
+        row_shape: Whether a line is a whole instance or its params alone.
+
+    Attributes:
+        rows: Rows added so far, blank and invalid ones included.
+        size: Bytes of their lines.
+    """
+
+    def __init__(self, scheme: IdScheme, row_shape: Literal["instance", "params"]) -> None:
+        self.rows = 0
+        self.size = 0
         self._scheme = scheme
-        self._limits = limits
         self._row_shape = row_shape
-        # Where little fits, so few instances that their ids take no more than half of it: a batch can always be begun.
-        self._instances = min(instances, limits.bytes // (2 * ITEM_OVERHEAD_BYTES))
         self._slices: list[Slice] = []
-        self._rows = 0
-        self._size = 0
         self._ids: list[str] = []
         self._offsets: list[int] = []
         self._rows_of_ids: dict[str, int] = {}
@@ -275,36 +278,29 @@ class Packer:
         self._retention_s = DEFAULT_RETENTION_S
 
     @property
-    def empty(self) -> bool:
-        """Whether no row has been added."""
-        return not self._rows
+    def instances(self) -> int:
+        """Instances to send so far."""
+        return len(self._ids)
 
-    @property
-    def missing(self) -> int:
-        """Rows that the batch can still take."""
-        return min(self._instances - len(self._ids), self._limits.rows - self._rows)
+    def add(self, piece: Slice, found: Cut | None = None) -> None:
+        """Check the rows of *piece*, the next ones of the list, and take them in.
 
-    @property
-    def missing_bytes(self) -> int:
-        """Bytes of rows that the batch can still take, with room for an id in each."""
-        return self._limits.bytes - self._size - self._instances * ITEM_OVERHEAD_BYTES
-
-    def add(self, piece: Slice) -> None:
-        """Check the rows of *piece*, the next ones of the list, and take them in."""
-        if not piece.rows:
-            return
+        Args:
+            piece: One row or more.
+            found: What `cut` has said of its lines, if known: this saves another look at them.
+        """
         self._slices.append(piece)
-        if not self._add_all(piece):
+        if not self._add_all(piece, found):
             self._add_each(piece)
-        self._rows += piece.rows
-        self._size += len(piece.data)
+        self.rows += piece.rows
+        self.size += len(piece.data)
 
     def pack(self) -> Batch:
         """The batch of all that was added."""
         first_row = self._slices[0].first_row
         return Batch(
             first_row=first_row,
-            rows=self._rows,
+            rows=self.rows,
             region=self._slices[0].data if len(self._slices) == 1 else b"".join(s.data for s in self._slices),
             ids=self._ids,
             offsets=self._offsets,
@@ -314,11 +310,12 @@ class Packer:
             retention_s=self._retention_s,
         )
 
-    def _add_all(self, piece: Slice) -> bool:
+    def _add_all(self, piece: Slice, found: Cut | None) -> bool:
         """Take in a slice whose rows are all good and bring their ids; False if they don't."""
         if self._row_shape == "params" or piece.refused or self._ids or len(piece.data) > MAX_PARAMS_BYTES:
             return False
-        rows = decode_rows(piece.data, piece.rows, objects=piece.objects, longest=piece.longest)
+        objects, longest = (False, inf) if found is None else (found.objects, found.longest)
+        rows = decode_rows(piece.data, piece.rows, objects=objects, longest=longest)
         if rows is None:
             return False
         ids = [row.instance_id for row in rows]
@@ -329,7 +326,7 @@ class Packer:
             if retention is not msgspec.UNSET and not self._note_retention(retention):
                 return False
         self._ids = ids  # type: ignore[assignment]
-        self._offsets = list(range(self._rows, self._rows + piece.rows))
+        self._offsets = list(range(self.rows, self.rows + piece.rows))
         return True
 
     def _note_retention(self, retention: Retention) -> bool:
@@ -342,8 +339,8 @@ class Packer:
         reasons = {offset: Flaw(code, message) for offset, code, message in piece.refused}
         if len(self._rows_of_ids) != len(self._ids):
             self._rows_of_ids = dict(zip(self._ids, self._offsets, strict=True))
-        for offset, line in enumerate(piece.data.split(b"\n")[:-1], self._rows):
-            flaw = reasons.get(offset - self._rows)
+        for offset, line in enumerate(piece.data.split(b"\n")[:-1], self.rows):
+            flaw = reasons.get(offset - self.rows)
             if len(line) > MAX_ROW_BYTES:
                 flaw = too_long(len(line))
             if flaw is not None:

@@ -9,7 +9,8 @@ from heapq import nsmallest
 from pathlib import Path
 from zlib import crc32
 
-from bulkwf.batching import IdScheme, Packer
+from bulkwf.batcher import Batcher
+from bulkwf.batching import IdScheme
 from bulkwf.errors import InputError
 from bulkwf.model import Batch
 from bulkwf.options import REQUEST_PERIOD_S, Options
@@ -73,10 +74,11 @@ async def check_list(source: Source, scheme: IdScheme, options: Options) -> Chec
         InputError: It can't be read to its end, or the temporary files that its ids need can't be written.
     """
     report = CheckReport()
+    batcher = Batcher(source, scheme, options, linger_s=None)  # how slow the list arrives now says nothing of the run
     try:
         with tempfile.TemporaryDirectory(prefix="bulkwf-check-") as folder:
             ids = _Ids(Path(folder))
-            while (batch := await _next_batch(source, scheme, options)) is not None:
+            while (batch := await batcher.next()) is not None:
                 _count(report, batch, source)
                 if ids.add(batch):
                     await in_daemon_thread(ids.write)
@@ -91,15 +93,6 @@ async def check_list(source: Source, scheme: IdScheme, options: Options) -> Chec
     for row, earlier, instance_id in first:
         report.note(source.where(row), f"the id {instance_id!r} is that of {source.where(earlier)} already")
     return report
-
-
-async def _next_batch(source: Source, scheme: IdScheme, options: Options) -> Batch | None:
-    packer = Packer(scheme, options.batch, options.row_shape, options.batch_instances)
-    piece = await source.take(packer.missing, packer.missing_bytes)
-    if piece is None:
-        return None
-    packer.add(piece)
-    return packer.pack()
 
 
 def _count(report: CheckReport, batch: Batch, source: Source) -> None:

@@ -120,7 +120,7 @@ def check(*inputs: Inputs, list_flags: ListFlags = ListFlags()) -> int:
     from bulkwf.sources import open_source  # noqa: PLC0415
 
     options = Settings(flag_layer(list_flags)).options()
-    source = open_source(input_paths(inputs), first=options.first, rate=options.rate)
+    source = open_source(input_paths(inputs), stop=options.first)
     scheme = IdScheme(options.run_key or "0", options.id_template)
     report = process.run(until_signalled(check_list(source, scheme, options)))
     if isinstance(report, signal.Signals):

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from math import inf
 
 from bulkwf.batch_state import BatchState
+from bulkwf.batcher import Batcher
 from bulkwf.client import ServiceClient
 from bulkwf.errors import CheckpointError, ServiceRefused
 from bulkwf.fast_path import FastJudge
@@ -50,12 +51,12 @@ class RunContext:
     Attributes:
         client: Makes their requests.
         journal: Makes results durable, and counts them.
+        batcher: Decides how much one request may carry.
         target: The workflow.
         options: Confirmation, limits of rejection.
         wall: Unix time in seconds, the later of two clocks: ids must not look younger than they are.
         where: A row's place for people.
         judge: Says what answers mean.
-        max_bytes: The service has called a request of twice this size too large; None if it has not.
         unknown: Instances that were left pending because their look-ups are never answered.
         unanswered: What is known of the first of them, for people; empty if there is none.
         probing: Held while a refused first batch is probed.
@@ -63,12 +64,12 @@ class RunContext:
 
     client: ServiceClient
     journal: Journal
+    batcher: Batcher
     target: Target
     options: Options
     wall: Callable[[], float]
     where: Callable[[int], str]
     judge: FastJudge = field(default_factory=FastJudge)
-    max_bytes: int | None = None
     unknown: int = 0
     unanswered: str = ""
     probing: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -120,9 +121,8 @@ class BatchDelivery:
             CheckpointError: Rows may have been sent so long ago that their ids may be forgotten.
             Draining: The run is to stop.
         """
-        pending, most = sorted(self._state.pending), self._run.options.batch_instances
-        for start in range(0, len(pending), most):  # a batch begun at another rate may be larger than ours
-            await self._settle(pending[start : start + most])
+        for part in self._run.batcher.requests(sorted(self._state.pending)):
+            await self._settle(part)
 
     async def _settle(self, part: Sequence[int]) -> None:
         """Send *part* until all of it is settled."""
@@ -244,8 +244,7 @@ class BatchDelivery:
     async def _take_apart(self, part: Sequence[int], judgement: Judgement) -> None:
         """Halve a refused part until the bad rows stand alone; all others go through."""
         if judgement.verdict is Verdict.TOO_LARGE:
-            size = len(compose(self._state.batch, part))
-            self._run.max_bytes = min(self._run.max_bytes or size, size // 2)
+            self._run.batcher.learn_max_bytes(len(compose(self._state.batch, part)) // 2)
         if len(part) == 1:
             await self._reject_if_again(part[0], judgement)
             return

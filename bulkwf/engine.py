@@ -12,14 +12,14 @@ Rules:
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
 from itertools import groupby
 
 import anyio
 
 from bulkwf.activity import Activity
 from bulkwf.batch_state import BatchState
-from bulkwf.batching import IdScheme, Packer, has_its_ids
+from bulkwf.batcher import Batcher
+from bulkwf.batching import IdScheme, has_its_ids
 from bulkwf.checkpoint import ANOTHER, Begun, Checkpoint, damaged
 from bulkwf.client import OutageTracker, ServiceClient
 from bulkwf.delivery import BatchDelivery, RunContext
@@ -28,7 +28,7 @@ from bulkwf.events import Observer, RateChanged, RunEnded, RunStarted
 from bulkwf.journal import Journal, Observers
 from bulkwf.limiter import Limiter
 from bulkwf.model import Batch, Clock, Result, Summary, Transport
-from bulkwf.options import BatchLimits, Options, Target
+from bulkwf.options import Options, Target
 from bulkwf.progress import Progress
 from bulkwf.sources import Source
 
@@ -103,8 +103,10 @@ class Engine:
             clock=clock.now,
             random=clock.draw,
         )
+        self._batcher = Batcher(source, scheme, options, linger_s=options.batch.linger_s)
         self._context = RunContext(
             client=client,
+            batcher=self._batcher,
             journal=self._journal,
             target=target,
             options=options,
@@ -198,31 +200,10 @@ class Engine:
         self._reading = True
         self._journal.update()
         try:
-            return await self._next_batch()
+            return await self._batcher.next()
         finally:
             self._reading = False
             self._journal.update()
-
-    async def _next_batch(self) -> Batch | None:
-        """The next rows as a batch. The places that refused and blank rows leave are filled with rows that follow."""
-        options = self._options
-        packer = Packer(self._scheme, self._batch_limits(), options.row_shape, options.batch_instances)
-        while (wanted := packer.missing) > 0 and packer.missing_bytes > 0:
-            piece = await self._source.take(
-                wanted, packer.missing_bytes, options.batch.linger_s, joining=not packer.empty
-            )
-            if piece is None:
-                break
-            packer.add(piece)
-            if piece.rows < wanted:  # bound by bytes, by patience, or by the end of the list
-                break
-        return None if packer.empty else packer.pack()
-
-    def _batch_limits(self) -> BatchLimits:
-        limits, learnt = self._options.batch, self._context.max_bytes
-        if learnt is None or learnt >= limits.bytes:
-            return limits
-        return replace(limits, bytes=max(learnt, 1_024))
 
     async def _have_room(self, instances: int) -> None:
         """Wait until one more batch may be begun."""
@@ -360,7 +341,7 @@ class Engine:
 
     async def _take_up(self, carriers: anyio.abc.TaskGroup, begun: Begun) -> None:
         piece = await self._source.take_rows(begun.rows)
-        if piece is None or piece.rows < begun.rows:
+        if piece.rows < begun.rows:
             raise self._differs(begun, ended=True)
         ledger = self._checkpoint.ledger(begun, piece.data, self._options.row_shape)
         if ledger.fingerprint() != (begun.size, begun.digest):

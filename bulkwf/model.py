@@ -3,7 +3,6 @@
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from math import inf
 from typing import Any, Literal, NamedTuple, Protocol
 
 __all__ = [
@@ -67,16 +66,12 @@ class Slice:
         rows: Number of rows, blank ones included.
         data: `rows` lines of JSON, each ended by a newline.
         refused: (offset, code, message) of each row that the source could not hand over; its line in `data` is empty.
-        objects: Each line is known to begin with `{` and to end with `}`.
-        longest: Bytes of the longest line, or more.
     """
 
     first_row: int
     rows: int
     data: bytes
     refused: tuple[tuple[int, str, str], ...] = ()
-    objects: bool = field(default=False, compare=False)
-    longest: float = field(default=inf, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import dataclass, field, fields
-from math import inf
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -13,6 +12,7 @@ __all__ = [
     "DEFAULT_BASE_URL",
     "ID_PATTERN",
     "INSTANCE_PERIOD_S",
+    "MIN_BATCH_BYTES",
     "REHEARSAL",
     "REQUEST_PERIOD_S",
     "BatchLimits",
@@ -34,6 +34,8 @@ ID_PATTERN = "[A-Za-z0-9_][A-Za-z0-9_-]"
 
 SERVICE_BATCH_LIMIT = 100
 """Instances that the service accepts in one batch-create request."""
+MIN_BATCH_BYTES = 1_024
+"""Lower bound of `BatchLimits.bytes`."""
 INSTANCE_PERIOD_S = 1.0
 """Length of the service's window for instances, in seconds: the period of `RateLimits.instances_per_s`."""
 REQUEST_PERIOD_S = 300.0
@@ -75,7 +77,7 @@ class SettingError(ConfigError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchLimits:
-    """How rows are grouped into batches; each batch is one request."""
+    """How rows are grouped into batches; each batch is one request. `bulkwf.batcher` applies these limits."""
 
     instances: int = SERVICE_BATCH_LIMIT
     """Maximum number of instances per request, 1 to 100. Batches are smaller where that uses the rate better."""
@@ -92,7 +94,7 @@ class BatchLimits:
     def __post_init__(self) -> None:
         _require("instances", 1 <= self.instances <= SERVICE_BATCH_LIMIT, "1 to 100", self.instances)
         _require("rows", self.rows >= self.instances, f"at least {self.instances}", self.rows)
-        _require("bytes", self.bytes >= 1_024, "at least 1024", self.bytes)
+        _require("bytes", self.bytes >= MIN_BATCH_BYTES, f"at least {MIN_BATCH_BYTES}", self.bytes)
         _require("linger_s", self.linger_s >= 0, "at least 0 s", self.linger_s)
 
 
@@ -117,23 +119,6 @@ class RateLimits:
         _require("instances_per_s", rate is None or rate >= 1, "at least 1", rate)
         _require("requests_per_5m", quota is None or quota >= 1, "at least 1", quota)
         _require("concurrency", 1 <= self.concurrency <= 1_000, "1 to 1000", self.concurrency)
-
-    def even_share(self, rows: int) -> int:
-        """How many of *rows*, all that fit into a request, make batches that use the rates well.
-
-        At 100 a second, batches of 68 would leave 32 places of each second empty; batches of 50 leave none. Where they
-        gain less than a twentieth, smaller batches are not worth their requests.
-        """
-        rate, quota = self.instances_per_s, self.requests_per_5m
-        if rate is None or rows >= rate:
-            return rate or rows
-        requests = inf if quota is None else quota * INSTANCE_PERIOD_S / REQUEST_PERIOD_S
-
-        def used(size: int) -> float:
-            return min(rate // size, requests) * size
-
-        even = rate // -(-rate // rows)
-        return even if used(even) > 1.05 * used(rows) else rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,11 +199,6 @@ class Options:
         if self.proxy is not None:
             shown["proxy"] = without_password(self.proxy)
         return f"Options({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
-
-    @property
-    def batch_instances(self) -> int:
-        """Instances a batch, where nothing else binds it."""
-        return self.rate.even_share(self.batch.instances)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

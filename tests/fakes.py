@@ -24,6 +24,7 @@ import orjson
 
 from bulkwf.activity import Activity
 from bulkwf.batch_state import BatchState
+from bulkwf.batcher import Batcher
 from bulkwf.batching import IdScheme, Packer
 from bulkwf.checkpoint import Begun, Checkpoint, RunHeader, inline
 from bulkwf.checkpoint.records import checksum, seal_run
@@ -53,9 +54,10 @@ from bulkwf.model import (
     Slot,
     Verdict,
 )
-from bulkwf.options import BatchLimits, Options, RateLimits
+from bulkwf.options import Options, RateLimits
 from bulkwf.options import Target as RunTarget
 from bulkwf.progress import Progress
+from bulkwf.sources import open_source
 
 EPOCH = 1_760_000_000.0
 """The time of day at which virtual time 0 is."""
@@ -498,10 +500,10 @@ def lines(n: int, first: int = 0, prefix: str = "id-", **more: Any) -> bytes:
     return b"".join(orjson.dumps(row) + b"\n" for row in rows)
 
 
-def make_batch(n: int, first_row: int = 0, data: bytes | None = None, limits: BatchLimits | None = None, **more: Any):
+def make_batch(n: int, first_row: int = 0, data: bytes | None = None, **more: Any):
     """A batch of *n* rows."""
     data = lines(n, first_row, **more) if data is None else data
-    packer = Packer(IdScheme("key"), limits or BatchLimits(rows=1_000), "instance", 100)
+    packer = Packer(IdScheme("key"), "instance")
     packer.add(Slice(first_row, n, data))
     return packer.pack()
 
@@ -538,6 +540,7 @@ class Desk:
         self.run = RunContext(
             client=self.client,
             journal=self.journal,
+            batcher=Batcher(open_source([]), IdScheme("key"), self.options, linger_s=None),
             target=RUN_TARGET,
             options=self.options,
             wall=wall,

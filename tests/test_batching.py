@@ -1,17 +1,14 @@
 """Rows to batches: where they are cut, what is refused and why, which id each gets."""
 
-import asyncio
 import json
 import re
 from dataclasses import replace
-from unittest import mock
 from zlib import crc32
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from bulkwf import batching
 from bulkwf.batching import (
     DEFAULT_RETENTION_S,
     MAX_PARAMS_BYTES,
@@ -26,17 +23,14 @@ from bulkwf.batching import (
 )
 from bulkwf.errors import ConfigError
 from bulkwf.model import Slice
-from bulkwf.options import BatchLimits, RateLimits
 from bulkwf.payload import compose
-from bulkwf.sources import reader
-from bulkwf.sources.reader import Chunk, Source
 
 ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}", re.ASCII)
 KEYED = IdScheme("run")
 
 
-def new_packer(*, scheme=KEYED, limits=None, shape="instance", instances=100):
-    return Packer(scheme, limits or BatchLimits(), shape, instances)
+def new_packer(*, scheme=KEYED, shape="instance"):
+    return Packer(scheme, shape)
 
 
 def pack(*lines, first_row=0, **how):
@@ -60,7 +54,7 @@ def test_a_cut_is_bound_by_rows_by_bytes_or_by_the_data_at_hand():
     assert cut(b"a\nb\nc\n", 0, 2, 100) == Cut(4, 2, "rows", objects=False, longest=1)
     assert cut(b"a\nb\nc\n", 0, 9, 4) == Cut(4, 2, "bytes", objects=False, longest=1)
     assert cut(b"a\nb\nc", 0, 9, 100) == Cut(4, 2, "data", objects=False, longest=1)
-    assert cut(b"a\nb\nc\n", 2, 1, 100) == Cut(4, 1, "rows", objects=False, longest=1)
+    assert cut(b"a\nb\nc\n", 2, 1, 100) == Cut(2, 1, "rows", objects=False, longest=1)
     assert cut(b"", 0, 9, 100) == Cut(0, 0, "data", objects=True, longest=0)
 
 
@@ -68,7 +62,7 @@ def test_the_first_line_may_exceed_the_bytes_but_only_alone():
     assert cut(b"aaaa\nb\n", 0, 9, 3) == Cut(5, 1, "bytes", objects=False, longest=4)
     assert cut(b"a\nbbbb\n", 0, 9, 3) == Cut(2, 1, "bytes", objects=False, longest=1)
     assert cut(b"a\nb\n", 0, 9, 3) == Cut(2, 1, "bytes", objects=False, longest=1), "a newline counts too"
-    assert cut(b"xa\nb\n", 1, 9, 4) == Cut(5, 2, "data", objects=False, longest=1)
+    assert cut(b"xa\nb\n", 1, 9, 4) == Cut(4, 2, "data", objects=False, longest=1)
 
 
 @given(
@@ -84,19 +78,19 @@ def test_a_cut_takes_as_many_whole_lines_as_both_bounds_let_it(lines, rest, skip
     whole = whole[skipped:]
     data = b"".join(line + b"\n" for line in lines) + rest
 
-    end, rows, bound, objects, longest = cut(data, start, max_rows, max_bytes)
+    size, rows, bound, objects, longest = cut(data, start, max_rows, max_bytes)
 
-    assert data[start:end] == b"".join(whole[:rows])
+    assert data[start : start + size] == b"".join(whole[:rows])
     assert objects == all(line.startswith(b"{") and line.endswith(b"}\n") for line in whole[:rows])
     assert longest == max((len(line) - 1 for line in whole[:rows]), default=0)
     assert rows <= max_rows
-    assert end - start <= max_bytes or rows == 1
+    assert size <= max_bytes or rows == 1
     if bound == "rows":
         assert rows == max_rows
     elif bound == "data":
         assert rows == len(whole)
     else:
-        assert end - start + len(whole[rows]) > max_bytes
+        assert size + len(whole[rows]) > max_bytes
 
 
 @given(
@@ -324,7 +318,6 @@ def test_the_rows_of_several_slices_are_numbered_through():
     packer = new_packer()
     packer.add(Slice(10, 2, b"\n\n"))
     packer.add(Slice(12, 2, b'{"instance_id":"a"}\n{"instance_id":"b"}\n'))
-    packer.add(Slice(14, 0, b""))
     packer.add(Slice(14, 3, b'{}\n\n{"instance_id":"a"}\n'))
 
     batch = packer.pack()
@@ -334,13 +327,12 @@ def test_the_rows_of_several_slices_are_numbered_through():
     assert batch.region == b'\n\n{"instance_id":"a"}\n{"instance_id":"b"}\n{}\n\n{"instance_id":"a"}\n'
 
 
-def test_a_packer_is_empty_until_it_has_a_row_of_any_kind():
+def test_a_packer_counts_rows_of_every_kind_their_bytes_and_the_instances():
     packer = new_packer()
-    assert packer.empty
-    packer.add(Slice(0, 0, b""))
-    assert packer.empty
-    packer.add(Slice(0, 1, b"\n"))
-    assert not packer.empty
+    packer.add(Slice(0, 3, b"{}\n\nbad\n"))
+    packer.add(Slice(3, 1, b"{}\n"))
+
+    assert (packer.rows, packer.size, packer.instances) == (4, 11, 2)
 
 
 # --- duplicates ---------------------------------------------------------------------------------------------------
@@ -571,185 +563,3 @@ def test_a_batch_knows_the_shortest_time_for_which_the_service_remembers_its_ids
     batch = pack(other, row(instance_retention=retention, **given_id))
 
     assert (batch.retention_s, batch.refused) == (expected_s, ())
-
-
-# --- what a batch can take ----------------------------------------------------------------------------------------
-
-
-def test_a_packer_asks_for_what_is_missing_of_instances_rows_and_bytes():
-    packer = new_packer(limits=BatchLimits(instances=3, rows=4, bytes=100_000), instances=3)
-    assert packer.missing == 3
-    before = packer.missing_bytes
-
-    packer.add(Slice(0, 3, b"{}\n\nbad\n"))
-
-    assert packer.missing == 1, "two more instances, but only one more row"
-    assert packer.missing_bytes == before - len(b"{}\n\nbad\n")
-    packer.add(Slice(3, 1, b"{}\n"))
-    assert packer.missing == 0
-
-
-@given(st.integers(1_024, 60_000), st.integers(1, 100))
-def test_a_packer_can_always_begin_a_batch_however_few_the_bytes_are(size, instances):
-    packer = new_packer(limits=BatchLimits(bytes=size), instances=instances)
-
-    assert packer.missing >= 1
-    assert packer.missing_bytes >= size // 2
-
-
-def test_a_batch_that_fills_its_bytes_with_the_longest_ids_still_fits():
-    limits = BatchLimits(bytes=20_000, instances=10, rows=10)
-    packer = new_packer(limits=limits, instances=10, shape="params", scheme=IdScheme("r", "{k}"))
-    size = packer.missing_bytes // 10
-    lines = [b'{"k":"%s"' % (b"%0100d" % n) for n in range(10)]
-    lines = [line + b" " * (size - 2 - len(line)) + b"}\n" for line in lines]
-    packer.add(Slice(0, 10, b"".join(lines)))
-    batch = packer.pack()
-
-    assert len(batch.ids) == 10
-    assert len(compose(batch, range(10))) <= 20_000
-
-
-# --- every row of any list is in exactly one batch ----------------------------------------------------------------
-
-LONGEST = 600
-"""Stands in for the megabyte of `MAX_ROW_BYTES` and `MAX_PARAMS_BYTES`."""
-
-
-class Bytes:
-    """A feed of given chunks."""
-
-    read_share = None
-
-    def __init__(self, chunks):
-        self.chunks = list(chunks)
-
-    async def read(self):
-        return self.chunks.pop(0) if self.chunks else None
-
-    async def aclose(self):
-        pass
-
-
-def chunked(data, cuts):
-    ends = sorted({min(one, len(data)) for one in cuts} | {len(data)})
-    return [Chunk(data[a:b]) for a, b in zip([0, *ends], ends, strict=False) if a < b]
-
-
-async def take_batches(source, limits, instances, scheme=KEYED, shape="instance"):
-    """As the engine does."""
-    batches = []
-    while True:
-        packer = Packer(scheme, limits, shape, instances)
-        while (wanted := packer.missing) > 0 and packer.missing_bytes > 0:
-            piece = await source.take(wanted, packer.missing_bytes, limits.linger_s, joining=not packer.empty)
-            if piece is None:
-                break
-            packer.add(piece)
-            if piece.rows < wanted:
-                break
-        if packer.empty:
-            return batches
-        batches.append(packer.pack())
-
-
-GOOD = st.one_of(
-    st.builds(lambda n: row(instance_id=f"id{n}", params=n), st.integers(0, 30)),
-    st.builds(lambda n: row(params="x" * n), st.integers(0, 300)),
-    st.sampled_from([b"{}", b" {} ", b'{"params":[]}\r', b'{"instance_id":"solo","location_hint":"x"}']),
-)
-BAD = st.sampled_from([b"nope", b"{", b"{}{}", b'{"x":1}', b'{"instance_id":"-"}', b"\xff", b"[1]", b'{"params":NaN}'])
-BLANK = st.sampled_from([b"", b" ", b"\r", b"\t "])
-LONG = st.integers(1, 3_000).map(lambda n: b'{"params":"' + b"x" * (LONGEST + n) + b'"}')
-LINES = st.lists(
-    st.one_of(
-        st.tuples(st.just("good"), GOOD),
-        st.tuples(st.just("bad"), BAD),
-        st.tuples(st.just("blank"), BLANK),
-        st.tuples(st.just("long"), LONG),
-    ),
-    max_size=60,
-)
-
-
-@settings(max_examples=400)
-@given(
-    lines=LINES,
-    cuts=st.lists(st.integers(0, 20_000), max_size=12),
-    size=st.sampled_from([1_024, 1_500, 4_000, 10**6]),
-    instances=st.integers(1, 12),
-    spare_rows=st.integers(0, 10),
-    rate=st.sampled_from([None, 5, 100]),
-)
-def test_every_row_of_any_list_is_in_exactly_one_batch_within_the_bounds(
-    lines, cuts, size, instances, spare_rows, rate
-):
-    limits = BatchLimits(instances=instances, rows=instances + spare_rows, bytes=size, linger_s=9)
-    data = b"".join(line + b"\n" for _, line in lines)
-    with (
-        mock.patch.multiple(batching, MAX_ROW_BYTES=LONGEST, MAX_PARAMS_BYTES=LONGEST),
-        mock.patch.object(reader, "MAX_ROW_BYTES", LONGEST),
-    ):
-        source = Source(Bytes(chunked(data, cuts)), rate=RateLimits(instances_per_s=rate))
-        batches = asyncio.run(take_batches(source, limits, instances))
-
-    kinds = [kind for kind, _ in lines]
-    assert sum(batch.rows for batch in batches) == len(lines)
-    at = 0
-    for batch in batches:
-        assert (batch.first_row, batch.region.count(b"\n")) == (at, batch.rows)
-        sent = [at + offset for offset in batch.offsets]
-        refused = {result.row: result.code for result in batch.refused}
-        blank = {n for n in range(at, at + batch.rows) if kinds[n] == "blank"}
-        assert sorted([*sent, *refused, *blank]) == list(range(at, at + batch.rows)), "each row is in one place"
-        assert all(kinds[n] == "good" for n in sent)
-        assert all(kinds[n] != "good" or code == "duplicate_id" for n, code in refused.items())
-        assert all(refused[n] == "row_too_long" for n in refused if kinds[n] == "long")
-        assert len(set(batch.ids)) == len(batch.ids) == len(sent) <= instances
-        assert all(map(ID.fullmatch, batch.ids))
-        assert batch.rows <= limits.rows
-        if batch.ids:
-            body = compose(batch, range(len(batch.ids)))
-            assert len(body) <= size
-            assert [item["instance_id"] for item in json.loads(body)] == list(batch.ids)
-        at += batch.rows
-
-
-@given(lines=LINES, cuts=st.lists(st.integers(0, 20_000), max_size=12), instances=st.integers(1, 12))
-def test_how_the_bytes_arrive_changes_nothing_about_the_batches(lines, cuts, instances):
-    assume(all(kind != "long" for kind, _ in lines))
-    limits = BatchLimits(instances=instances, linger_s=9)
-    data = b"".join(line + b"\n" for _, line in lines)
-
-    found = [
-        asyncio.run(take_batches(Source(Bytes(chunked(data, where))), limits, instances)) for where in (cuts, [], cuts)
-    ]
-
-    assert found[0] == found[1] == found[2]
-
-
-def test_the_places_that_bad_rows_leave_are_filled_with_rows_that_follow():
-    data = b"bad\n" + b"{}\n" * 3 + b"\n" + b"{}\n" * 9
-
-    batches = asyncio.run(take_batches(Source(Bytes([Chunk(data)])), BatchLimits(instances=5, rows=50), 5))
-
-    assert [(batch.rows, len(batch.ids)) for batch in batches] == [(7, 5), (5, 5), (2, 2)]
-
-
-def test_a_large_row_does_not_join_rows_that_leave_it_no_room():
-    large = row(params="x" * 3_300)
-    data = b"".join([b"\n", *[row(params="x" * 90) + b"\n"] * 3, large + b"\n", b"{}\n"])
-    limits = BatchLimits(instances=4, rows=50, bytes=4_000)
-
-    batches = asyncio.run(take_batches(Source(Bytes([Chunk(data)])), limits, 4))
-
-    assert [batch.rows for batch in batches] == [4, 2]
-
-
-def test_rows_bound_by_bytes_are_cut_so_that_they_fill_the_window_of_the_rate():
-    line = row(params="x" * 14_900) + b"\n"
-    source = Source(Bytes([Chunk(line * 150)]), rate=RateLimits())
-
-    batches = asyncio.run(take_batches(source, BatchLimits(), 100))
-
-    assert [len(batch.ids) for batch in batches] == [50, 50, 50]

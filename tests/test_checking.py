@@ -36,7 +36,7 @@ def write_copies(path, rows):
 
 async def report_of(*paths, options=None):
     options = options or Options()
-    source = open_source(list(paths), first=options.first, rate=options.rate)
+    source = open_source(list(paths), stop=options.first)
     try:
         return await check_list(source, IdScheme("0", options.id_template), options)
     finally:
@@ -124,6 +124,12 @@ async def test_batches_are_counted_as_a_run_would_cut_them(folder):
     write("rows.jsonl", "".join(f'{{"params":"{text}"}}\n' for _ in range(1_000)))
     report = await report_of("rows.jsonl")
     assert report.batches == 20  # 50 and 50 fill a second evenly, where 68 would fit a request
+
+
+async def test_rows_that_follow_invalid_ones_fill_their_requests_as_in_a_run(folder):
+    write("rows.jsonl", "".join(row(number) + "nonsense\n" for number in range(500)))
+    report = await report_of("rows.jsonl")
+    assert (report.rows, report.instances, report.batches) == (1_000, 500, 5)
 
 
 def test_standard_input_gzip_first_and_flags_of_the_list_work_as_in_a_run(folder, quick):

@@ -422,7 +422,7 @@ def test_a_request_too_large_is_halved_and_the_size_remembered_for_the_run():
     assert count(outcomes(ledger).values()) == {"created": 100}
     assert [len(ids) for ids in transport.posts] == [100, 50, 25, 25, 50, 25, 25]
     whole = len(lines(100))
-    assert whole // 4 * 0.8 < desk.run.max_bytes < whole // 4 * 1.2
+    assert whole // 4 * 0.8 < desk.run.batcher.max_bytes < whole // 4 * 1.2
 
 
 def test_a_single_row_that_is_too_large_is_rejected():

@@ -55,7 +55,7 @@ from bulkwf.errors import ConfigError, InputError
 from bulkwf.flags import ServiceFlags, flag_layer
 from bulkwf.judge import judge, retry_after_s
 from bulkwf.model import Reply, Slice
-from bulkwf.options import BatchLimits, Options, Target
+from bulkwf.options import Options, Target
 from bulkwf.settings import Settings, parse_duration, parse_rate
 from bulkwf.sources.files import GZIP_MAGIC
 from bulkwf.windows import pause_s
@@ -147,7 +147,7 @@ MEMBERS = st.sampled_from(
 
 def refused_alone(line, template=None):
     """The reasons for which a row is refused: one, or none."""
-    packer = Packer(IdScheme("key", template), BatchLimits(), "instance", 100)
+    packer = Packer(IdScheme("key", template), "instance")
     packer.add(Slice(0, 1, line + b"\n"))
     return packer.pack().refused
 

@@ -4,10 +4,9 @@ import dataclasses
 import pickle
 import re
 import string
-from math import inf
 
 import pytest
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bulkwf.errors import (
@@ -89,44 +88,6 @@ def test_a_value_is_taken_within_its_bounds_and_refused_beyond_them(kind, name, 
         if name != "base_s" or value != 61.0:  # the error of that one names max_wait_s
             assert str(caught.value).startswith(f"{name} must be ")
             assert repr(value) in str(caught.value), "the message says what was given"
-
-
-@pytest.mark.parametrize(
-    ("instances", "rate", "expected"),
-    [
-        (100, 100, 100),
-        (100, 40, 40),
-        (30, 100, 30),
-        (100, None, 100),
-        (1, 1, 1),
-        (100, 300, 100),
-        (100, 150, 75),
-        (100, 101, 100),
-    ],
-)
-def test_a_batch_is_as_large_as_fills_what_the_rate_lets_through_in_a_second(instances, rate, expected):
-    options = Options(batch=BatchLimits(instances=instances), rate=RateLimits(instances_per_s=rate))
-
-    assert options.batch_instances == expected
-
-
-@given(rows=st.integers(1, 2_000), rate=st.integers(1, 2_000), quota=st.one_of(st.none(), st.integers(1, 30_000)))
-@example(rows=68, rate=100, quota=None)
-def test_an_even_share_fills_the_windows_as_well_as_batches_of_any_size_can(rows, rate, quota):
-    rates = RateLimits(instances_per_s=rate, requests_per_5m=quota)
-    share = rates.even_share(rows)
-
-    def used(size):
-        return min(rate // size, inf if quota is None else quota / 300) * size
-
-    assert 1 <= share <= min(rows, rate), "what fits a request's bytes goes on fitting"
-    best = max(used(size) for size in range(1, min(rows, rate) + 1))
-    assert used(share) >= 0.8 * best
-    assert share == min(rows, rate) or used(share) > 1.05 * used(min(rows, rate)), "more requests are for more rows"
-
-
-def test_an_even_share_of_68_at_100_a_second_is_50():
-    assert RateLimits().even_share(68) == 50
 
 
 @pytest.mark.parametrize(

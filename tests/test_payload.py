@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from bulkwf import payload
 from bulkwf.batching import IdScheme, Packer
 from bulkwf.model import Slice
-from bulkwf.options import BatchLimits
 from bulkwf.payload import (
     Answered,
     Flaw,
@@ -32,7 +31,7 @@ from bulkwf.payload import (
 
 
 def pack(lines, shape="instance"):
-    packer = Packer(IdScheme("run"), BatchLimits(), shape, 100)
+    packer = Packer(IdScheme("run"), shape)
     packer.add(Slice(0, len(lines), b"".join(line + b"\n" for line in lines)))
     return packer.pack()
 

@@ -21,6 +21,7 @@ from enum import Enum, IntEnum
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 import pytest
 from hypothesis import given, settings
@@ -30,8 +31,7 @@ from bulkwf import Instance
 from bulkwf.batching import MAX_ROW_BYTES, fingerprint
 from bulkwf.errors import InputError
 from bulkwf.model import Slice
-from bulkwf.options import RateLimits
-from bulkwf.sources import files, name_source, open_source
+from bulkwf.sources import files, name_source, open_source, reader
 from bulkwf.sources import rows as rows_module
 from bulkwf.sources.reader import Chunk, Source
 from bulkwf.sources.rows import CHUNK_ROWS, encode_row
@@ -63,11 +63,17 @@ class Feed:
         self.closed = True
 
 
+async def take(source, rows, size, patience_s=None):
+    """The next rows; None at the end of the list."""
+    found = await source.peek(rows, size, patience_s)
+    return source.take(found) if found.rows else None
+
+
 async def drain(source, rows=100, size=EVERYTHING):
     """All slices of a source, which is closed in the end."""
     found = []
     try:
-        while (piece := await source.take(rows, size)) is not None:
+        while (piece := await take(source, rows, size)) is not None:
             found.append(piece)
     finally:
         await source.aclose()
@@ -91,7 +97,7 @@ def read_until_error(*args, **how):
     async def go():
         source, found = open_source(*args, **how), []
         try:
-            while (piece := await source.take(7, EVERYTHING)) is not None:
+            while (piece := await take(source, 7, EVERYTHING)) is not None:
                 found.append(piece)
         except InputError as error:
             return found, str(error)
@@ -135,7 +141,7 @@ def test_slices_are_contiguous_whole_rows_within_their_bounds_and_miss_nothing(l
         source, found, turn = Source(Feed(*chunks)), [], 0
         while True:
             rows, size = asked[turn % len(asked)]
-            piece = await source.take(rows, size)
+            piece = await take(source, rows, size)
             if piece is None:
                 return found
             found.append((piece, rows, size))
@@ -165,7 +171,7 @@ def test_what_was_taken_once_is_taken_again_by_its_rows_or_passed_by_its_bytes(l
     async def go():
         first = Source(Feed(data))
         taken = []
-        while (piece := await first.take(shares[len(taken) % len(shares)], EVERYTHING)) is not None:
+        while (piece := await take(first, shares[len(taken) % len(shares)], EVERYTHING)) is not None:
             taken.append(piece)
         by_rows, by_bytes, mixed = (Source(Feed(*chunks)) for _ in range(3))
         for turn, piece in enumerate(taken):
@@ -178,8 +184,8 @@ def test_what_was_taken_once_is_taken_again_by_its_rows_or_passed_by_its_bytes(l
         further = Region(1, 2, 0)
         for source in (by_rows, by_bytes, mixed):
             assert source.row == len(lines)
-            assert await source.take(1, 1) is None
-            assert await source.take_rows(1) is None
+            assert await take(source, 1, 1) is None
+            assert (await source.take_rows(1)).rows == 0
             assert await source.skip([further]) == (further, True)
 
     asyncio.run(go())
@@ -221,57 +227,158 @@ async def test_rows_can_be_taken_on_after_a_region_was_passed():
     source = Source(Feed(numbered(3), numbered(3, 3)))
 
     await source.skip([Region(2, *fingerprint(numbered(2)))])
-    piece = await source.take(100, EVERYTHING)
+    piece = await take(source, 100, EVERYTHING)
 
     assert (piece.first_row, piece.rows, piece.data) == (2, 4, numbered(4, 2))
 
 
-async def test_no_row_is_read_past_the_first_n():
-    source = Source(Feed(numbered(5), numbered(5, 5)), first=7)
+# --- a part of the list -------------------------------------------------------------------------------------------
 
-    found = [await source.take(3, EVERYTHING) for _ in range(4)]
+
+@given(
+    lines=st.lists(st.sampled_from([b"{}", b"", b'{"params":1}', b"x" * 40, b" "]), max_size=30),
+    cuts=st.lists(st.integers(0, 200), max_size=10),
+    first_row=st.integers(0, 33),
+    stop=st.one_of(st.none(), st.integers(0, 33)),
+    rows=st.integers(1, 9),
+)
+def test_a_source_begun_at_a_row_gives_the_rows_and_numbers_of_the_whole_list_from_there(
+    lines, cuts, first_row, stop, rows
+):
+    data = b"".join(line + b"\n" for line in lines)
+    ends = [0, *sorted({min(cut, len(data)) for cut in cuts}), len(data)]
+    chunks = [Chunk(data[a:b], "list.jsonl" if a == 0 else None) for a, b in pairwise(ends)]
+
+    with mock.patch.multiple(reader, MAX_ROW_BYTES=20, SEEK_ROWS=4):
+        source = Source(Feed(*chunks), first_row=first_row, stop=stop)
+        part = numbered_rows(asyncio.run(drain(source, rows)))
+        whole = numbered_rows(asyncio.run(drain(Source(Feed(*chunks)))))
+
+    wanted = range(first_row, len(lines) if stop is None else min(stop, len(lines)))
+    assert part == {number: row for number, row in whole.items() if number in wanted}
+    assert all(source.where(number) == f"list.jsonl:{number + 1}" for number in part)
+
+
+def numbered_rows(slices):
+    """Each row's line, and the code for which the source refused it, by its number."""
+    found = {}
+    for piece in slices:
+        refused = {offset: code for offset, code, _ in piece.refused}
+        for offset, line in enumerate(piece.data.split(b"\n")[:-1]):
+            found[piece.first_row + offset] = (line, refused.get(offset))
+    return found
+
+
+@pytest.mark.parametrize("kind", ["files", "gzip", "iterable", "async iterable"])
+@pytest.mark.parametrize("first_row", [0, 1, 499, 500, 1_199, 1_200, 2_399, 2_400, 9_999])
+def test_a_list_of_any_kind_can_be_begun_at_a_row(kind, first_row, tmp_path):
+    own = [{"params": n} for n in range(2_400)]
+    own[1_300] = {"params": {1, 2}}
+
+    async def later():
+        for one in own:
+            yield one
+
+    data = numbered(1_300) + b"\n" + numbered(1_099, 1_301)
+    for name, part in (("a", data[:20_000]), ("b", data[20_000:])):
+        (tmp_path / name).write_bytes(gzip.compress(part) if kind == "gzip" else part)
+    paths = [tmp_path / "a", tmp_path / "b"]
+    lists = {"iterable": lambda: iter(own), "async iterable": later}
+
+    part, whole = (
+        numbered_rows(read(lists.get(kind, lambda: paths)(), rows=77, first_row=row)) for row in (first_row, 0)
+    )
+
+    assert len(part) == max(0, len(whole) - first_row)
+    assert part == {number: whole[number] for number in range(first_row, len(whole))}
+    if "iterable" in kind:
+        assert whole[1_300] == (b"", "not_json")
+
+
+def test_a_row_is_named_by_its_place_in_its_file_wherever_the_source_begins(tmp_path):
+    for name, rows in (("a.jsonl", 3), ("b.jsonl", 4), ("c.jsonl", 2)):
+        (tmp_path / name).write_bytes(numbered(rows))
+
+    async def go():
+        source = open_source([tmp_path / "a.jsonl", tmp_path / "b.jsonl", tmp_path / "c.jsonl"], first_row=5)
+        await drain(source)
+        return [source.where(row) for row in range(5, 9)]
+
+    assert asyncio.run(go()) == ["b.jsonl:3", "b.jsonl:4", "c.jsonl:1", "c.jsonl:2"]
+
+
+async def test_rows_that_were_taken_before_are_compared_from_the_first_row_on_whatever_the_stop():
+    lines = numbered(10).splitlines(keepends=True)
+    regions = [Region(len(part), *fingerprint(b"".join(part))) for part in (lines[4:6], lines[6:9])]
+    chunks = [numbered(3), numbered(4, 3), numbered(3, 7)]
+
+    source = Source(Feed(*chunks), first_row=4, stop=5)
+    assert await source.skip(regions) is None
+    assert (source.row, (await source.peek(9, EVERYTHING)).rows) == (9, 0)
+
+    source = Source(Feed(*chunks), first_row=4)
+    assert await source.take_rows(2) == Slice(4, 2, b"".join(lines[4:6]))
+    assert await source.skip(regions[1:]) is None
+    assert await take(source, 9, EVERYTHING) == Slice(9, 1, lines[9])
+
+    assert await Source(Feed(*chunks), first_row=3).skip(regions) == (regions[0], False)
+    assert await Source(Feed(*chunks), first_row=11).skip(regions) == (regions[0], True)
+
+
+async def test_a_list_that_breaks_off_before_the_first_row_is_not_called_shorter():
+    for again in (lambda source: take(source, 5, EVERYTHING), lambda source: source.take_rows(5)):
+        with pytest.raises(InputError, match="torn"):
+            await again(Source(Feed(b"a\nb\nhalf", InputError("torn")), first_row=9))
+
+
+async def test_no_row_is_read_from_the_stop_on():
+    source = Source(Feed(numbered(5), numbered(5, 5)), stop=7)
+
+    found = [await take(source, 3, EVERYTHING) for _ in range(4)]
 
     assert [piece and (piece.first_row, piece.rows) for piece in found] == [(0, 3), (3, 3), (6, 1), None]
 
 
-@pytest.mark.parametrize(("first", "rows"), [(0, 0), (1, 1), (600, 600), (601, 601), (9_999, 1_200)])
-def test_first_counts_rows_of_any_kind_of_list(first, rows, tmp_path):
+@pytest.mark.parametrize(("stop", "rows"), [(0, 0), (1, 1), (600, 600), (601, 601), (9_999, 1_200)])
+def test_a_list_of_any_kind_ends_before_its_stop(stop, rows, tmp_path):
     path = tmp_path / "list.jsonl"
     path.write_bytes(numbered(1_200))
 
-    assert lines_of(read(path, first=first)) == numbered(rows).split(b"\n")[:-1]
-    assert len(lines_of(read(({"params": n} for n in range(1_200)), first=first))) == rows
+    assert lines_of(read(path, stop=stop)) == numbered(rows).split(b"\n")[:-1]
+    assert len(lines_of(read(({"params": n} for n in range(1_200)), stop=stop))) == rows
 
 
-async def test_a_slice_bound_by_bytes_is_cut_to_fill_the_window_of_the_rate():
-    line = b"x" * 99 + b"\n"
-
-    async def rows(source, size):
-        return (await source.take(100, size)).rows
-
-    assert await rows(Source(Feed(line * 200), rate=RateLimits()), 6_800) == 50
-    assert await rows(Source(Feed(line * 200)), 6_800) == 68
-    assert await rows(Source(Feed(line * 200), rate=RateLimits()), 1_000_000) == 100
-    assert await rows(Source(Feed(line * 60), rate=RateLimits()), 1_000_000) == 60
+# --- peeking ------------------------------------------------------------------------------------------------------
 
 
-async def test_rows_that_join_others_may_be_none_but_the_end_of_the_list_is_told():
+async def test_rows_that_join_others_may_be_none_when_patience_ends_or_at_the_end_of_the_list():
     waiting = asyncio.get_running_loop().create_future()
     source = Source(Feed(b"a\n", waiting))
-    await source.take(1, EVERYTHING)
+    await take(source, 1, EVERYTHING)
 
-    assert await source.take(5, EVERYTHING, 0.0, joining=True) == Slice(1, 0, b"")
+    assert (await source.peek(5, EVERYTHING, 0.0, joining=True)).rows == 0
     waiting.set_result(None)
-    assert await source.take(5, EVERYTHING, 0.0, joining=True) is None
+    assert (await source.peek(5, EVERYTHING, 0.0, joining=True)).rows == 0
+    assert await take(source, 5, EVERYTHING) is None
 
 
-async def test_a_row_that_is_too_large_to_join_is_left_for_the_next_batch():
+async def test_a_peek_takes_nothing_and_can_be_repeated_with_narrower_bounds():
     source = Source(Feed(b"a\n" + b"x" * 50 + b"\nb\n"))
-    await source.take(1, EVERYTHING)
 
-    assert await source.take(9, 20, joining=True) == Slice(1, 0, b"")
-    assert (await source.take(9, 20)).data == b"x" * 50 + b"\n"
-    assert (await source.take(9, 20, joining=True)).data == b"b\n"
+    assert (await source.peek(9, EVERYTHING))[:3] == (55, 3, "data")
+    assert (await source.peek(9, 53))[:3] == (53, 2, "bytes")
+    assert (await source.peek(1, 53))[:3] == (2, 1, "rows")
+    assert source.take(await source.peek(2, EVERYTHING)) == Slice(0, 2, b"a\n" + b"x" * 50 + b"\n")
+    assert (await take(source, 9, EVERYTHING)).data == b"b\n"
+
+
+async def test_an_error_is_raised_for_no_rows_that_would_join_others():
+    source = Source(Feed(b"a\n", InputError("torn")))
+    await take(source, 1, EVERYTHING)
+
+    assert (await source.peek(5, EVERYTHING, joining=True)).rows == 0
+    with pytest.raises(InputError, match="torn"):
+        await source.peek(5, EVERYTHING)
 
 
 # --- slow sources -------------------------------------------------------------------------------------------------
@@ -282,18 +389,18 @@ async def test_rows_at_hand_do_not_wait_for_others_longer_than_patience_and_noth
     waiting = [loop.create_future() for _ in range(2)]
     source = Source(Feed(b"a\nb\n", *waiting))
 
-    assert (await source.take(100, EVERYTHING, 0.0)).data == b"a\nb\n"
+    assert (await take(source, 100, EVERYTHING, 0.0)).data == b"a\nb\n"
     waiting[0].set_result(b"c\n")
     waiting[1].set_result(b"d\n")
-    assert (await source.take(1, EVERYTHING, 0.0)).data == b"c\n"
-    assert (await source.take(1, EVERYTHING, 0.0)).data == b"d\n"
-    assert await source.take(1, EVERYTHING, 0.0) is None
+    assert (await take(source, 1, EVERYTHING, 0.0)).data == b"c\n"
+    assert (await take(source, 1, EVERYTHING, 0.0)).data == b"d\n"
+    assert await take(source, 1, EVERYTHING, 0.0) is None
 
 
 async def test_without_a_row_at_hand_patience_does_not_run_out():
     waiting = asyncio.get_running_loop().create_future()
     source = Source(Feed(b"half a ", waiting))
-    taking = asyncio.ensure_future(source.take(5, EVERYTHING, 0.0))
+    taking = asyncio.ensure_future(take(source, 5, EVERYTHING, 0.0))
     for _ in range(20):
         await asyncio.sleep(0)
     assert not taking.done()
@@ -306,7 +413,7 @@ async def test_without_a_row_at_hand_patience_does_not_run_out():
 async def test_without_an_end_to_patience_a_slice_waits_until_it_is_full():
     waiting = asyncio.get_running_loop().create_future()
     source = Source(Feed(b"a\n", waiting))
-    taking = asyncio.ensure_future(source.take(2, EVERYTHING))
+    taking = asyncio.ensure_future(take(source, 2, EVERYTHING))
     for _ in range(20):
         await asyncio.sleep(0)
     assert not taking.done()
@@ -333,7 +440,7 @@ async def test_rows_that_trickle_in_one_by_one_do_not_extend_patience(monkeypatc
     waiting = [asyncio.get_running_loop().create_future() for _ in range(9)]
     source = Source(Feed(b"0\n", *waiting))
     clock = Clock(monkeypatch)
-    taking = asyncio.ensure_future(source.take(100, EVERYTHING, 0.5))
+    taking = asyncio.ensure_future(take(source, 100, EVERYTHING, 0.5))
     await clock.pass_on(0)
     for turn in range(2):
         await clock.pass_on(0.2)
@@ -350,7 +457,7 @@ async def test_rows_that_trickle_in_one_by_one_do_not_extend_patience(monkeypatc
 async def test_a_cancelled_wait_for_rows_loses_none():
     waiting = asyncio.get_running_loop().create_future()
     source = Source(Feed(b"a\n", waiting))
-    taking = asyncio.ensure_future(source.take(5, EVERYTHING))
+    taking = asyncio.ensure_future(take(source, 5, EVERYTHING))
     await asyncio.sleep(0)
     taking.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -358,14 +465,14 @@ async def test_a_cancelled_wait_for_rows_loses_none():
 
     waiting.set_result(b"b\n")
 
-    assert (await source.take(5, EVERYTHING)).data == b"a\nb\n"
+    assert (await take(source, 5, EVERYTHING)).data == b"a\nb\n"
 
 
 async def test_closing_a_source_ends_the_read_that_is_under_way_and_closes_the_feed():
     waiting = asyncio.get_running_loop().create_future()
     feed = Feed(b"a\n", waiting)
     source = Source(feed)
-    await source.take(1, EVERYTHING)
+    await take(source, 1, EVERYTHING)
     await asyncio.sleep(0)
 
     closing = asyncio.ensure_future(source.aclose())
@@ -386,7 +493,7 @@ async def test_a_cancelled_closing_is_cancelled_but_closes_the_feed_all_the_same
 
     feed = Stubborn()
     source = Source(feed)
-    assert await source.take(1, EVERYTHING, 0.0, joining=True) == Slice(0, 0, b"")
+    assert (await source.peek(1, EVERYTHING, 0.0, joining=True)).rows == 0
     closing = asyncio.ensure_future(source.aclose())
     for _ in range(5):
         await asyncio.sleep(0)
@@ -401,11 +508,11 @@ async def test_a_cancelled_closing_is_cancelled_but_closes_the_feed_all_the_same
 async def test_what_was_read_before_an_error_is_returned_before_the_error():
     source = Source(Feed(b"a\nb\nhalf", InputError("torn")))
 
-    assert (await source.take(1, EVERYTHING)).data == b"a\n"
-    assert (await source.take(9, EVERYTHING)).data == b"b\n"
+    assert (await take(source, 1, EVERYTHING)).data == b"a\n"
+    assert (await take(source, 9, EVERYTHING)).data == b"b\n"
     for _ in range(2):
         with pytest.raises(InputError, match="torn"):
-            await source.take(9, EVERYTHING)
+            await take(source, 9, EVERYTHING)
     await source.aclose()
 
 
@@ -418,7 +525,7 @@ def test_a_place_is_the_file_and_the_line_counted_from_1_in_each(tmp_path):
 
     async def go():
         source = open_source([tmp_path / "a.jsonl", tmp_path / "empty.jsonl", tmp_path / "b.jsonl"])
-        while await source.take(1, EVERYTHING) is not None:
+        while await take(source, 1, EVERYTHING) is not None:
             pass
         await source.aclose()
         return [source.where(row) for row in range(5)]
@@ -428,7 +535,7 @@ def test_a_place_is_the_file_and_the_line_counted_from_1_in_each(tmp_path):
 
 async def test_rows_of_a_program_have_only_their_number():
     source = open_source([{"params": 1}])
-    await source.take(1, EVERYTHING)
+    await take(source, 1, EVERYTHING)
 
     assert source.where(0) == "row 0"
     await source.aclose()
@@ -457,7 +564,7 @@ async def test_an_overlong_line_is_refused_without_being_held_in_memory():
         most = max(most, len(source._data))
 
     source._append = watched
-    while (one := await source.take(100, EVERYTHING, 0.0)) is not None:
+    while (one := await take(source, 100, EVERYTHING, 0.0)) is not None:
         found.append(one)
 
     assert lines_of(found) == [b"{}", b"", b"{}"]
@@ -619,7 +726,7 @@ def test_a_file_that_goes_away_after_the_run_began_is_an_error_of_the_list(tmp_p
         source = open_source([first, second])
         second.unlink()
         try:
-            return await source.take(1, EVERYTHING), await source.take(1, EVERYTHING)
+            return await take(source, 1, EVERYTHING), await take(source, 1, EVERYTHING)
         finally:
             await source.aclose()
 
@@ -634,9 +741,9 @@ def test_a_file_that_shrinks_while_it_is_read_is_not_taken_for_its_end(tmp_path)
     async def go():
         source = open_source(path)
         try:
-            await source.take(1, EVERYTHING)
+            await take(source, 1, EVERYTHING)
             os.truncate(path, 1_500_000)
-            while await source.take(1_000, EVERYTHING) is not None:
+            while await take(source, 1_000, EVERYTHING) is not None:
                 pass
         finally:
             await source.aclose()
@@ -651,7 +758,7 @@ def test_a_file_that_grows_while_it_is_read_is_read_to_its_new_end(tmp_path):
 
     async def go():
         source = open_source(path)
-        await source.take(1, EVERYTHING)
+        await take(source, 1, EVERYTHING)
         with path.open("ab") as more:
             more.write(b"the last\n")
         return await drain(source, rows=1_000)
@@ -678,12 +785,12 @@ def test_the_files_are_closed_when_they_have_been_read_or_the_source_is_closed(t
 
     async def go():
         source = open_source(path)
-        await source.take(1, EVERYTHING)
+        await take(source, 1, EVERYTHING)
         assert is_open()
         await source.aclose()
         assert not is_open()
         source = open_source(path)
-        while await source.take(1_000, EVERYTHING) is not None:
+        while await take(source, 1_000, EVERYTHING) is not None:
             pass
         assert not is_open()
         await source.aclose()
@@ -805,7 +912,7 @@ def test_a_gzip_file_is_unpacked_no_faster_than_it_is_taken(tmp_path):
 
     async def go():
         source = open_source(path)
-        await source.take(1, EVERYTHING)
+        await take(source, 1, EVERYTHING)
         held = len(source._data)
         await source.aclose()
         return held
@@ -894,7 +1001,7 @@ def test_a_pipe_that_nobody_writes_to_can_be_left(tmp_path):
     async def go():
         source = open_source(path)
         os.write(keeper, b"a\nb")
-        taking = asyncio.ensure_future(source.take(9, EVERYTHING))
+        taking = asyncio.ensure_future(take(source, 9, EVERYTHING))
         await until_it_is_read(keeper)
         taking.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -912,8 +1019,9 @@ def test_standard_input_is_a_list_and_its_rows_are_those_of_stdin(tmp_path):
 
         async def go():
             source = open_source("-")
-            piece = await source.take(9, 1 << 40)
-            print(piece.rows, source.where(1), source.read_share, await source.take(9, 9))
+            found = await source.peek(9, 1 << 40)
+            source.take(found)
+            print(found.rows, source.where(1), source.read_share, (await source.peek(9, 9)).rows)
             await source.aclose()
 
         asyncio.run(go())
@@ -924,7 +1032,7 @@ def test_standard_input_is_a_list_and_its_rows_are_those_of_stdin(tmp_path):
         for standard_input in ({"input": b"{}\n{}"}, {"stdin": file}):
             found = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, **standard_input)
 
-            assert found.stdout == b"2 stdin:2 None None\n"
+            assert found.stdout == b"2 stdin:2 None 0\n"
 
 
 # --- how much has been read ---------------------------------------------------------------------------------------
@@ -939,7 +1047,7 @@ def test_the_share_that_was_read_grows_to_the_whole(packed, tmp_path):
 
     async def go():
         source, shares = open_source(paths), []
-        while await source.take(1_000, 1 << 16) is not None:
+        while await take(source, 1_000, 1 << 16) is not None:
             shares.append(source.read_share)
         shares.append(source.read_share)
         await source.aclose()
@@ -959,7 +1067,7 @@ async def test_the_share_is_known_of_rows_that_have_a_length_and_of_no_others():
 
     known, unknown, awaited = open_source([{}] * 2_000), open_source(iter([{}])), open_source(slow())
 
-    await known.take(1_000, EVERYTHING)
+    await take(known, 1_000, EVERYTHING)
 
     assert 0.4 < known.read_share < 0.8
     assert (unknown.read_share, awaited.read_share) == (None, None)
@@ -1161,9 +1269,9 @@ async def test_the_cause_of_an_error_in_the_callers_code_is_kept():
 
     for broken in (awaited_rows(), rows()):
         source = open_source(broken)
-        await source.take(1, EVERYTHING)
+        await take(source, 1, EVERYTHING)
         with pytest.raises(InputError) as caught:
-            await source.take(1, EVERYTHING)
+            await take(source, 1, EVERYTHING)
         assert isinstance(caught.value.__cause__, LookupError)
         await source.aclose()
 
@@ -1177,10 +1285,10 @@ async def test_a_cancellation_inside_the_callers_code_is_not_taken_for_the_end_o
         yield {}
 
     source = open_source(rows())
-    await source.take(1, EVERYTHING)
+    await take(source, 1, EVERYTHING)
 
     with pytest.raises(InputError, match="past row 1: CancelledError"):
-        await source.take(1, EVERYTHING)
+        await take(source, 1, EVERYTHING)
     await source.aclose()
 
 
@@ -1195,10 +1303,10 @@ async def test_a_slow_async_list_gives_up_the_rows_it_has_when_patience_ends():
 
     source = open_source(rows())
 
-    assert (await source.take(100, EVERYTHING, 0.0)).data == numbered(2)
+    assert (await take(source, 100, EVERYTHING, 0.0)).data == numbered(2)
     more.set()
-    assert (await source.take(100, EVERYTHING)).data == numbered(1, 2)
-    assert await source.take(100, EVERYTHING) is None
+    assert (await take(source, 100, EVERYTHING)).data == numbered(1, 2)
+    assert await take(source, 100, EVERYTHING) is None
     await source.aclose()
 
 
@@ -1212,7 +1320,7 @@ async def test_an_async_list_is_not_drawn_far_ahead_of_what_is_taken():
             yield {}
 
     source = open_source(rows())
-    await source.take(1, EVERYTHING)
+    await take(source, 1, EVERYTHING)
     for _ in range(50):
         await asyncio.sleep(0)
 
@@ -1230,7 +1338,7 @@ async def test_an_iterable_is_not_drawn_far_ahead_of_what_is_taken():
             yield {}
 
     source = open_source(rows())
-    await source.take(1, EVERYTHING)
+    await take(source, 1, EVERYTHING)
     for _ in range(50):
         await asyncio.sleep(0)
 
@@ -1249,7 +1357,7 @@ async def test_closing_an_async_list_that_waits_ends_its_wait():
             ended.set()
 
     source = open_source(rows())
-    await source.take(1, EVERYTHING)
+    await take(source, 1, EVERYTHING)
     closing = asyncio.ensure_future(source.aclose())
     await asyncio.wait((closing,), timeout=10)
 
@@ -1272,7 +1380,7 @@ async def test_an_async_generator_that_goes_on_after_a_cancellation_is_closed_al
             log.append("closed")
 
     source = open_source(rows())
-    await source.take(1, EVERYTHING)
+    await take(source, 1, EVERYTHING)
     async with asyncio.timeout(10):
         await source.aclose()
 
@@ -1298,7 +1406,7 @@ async def test_the_cleanup_of_an_async_generator_is_cut_off_in_the_end(waits_in,
                 cut.set()
 
     source = open_source(rows())
-    await source.take(1, EVERYTHING)
+    await take(source, 1, EVERYTHING)
     async with asyncio.timeout(10):
         await source.aclose()
         await cut.wait()
@@ -1325,7 +1433,7 @@ async def test_a_file_is_closed_only_when_the_thread_that_uses_it_has_ended(tmp_
 
     monkeypatch.setattr(files._RegularFile, "_is_cached", lambda self: False)
     source = open_source(path)
-    taking = asyncio.ensure_future(source.take(1, EVERYTHING))
+    taking = asyncio.ensure_future(take(source, 1, EVERYTHING))
     monkeypatch.setattr(files.os, step, slow)
     await asyncio.to_thread(begun.wait, 10)
     monkeypatch.setattr(files.os, step, real)
@@ -1360,7 +1468,7 @@ async def test_large_rows_of_a_program_are_held_a_few_at_a_time(kind):
     source = open_source(rows() if kind == "iterable" else later())
     try:
         for _ in range(3):
-            await source.take(1, 400_000)
+            await take(source, 1, 400_000)
         await asyncio.sleep(0)
         assert drawn <= 20
     finally:

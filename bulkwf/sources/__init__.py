@@ -6,7 +6,6 @@ from typing import Any
 
 from bulkwf.errors import ConfigError
 from bulkwf.model import Instance
-from bulkwf.options import RateLimits
 from bulkwf.sources.files import FileFeed
 from bulkwf.sources.identity import explain_change, identify
 from bulkwf.sources.reader import Feed, Source
@@ -20,18 +19,18 @@ Rows = str | os.PathLike[str] | Iterable[Row] | AsyncIterable[Row]
 """A list: the path of a file of JSON lines (`.gz` too, `-` is standard input), or rows themselves."""
 
 
-def open_source(rows: Rows | Paths, *, first: int | None = None, rate: RateLimits | None = None) -> Source:
+def open_source(rows: Rows | Paths, *, first_row: int = 0, stop: int | None = None) -> Source:
     """The source of *rows*; several paths are one list, in their order.
 
     Args:
         rows: See `Rows`.
-        first: Read only so many rows.
-        rate: What batches that are bound by bytes are cut to fill.
+        first_row: Number of the row to begin with, counted from 0 over the whole list.
+        stop: Number of the row to end before; None reads to the end of the list.
 
     Raises:
         InputError: A file is missing or can't be read.
     """
-    return Source(_open_feed(rows), first=first, rate=rate)
+    return Source(_open_feed(rows), first_row=first_row, stop=stop)
 
 
 def name_source(rows: Rows | Paths) -> str:

@@ -1,4 +1,4 @@
-"""Chunks of bytes to slices of whole lines."""
+"""Chunks of bytes to slices of whole lines. Knows nothing of rates: how many rows a batch takes, its caller says."""
 
 import asyncio
 from bisect import bisect_right
@@ -10,10 +10,13 @@ from zlib import crc32
 from bulkwf.batching import MAX_ROW_BYTES, Cut, cut, too_long
 from bulkwf.errors import InputError
 from bulkwf.model import Slice
-from bulkwf.options import RateLimits
 from bulkwf.uncancelled import until_done
 
 __all__ = ["Chunk", "Feed", "Source"]
+
+SEEK_ROWS = 1_000
+"""Rows before the first one are dropped this many at a time."""
+ANY_SIZE = 1 << 62
 
 
 class Chunk(NamedTuple):
@@ -68,15 +71,20 @@ _Region = TypeVar("_Region", bound=Region)
 class Source:
     """The list as slices of whole lines, read ahead by one chunk; memory does not grow with its length.
 
+    Args:
+        feed: Where the bytes come from, from the beginning of the list.
+        first_row: Number of the row to begin with. Rows before it are read, and dropped.
+        stop: Number of the row that `peek` ends before; None is the end of the list.
+
     Attributes:
-        row: Number of the next row.
+        row: Number of the next row, counted from 0 over the whole list. Below *first_row* until the first read.
     """
 
-    def __init__(self, feed: Feed, *, first: int | None = None, rate: RateLimits | None = None) -> None:
+    def __init__(self, feed: Feed, *, first_row: int = 0, stop: int | None = None) -> None:
         self.row = 0
         self._feed = feed
-        self._first = first
-        self._rate = rate
+        self._first_row = first_row
+        self._stop = stop
         self._data = b""
         self._at = 0
         self._fed = 0
@@ -103,53 +111,50 @@ class Source:
             return f"row {row}"
         return f"{self._names[part]}:{row - self._starts[part] + 1}"
 
-    async def take(
+    async def peek(
         self, max_rows: int, max_bytes: int, patience_s: float | None = None, *, joining: bool = False
-    ) -> Slice | None:
-        """The next rows: at most *max_rows*, and at most *max_bytes* unless one row alone is longer.
+    ) -> Cut:
+        """The next rows that `take` can give, once it is known how many fit within both bounds.
 
         Args:
-            max_rows: 1 or more.
-            max_bytes: Of their lines.
-            patience_s: Once there is a row, wait no longer than this for others to join it; None waits for all.
-            joining: There are rows already that these would join: the slice may come without any, and a row that
-                is longer than *max_bytes* is left for the next one.
+            max_rows: At most this many rows; 1 or more.
+            max_bytes: At most this many bytes of lines, unless the first row alone is larger.
+            patience_s: Once there is a row, wait at most this many seconds for more; None waits without limit.
+            joining: The caller has rows that these would join: *patience_s* counts from now on.
 
         Returns:
-            The slice; None at the end of the list.
+            No rows at the end of the list, or if *joining* and none came in time.
 
         Raises:
-            InputError: The list can't be read further. What was read before has been returned.
+            InputError: The list can't be read further, and all rows before that are taken. If *joining*, the next call
+                raises it.
         """
-        if self._first is not None:
-            max_rows = min(max_rows, self._first - self.row)
-        if max_rows <= 0:
-            return None
-        found = cut(self._data, self._at, max_rows, max_bytes)
-        deadline: float | None = None
-        while found.bound == "data":
-            if deadline is None and patience_s is not None and (found.rows or joining):
-                deadline = asyncio.get_running_loop().time() + patience_s
-            if not await self._fill(deadline):
-                break
-            found = cut(self._data, self._at, max_rows, max_bytes)
-        too_large = found.end - self._at > max_bytes
-        if joining and (too_large or (not found.rows and not self._ended)):
-            return Slice(self.row, 0, b"")
-        if found.bound == "bytes" and self._rate is not None:
-            found = cut(self._data, self._at, self._rate.even_share(found.rows), max_bytes)
-        return self._slice(found) if found.rows else self._end()
+        await self._seek()
+        if self._stop is not None:
+            max_rows = max(0, min(max_rows, self._stop - self.row))
+        found = await self._gather(max_rows, max_bytes, patience_s, joining=joining)
+        if found.bound == "data" and not found.rows and not joining and self._error is not None:
+            raise self._error
+        return found
 
-    async def take_rows(self, rows: int) -> Slice | None:
-        """The next *rows* rows, whatever their size; fewer at the end of the list.
+    def take(self, found: Cut) -> Slice:
+        """The rows that `peek` has found last."""
+        first, end = self.row, self._at + found.size
+        data, self._at = self._data[self._at : end], end
+        refused = tuple((row - first, code, message) for row, code, message in self._pass(found.rows))
+        return Slice(first, found.rows, data, refused)
+
+    async def take_rows(self, rows: int) -> Slice:
+        """The next *rows* rows, whatever their size, beyond *stop* too; fewer at the end of the list.
 
         Raises:
             InputError: The list can't be read so far.
         """
-        found = cut(self._data, self._at, rows, 1 << 62)
-        while found.bound == "data" and await self._fill(None):
-            found = cut(self._data, self._at, rows, 1 << 62)
-        return self._slice(found) if found.rows and (found.rows == rows or self._error is None) else self._end()
+        await self._seek()
+        found = await self._gather(rows, ANY_SIZE)
+        if found.rows < rows and self._error is not None:
+            raise self._error
+        return self.take(found)
 
     async def skip(self, regions: Iterable[_Region]) -> tuple[_Region, bool] | None:
         """Read past whole rows that were read by an earlier process, comparing them with what they were.
@@ -160,6 +165,7 @@ class Source:
         Raises:
             InputError: The list can't be read so far.
         """
+        await self._seek()
         held = memoryview(self._data)
         for region in regions:
             end = self._at + region.size
@@ -197,16 +203,33 @@ class Source:
                 break
             self.row += self._data.count(b"\n", self._at - len(part))  # where the next chunk begins
             if not await self._fill(None):
-                self._end()
+                if self._error is not None:
+                    raise self._error
                 break
         self.row = last
         return found, digest
 
-    def _slice(self, found: Cut) -> Slice:
-        first, data = self.row, self._data[self._at : found.end]
-        self._at = found.end
-        refused = tuple((row - first, code, message) for row, code, message in self._pass(found.rows))
-        return Slice(first, found.rows, data, refused, found.objects, found.longest)
+    async def _seek(self) -> None:
+        """Drop the rows before the first one; fewer if the list ends before it."""
+        while self.row < self._first_row:
+            found = await self._gather(min(self._first_row - self.row, SEEK_ROWS), ANY_SIZE)
+            if not found.rows:
+                break
+            self.take(found)
+
+    async def _gather(
+        self, max_rows: int, max_bytes: int, patience_s: float | None = None, *, joining: bool = False
+    ) -> Cut:
+        """The rows at hand within both bounds, after reading on as long as more of them may fit."""
+        found = cut(self._data, self._at, max_rows, max_bytes)
+        deadline: float | None = None
+        while found.bound == "data":
+            if deadline is None and patience_s is not None and (found.rows or joining):
+                deadline = asyncio.get_running_loop().time() + patience_s
+            if not await self._fill(deadline):
+                break
+            found = cut(self._data, self._at, max_rows, max_bytes)
+        return found
 
     def _pass(self, rows: int) -> list[tuple[int, str, str]]:
         """Count *rows* rows as taken; those of them that could not be read."""
@@ -215,11 +238,6 @@ class Source:
         while self._refused and self._refused[0][0] < self.row:
             refused.append(self._refused.popleft())
         return refused
-
-    def _end(self) -> Slice | None:
-        if self._error is not None:
-            raise self._error
-        return None
 
     async def _fill(self, deadline: float | None) -> bool:
         """Add a chunk to the data at hand; False if the list has ended, or the loop's time has come to *deadline*."""

@@ -15,7 +15,7 @@ from unittest import mock
 from zlib import crc32
 
 from fakes import EPOCH, HEADER, lines, make_batch, run_virtual
-from test_batching import take_batches
+from test_batcher import take_batches
 
 from bulkwf import batching
 from bulkwf.batch_state import BatchState
@@ -28,7 +28,7 @@ from bulkwf.fast_path import FastJudge
 from bulkwf.judge import judge, judge_lookup, judge_page, retry_after_s
 from bulkwf.limiter import WindowLimiter
 from bulkwf.model import Reply, Verdict
-from bulkwf.options import BatchLimits, RateLimits, RetryPolicy
+from bulkwf.options import BatchLimits, Options, RateLimits, RetryPolicy
 from bulkwf.payload import compose
 from bulkwf.retry import Wait, plan
 from bulkwf.sources import files, open_source, reader
@@ -63,12 +63,12 @@ def assert_pause(seconds):
 
 def batches_of(paths, *, chunk=1 << 20, shape="instance", instances=100, size=1 << 20):
     """The batches that a run would make of a list."""
-    limits = BatchLimits(instances=instances, rows=max(instances, 40), bytes=size, linger_s=9)
+    options = Options(batch=BatchLimits(instances=instances, rows=max(instances, 40), bytes=size), row_shape=shape)
 
     async def take():
-        source = open_source([str(path) for path in paths], rate=RateLimits())
+        source = open_source([str(path) for path in paths])
         try:
-            return await take_batches(source, limits, instances, IdScheme("key"), shape)
+            return await take_batches(source, options, IdScheme("key"))
         finally:
             await source.aclose()
 
