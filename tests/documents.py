@@ -18,8 +18,10 @@ ends with 0, unless `$ echo $?` comes next. Numbers, times and hexadecimal ids m
 
 import contextlib
 import json
+import os
 import re
 import shlex
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -137,7 +139,7 @@ def run(document: Path, folder: Path) -> list[Ran]:
     commands = list(commands_of(document))
     if not commands:
         return []
-    script = ["trap 'kill $(jobs -p) 2>/dev/null' EXIT"]
+    script = []
     for command in commands:
         mark = f"printf '{_MARK}'"
         script.append(f"{mark}\n(exit ${{code:-0}})\n{command.text}\ncode=$?\n{mark}; echo $code")
@@ -145,18 +147,22 @@ def run(document: Path, folder: Path) -> list[Ran]:
         changes = {"CLOUDFLARE_API_BASE_URL": service.base_url, "CLOUDFLARE_ACCOUNT_ID": ACCOUNT}
         env = environment(changes)
         path = f"{folder / 'programs'}:{Path(sys.executable).parent}:{env['PATH']}"
-        done = subprocess.run(
-            ["bash", "-c", "\n".join(script)],
-            cwd=folder,
-            env={**env, "PATH": path},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=TIMEOUT_S,
-            check=False,
-            text=True,
-        )
-    printed = done.stdout.replace(str(folder), FOLDER).replace(service.base_url, ADDRESS)
+        with (folder / "printed").open("w") as file:
+            shell = subprocess.Popen(
+                ["bash", "-c", "\n".join(script)],
+                cwd=folder,
+                env={**env, "PATH": path},
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        try:
+            shell.wait(TIMEOUT_S)
+        finally:  # with all that a document has started and not ended
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(shell.pid, signal.SIGTERM)
+    printed = (folder / "printed").read_text("utf-8").replace(str(folder), FOLDER).replace(service.base_url, ADDRESS)
     pieces = printed.split(_MARK)[1:]
     assert len(pieces) == 2 * len(commands), f"the shell ended before its last command:\n{printed}"
     codes = [int(piece.partition("\n")[0]) for piece in pieces[1::2]]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from documents import CHECKPOINT, DOCUMENTS, ROOT, RUNNABLE, alike, blocks, failures, query, run
+from documents import CHECKPOINT, DOCUMENTS, ROOT, RUNNABLE, Ran, alike, blocks, failures, query, run
 
 from bulkwf import verdicts
 from bulkwf.checkpoint.schema import SCHEMA, SESSIONS
@@ -75,6 +75,16 @@ def test_each_make_target_that_is_named_exists(document):
     targets = {"quick", *re.findall(r"^([a-z-]+):", text_of("Makefile"), re.MULTILINE)}
 
     assert set(re.findall(r"(?:\$ |`)make ([a-z-]+)", document.read_text("utf-8"))) <= targets
+
+
+def test_a_command_that_fails_unannounced_or_prints_other_words_is_reported():
+    [block] = blocks("```console\n$ first\n3 rows\n$ second\n$ echo $?\n1\n```\n")
+    first, second, code = block.commands()
+
+    good = [Ran(first, "4 rows\n", 0), Ran(second, "", 1), Ran(code, "1\n", 0)]
+    assert list(failures(good)) == []
+    assert len(list(failures([Ran(first, "4 lines\n", 0), *good[1:]]))) == 1
+    assert len(list(failures([Ran(first, "4 rows\n", 2), *good[1:]]))) == 1
 
 
 def test_output_that_differs_in_words_is_noticed():
