@@ -31,6 +31,8 @@ from command import (
 )
 from fakes import reseal
 
+pytestmark = pytest.mark.slow
+
 KEYS = ["row", "id", "outcome", "status", "message"]
 COUNTS = {
     "instances", "total", "found", "missing", "unknown", "statuses", "run_finished", "complete", "requests",

@@ -59,6 +59,8 @@ from bulkwf.options import BatchLimits, Options, Target
 from bulkwf.sources.files import GZIP_MAGIC
 from bulkwf.windows import pause_s
 
+pytestmark = pytest.mark.slow
+
 
 def examples(number):
     """So many examples, always the same ones, in `make test`; more, and others each time, in `make torture`."""
