@@ -140,14 +140,17 @@ async def test_a_timeout_around_a_run_tells_no_secret(folder, streamed):
     assert_silent(report(raised.value), "the error")
 
 
-async def test_an_error_of_the_callers_own_function_tells_no_secret(folder):
+async def test_an_error_of_the_callers_own_function_is_logged_without_a_secret(folder, caplog):
     def fail(progress):
         raise LookupError("no dashboard")
 
     async with emulated() as service:
-        with pytest.raises(LookupError) as raised:
-            await submit_all(rows(), **known(service.base_url), on_progress=fail)
-    assert_silent(report(raised.value), "the error")
+        summary = await submit_all(rows(), **known(service.base_url), on_progress=fail)
+    assert summary.complete
+    [error] = [record.exc_info[1] for record in caplog.records if record.exc_info]
+    assert isinstance(error, LookupError)
+    assert_silent(report(error), "the error")
+    assert_silent(caplog.text, "the log")
 
 
 DEV = {"PYTHONDEVMODE": "1", "PYTHONASYNCIODEBUG": "1"}
