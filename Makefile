@@ -2,8 +2,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PERFECT := bulkwf/judge.py,bulkwf/retry.py,bulkwf/windows.py,bulkwf/pools.py,bulkwf/budget.py,bulkwf/limiter.py,bulkwf/checkpoint/*
+PARALLEL = $(BIN)/python -m pytest -q -n auto --dist loadgroup
 
-.PHONY: demo test torture mutants coverage bench lint clean
+.PHONY: demo quick test torture mutants coverage bench lint clean
 
 # The stamps make each set-up step run once, and again when pyproject.toml changes.
 $(VENV)/pyvenv.cfg:
@@ -26,12 +27,17 @@ demo: $(VENV)/.installed
 	echo "checkpoint: $$folder/airports.bulkwf" && \
 	$(BIN)/bulkwf run examples/airports.jsonl -w airports --emulate --rate 300/s -c $$folder/airports.bulkwf
 
+# Modules, virtual time, and a few smoke tests of the rest: what to run after each change.
+quick: $(VENV)/.installed-dev
+	$(PARALLEL) --hypothesis-profile quick -m 'not slow or smoke'
+
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -q
+	$(PARALLEL)
 
 # Hours, on two cores.
 torture: $(VENV)/.installed-dev
-	BULKWF_TORTURE=1 $(BIN)/python -m pytest -q tests/crash tests/test_ends.py tests/test_network.py tests/test_fuzz.py tests/simulation/test_long_night.py
+	BULKWF_TORTURE=1 $(PARALLEL) tests/crash tests/test_ends.py tests/test_network.py tests/test_fuzz.py \
+	  tests/test_benchmarks.py tests/simulation/test_every_await.py tests/simulation/test_long_night.py
 	cd tests && ../$(BIN)/python -m simulation 0 100000
 
 mutants: $(VENV)/.installed-dev

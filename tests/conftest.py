@@ -1,6 +1,9 @@
 """What holds for every test: nothing of the machine's environment reaches it."""
 
 import os
+import platform
+import sysconfig
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -8,11 +11,16 @@ from node import NOT_TESTED
 from real_engine.engine import running
 from torture import counted, lines
 
+import bulkwf
+
 settings.register_profile("bulkwf", deadline=None, print_blob=True)
+settings.register_profile("quick", settings.get_profile("bulkwf"), max_examples=20)
 settings.load_profile("bulkwf")
 
 REQUIRED = os.environ.get("BULKWF_REQUIRE_ALL") == "1"
 """Set where everything that a test may need is there, root too: then a skip is a failure."""
+INSTALLED = os.environ.get("BULKWF_INSTALLED") == "1"
+"""Set where the tests are those of an installed wheel, not of the tree."""
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 
 
@@ -26,6 +34,13 @@ def pytest_runtest_makereport():
     if REQUIRED and report.skipped and not hasattr(report, "wasxfail"):
         report.outcome, report.longrepr = "failed", f"skipped, and BULKWF_REQUIRE_ALL is set: {report.longrepr}"
     return report
+
+
+def pytest_sessionstart():
+    """Tests of an installed wheel import nothing else."""
+    found = Path(bulkwf.__file__)
+    if INSTALLED and not found.is_relative_to(sysconfig.get_path("purelib")):
+        pytest.exit(f"BULKWF_INSTALLED is set, and the tests import {found}", returncode=4)
 
 
 _others = []
@@ -45,12 +60,11 @@ def pytest_testnodedown(node):
 
 
 def pytest_terminal_summary(terminalreporter):
-    """What the harnesses have counted."""
-    told = lines([counted(), *_others])
-    if told:
-        terminalreporter.section("figures")
-        for line in told:
-            terminalreporter.line(line)
+    """What was tested, and what the harnesses have counted."""
+    terminalreporter.section("figures")
+    terminalreporter.line(f"{Path(bulkwf.__file__).parent} with Python {platform.python_version()}")
+    for line in lines([counted(), *_others]):
+        terminalreporter.line(line)
 
 
 @pytest.fixture(autouse=True)

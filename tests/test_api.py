@@ -555,10 +555,18 @@ async def test_a_service_that_repeats_the_token_in_an_error_does_not_get_it_stor
 
 
 async def test_a_timeout_around_the_call_ends_it(folder):
+    async def submit(place):
+        async with asyncio.timeout(None) as limit:
+
+            def show(progress):
+                if progress.counts.pending == 300:
+                    limit.reschedule(asyncio.get_running_loop().time() + 0.1)
+
+            await submit_all(mappings(300), **place.known(), on_progress=show)
+
     async with emulated(folder, {"hang": True}) as place:
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.3):
-                await submit_all(mappings(300), **place.known())
+            await submit(place)
         assert len(list(read_results(place.file, outcome="pending"))) == 300
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from torture import scaled
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 ANSWERS = {
     "faults": {"(e) a service that is not well": 1},

@@ -14,6 +14,8 @@ from bulkwf.checking import check_list
 from bulkwf.options import Options, RateLimits
 from bulkwf.sources import open_source
 
+pytestmark = pytest.mark.slow
+
 NO_ONE = dict.fromkeys(("CLOUDFLARE_API_TOKEN", "CLOUDFLARE_ACCOUNT_ID"))
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from command import HERE, TOKEN, Forker, bulkwf, emulator, outcomes, shell, write_rows
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def rows(folder):

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from command import HERE, UNPRIVILEGED, Forker, Running, bulkwf, emulator, ids, outcomes, row, until, write_rows
 
+pytestmark = pytest.mark.slow
+
 ANSWERS_NEVER = [{"method": "POST", "hang": True}]
 
 

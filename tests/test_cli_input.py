@@ -29,6 +29,8 @@ from command import (
 
 from bulkwf import read_results
 
+pytestmark = pytest.mark.slow
+
 RUN = "bulkwf run {} -w resize --emulate --rate unlimited --request-rate unlimited -c done"
 
 

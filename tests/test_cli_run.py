@@ -15,6 +15,8 @@ from command import ACCOUNT, HERE, TOKEN, Running, bulkwf, closed_port, emulator
 
 from bulkwf import read_results
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def rows(folder):
@@ -29,6 +31,7 @@ def results(checkpoint, outcome):
 # --- exit code 0 --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.smoke
 def test_a_run_whose_rows_are_all_created_exits_with_0_and_the_service_holds_each_once(rows):
     with emulator() as service:
         ended = bulkwf("run", rows, *service.flags())
@@ -297,6 +300,7 @@ def test_a_first_batch_that_is_refused_alike_stops_before_the_rows_are_blamed(fo
 # --- exit code 75 -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.smoke
 def test_a_service_that_is_down_exits_with_75_and_the_printed_command_finishes_the_list(rows):
     with closed_port() as base_url:
         ended = bulkwf("run", rows, "-w", "resize", "--base-url", base_url, "--max-outage", "1s")

@@ -13,6 +13,8 @@ from command import Running, bulkwf, emulator, ids, outcomes, row, shell, write_
 
 from bulkwf import read_results
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("real time")]
+
 ANSWERS_LATE = {"method": "POST", "times": 4, "latency_s": 1.0, "when": "after"}
 """Four batches are created at once and answered a second later."""
 NEVER_ANSWERS = {"method": "POST", "hang": True, "when": "after"}

@@ -31,10 +31,12 @@ from command import (
 )
 from fakes import reseal
 
+pytestmark = pytest.mark.slow
+
 KEYS = ["row", "id", "outcome", "status", "message"]
 COUNTS = {
-    "instances", "total", "found", "missing", "unknown", "statuses", "run_finished", "complete", "requests",
-    "elapsed_s", "exit_code",
+    "instances", "total", "found", "missing", "unknown", "statuses", "run_finished", "asked_for_all", "complete",
+    "requests", "elapsed_s", "exit_code",
 }  # fmt: skip
 BENT = [{"method": "POST", "lose": "^lost-", "fail": "^bad-"}]
 """Rows lost-… are called created and are not; rows bad-… end with an error."""

@@ -35,6 +35,8 @@ from bulkwf.model import Counts, Summary
 from bulkwf.progress import Progress
 from bulkwf.verification import Verified
 
+pytestmark = pytest.mark.slow
+
 SLOWLY = ("-w", "resize", "--emulate", "--rate", "100/s")
 COLOUR = re.compile(r"\x1b\[[0-9;]*[1-9][0-9;]*m")
 

@@ -16,6 +16,8 @@ from torture import scaled, tally
 
 from bulkwf.emulator import Limits, Service, Target, emulate
 
+pytestmark = pytest.mark.slow
+
 PYTHONS = os.environ.get("BULKWF_PYTHONS", sys.executable).split(os.pathsep)
 ENDS = int(os.environ.get("BULKWF_ENDS") or scaled(10, 300))
 ROOT = Path(__file__).parents[1]

@@ -404,6 +404,7 @@ def test_a_slow_disk_holds_up_the_reading_of_the_list(folder):
 @pytest.mark.parametrize(
     ("rate", "batch", "commit_s", "rows"), [(100, 1, 0.03, 1_000), (5_000, 20, 0.02, 50_000), (300, 100, 0.2, 12_000)]
 )
+@pytest.mark.slow
 def test_a_slow_disk_costs_little_of_the_rate(folder, rate, batch, commit_s, rows):
     """Enough batches are begun ahead to last until the next commit."""
     rates = RateLimits(instances_per_s=rate, requests_per_5m=None)
@@ -452,6 +453,7 @@ def test_whatever_goes_wrong_every_row_is_started_once(folder, seed):
     assert sorted(result.row for result in world.emitted) == list(range(600))
 
 
+@pytest.mark.slow
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32), step=st.floats(0.05, 8.0))
 def test_killed_at_any_time_and_resumed_every_row_is_started_once(tmp_path_factory, seed, step):

@@ -2,9 +2,13 @@
 
 import importlib
 import pkgutil
+import subprocess
+import sys
 from importlib.resources import files
+from pathlib import Path
 
 import pytest
+from command import environment
 
 import bulkwf
 
@@ -54,6 +58,14 @@ def test_each_name_that_a_module_offers_is_there(module):
 
 def test_the_walk_over_the_modules_has_met_them():
     assert {"bulkwf.engine", "bulkwf.sources.files", "bulkwf.checkpoint.writer"} <= set(MODULES)
+
+
+def test_the_commands_that_tests_start_import_the_package_that_the_tests_import(tmp_path):
+    words = (sys.executable, "-c", "import bulkwf; print(bulkwf.__file__)")
+
+    found = subprocess.run(words, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=True).stdout
+
+    assert Path(found.strip()).samefile(bulkwf.__file__)
 
 
 def test_the_package_ships_the_mark_of_its_types():

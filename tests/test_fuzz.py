@@ -60,6 +60,8 @@ from bulkwf.settings import Settings, parse_duration, parse_rate
 from bulkwf.sources.files import GZIP_MAGIC
 from bulkwf.windows import pause_s
 
+pytestmark = pytest.mark.slow
+
 
 def examples(number):
     """So many examples, always the same ones, in `make test`; more, and others each time, in `make torture`."""

@@ -36,6 +36,8 @@ from bulkwf import (
 )
 from bulkwf.emulator import Created, Limits, Service, emulate, read_log
 
+pytestmark = pytest.mark.slow
+
 PATIENCE_S = 60.0
 """Only a test that fails waits so long."""
 IMPATIENT_S = 0.4

@@ -25,6 +25,8 @@ from command import COMMAND, HERE, PATIENCE_S, Forker, bulkwf, emulator, environ
 
 from bulkwf import output
 
+pytestmark = pytest.mark.slow
+
 ROWS = 5_000
 UNBUFFERED = {"PYTHONUNBUFFERED": "1"}
 PIPE_BYTES = 4_096

@@ -525,6 +525,7 @@ def filled(head, entry, tail):
     return head + b",".join([entry] * ((LARGE_BYTES - len(head) - len(tail)) // (len(entry) + 1))) + tail
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("entry", [b"{}", b"[]", b"0", b'{"code":7,"message":"a"}', b'{"error_chain":[{}]}'])
 @pytest.mark.parametrize(
     ("head", "tail", "read"),

@@ -21,6 +21,8 @@ from bulkwf.checkpoint import file, place, read_results
 from bulkwf.checkpoint.place import CLASSES, KINDS, filesystem_class, filesystem_of, is_mount_point
 from bulkwf.errors import CheckpointError
 
+pytestmark = pytest.mark.slow
+
 MOUNTS = """\
 1 0 8:1 / / rw shared:1 - ext4 /dev/sda1 rw
 2 1 0:5 / /mnt/my\\040share rw shared:2 master:1 - nfs4 host:/ rw

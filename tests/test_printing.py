@@ -13,6 +13,8 @@ from command import HERE, Forker, bulkwf, emulator, row, write_rows
 from bulkwf.model import Finding, Result
 from bulkwf.printing import write_csv, write_jsonl
 
+pytestmark = pytest.mark.slow
+
 FIELDS = [
     "row", "id", "outcome", "status", "code", "message", "attempts", "in_doubt", "version_id", "workflow_id",
 ]  # fmt: skip

@@ -14,6 +14,8 @@ from bulkwf.emulator.limits import REQUEST_WINDOW_S
 from bulkwf.errors import CheckpointError
 from bulkwf.options import BatchLimits, Options, RateLimits, RetryPolicy
 
+pytestmark = pytest.mark.slow
+
 HOUR_S = 3_600.0
 LEFT = 12
 """Requests that another tool has left of the token's 1,200."""

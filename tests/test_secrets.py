@@ -20,6 +20,8 @@ from command import bulkwf, emulator, write_rows
 from bulkwf import CheckpointError, ConfigError, Options, RateLimits, RetryPolicy, submit_all, submit_stream
 from bulkwf.emulator import Limits, Service, emulate
 
+pytestmark = pytest.mark.slow
+
 FAST = RateLimits(instances_per_s=None, requests_per_5m=None)
 
 

@@ -1256,6 +1256,10 @@ def test_what_an_earlier_session_found_is_not_asked_for_again(folder):
 CUT_ROWS, CUT_GONE = 30, {5, 17}
 
 
+CUT_EVERYWHERE = pytest.mark.xdist_group("cut everywhere")
+"""Its tests run in one process: the fixture is dear."""
+
+
 @pytest.fixture(scope="module")
 def cut_everywhere(tmp_path_factory):
     """(turn, world, what it came to) of a verification that was cut off at this turn of the loop, and resumed."""
@@ -1285,6 +1289,8 @@ async def cut_and_resumed(folder, turn):
     return world, await world.verify(), False
 
 
+@CUT_EVERYWHERE
+@pytest.mark.slow
 def test_cut_off_at_any_await_and_resumed_it_comes_to_the_same(cut_everywhere):
     _, whole, told = cut_everywhere[-1]
     assert len(cut_everywhere) > 50  # or it was not cut off everywhere
@@ -1297,6 +1303,8 @@ def test_cut_off_at_any_await_and_resumed_it_comes_to_the_same(cut_everywhere):
         assert len(world.transport.requests) <= len(whole.transport.requests) + 3 + 1, turn
 
 
+@CUT_EVERYWHERE
+@pytest.mark.slow
 def test_cut_off_at_any_await_no_request_is_lost_from_the_count(cut_everywhere):
     for turn, world, _ in cut_everywhere:
         assert len(world.written) <= world.recorded <= len(world.transport.requests) + 3, turn

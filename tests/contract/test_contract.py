@@ -12,6 +12,8 @@ from command import until
 
 from contract.sides import fresh, names
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("real engine")]
+
 BAD_REQUEST = (400, 10002)
 STATUSES = {"queued", "running", "paused", "errored", "terminated", "complete", "waiting", "waitingForPause"}
 

@@ -13,6 +13,8 @@ from command import until
 import bulkwf.emulator
 from contract.sides import Side, fresh, names
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("real engine")]
+
 DIFFERENCES = {}
 _ROW = re.compile(r"^ {4}(?!what )(.+?) +\| (.+?) +\| (.+?)(?: \*)? +\| .", re.MULTILINE)
 TABLE = {row[1]: {"emulator": row[2], "engine": row[3]} for row in _ROW.finditer(bulkwf.emulator.__doc__)}

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from command import bulkwf, until
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("real engine")]
+
 WORKFLOW = "verified"
 ROWS = 450
 REMOVED = {3, 100, 101, 102, 299, 449}

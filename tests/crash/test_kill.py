@@ -13,6 +13,8 @@ from torture import scaled, tally
 from bulkwf.emulator import read_log
 from crash.oracle import COUNT_FLAWS, RULES, Oracle, draw_rows, take_ids, write_list
 
+pytestmark = pytest.mark.slow
+
 LISTS = scaled(6, 400)
 KILLS = 5
 """Of each list's run, before it may come to its end."""

@@ -11,6 +11,8 @@ import pytest
 from command import emulator, ids, until, write_rows
 from torture import scaled, tally
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("real time")]
+
 ROUNDS = scaled(1, 20)
 CROWD = 20
 AT_MOST_S = 1.0

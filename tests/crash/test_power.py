@@ -23,6 +23,8 @@ from torture import scaled, tally
 from bulkwf.emulator import read_log
 from crash.oracle import COUNT_FLAWS, Oracle, make_row, write_list
 
+pytestmark = pytest.mark.slow
+
 LISTS = scaled(2, 10)
 CUTS = 2
 """Of each list's run: of the first session and of the one that resumes."""

@@ -25,6 +25,8 @@ from bulkwf.emulator import read_log
 from crash.oracle import COUNT_FLAWS, RULES, Oracle, draw_rows, take_ids, write_list
 from crash.syscalls import why_not
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("real time")]
+
 RUNS = scaled(6, 200)
 ILL_FOR_S = 1.5
 ILLNESSES = (

@@ -22,7 +22,7 @@ from bulkwf.emulator import Created, read_log
 from crash.oracle import COUNT_FLAWS, Oracle, make_row, write_list
 from crash.syscalls import LOCKS, WRITING, Call, Fault, Struck, of_checkpoint, of_sockets, strike, why_not
 
-pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(why_not()), reason=why_not())]
 
 ROWS = 6
 FLAGS = ("--batch-size", "2", "--concurrency", "2")

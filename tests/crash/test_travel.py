@@ -19,6 +19,8 @@ from torture import scaled, tally
 from bulkwf.emulator import read_log
 from crash.oracle import COUNT_FLAWS, RULES, Oracle, draw_rows, take_ids, write_list
 
+pytestmark = pytest.mark.slow
+
 LISTS = scaled(4, 200)
 STOPS = 4
 """Of each list's run, with a journey after each of them."""

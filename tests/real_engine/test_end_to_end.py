@@ -13,6 +13,8 @@ from contract.sides import EngineSide
 
 from bulkwf import CheckpointError
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("real engine")]
+
 AIRPORTS = Path(__file__).parents[2] / "examples" / "airports.jsonl"
 ROWS = 2_000
 WORKFLOW = "airports"

@@ -15,6 +15,8 @@ from node import installed
 from bulkwf.emulator import params_crc, read_log
 from sdk import FAILING, INTRUDER, PARAMS, UNKNOWN_WORKFLOW, WORKFLOWS, WRONG_TOKEN, as_sent, emulated
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 TIMEOUT_S = 30.0
 LISTED = {"id", "status", "created_on", "modified_on", "started_on", "ended_on", "version_id", "workflow_id"}

@@ -13,6 +13,8 @@ from command import ACCOUNT, TOKEN
 from bulkwf.emulator import params_crc, read_log
 from sdk import FAILING, INTRUDER, PARAMS, UNKNOWN_WORKFLOW, WORKFLOWS, WRONG_TOKEN, as_sent, emulated
 
+pytestmark = pytest.mark.slow
+
 MOST_PAGES = 50
 """An emulator that gave the same page for ever would never end a list."""
 HOUR = timedelta(hours=1)

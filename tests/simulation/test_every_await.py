@@ -9,6 +9,8 @@ from bulkwf.options import BatchLimits, Options, RateLimits
 from simulation.plan import Plan, Row, draw_plan
 from simulation.play import play_plan
 
+pytestmark = pytest.mark.slow
+
 TROUBLE = (
     {"method": "POST", "request": 1, "status": 503, "when": "after"},
     {"method": "POST", "request": 3, "reset": True, "partial": 2},

@@ -10,6 +10,8 @@ from bulkwf.checkpoint import read_status
 from bulkwf.options import REQUEST_PERIOD_S
 from simulation.night import DOWN_S, OUTAGE_S, RATE, SILENCE_S, lulls, play_night, report, spans
 
+pytestmark = pytest.mark.slow
+
 ROWS = scaled(60_000, 5_000_000)
 """Of each job."""
 RECOVERY_S = 60.0

@@ -6,10 +6,12 @@ import pytest
 
 from simulation.play import CHUNK, play
 
+pytestmark = pytest.mark.slow
+
 SEEDS = int(os.environ.get("BULKWF_SEEDS", "1000"))
 
 
-@pytest.mark.parametrize("first", range(0, SEEDS, CHUNK))
+@pytest.mark.parametrize("first", [pytest.param(0, marks=pytest.mark.smoke), *range(CHUNK, SEEDS, CHUNK)])
 def test_the_promises_hold_in_every_world(first):
     for seed in range(first, min(first + CHUNK, SEEDS)):
         play(seed)

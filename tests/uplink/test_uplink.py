@@ -18,6 +18,8 @@ from torture import figures, scaled
 from uplink.__main__ import FAR
 from uplink.server import LIMIT, WINDOW_S
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("real time")]
+
 TESTS = Path(__file__).parents[1]
 BATCHES = scaled(16, 120)
 LEAST_SHARE = 0.97
