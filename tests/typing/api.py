@@ -60,7 +60,6 @@ def token() -> str:
 
 
 OPTIONS = Options(
-    base_url="http://127.0.0.1:8787/client/v4",
     batch=BatchLimits(instances=50, rows=1_000, bytes=1 << 20, linger_s=0.5),
     rate=RateLimits(instances_per_s=None, requests_per_5m=1_000, concurrency=8),
     retry=RetryPolicy(base_s=0.5, max_wait_s=60.0, max_outage_s=600.0),
@@ -78,7 +77,9 @@ async def submits_lists_of_every_kind() -> int:
     await bulkwf.submit_all(Path("rows.jsonl.gz"), workflow="fulfil", checkpoint=Path("night.bulkwf"))
     await bulkwf.submit_all(mappings(), workflow="fulfil", account_id="a", api_token="t", checkpoint="night.bulkwf")
     await bulkwf.submit_all(instances(), workflow="fulfil", api_token=token, options=OPTIONS, on_progress=show)
-    await bulkwf.submit_all(drawn(), workflow="fulfil", transport=Recorder())
+    await bulkwf.submit_all(
+        drawn(), workflow="fulfil", base_url="http://127.0.0.1:8787/client/v4", transport=Recorder()
+    )
     assert_type(summary.created + summary.existed + summary.rejected + summary.invalid + summary.pending, int)
     assert_type((summary.complete, summary.elapsed_s, summary.paused_s), tuple[bool, float, float])
     return summary.exit_code
