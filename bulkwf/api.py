@@ -14,7 +14,7 @@ from typing import Self
 import anyio
 
 from bulkwf.batching import IdScheme
-from bulkwf.checkpoint import Checkpoint, Executor, RunHeader, explain, inline, read_past
+from bulkwf.checkpoint import Checkpoint, Executor, RunHeader, explain, inline
 from bulkwf.credentials import Token, TokenSource, account_from_environment, token_credential
 from bulkwf.engine import Engine
 from bulkwf.errors import BulkwfError
@@ -25,6 +25,7 @@ from bulkwf.options import Options, Target
 from bulkwf.progress import Progress
 from bulkwf.sources import Paths, Rows, Source, explain_change, identify_source, name_source, open_source
 from bulkwf.uncancelled import uncancelled, until_done
+from bulkwf.verification import read_past
 from bulkwf.wiring import open_limiter, open_transport, require_asyncio, restore, system_clock
 
 __all__ = ["Results", "Run", "open_run", "submit_all", "submit_stream"]

@@ -34,8 +34,8 @@ from fakes import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bulkwf import api, verification
-from bulkwf.checkpoint import Checkpoint, Findings, Scope, inline, read_past, read_results, read_status
+from bulkwf import api
+from bulkwf.checkpoint import Checkpoint, inline, read_results, read_status
 from bulkwf.emulator import Limits
 from bulkwf.emulator.answers import Answer, refusal, success
 from bulkwf.emulator.state import Tampering
@@ -43,7 +43,8 @@ from bulkwf.errors import CheckpointError, ServiceRefused, TemporaryStop
 from bulkwf.limiter import WindowLimiter
 from bulkwf.model import FaultKind
 from bulkwf.options import Options, RateLimits, RetryPolicy
-from bulkwf.verification import LEAST_PATIENCE, open_verification
+from bulkwf.verification import Findings, Scope, open_verification, read_past, verify
+from bulkwf.verification.verify import LEAST_PATIENCE
 
 FREE = Options(base_url=HEADER.base_url, rate=UNLIMITED)
 NO_SUCH_CURSOR = refusal(400, 10002, "this cursor is none that was given out")
@@ -104,8 +105,8 @@ class World:
     async def opened(self, *, sample=None, options=None, transport=None):
         """A verification as the command opens it, but for the time and the network."""
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(verification, "system_clock", self.clock)
-            patch.setattr(verification, "open_transport", lambda *_: transport or self.transport)
+            patch.setattr(verify, "system_clock", self.clock)
+            patch.setattr(verify, "open_transport", lambda *_: transport or self.transport)
             async with open_verification(
                 self.file, account_id=TARGET.account, token=dict, options=options or self.options, sample=sample
             ) as opened:
@@ -992,7 +993,7 @@ def test_rows_that_the_run_adds_in_the_meantime_are_no_sample(folder):
         early = read_status(world.file)
         await world.has_run(50, finished=False)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(verification, "read_status", lambda _: early)
+            patch.setattr(verify, "read_status", lambda _: early)
             return await world.verify()
 
     told = run_virtual(go())
@@ -1038,7 +1039,7 @@ def test_the_ids_of_a_made_up_checkpoint_are_never_asked_for(folder):
 
 def opened_elsewhere(folder, monkeypatch, base_url=HEADER.base_url, account_id=TARGET.account, header=HEADER):
     """Why a verification was refused that asks another place than the run did."""
-    monkeypatch.setattr(verification, "open_transport", lambda *_: no_token())
+    monkeypatch.setattr(verify, "open_transport", lambda *_: no_token())
 
     async def go():
         file = folder / "run.bulkwf"
@@ -1072,7 +1073,7 @@ def test_without_an_account_the_checkpoints_own_is_asked(folder, monkeypatch, en
     if environment is not None:
         monkeypatch.setenv("CLOUDFLARE_ACCOUNT_ID", environment)
     seen = []
-    monkeypatch.setattr(verification, "open_transport", lambda parts, target, *_: seen.append(target) or World(folder))
+    monkeypatch.setattr(verify, "open_transport", lambda parts, target, *_: seen.append(target) or World(folder))
 
     async def go():
         file = folder / "run.bulkwf"

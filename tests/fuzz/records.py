@@ -18,7 +18,6 @@ from zlib import crc32
 from fakes import HEADER, ScriptedTransport, clock, created, envelope, fault, found, reply, reseal, run_virtual, wall
 from simulation.world import build_engine
 
-from bulkwf import verification
 from bulkwf.checkpoint import Checkpoint, inline, read_results
 from bulkwf.errors import BulkwfError, CheckpointError, InputError, TemporaryStop
 from bulkwf.model import RequestKind
@@ -171,10 +170,10 @@ def check_verification(path: Path, what: str, *, made_up: bool) -> bool:
 
     async def verify() -> None:
         with (
-            mock.patch.object(verification, "system_clock", clock),
-            mock.patch.object(verification, "open_transport", return_value=transport),
+            mock.patch.object(verify, "system_clock", clock),
+            mock.patch.object(verify, "open_transport", return_value=transport),
         ):
-            async with verification.open_verification(
+            async with verify.open_verification(
                 path, account_id=None, token=dict, options=OPTIONS, sample=None
             ) as opened:
                 await opened.run()

@@ -270,7 +270,7 @@ PLANTED = (
     ),
     Mutant(
         "upsert as new SQLites do",
-        "checkpoint/findings.py",
+        "verification/store.py",
         "ON CONFLICT (second) DO UPDATE",
         "ON CONFLICT DO UPDATE",
         by="checkpoint",

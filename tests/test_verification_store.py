@@ -14,11 +14,12 @@ import pytest
 from command import UNPRIVILEGED, bulkwf
 from fakes import EPOCH, HEADER, lines, run_virtual, write_run
 
-from bulkwf.checkpoint import Findings, Scope, findings, read_past, read_status
-from bulkwf.checkpoint.findings import _draw
+from bulkwf.checkpoint import read_status
 from bulkwf.checkpoint.records import LAST_WORDS
 from bulkwf.errors import CheckpointError
 from bulkwf.model import Boot, Finding
+from bulkwf.verification import Findings, Scope, read_past, store
+from bulkwf.verification.store import _draw
 from bulkwf.windows import Said
 
 HOUR_S = 3_600.0
@@ -105,7 +106,7 @@ def test_more_ids_than_a_page_come_each_once_and_in_order(path):
 
 
 def test_what_is_answered_while_the_ids_are_read_is_not_given_out_any_more(path, monkeypatch):
-    monkeypatch.setattr(findings, "PAGE_IDS", 2)
+    monkeypatch.setattr(store, "PAGE_IDS", 2)
     a_run(path, 5)
     with opened(path) as found:
         ids = found.unanswered(0)
@@ -539,7 +540,7 @@ def test_a_start_that_fails_leaves_neither_lock_nor_half_a_file_in_the_way(path,
         raise sqlite3.OperationalError("database or disk is full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(findings, "_wanted", full)
+        patch.setattr(store, "_wanted", full)
         with pytest.raises(CheckpointError, match="Make room"):
             start(path)
     assert not Path(f"{file_of(path)}.lock").exists()

@@ -24,7 +24,7 @@ from pathlib import Path
 import anyio
 
 from bulkwf.batch_state import BatchState
-from bulkwf.checkpoint import Findings, Scope, read_boot, read_past, read_run_past, read_status
+from bulkwf.checkpoint import read_boot, read_run_past, read_status
 from bulkwf.client import OutageTracker, ServiceClient
 from bulkwf.credentials import TokenSource
 from bulkwf.errors import BulkwfError, ServiceRefused, exit_code
@@ -36,6 +36,7 @@ from bulkwf.payload import Page
 from bulkwf.requests import get_instance, list_instances
 from bulkwf.retry import LOOK_UP_TRIES
 from bulkwf.verdicts import HANDLING
+from bulkwf.verification.store import Findings, Scope, read_past
 from bulkwf.windows import Said, quota_text
 from bulkwf.wiring import open_limiter, open_transport, require_asyncio, restore, system_clock
 
