@@ -1,7 +1,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PERFECT := bulkwf/judge.py,bulkwf/retry.py,bulkwf/windows.py,bulkwf/limiter.py,bulkwf/checkpoint/*,bulkwf/verification/store.py
+PERFECT := bulkwf/judge.py,bulkwf/retry.py,bulkwf/windows.py,bulkwf/limiter.py,bulkwf/checkpoint/*,bulkwf/verification/*
 
 .PHONY: demo test torture mutants coverage bench lint clean
 

@@ -5,7 +5,6 @@ import json
 import os
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Self
 import anyio
 
 from bulkwf.batching import IdScheme
-from bulkwf.checkpoint import Checkpoint, Executor, RunHeader, explain, inline
+from bulkwf.checkpoint import Checkpoint, RunHeader, inline
 from bulkwf.credentials import Token, TokenSource, account_from_environment, token_credential
 from bulkwf.engine import Engine
 from bulkwf.errors import BulkwfError
@@ -26,7 +25,15 @@ from bulkwf.progress import Progress
 from bulkwf.sources import Paths, Rows, Source, explain_change, identify_source, name_source, open_source
 from bulkwf.uncancelled import uncancelled, until_done
 from bulkwf.verification import read_past
-from bulkwf.wiring import open_limiter, open_transport, require_asyncio, restore, system_clock
+from bulkwf.wiring import (
+    open_in_thread,
+    open_limiter,
+    open_transport,
+    own_thread,
+    require_asyncio,
+    restore,
+    system_clock,
+)
 
 __all__ = ["Results", "Run", "open_run", "submit_all", "submit_stream"]
 
@@ -344,8 +351,8 @@ async def _open_checkpoint(
         limits=json.dumps({"instances_per_s": rate.instances_per_s, "requests_per_5m": rate.requests_per_5m}),
     )
     path = None if checkpoint is None else Path(checkpoint)
-    executor = inline if path is None else _writer_thread(parts)
-    begin = partial(
+    executor = inline if path is None else own_thread(parts, "bulkwf-checkpoint")
+    opening = partial(
         Checkpoint.open,
         path,
         header,
@@ -355,26 +362,7 @@ async def _open_checkpoint(
         any_run_key=options.run_key is None,
         new=options.new,
     )
-    try:
-        opening: asyncio.Future[Checkpoint] = asyncio.ensure_future(executor(begin))
-    except RuntimeError as error:  # no thread can be had
-        raise explain(error, path) from None
-    parts.push_async_callback(uncancelled, partial(_close_opened, opening))
-    await until_done(opening)
-    return opening.result()
-
-
-async def _close_opened(opening: asyncio.Future[Checkpoint]) -> None:
-    await until_done(opening)
-    if opening.exception() is None:
-        await opening.result().aclose()
-
-
-def _writer_thread(parts: AsyncExitStack) -> Executor:
-    """A thread for the checkpoint alone: what it writes waits for the disk, and so may its opening."""
-    pool = ThreadPoolExecutor(1, thread_name_prefix="bulkwf-checkpoint")
-    parts.callback(pool.shutdown)
-    return partial(asyncio.get_running_loop().run_in_executor, pool)
+    return await open_in_thread(parts, executor, opening, path)
 
 
 def _take_over(limiter: WindowLimiter, checkpoint: Checkpoint, options: Options, wall: float) -> None:

@@ -4,7 +4,6 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -164,54 +163,52 @@ def verify(
     json: bool = False,
     service_flags: ServiceFlags = ServiceFlags(),
 ) -> int:
-    """Ask the service whether the instances of a run are really there, and print those that are missing or errored.
+    """Check that the service holds the instances of a run. Prints the missing, errored and unknown ones.
 
-    Exits with 0 only if none is missing. What was found is kept beside the checkpoint until all has been asked for: the
-    same command again continues where it was cut off.
+    Exit code 0: none is missing. 1: some are missing. 75: not finished; run the same command again to continue it. What
+    was found is kept in a file beside the checkpoint until the verification is finished.
 
     Parameters
     ----------
     checkpoint
         The run's checkpoint.
     sample
-        Ask only for so many instances, drawn at random.
+        Check only this many instances, drawn at random.
     account
-        Account id; also from CLOUDFLARE_ACCOUNT_ID; by default the checkpoint's.
+        Account id. Default: CLOUDFLARE_ACCOUNT_ID, else the checkpoint's account.
     request_rate
-        Requests in five minutes, as N/5m, or unlimited. The service allows 1200 a token.
+        Requests per five minutes, as N/5m, or unlimited. The service allows 1200 per token.
     format
-        JSON lines, or CSV with a header.
+        Output format: JSON lines, or CSV with a header.
     quiet
         Show no progress and no summary.
     json
-        Print one JSON object: the counts, and the instances as `amiss`.
+        Print one JSON object: the counts, and the instances as `problems`.
     """
     from bulkwf.model import Finding  # noqa: PLC0415
     from bulkwf.printing import write_csv, write_jsonl, write_report  # noqa: PLC0415
     from bulkwf.session import VerifySession, make_descriptors_last  # noqa: PLC0415
-    from bulkwf.verification import Verified  # noqa: PLC0415
 
     if sample is not None and sample < 1:
         raise ConfigError(f"--sample must be a whole number over 0, not {sample}.")
     sample = None if sample is None else min(sample, sys.maxsize)
     options = service_flags.options(request_rate)
     make_descriptors_last(options.rate.concurrency, ends=1)
-
-    def tell(verified: Verified, findings: Iterable[Finding]) -> None:
-        try:
-            if json:
-                write_report(verified, findings, output.data())
-            elif format == "csv":
-                write_csv(findings, output.data(), Finding)
-            else:
-                write_jsonl(findings, output.data())
-            output.finish()
-        except output.ReaderGone:  # the exit code says all the same what was found
-            return
-
     account = account or os.environ.get("CLOUDFLARE_ACCOUNT_ID", "").strip() or None
     session = VerifySession(checkpoint, account, options, service_flags.api_token_file, sample)
-    return process.run(session.run(tell, quiet=quiet))
+    report = process.run(session.run(quiet=quiet))
+    try:
+        if json:
+            write_report(report.counts, report.problems(), output.data())
+        elif format == "csv":
+            write_csv(report.problems(), output.data(), Finding)
+        else:
+            write_jsonl(report.problems(), output.data())
+        output.finish()
+    except output.ReaderGone:  # the exit code says what was found
+        pass
+    report.discard()
+    return report.counts.exit_code
 
 
 @app.command

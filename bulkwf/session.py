@@ -20,10 +20,10 @@ from bulkwf.api import open_run
 from bulkwf.console import ShownRun, ShownVerification, say, show_progress, summary_lines, verified_lines, when
 from bulkwf.credentials import TokenSource, environment_credential, file_credential
 from bulkwf.errors import BulkwfError, CheckpointError, ConfigError, InputError
-from bulkwf.model import Finding, Summary
+from bulkwf.model import Summary
 from bulkwf.options import REHEARSAL, Options
 from bulkwf.process import caught_signals
-from bulkwf.verification import Verified, open_verification
+from bulkwf.verification import VerificationReport, open_verification
 
 if TYPE_CHECKING:
     from bulkwf.emulator import Service
@@ -107,8 +107,8 @@ class VerifySession:
     token_file: Path | None
     sample: int | None
 
-    async def run(self, tell: Callable[[Verified, Iterable[Finding]], None], *, quiet: bool) -> int:
-        """Verify, tell what it has come to and what is amiss, and say what to do next; returns the exit code."""
+    async def run(self, *, quiet: bool) -> VerificationReport:
+        """Verify, show the counts, and say what to do next; the report holds the exit code."""
         error: BulkwfError | None = None
         if not quiet and self.checkpoint.is_file() and self.checkpoint.stat().st_size > LARGE_BYTES:
             say("bulkwf: reading the checkpoint …")
@@ -119,10 +119,9 @@ class VerifySession:
                     self.checkpoint, account_id=self.account, token=token, options=self.options, sample=self.sample
                 )
             )
-            findings = verification.findings
-            if findings.resumed and not quiet:
-                since = when(findings.begun_at)
-                say(f"bulkwf: goes on with what was found since {since}; to start over, delete {findings.path}")
+            if verification.store.resumed and not quiet:
+                since, path = when(verification.store.begun_at), verification.store.path
+                say(f"bulkwf: continues the verification begun {since}; to start over, delete {path}")
             working = anyio.CancelScope()
             signals = Signals(lambda _: working.cancel(), working.cancel, "what was found so far is kept")
             stack.enter_context(signals.caught())
@@ -132,17 +131,15 @@ class VerifySession:
                         await verification.run()
             except BulkwfError as stopped:
                 error = stopped
-            verified = verification.verified(error, signals.received)
-            tell(verified, findings.bad(time.time(), asked_for_all=verified.asked_for_all))
-            findings.spent = verified.complete
-            if not quiet:
-                for line in verified_lines(verified):
-                    say(line)
+            report = await verification.report(error, signals.received)
+        if not quiet:
+            for line in verified_lines(report.counts):
+                say(line)
         if error is not None:
             say(f"bulkwf: {error}")
-        if not verified.complete:
+        if not report.counts.complete:
             say(f"bulkwf: {_what_next(error, signals.received)}:\n  {_resume_command()}")
-        return verified.exit_code
+        return report
 
 
 class Signals:

@@ -4,22 +4,34 @@ import asyncio
 import logging
 import random
 import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import anyio
 
-from bulkwf.checkpoint import Past
+from bulkwf.checkpoint import Executor, Past, explain
 from bulkwf.credentials import Credentials, TokenSource
 from bulkwf.errors import ConfigError, TemporaryStop
 from bulkwf.limiter import BLIND_MARGIN_S, LOOPBACK_MARGIN_S, NETWORK_MARGIN_S, WindowLimiter
 from bulkwf.model import Clock, Transport
 from bulkwf.options import Options, Target
-from bulkwf.uncancelled import uncancelled
+from bulkwf.uncancelled import uncancelled, until_done
 from bulkwf.windows import Said
 from bulkwf.wire import kernel_counts
 
-__all__ = ["open_limiter", "open_transport", "require_asyncio", "restore", "system_clock"]
+__all__ = [
+    "open_in_thread",
+    "open_limiter",
+    "open_transport",
+    "own_thread",
+    "require_asyncio",
+    "restore",
+    "system_clock",
+]
 
 log = logging.getLogger("bulkwf")
 
@@ -68,6 +80,44 @@ def open_transport(
     transport = AiohttpTransport(target, Credentials(token), options, clock=clock.now, wall=clock.wall)
     parts.push_async_callback(uncancelled, transport.aclose)
     return transport
+
+
+class _Closable(Protocol):
+    def aclose(self) -> Awaitable[None]: ...
+
+
+C = TypeVar("C", bound=_Closable)
+
+
+def own_thread(parts: AsyncExitStack, name: str) -> Executor:
+    """A thread for one file, which alone uses it: both opening and writing may wait for the disk."""
+    pool = ThreadPoolExecutor(1, thread_name_prefix=name)
+    parts.callback(pool.shutdown)
+    return partial(asyncio.get_running_loop().run_in_executor, pool)
+
+
+async def open_in_thread(parts: AsyncExitStack, executor: Executor, opening: Callable[[], C], path: Path | None) -> C:
+    """Open a file with *executor*; it is closed with *parts*, also if the caller is cancelled meanwhile.
+
+    Args:
+        parts: Close it.
+        executor: Where it is opened.
+        opening: Opens it.
+        path: The file's name, for errors.
+    """
+    try:
+        opened: asyncio.Future[C] = asyncio.ensure_future(executor(opening))
+    except RuntimeError as error:  # no thread can be had
+        raise explain(error, path) from None
+    parts.push_async_callback(uncancelled, partial(_close_opened, opened))
+    await until_done(opened)
+    return opened.result()
+
+
+async def _close_opened(opened: "asyncio.Future[C]") -> None:
+    await until_done(opened)
+    if opened.exception() is None:
+        await opened.result().aclose()
 
 
 def open_limiter(target: Target, options: Options, clock: Clock) -> WindowLimiter:

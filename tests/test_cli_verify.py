@@ -107,14 +107,9 @@ def requests_seen(service):
 
 
 def nothing_left(name="done"):
-    """But for the requests of the last five minutes, which still count."""
-    left = list(Path().glob(f"{name}?*"))
-    return all(one.suffix.startswith(".verify") and one.stat().st_size < 30_000 and not ids_in(one) for one in left)
-
-
-def ids_in(file):
-    with contextlib.closing(sqlite3.connect(file)) as db:
-        return db.execute("SELECT count(*) FROM sqlite_master WHERE name = 'instance'").fetchone()[0]
+    """Whether a checkpoint stands alone, but for the log of the last five minutes' requests."""
+    logs = (f"{name}.verify-requests", f"{name}.verify-sample-requests")
+    return all(one.name in logs for one in Path().glob(f"{name}?*"))
 
 
 # --- the whole way ------------------------------------------------------------------------------------------------
@@ -149,11 +144,11 @@ def test_as_csv_the_same_is_printed(mixed, quick):
     assert records == [{name: "" if value is None else str(value) for name, value in line.items()} for line in lines]
 
 
-def test_as_json_one_object_holds_the_counts_and_what_is_amiss(mixed, quick):
+def test_json_output_is_one_object_with_the_counts_and_the_problems(mixed, quick):
     ended = quick(*mixed, "--json")
     assert ended.code == 1
     assert ended.out.count("\n") == 1
-    assert set(ended.summary) == COUNTS | {"amiss"}
+    assert set(ended.summary) == COUNTS | {"problems"}
     told = {"instances": 303, "total": 303, "found": 301, "missing": 2, "statuses": {"queued": 300, "errored": 1}}
     state = {"run_finished": True, "complete": True, "exit_code": 1, "requests": 4 + 4}
     assert ended.summary.items() >= (told | state).items()
@@ -302,7 +297,8 @@ def test_a_token_that_is_refused_exits_with_3_and_is_not_shown(folder, quick):
             assert (ended.code, ended.out) == (3, "")
             assert "refuses the credential: Bearer *** is no token" in ended.err
             assert "To continue, run:" in ended.err
-            assert TOKEN.encode() not in Path(f"done-{rows}.verify").read_bytes()
+            for kept in (f"done-{rows}.verify", f"done-{rows}.verify-requests"):
+                assert TOKEN.encode() not in Path(kept).read_bytes()
 
 
 def test_a_service_that_is_ill_for_too_long_exits_with_75_and_the_printed_command_finishes(folder, quick):
@@ -368,7 +364,7 @@ def test_a_signal_ends_it_and_the_printed_command_goes_on_where_it_was(folder, q
         assert "not asked for yet" in ended.err
         again = shell(ended.resume_command)
         assert (again.code, again.summary["found"]) == (0, 240)
-        assert "goes on with what was found since 20" in again.err
+        assert "continues the verification begun 20" in again.err
         # Nothing was asked for twice but what was on the wire.
         assert ended.summary["found"] + again.summary["requests"] == 240
         assert requests_seen(service) <= 3 + 2 + 240 + 4

@@ -1,4 +1,4 @@
-"""The file of a verification: what it takes in, what it says, when it is continued, and how it fails."""
+"""The store of a verification: what it takes in, what it reports, when it is continued, and how it fails."""
 
 import contextlib
 import itertools
@@ -15,12 +15,10 @@ from command import UNPRIVILEGED, bulkwf
 from fakes import EPOCH, HEADER, lines, run_virtual, write_run
 
 from bulkwf.checkpoint import read_status
-from bulkwf.checkpoint.records import LAST_WORDS
 from bulkwf.errors import CheckpointError
-from bulkwf.model import Boot, Finding
-from bulkwf.verification import Findings, Scope, read_past, store
-from bulkwf.verification.store import _draw
-from bulkwf.windows import Said
+from bulkwf.model import Finding
+from bulkwf.verification import Scope, VerificationReport, VerificationStore, Verified, store
+from bulkwf.verification.scope import draw_positions
 
 HOUR_S = 3_600.0
 DAY_S = 86_400.0
@@ -46,21 +44,66 @@ def a_run(path, rows=5, **more):
         _written[known] = path.read_bytes()
 
 
-def scope(path, sample=None):
-    return Scope(path, read_status(path), sample)
+def drive(coroutine):
+    """Run a coroutine that never waits."""
+    try:
+        coroutine.send(None)
+    except StopIteration as ended:
+        return ended.value
+    raise AssertionError("it waits")
 
 
-def start(path, sample=None, now=EPOCH, draw=None, **more):
-    return Findings.open(scope(path, sample), now, draw or random.Random(1).random, **more)
+class Synchronous:
+    """A store whose methods run at once, without an event loop."""
+
+    def __init__(self, opened, checkpoint):
+        self.store = opened
+        self.checkpoint = checkpoint
+
+    def __getattr__(self, name):
+        found = getattr(self.store, name)
+        return (lambda *args: drive(found(*args))) if callable(found) else found
+
+    def unanswered(self, absences):
+        async def collect():
+            return [one async for one in self.store.unanswered(absences)]
+
+        return drive(collect())
+
+    def report(self, now=EPOCH, *, asked_for_all=False, complete=False):
+        counts = Verified(
+            instances=0, total=0, found=0, missing=0, run_finished=True, complete=complete, requests=0, elapsed_s=0.0,
+            exit_code=0,
+        )  # fmt: skip
+        return VerificationReport(
+            counts=counts, asked_for_all=asked_for_all, store=self.path, checkpoint=self.checkpoint, ended_at=now
+        )
+
+    def problems(self, now=EPOCH, *, asked_for_all=False):
+        return list(self.report(now, asked_for_all=asked_for_all).problems())
+
+
+async def at_once(function):
+    return function()
+
+
+def start(path, sample=None, now=EPOCH, random_source=None, **more):
+    scope = Scope(path, read_status(path), sample)
+    return Synchronous(
+        VerificationStore.open(scope, now, random_source or random.Random(1).random, at_once, **more), path
+    )
 
 
 @contextlib.contextmanager
-def opened(path, sample=None, now=EPOCH, **more):
+def opened(path, sample=None, now=EPOCH, *, finished=False, **more):
+    """A store that is open for the block; `finished`: the verification is complete then, and its report delivered."""
     found = start(path, sample, now, **more)
     try:
         yield found
     finally:
-        found.close()
+        found.store._close()
+    if finished:
+        found.report(now, complete=True).discard()
 
 
 def file_of(path):
@@ -75,7 +118,7 @@ def rows_of(path, sample=None):
 
 
 def unanswered(found, absences=0):
-    return list(found.unanswered(absences))
+    return found.unanswered(absences)
 
 
 def beside(path):
@@ -102,18 +145,18 @@ def test_a_run_that_started_nothing_has_nothing_to_look_for(path):
 def test_more_ids_than_a_page_come_each_once_and_in_order(path):
     a_run(path, 2_345)
     with opened(path) as found:
-        assert unanswered(found) == sorted(f"id-{n}" for n in range(2_345))
+        assert unanswered(found) == [f"id-{n}" for n in range(2_345)]
 
 
 def test_what_is_answered_while_the_ids_are_read_is_not_given_out_any_more(path, monkeypatch):
     monkeypatch.setattr(store, "PAGE_IDS", 2)
     a_run(path, 5)
     with opened(path) as found:
-        ids = found.unanswered(0)
-        assert next(ids) == "id-0"
+        ids = found.store.unanswered(0)
+        assert drive(anext(ids)) == "id-0"
         for one in ("id-2", "id-4"):
             found.present(one, "running", EPOCH)
-        assert list(ids) == ["id-1", "id-3"]
+        assert [drive(anext(ids)), drive(anext(ids)), drive(anext(ids, None))] == ["id-1", "id-3", None]
 
 
 # --- a sample -----------------------------------------------------------------------------------------------------
@@ -135,13 +178,11 @@ def test_a_sample_larger_than_the_run_is_the_whole_run(path):
 
 
 def test_a_sample_holds_the_very_instances_at_the_drawn_positions(path):
-    """Created rows first, then those that existed; the drawn positions need not be next to each other."""
     a_run(path, 10, others={0: "existed", 4: "existed"})
-    in_order = [1, 2, 3, 5, 6, 7, 8, 9, 0, 4]
+    in_order = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
     for seed in range(8):
-        with opened(path, 3, draw=random.Random(seed).random) as found:
-            found.spent = True
-            drawn = sorted(_draw(3, 10, random.Random(seed).random))
+        with opened(path, 3, random_source=random.Random(seed).random, finished=True):
+            drawn = sorted(draw_positions(3, 10, random.Random(seed).random))
             assert sorted(rows_of(path, 1)) == sorted(in_order[position] for position in drawn)
 
 
@@ -149,7 +190,7 @@ def test_every_set_of_rows_is_as_likely_as_any_other():
     chance, drawn = random.Random(7), 12_000
     counts = dict.fromkeys(itertools.combinations(range(6), 3), 0)
     for _ in range(drawn):
-        counts[tuple(sorted(_draw(3, 6, chance.random)))] += 1
+        counts[tuple(sorted(draw_positions(3, 6, chance.random)))] += 1
     expected = drawn / len(counts)
     chi_squared = sum((count - expected) ** 2 / expected for count in counts.values())
     assert chi_squared < 43.8  # 19 degrees of freedom: one time in a thousand
@@ -159,7 +200,7 @@ def test_every_set_of_rows_is_as_likely_as_any_other():
 def test_the_ends_of_chance_draw_as_many_as_the_middle(draw):
     for total in range(1, 12):
         for number in range(1, total + 1):
-            drawn = _draw(number, total, draw)
+            drawn = draw_positions(number, total, draw)
             assert len(drawn) == number
             assert drawn <= set(range(total))
 
@@ -178,15 +219,15 @@ def test_an_instance_that_is_there_counts_once_however_often_it_is_seen(path):
     with opened(path) as found:
         found.present("id-1", "running", EPOCH)
         found.present("id-1", "complete", EPOCH)
-        assert found.listed([("id-1", "complete"), ("id-2", "queued"), ("stranger", "queued")], None, EPOCH) == (2, 1)
-        assert (found.found, found.found_by_list, found.statuses()) == (2, 1, {"queued": 1, "running": 1})
+        found.listed([("id-1", "complete"), ("id-2", "queued"), ("stranger", "queued")], None, 1, EPOCH)
+        assert (found.found, found.statuses()) == (2, {"queued": 1, "running": 1})
 
 
 def test_statuses_are_counted_the_most_frequent_first(path):
     a_run(path, 6)
     with opened(path) as found:
         told = ["waiting", "complete", "complete", "errored", "complete", "errored"]
-        found.listed([(f"id-{n}", status) for n, status in enumerate(told)], None, EPOCH)
+        found.listed([(f"id-{n}", status) for n, status in enumerate(told)], None, 1, EPOCH)
         assert list(found.statuses().items()) == [("complete", 3), ("errored", 2), ("waiting", 1)]
 
 
@@ -194,13 +235,13 @@ def test_only_the_second_absence_makes_an_instance_missing(path):
     a_run(path)
     with opened(path) as found:
         found.absent("id-3", EPOCH)
-        assert (found.missing, unanswered(found, 1), list(found.bad(EPOCH, asked_for_all=False))) == (0, ["id-3"], [])
+        assert (found.missing, unanswered(found, 1), found.problems()) == (0, ["id-3"], [])
         assert "id-3" not in unanswered(found)
         found.absent("id-3", EPOCH)
         assert (found.missing, unanswered(found, 1)) == (1, [])
         found.absent("id-3", EPOCH)
         assert found.missing == 1
-        assert [one.id for one in found.bad(EPOCH, asked_for_all=False)] == ["id-3"]
+        assert [one.id for one in found.problems()] == ["id-3"]
 
 
 def test_an_instance_that_was_absent_and_then_there_is_not_missing(path):
@@ -209,19 +250,24 @@ def test_an_instance_that_was_absent_and_then_there_is_not_missing(path):
         found.absent("id-3", EPOCH)
         found.present("id-3", "queued", EPOCH)
         found.absent("id-3", EPOCH)
-        assert (found.found, found.missing, list(found.bad(EPOCH, asked_for_all=False))) == (1, 0, [])
+        assert (found.found, found.missing, found.problems()) == (1, 0, [])
 
 
-def test_a_page_says_how_many_rows_this_reading_had_not_shown_and_how_many_nothing_had(path):
+def test_the_debt_is_requests_less_instances_found_and_never_below_0(path):
     a_run(path, 6)
     with opened(path) as found:
-        page = [("id-0", "queued"), ("id-1", "queued"), ("other", "queued")]
-        assert found.listed(page, "a", EPOCH) == (2, 2)
-        assert found.listed(page, "b", EPOCH) == (0, 0)
-        found.list_again(EPOCH)
-        assert found.cursor is None
-        assert found.listed([*page, ("id-2", "queued")], "c", EPOCH) == (3, 1)
-        assert (found.pages, found.found_by_list, found.cursor) == (3, 3, "c")
+        debts = []
+        for ids, requests in ((["other"], 1), (["other"], 4), (["id-0", "id-1"], 1), (["id-0"], 1), (["id-2"], 9)):
+            found.listed([(one, "queued") for one in ids], "next", requests, EPOCH)
+            debts.append(found.debt)
+        assert debts == [1, 5, 4, 5, 13]
+        found.listed([("id-3", "queued"), ("id-4", "queued")], "next", 1, EPOCH)
+        assert (found.debt, found.cursor) == (12, "next")
+    with opened(path) as found:
+        assert (found.resumed, found.debt, found.cursor) == (True, 12, "next")
+        for _ in range(12):
+            found.listed([("id-5", "queued")], None, 0, EPOCH)
+        assert found.debt == 11
 
 
 def test_an_id_in_two_rows_is_asked_for_once_and_answers_for_both(path):
@@ -232,9 +278,10 @@ def test_an_id_in_two_rows_is_asked_for_once_and_answers_for_both(path):
         found.present("id-1", "running", EPOCH)
         assert (found.found, found.statuses()) == (2, {"running": 2})
         found.absent("id-2", EPOCH)
+        assert (unanswered(found), unanswered(found, 1)) == (["id-0"], ["id-2"])
         found.absent("id-2", EPOCH)
         assert found.missing == 2
-        assert [(one.row, one.id) for one in found.bad(EPOCH, asked_for_all=False)] == [(2, "id-2"), (4, "id-2")]
+        assert [(one.row, one.id) for one in found.problems()] == [(2, "id-2"), (4, "id-2")]
 
 
 def test_what_is_amiss_is_told_in_the_order_of_the_rows(path):
@@ -245,7 +292,7 @@ def test_what_is_amiss_is_told_in_the_order_of_the_rows(path):
             found.absent(one, EPOCH)
         found.present("id-9", "errored", EPOCH)
         found.present("id-1", "terminated", EPOCH)
-        assert list(found.bad(EPOCH + HOUR_S, asked_for_all=False)) == [
+        assert found.problems(EPOCH + HOUR_S) == [
             Finding(row=2, id="id-2", outcome="missing", message=missing("created")),
             Finding(row=9, id="id-9", outcome="errored", status="errored", message="the instance ended with an error"),
             Finding(row=10, id="id-10", outcome="missing", message=missing("created")),
@@ -267,57 +314,12 @@ def test_an_instance_that_may_have_passed_its_retention_is_missing_with_a_word_o
         for one in ("id-0", "id-99", "id-101"):
             found.absent(one, EPOCH)
             found.absent(one, EPOCH)
-        hour_later = {one.id: "retention" in one.message for one in found.bad(EPOCH + HOUR_S + 1, asked_for_all=False)}
+        hour_later = {one.id: "retention" in one.message for one in found.problems(EPOCH + HOUR_S + 1)}
         assert hour_later == {"id-0": False, "id-99": False, "id-101": True}
-        assert all("retention" in one.message for one in found.bad(EPOCH + 3 * DAY_S + 1, asked_for_all=False))
+        assert all("retention" in one.message for one in found.problems(EPOCH + 3 * DAY_S + 1))
 
 
-# --- requests and pauses ------------------------------------------------------------------------------------------
-
-
-def test_every_request_is_remembered_and_never_as_older_than_it_was(path):
-    """What is taken for older leaves the window too early, and lets one request too many through."""
-    sent = [EPOCH + at for at in (0.0, 0.2, 0.99, 1.0, 7.5, 7.5)]
-    a_run(path)
-    with opened(path) as found:
-        for at in sent:
-            found.sent(at)
-    with opened(path, now=EPOCH + 60) as found:
-        told = read_past(path, EPOCH - 1)[0]
-        assert [instances for _, instances in told] == [0] * 6
-        assert [at for at, _ in told] == sorted(at for at, _ in told)
-        assert all(remembered >= at for (remembered, _), at in zip(told, sent, strict=True))
-        assert all(remembered <= at + 1 for (remembered, _), at in zip(told, sent, strict=True))
-
-
-def test_requests_of_before_the_last_five_minutes_are_left_out_and_no_later_ones(path):
-    a_run(path)
-    with opened(path) as found:
-        for at in (0.9, 100.2, 100.9, 300.0):
-            found.sent(EPOCH + at)
-        assert len(read_past(path, EPOCH + 100.5)[0]) >= 2  # both that were sent after
-        assert len(read_past(path, EPOCH + 102.0)[0]) == 1
-
-
-def test_another_sample_does_not_forget_the_requests_and_the_silence_that_still_bind(path):
-    """The service counts by token: it does not care what was looked for."""
-    a_run(path, 50)
-    with opened(path) as found:
-        for _ in range(40):
-            found.sent(EPOCH)
-        found.pause(EPOCH + 600, EPOCH)
-    with opened(path, 5, EPOCH + 1) as found:
-        assert (found.wanted, found.resumed) == (5, False)
-        assert len(read_past(path, EPOCH - 1)[0]) == 40
-        assert read_past(path, 0)[1] == EPOCH + 600
-
-
-def test_a_later_shorter_order_does_not_shorten_a_silence(path):
-    a_run(path)
-    with opened(path) as found:
-        found.pause(EPOCH + 600, EPOCH)
-        found.pause(EPOCH + 5, EPOCH)
-    assert read_past(path, 0)[1] == EPOCH + 600
+# --- a file that can't be used ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -344,88 +346,26 @@ def test_a_file_of_another_format_is_begun_anew(path):
         assert (found.resumed, found.found, found.wanted) == (False, 0, 20)
 
 
-def test_an_ordered_silence_is_remembered(path):
-    a_run(path)
-    with opened(path) as found:
-        assert read_past(path, 0)[1] == 0
-        found.pause(EPOCH + 60, EPOCH)
-        found.pause(EPOCH + 90.5, EPOCH)
-    with opened(path) as found:
-        assert read_past(path, 0)[1] == EPOCH + 90.5
-
-
-def test_what_the_last_answers_said_is_left_is_remembered_also_for_another_sample(path):
-    words = [Said(EPOCH + 3.5, EPOCH + 3, "r=3;t=60"), Said(EPOCH + 4, EPOCH + 1, "r=2;t=60")]
-    a_run(path, 50)
-    with opened(path) as found:
-        for number in range(LAST_WORDS):
-            found.said(Said(EPOCH + number / 100, EPOCH, "r=900;t=300"))
-        for said in words:
-            found.sent(said.sent_at)
-            found.said(said)
-    with opened(path, 5, EPOCH + 10) as found:
-        past = read_past(path, EPOCH + 300)
-        assert len(past.words) == LAST_WORDS
-        assert past.words[-2:] == words
-        assert past.attempts == [(EPOCH + 1, 0), (EPOCH + 3, 0)]  # as far back as the words go
-
-
-@pytest.mark.parametrize("set_s", [3_600, -3_600, 200_000])
-def test_within_a_boot_a_clock_that_is_set_changes_nothing(path, set_s):
-    a_run(path)
-    boot, later = Boot("a", EPOCH - 1_000), Boot("a", EPOCH - 1_000 + set_s)
-    with opened(path, boot=boot) as found:
-        found.sent(EPOCH)
-        found.pause(EPOCH + 60, EPOCH)
-        found.said(Said(EPOCH + 1, EPOCH, "r=3;t=60"))
-    with opened(path, now=EPOCH + 5 + set_s, boot=later) as found:
-        assert found.resumed
-        assert found.boot == boot
-        assert read_past(path, EPOCH - 1, found.boot) == (
-            [(EPOCH, 0)],
-            EPOCH + 60,
-            [Said(EPOCH + 1, EPOCH, "r=3;t=60")],
-        )
-    past = read_past(path, EPOCH - 1 + set_s, later)
-    assert past.attempts == [(EPOCH + set_s, 0)]
-    assert past.pause_until == EPOCH + set_s + 60
-
-
 # --- cut off and continued ----------------------------------------------------------------------------------------
 
 
 def test_a_verification_that_was_cut_off_goes_on_where_it_was(path):
     a_run(path, 8, others={3: "existed"})
     with opened(path) as found:
-        found.listed([("id-0", "queued"), ("id-1", "errored")], "first", EPOCH)
-        found.list_again(EPOCH)
-        found.listed([("id-0", "queued"), ("id-2", "queued")], "second", EPOCH)
+        found.listed([("id-0", "queued"), ("id-1", "errored")], "first", 1, EPOCH)
+        found.listed([("id-0", "queued"), ("id-2", "queued")], "second", 1, EPOCH)
         found.absent("id-3", EPOCH)
         found.absent("id-4", EPOCH)
         found.absent("id-4", EPOCH)
     with opened(path, now=EPOCH + HOUR_S) as found:
         assert found.resumed
         assert (found.wanted, found.found, found.missing) == (8, 3, 1)
-        assert (found.listing, found.cursor, found.pages, found.found_by_list) == (True, "second", 2, 3)
+        assert (found.listing, found.cursor, found.debt) == (True, "second", 0)
         assert (unanswered(found), unanswered(found, 1)) == (["id-5", "id-6", "id-7"], ["id-3"])
-        assert [(one.id, one.outcome) for one in found.bad(EPOCH, asked_for_all=False)] == [
-            ("id-1", "errored"),
-            ("id-4", "missing"),
-        ]
-        # The second reading still goes on: what it has shown is not fresh, and what only the first has shown is.
-        assert found.listed([("id-0", "queued"), ("id-1", "queued"), ("id-2", "queued")], None, EPOCH) == (1, 0)
+        assert [(one.id, one.outcome) for one in found.problems()] == [("id-1", "errored"), ("id-4", "missing")]
         found.end_listing(EPOCH)
     with opened(path) as found:
         assert not found.listing
-
-
-def test_a_list_that_was_to_be_read_again_is_read_from_its_start(path):
-    a_run(path)
-    with opened(path) as found:
-        found.listed([("id-0", "queued")], "lost", EPOCH)
-        found.list_again(EPOCH)
-    with opened(path) as found:
-        assert (found.listing, found.cursor) == (True, None)
 
 
 def test_half_a_page_is_never_kept(path):
@@ -435,17 +375,19 @@ def test_half_a_page_is_never_kept(path):
         yield "id-0", "queued"
         raise KeyboardInterrupt
 
-    with opened(path) as found, pytest.raises(KeyboardInterrupt):
-        found.listed(page(), "next", EPOCH)
     with opened(path) as found:
-        assert (found.found, found.statuses(), found.pages, found.cursor) == (0, {}, 0, None)
+        with pytest.raises(KeyboardInterrupt):
+            found.listed(page(), "next", 1, EPOCH)
+        assert (found.found, found.cursor) == (0, None)
+    with opened(path) as found:
+        assert (found.found, found.statuses(), found.cursor) == (0, {}, None)
 
 
 def test_the_same_sample_goes_on_with_the_rows_that_were_drawn(path):
     a_run(path, 200)
     with opened(path, 10):
         drawn = rows_of(path, 1)
-    with opened(path, 10, draw=random.Random(99).random) as found:
+    with opened(path, 10, random_source=random.Random(99).random) as found:
         assert found.resumed
         assert rows_of(path, 1) == drawn
 
@@ -463,9 +405,8 @@ def test_a_sample_does_not_put_an_end_to_a_whole_verification_that_was_cut_off(p
     a_run(path, 20)
     with opened(path) as found:
         found.present("id-3", "queued", EPOCH)
-    with opened(path, 5) as found:
+    with opened(path, 5, finished=True) as found:
         assert (found.resumed, found.found) == (False, 0)
-        found.spent = True
     with opened(path) as found:
         assert (found.resumed, found.found, found.wanted) == (True, 1, 20)
 
@@ -540,7 +481,7 @@ def test_a_start_that_fails_leaves_neither_lock_nor_half_a_file_in_the_way(path,
         raise sqlite3.OperationalError("database or disk is full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(store, "_wanted", full)
+        patch.setattr(store, "wanted", full)
         with pytest.raises(CheckpointError, match="Make room"):
             start(path)
     assert not Path(f"{file_of(path)}.lock").exists()
@@ -551,20 +492,42 @@ def test_a_start_that_fails_leaves_neither_lock_nor_half_a_file_in_the_way(path,
 # --- the end ------------------------------------------------------------------------------------------------------
 
 
-def test_the_file_goes_when_it_is_spent_and_stays_otherwise(path):
+def test_a_finished_store_is_deleted_and_an_unfinished_one_kept(path):
     a_run(path)
+    with opened(path):
+        pass
+    assert beside(path) == ["run.bulkwf", "run.bulkwf.verify", "run.bulkwf.verify-requests"]  # no log, no lock
     with opened(path) as found:
-        found.sent(EPOCH)
-    assert beside(path) == ["run.bulkwf", "run.bulkwf.verify"]  # one portable file: no log, no lock
-    with opened(path) as found:
-        found.spent = True
-    assert beside(path) == ["run.bulkwf", "run.bulkwf.verify"]
-    assert len(read_past(path, 0)[0]) == 1  # what was sent in the last five minutes still counts
-    with opened(path, now=EPOCH + 400) as found:
-        assert not found.resumed
-        found.present("id-0", "queued", EPOCH + 400)
-        found.spent = True
+        found.report(complete=False).discard()
+    assert file_of(path).exists()
+    with opened(path, finished=True) as found:
+        assert found.resumed
     assert beside(path) == ["run.bulkwf"]
+
+
+def test_the_requests_of_the_last_five_minutes_outlast_a_finished_verification(path):
+    a_run(path)
+    with opened(path, finished=True) as found:
+        found.requests.sent(EPOCH)
+    assert beside(path) == ["run.bulkwf", "run.bulkwf.verify-requests"]
+    with opened(path, now=EPOCH + 299, finished=True):
+        pass
+    assert beside(path) == ["run.bulkwf", "run.bulkwf.verify-requests"]
+    with opened(path, now=EPOCH + 301, finished=True):
+        pass
+    assert beside(path) == ["run.bulkwf"]
+
+
+def test_a_finished_store_that_another_verification_has_opened_is_not_deleted(path):
+    a_run(path)
+    with opened(path):
+        pass
+    with opened(path) as found:
+        found.report(complete=True).discard()
+        assert file_of(path).exists()
+        found.present("id-0", "queued", EPOCH)
+    with opened(path) as found:
+        assert (found.resumed, found.found) == (True, 1)
 
 
 def test_the_checkpoint_is_left_as_it_was(path):
@@ -574,7 +537,7 @@ def test_the_checkpoint_is_left_as_it_was(path):
         for number in range(50):
             found.absent(f"id-{number}", EPOCH)
             found.absent(f"id-{number}", EPOCH)
-        assert len(list(found.bad(EPOCH, asked_for_all=False))) == 50
+        assert len(found.problems()) == 50
     assert path.read_bytes() == before
 
 
@@ -593,7 +556,7 @@ def test_another_programs_database_of_that_name_is_left_alone(path):
     with contextlib.closing(sqlite3.connect(file_of(path))) as db:
         db.execute("CREATE TABLE verification (run)")
     before = file_of(path).read_bytes()
-    with pytest.raises(CheckpointError, match="another file has that name"):
+    with pytest.raises(CheckpointError, match="another file has it"):
         start(path)
     assert file_of(path).read_bytes() == before
     assert beside(path) == ["run.bulkwf", "run.bulkwf.verify"]
@@ -640,7 +603,7 @@ def verify(path, **more):
 def test_what_can_be_no_id_is_not_asked_for(path, made_up):
     a_run(path)
     with opened(path) as found:
-        found._db.execute("UPDATE instance SET id = ? WHERE row = 3", (made_up,))
+        found.store._db.execute("UPDATE instance SET id = ? WHERE row = 3", (made_up,))
         with pytest.raises(CheckpointError, match=r"it holds an id that no run writes\. .* delete it"):
             unanswered(found)
 
@@ -686,11 +649,12 @@ def test_on_a_full_disk_half_a_page_is_never_kept_and_with_more_room_it_goes_on(
     a_run(path, 1_000)
     page = [(f"id-{n}", "a status of many words " * 20) for n in range(1_000)]
     with opened(path) as found:
-        size = found._db.execute("PRAGMA page_count").fetchone()[0]
-        found._db.execute(f"PRAGMA max_page_count = {size + 10}")
+        size = found.store._db.execute("PRAGMA page_count").fetchone()[0]
+        found.store._db.execute(f"PRAGMA max_page_count = {size + 10}")
         found.present("id-5", "queued", EPOCH)
         with pytest.raises(CheckpointError, match="Make room on the disk and run the same command again"):
-            found.listed(page, "next", EPOCH)
+            found.listed(page, "next", 1, EPOCH)
     with opened(path) as found:
-        assert (found.resumed, found.found, found.pages, found.cursor) == (True, 1, 0, None)
-        assert found.listed(page, "next", EPOCH) == (1_000, 999)
+        assert (found.resumed, found.found, found.cursor) == (True, 1, None)
+        found.listed(page, "next", 1, EPOCH)
+        assert found.found == 1_000

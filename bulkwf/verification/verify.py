@@ -1,139 +1,68 @@
 """Whether the instances that a checkpoint calls created or existed are really there.
 
-Two ways of asking: the workflow's list, a hundred instances a request and in whatever order the service likes, and one
-look-up an id.
+Two kinds of requests: pages of the workflow's list, a hundred instances each in any order, and look-ups of one id.
 
 Rules:
 
-1. The list only ever shows that instances are there. It may skip some, repeat a page or lose its place: what it has
-   not shown is asked for by id, and only an instance that was asked for twice, the second time after all others, and
-   was not there is missing. One whose look-ups fail while others are answered is unknown.
-2. The list is read while a page of it finds more than a look-up each would: a list that holds mostly other runs'
-   instances, or goes round in circles, is given up.
-3. What was found is kept in a file (`Findings`): a verification that is cut off goes on where it was.
+1. The list only shows that instances are there. It may skip some, repeat pages or lose its place: what it has not shown
+   is looked up. An instance is missing once two look-ups found it absent, the second some seconds after all others.
+2. The list is read once, within the dates of the run, and only while that is cheaper than look-ups: a request for the
+   list costs one look-up, and each instance that it finds saves one. What it costs more than it saves is its debt. At a
+   debt of a tenth of the look-ups that are left, the list is given up (`list_pays`). This alone bounds lists that hold
+   other runs' instances, repeat pages, lead nowhere or fail.
+3. A request that fails again and again while the service answers others is given up: an instance is unknown then, and
+   a page adds to the debt.
+4. What was found is stored (`VerificationStore`): the next verification continues one that was interrupted.
 """
 
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import replace
 from datetime import UTC, datetime
-from itertools import islice
+from functools import partial
 from math import inf
-from pathlib import Path
 
 import anyio
 
-from bulkwf.batch_state import BatchState
-from bulkwf.checkpoint import read_boot, read_run_past, read_status
-from bulkwf.client import OutageTracker, ServiceClient
-from bulkwf.credentials import TokenSource
-from bulkwf.errors import BulkwfError, ServiceRefused, exit_code
-from bulkwf.events import AttemptFinished
+from bulkwf.client import ServiceClient
+from bulkwf.errors import BulkwfError, exit_code
 from bulkwf.judge import judge_lookup, judge_page
 from bulkwf.model import Batch, Fault, Judgement, Reply, Request, RequestKind, Verdict
-from bulkwf.options import REHEARSAL, Options, Target
+from bulkwf.options import Target
 from bulkwf.payload import Page
 from bulkwf.requests import get_instance, list_instances
 from bulkwf.retry import LOOK_UP_TRIES
 from bulkwf.verdicts import HANDLING
-from bulkwf.verification.store import Findings, Scope, read_past
-from bulkwf.windows import Said, quota_text
-from bulkwf.wiring import open_limiter, open_transport, require_asyncio, restore, system_clock
+from bulkwf.verification.journal import VerificationJournal
+from bulkwf.verification.report import VerificationReport, Verified
+from bulkwf.verification.scope import Scope
+from bulkwf.verification.store import VerificationStore
 
-__all__ = ["Verification", "Verified", "open_verification"]
+__all__ = ["Verification", "list_pays"]
 
 PER_PAGE = 100
-"""The most instances a page that the service is known to give."""
-LIST_FROM = 10
-"""So few instances are looked up one by one at once."""
-LEAST_PATIENCE, MOST_PATIENCE = 10, 1_000
-"""Pages that may be read in vain: a tenth of the requests that look-ups would take, within these bounds."""
+"""The most instances on a page that the service is known to give."""
+LIST_FROM = 11
+"""Fewer instances than this are looked up without reading the list."""
+LEAST_DEBT = 10
+"""Debt that the list may always have."""
 FEW_EXISTED = 0.01
-"""With more than this share of rows that existed before the run, the list is not limited to the run's own time."""
+"""If more than this share of the rows existed before the run, the list is not limited to the run's own time."""
 CLOCK_SKEW_S = 3_600.0
-CONFIRM_AFTER_S = 1.0
-"""Before an instance that is absent is asked for again: a copy of the service's data may lag behind."""
-LIST_TRIES = 3
-"""So often in a row may a page of the list fail; then look-ups, as many as the patience with it, go first."""
-UNTOLD = "unknown"
+"""How far the service's clock and this machine's may differ, in seconds."""
+CONFIRM_AFTER_S = 3.0
+"""Wait before absent instances are looked up again, in seconds: look-ups may lag behind what the service holds."""
+NO_STATUS = "unknown"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verified:
-    """What a verification has come to.
-
-    Attributes:
-        instances: Rows whose instances were looked for.
-        total: Rows that the checkpoint calls created or existed; more than `instances` if a sample was drawn.
-        found: How many of `instances` the service holds.
-        missing: How many it does not.
-        unknown: How many it does not answer for, while it answers for others. 0 while not all were asked for.
-        statuses: The instances found, by the workflow status that the service names.
-        run_finished: The run had come to its end.
-        asked_for_all: All of `instances` were asked for.
-        complete: That, and none is unknown.
-        requests: Of this session.
-        elapsed_s: Length of this session.
-        exit_code: What the command line exits with.
-    """
-
-    instances: int
-    total: int
-    found: int
-    missing: int
-    unknown: int = 0
-    statuses: dict[str, int] = field(default_factory=dict)
-    run_finished: bool
-    asked_for_all: bool
-    complete: bool
-    requests: int
-    elapsed_s: float
-    exit_code: int
-
-
-class VerificationJournal:
-    """Keeps in the findings what a verification's requests count for the limits.
+def list_pays(debt: int, unanswered: int) -> bool:
+    """Whether another page of the list is expected to cost less than look-ups.
 
     Args:
-        findings: Where to.
-        wall: Unix time in seconds, as the findings count it.
-
-    Attributes:
-        requests: Requests of this session.
-        answers: How many of them the service has answered as it should.
-        last_error: What the last request failed for, while none has succeeded since; empty otherwise.
+        debt: Requests for the list less the instances that they found, never below 0.
+        unanswered: Instances that were not found yet.
     """
-
-    def __init__(self, findings: Findings, wall: Callable[[], float]) -> None:
-        self.requests = 0
-        self.answers = 0
-        self.last_error = ""
-        self._findings = findings
-        self._wall = wall
-
-    def sending(self) -> None:
-        """Count a request before it leaves: one that is on the wire when the process is killed has been sent, too."""
-        self.requests += 1
-        self._findings.sent(self._wall())
-
-    async def record(self, attempt: AttemptFinished, state: BatchState | None) -> None:
-        """See `client.AttemptJournal.record`. No answer must be durable before the next request."""
-        assert state is None
-        now, reply, judgement = self._wall(), attempt.reply, attempt.judgement
-        if isinstance(reply, Reply) and (quota := quota_text(reply.headers)) is not None:
-            self._findings.said(Said(now, now - reply.elapsed_s, quota))
-        if judgement.verdict in (Verdict.DONE, Verdict.ABSENT):
-            self.answers += 1
-            self.last_error = ""
-        else:
-            self.last_error = judgement.message
-        if attempt.pause_s is not None:
-            await self.pause(attempt.pause_s)
-
-    async def pause(self, seconds: float) -> None:
-        """See `client.AttemptJournal.pause`."""
-        now = self._wall()
-        self._findings.pause(now + seconds, now)
+    return unanswered > 0 and debt <= max(LEAST_DEBT, unanswered // 10)
 
 
 class Verification:
@@ -142,19 +71,19 @@ class Verification:
     Args:
         target: The workflow.
         scope: What is to be verified.
-        findings: What was found so far, and where more goes.
+        store: What was found so far, and where more is stored.
         client: Makes the requests.
         journal: The client's.
         concurrency: Look-ups at a time.
-        wall: Unix time in seconds, as the findings count it.
-        run_shift_s: What to add to the run's times to have them by the system's clock.
+        wall: Unix time in seconds, as the store counts it.
+        run_shift_s: Seconds to add to the run's times to have them by the system's clock.
     """
 
     def __init__(
         self,
         target: Target,
         scope: Scope,
-        findings: Findings,
+        store: VerificationStore,
         client: ServiceClient,
         journal: VerificationJournal,
         *,
@@ -162,7 +91,7 @@ class Verification:
         wall: Callable[[], float],
         run_shift_s: float = 0.0,
     ) -> None:
-        self.findings = findings
+        self.store = store
         self._target = target
         self._scope = scope
         self._client = client
@@ -172,12 +101,13 @@ class Verification:
         self._run_shift_s = run_shift_s
         self._started_at = client.clock()
         self._asked_for_all = False
-        self._asking_others = anyio.Lock()
-        self._list_is_ill = False
+        self._probing = anyio.Lock()
+
+    # --- what it has come to --------------------------------------------------------------------------------------
 
     @property
     def last_error(self) -> str:
-        """What the last request failed for, while none has succeeded since; empty otherwise."""
+        """Why the last request failed; empty once one has succeeded."""
         return self._journal.last_error
 
     @property
@@ -186,57 +116,40 @@ class Verification:
         return self._client.limiter.bound_by
 
     @property
+    def wanted(self) -> int:
+        """Rows whose instances are looked for."""
+        return self.store.wanted
+
+    @property
     def answered(self) -> int:
-        """Rows of whose instances is known whether they are there."""
-        return self.findings.found + self.findings.missing
+        """Rows for which it is known whether the service holds their instances."""
+        return self.store.answered
 
-    async def run(self) -> None:
-        """Ask for every instance.
+    @property
+    def missing(self) -> int:
+        """Rows whose instances the service does not hold."""
+        return self.store.missing
 
-        Raises:
-            ServiceRefused: The service refuses to be asked.
-            TemporaryStop: The service has been ill for too long.
-            CheckpointError: What is found can't be kept.
-        """
-        findings = self.findings
-        if not self._is_worth_listing():
-            findings.end_listing(self._wall())
-        while findings.listing:
-            await self._read_list()
-            if findings.listing:  # the list is ill: go on without it for a while
-                detour = list(islice(findings.unanswered(0), self._patience))
-                await self._look_up_all(iter(detour))
-                if not detour:
-                    findings.end_listing(self._wall())
-        await self._look_up_all(findings.unanswered(0))
-        await self._look_up_all(findings.unanswered(0))  # again those whose look-ups failed
-        if self.answered < findings.wanted:  # absent so far
-            if not findings.found:
-                await self._page({"per_page": "1"})  # is there such a workflow at all?
-            await self._client.sleep(CONFIRM_AFTER_S)
-            await self._look_up_all(findings.unanswered(1))
-        self._asked_for_all = True
-
-    def verified(self, error: BulkwfError | None = None, signal: int | None = None) -> Verified:
+    async def report(self, error: BulkwfError | None = None, signal: int | None = None) -> VerificationReport:
         """What it has come to so far.
 
         Args:
             error: What ended it.
             signal: Number of the signal that ended it.
         """
-        findings, finished = self.findings, self._scope.status.finished_at is not None
-        unknown = findings.wanted - self.answered if self._asked_for_all else 0
+        store, finished = self.store, self._scope.status.finished_at is not None
+        statuses = await store.statuses()  # after all writes that have begun: from here on the counts stand still
+        unknown = store.wanted - store.answered if self._asked_for_all else 0
         complete = self._asked_for_all and not unknown
-        missing = findings.missing > 0
-        return Verified(
-            instances=findings.wanted,
-            total=findings.wanted if self._scope.sample is None else self._scope.total,
-            found=findings.found,
-            missing=findings.missing,
+        missing = store.missing > 0
+        counts = Verified(
+            instances=store.wanted,
+            total=store.wanted if self._scope.sample is None else self._scope.total,
+            found=store.found,
+            missing=store.missing,
             unknown=unknown,
-            statuses=findings.statuses(),
+            statuses=statuses,
             run_finished=finished,
-            asked_for_all=self._asked_for_all,
             complete=complete,
             requests=self._journal.requests,
             elapsed_s=self._client.clock() - self._started_at,
@@ -247,68 +160,57 @@ class Verification:
                 signal=None if complete else signal,
             ),
         )
+        return VerificationReport(
+            counts=counts,
+            asked_for_all=self._asked_for_all,
+            store=store.path,
+            checkpoint=self._scope.path,
+            ended_at=self._wall(),
+        )
 
-    # --- by the list ----------------------------------------------------------------------------------------------
+    # --- the whole of it ------------------------------------------------------------------------------------------
 
-    def _is_worth_listing(self) -> bool:
-        """Whether a page of the list could find more than one of the instances that are looked for."""
-        wanted = self.findings.wanted
-        return wanted > LIST_FROM and wanted * PER_PAGE > self._scope.total
+    async def run(self) -> None:
+        """Ask for every instance.
 
-    @property
-    def _patience(self) -> int:
-        return min(max(self.findings.wanted // 10, LEAST_PATIENCE), MOST_PATIENCE)
+        Raises:
+            ServiceRefused: The service refuses the verification.
+            TemporaryStop: The service has been failing for too long.
+            CheckpointError: What was found can't be stored.
+        """
+        if self.store.listing:
+            await self._read_list()
+        await self._look_up_all(absences=0)
+        await self._look_up_all(absences=0)  # again those whose look-ups failed
+        if self.answered < self.wanted:
+            if not self.store.found:
+                await self._page({"per_page": "1"})  # raises if there is no such workflow
+            await self._client.sleep(CONFIRM_AFTER_S)
+            await self._look_up_all(absences=1)
+        self._asked_for_all = True
+
+    # --- the list -------------------------------------------------------------------------------------------------
 
     async def _read_list(self) -> None:
-        """Read the list, again from its start if it breaks off, while that finds more than look-ups would."""
-        findings, query = self.findings, self._window()
-        per_page = {"per_page": str(PER_PAGE)}
-        in_vain = 0
-        while findings.listing:
-            cursor = findings.cursor
-            page = await self._page(query | per_page | ({} if cursor is None else {"cursor": cursor}))
-            listed = [] if page is None else [(one.id, one.status or UNTOLD) for one in page.listed]
-            following = None if page is None else page.cursor
-            if self._list_is_ill:
-                return
-            fresh, _ = findings.listed(listed, following, self._wall())
-            in_vain = 0 if fresh else in_vain + 1
-            unanswered = findings.wanted - self.answered
-            if not unanswered or in_vain > self._patience or findings.pages > findings.found_by_list + self._patience:
-                findings.end_listing(self._wall())
-            elif page is None and cursor is None and per_page:
-                per_page = {}  # perhaps it is the size of the page that is refused
-            elif following in (None, cursor):  # the end, or a cursor that leads nowhere
-                if findings.pass_found and unanswered > findings.pass_pages:
-                    findings.list_again(self._wall())
-                else:  # another reading would find nothing, or cost more than look-ups
-                    findings.end_listing(self._wall())
-
-    async def _page(self, query: dict[str, str]) -> Page | None:
-        """One page of the list; None if the service refuses to give it, or if the list alone may be ill."""
-        found: Page | None = None
-        failures = 0
-
-        def judge(reply: Reply | Fault) -> Judgement:
-            nonlocal found
-            outcome, found = judge_page(reply)
-            return outcome
-
-        async def attempt() -> Judgement:
-            nonlocal failures
-            request = list_instances(self._target, query)
-            outcome = await self._attempt(RequestKind.LIST, request, judge)
-            failures += HANDLING[outcome.verdict].in_doubt
-            self._list_is_ill = failures >= LIST_TRIES
-            if self._list_is_ill or outcome.verdict is Verdict.WRONG_ADDRESS:
-                return replace(outcome, verdict=Verdict.BAD_REQUEST)
-            return outcome
-
-        await self._client.with_retries(attempt)
-        return found
+        """Read the list to its end, or until look-ups are cheaper."""
+        store, query = self.store, self._window() | {"per_page": str(PER_PAGE)}
+        # A page finds less than one instance of a sample that is smaller than a page's share of the run.
+        more = store.wanted >= LIST_FROM and store.wanted * PER_PAGE > self._scope.total
+        while more and list_pays(store.debt, store.wanted - store.answered):
+            cursor, sent = store.cursor, self._journal.requests
+            verdict, page = await self._page(query | ({} if cursor is None else {"cursor": cursor}))
+            if page is not None:
+                listed, following = [(one.id, one.status or NO_STATUS) for one in page.listed], page.cursor
+                more = following is not None
+            else:  # a cursor that is refused has expired: from the start; after a failure, the same page again
+                refused = verdict is not Verdict.UNANSWERED
+                listed, following = [], None if refused else cursor
+                more = cursor is not None or not refused
+            await store.listed(listed, following, self._journal.requests - sent, self._wall())
+        await store.end_listing(self._wall())
 
     def _window(self) -> dict[str, str]:
-        """The dates between which the list is read: those of the run, for as far as its instances began then."""
+        """The dates between which the list is read: those of the run, if nearly all of its instances began then."""
         status = self._scope.status
         window = {}
         counts = status.counts
@@ -318,63 +220,130 @@ class Verification:
             window["date_end"] = _iso(status.last_settled_at + self._run_shift_s + CLOCK_SKEW_S)
         return window
 
-    # --- one by one -----------------------------------------------------------------------------------------------
+    async def _page(self, query: dict[str, str]) -> tuple[Verdict, Page | None]:
+        """The verdict on a page of the list, and the page; None if the service refuses it, or never answers."""
+        found: Page | None = None
 
-    async def _look_up_all(self, ids: Iterator[str]) -> None:
-        """Ask for each of *ids*; the first error ends it."""
+        async def attempt() -> Judgement:
+            nonlocal found
+            judgement, found = await self._ask_for_page(query)
+            if judgement.verdict is Verdict.WRONG_ADDRESS:  # the list alone may have another address
+                return replace(judgement, verdict=Verdict.BAD_REQUEST)
+            return judgement
+
+        judgement = await self._until_answered(
+            attempt, lambda verdict: HANDLING[verdict].in_doubt, partial(self._probe, list_fails=True)
+        )
+        return judgement.verdict, found
+
+    async def _ask_for_page(self, query: dict[str, str]) -> tuple[Judgement, Page | None]:
+        """One request for a page of the list."""
+        found: Page | None = None
+
+        def judge(reply: Reply | Fault) -> Judgement:
+            nonlocal found
+            judgement, found = judge_page(reply)
+            return judgement
+
+        judgement = await self._attempt(RequestKind.LIST, list_instances(self._target, query), judge)
+        return judgement, found
+
+    # --- look-ups -------------------------------------------------------------------------------------------------
+
+    async def _look_up_all(self, absences: int) -> None:
+        """Look up each instance that *absences* look-ups found absent; the first error ends it."""
         errors: list[BulkwfError] = []
+        sender, receiver = anyio.create_memory_object_stream[str](0)
+
+        async def feed() -> None:
+            async with sender, aclosing(self.store.unanswered(absences)) as ids:
+                async for instance_id in ids:
+                    await sender.send(instance_id)
 
         async def work() -> None:
+            async for instance_id in receiver:
+                await self._look_up(instance_id)
+
+        async def until_error(step: Callable[[], Awaitable[None]]) -> None:
             try:
-                for instance_id in ids:
-                    await self._look_up(instance_id)
+                await step()
             except BulkwfError as error:
                 errors.append(error)
-                workers.cancel_scope.cancel()
+                tasks.cancel_scope.cancel()
 
-        async with anyio.create_task_group() as workers:
+        async with receiver, anyio.create_task_group() as tasks:
+            tasks.start_soon(until_error, feed)
             for _ in range(self._concurrency):
-                workers.start_soon(work)
+                tasks.start_soon(until_error, work)
         if errors:
             raise errors[0]
 
     async def _look_up(self, instance_id: str) -> None:
-        failures, answers = 0, self._journal.answers
-
-        async def attempt() -> Judgement:
-            nonlocal failures, answers
-            outcome = await self._ask_for(instance_id)
-            if not HANDLING[outcome.verdict].lookup_failed:
-                return outcome
-            failures, since, answers = failures + 1, answers, self._journal.answers
-            if failures % LOOK_UP_TRIES == 0 and await self._answers_others(since):
-                return replace(outcome, verdict=Verdict.UNANSWERED)
-            return outcome
-
-        outcome = await self._client.with_retries(attempt)
-        if outcome.verdict is Verdict.UNANSWERED:
+        judgement = await self._until_answered(
+            partial(self._ask_for, instance_id),
+            lambda verdict: HANDLING[verdict].lookup_failed,
+            partial(self._probe, list_fails=False),
+        )
+        if judgement.verdict is Verdict.UNANSWERED:
             return
-        if outcome.verdict is Verdict.ABSENT:
-            self.findings.absent(instance_id, self._wall())
+        if judgement.verdict is Verdict.ABSENT:
+            await self.store.absent(instance_id, self._wall())
         else:
-            (_, result), *_ = outcome.others
-            self.findings.present(instance_id, result.status or UNTOLD, self._wall())
+            (_, result), *_ = judgement.others
+            await self.store.present(instance_id, result.status or NO_STATUS, self._wall())
 
     async def _ask_for(self, instance_id: str) -> Judgement:
         """One look-up."""
         asked, request = _alone(instance_id), get_instance(self._target, instance_id)
         return await self._attempt(RequestKind.LOOK_UP, request, lambda reply: judge_lookup(asked, 0, reply))
 
-    async def _answers_others(self, answers: int) -> bool:
-        """Whether the service has answered anything since it had answered *answers* requests; asks, if need be."""
-        async with self._asking_others:
+    # --- requests of both kinds -----------------------------------------------------------------------------------
+
+    async def _until_answered(
+        self,
+        attempt: Callable[[], Awaitable[Judgement]],
+        failed: Callable[[Verdict], bool],
+        probe: Callable[[], Awaitable[object]],
+    ) -> Judgement:
+        """Make attempts until one is answered; `UNANSWERED` if they fail while the service answers other requests.
+
+        Args:
+            attempt: Makes one.
+            failed: Whether a verdict says nothing about what was asked.
+            probe: Makes a request of another kind.
+        """
+        failures, answers = 0, self._journal.answers
+
+        async def guarded() -> Judgement:
+            nonlocal failures, answers
+            judgement = await attempt()
+            if not failed(judgement.verdict):
+                return judgement
+            failures, since, answers = failures + 1, answers, self._journal.answers
+            if failures % LOOK_UP_TRIES == 0 and await self._answers_others(since, probe):
+                return replace(judgement, verdict=Verdict.UNANSWERED)
+            return judgement
+
+        return await self._client.with_retries(guarded)
+
+    async def _answers_others(self, answers: int, probe: Callable[[], Awaitable[object]]) -> bool:
+        """Whether the service has answered anything since it had answered *answers* requests; probes if need be."""
+        async with self._probing:
             if self._journal.answers == answers:
-                known = self.findings.any_found()
-                if known is None:
-                    await self._page({"per_page": "1"})
-                else:
-                    await self._ask_for(known)
+                await probe()
         return self._journal.answers > answers
+
+    async def _probe(self, *, list_fails: bool) -> None:
+        """One request that the service should answer.
+
+        Args:
+            list_fails: Look up an instance, any one. Otherwise one that the service is known to hold, if there is one.
+        """
+        instance_id = await self.store.any_id(found=not list_fails)
+        if instance_id is None:
+            await self._ask_for_page({"per_page": "1"})
+        else:
+            await self._ask_for(instance_id)
 
     async def _attempt(
         self, kind: RequestKind, request: Request, judge: Callable[[Reply | Fault], Judgement]
@@ -392,7 +361,7 @@ class Verification:
 
 
 def _alone(instance_id: str) -> Batch:
-    """A batch of one instance that is only asked for."""
+    """A batch of one instance, to judge a look-up of it."""
     return Batch(
         first_row=0,
         rows=1,
@@ -408,78 +377,3 @@ def _alone(instance_id: str) -> Batch:
 
 def _iso(unix_s: float) -> str:
     return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-@asynccontextmanager
-async def open_verification(
-    checkpoint: Path, *, account_id: str | None, token: TokenSource, options: Options, sample: int | None
-) -> AsyncIterator[Verification]:
-    """Open everything that a verification of *checkpoint* needs.
-
-    The token goes where the options say, never where a file says: the checkpoint must be of the same endpoint.
-
-    Raises:
-        ServiceRefused: The checkpoint is of another endpoint or account.
-    """
-    require_asyncio()
-    scope = Scope(checkpoint, read_status(checkpoint), sample)
-    target = _target(scope, account_id, options)
-    clock = system_clock()
-    async with AsyncExitStack() as parts:
-        transport = open_transport(parts, target, token, options, clock)
-        findings = Findings.open(scope, clock.wall(), clock.draw, clock.boot())
-        parts.callback(findings.close)
-        limiter = open_limiter(target, options, clock)
-        run_shift_s = clock.boot().shift_s(read_boot(checkpoint))
-        clock = clock.counted_by(findings.boot)
-        wall = clock.wall()
-        since = wall - limiter.memory_s
-        past = read_run_past(checkpoint, since, findings.boot).joined(read_past(checkpoint, since, findings.boot))
-        restore(limiter, past, options, wall)
-
-        journal = VerificationJournal(findings, clock.wall)
-        client = ServiceClient(
-            transport=transport,
-            limiter=limiter,
-            policy=options.retry,
-            outage=OutageTracker(),
-            journal=journal,
-            sleep=clock.sleep,
-            clock=clock.now,
-            random=clock.draw,
-        )
-        yield Verification(
-            target,
-            scope,
-            findings,
-            client,
-            journal,
-            concurrency=options.rate.concurrency,
-            wall=clock.wall,
-            run_shift_s=run_shift_s,
-        )
-
-
-def _target(scope: Scope, account_id: str | None, options: Options) -> Target:
-    """Where the checkpoint's instances are, if that is where the caller means to ask."""
-    header = scope.status.header
-    if header.base_url == REHEARSAL:
-        raise ServiceRefused(
-            f"{scope.path}: this is the checkpoint of a rehearsal (--emulate). Its service, an emulator, has ended "
-            "with the run: there is nothing left to ask."
-        )
-    target = Target(
-        base_url=options.base_url,
-        account_id=header.account_id if account_id is None else account_id,
-        workflow=header.workflow,
-    )
-    for what, known, asked, flag in (
-        ("endpoint", header.base_url, target.base_url, "--base-url"),
-        ("account", header.account_id, target.account_id, "-a"),
-    ):
-        if known != asked:
-            raise ServiceRefused(
-                f"{scope.path}: the checkpoint's {what} is {known!r}, and the one to be asked is {asked!r}. If the "
-                f"token is for {known!r}, say so with {flag}. Nothing was sent."
-            )
-    return target

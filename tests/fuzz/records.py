@@ -23,6 +23,7 @@ from bulkwf.errors import BulkwfError, CheckpointError, InputError, TemporarySto
 from bulkwf.model import RequestKind
 from bulkwf.options import BatchLimits, Options, RateLimits, RetryPolicy
 from bulkwf.sources import open_source
+from bulkwf.verification import open_verification, opening
 
 ROWS = 60
 OPTIONS = Options(
@@ -168,17 +169,15 @@ def check_verification(path: Path, what: str, *, made_up: bool) -> bool:
     for beside in path.parent.glob(path.name + ".verify*"):
         beside.unlink()
 
-    async def verify() -> None:
+    async def work() -> None:
         with (
-            mock.patch.object(verify, "system_clock", clock),
-            mock.patch.object(verify, "open_transport", return_value=transport),
+            mock.patch.object(opening, "system_clock", clock),
+            mock.patch.object(opening, "open_transport", return_value=transport),
         ):
-            async with verify.open_verification(
-                path, account_id=None, token=dict, options=OPTIONS, sample=None
-            ) as opened:
+            async with open_verification(path, account_id=None, token=dict, options=OPTIONS, sample=None) as opened:
                 await opened.run()
 
-    refused = _is_refused(verify(), BulkwfError)
+    refused = _is_refused(work(), BulkwfError)
     for one in transport.gets:
         assert quote(one, safe="") == one, what
         assert _ID.fullmatch(one), what

@@ -24,10 +24,8 @@ HARNESSES = (
     ("engine", ("tests/test_engine.py",)),
     ("restarts", ("tests/test_restarts.py",)),
     ("modules", tuple(f"tests/test_{name}.py" for name in MODULES)),
-    (
-        "checkpoint",
-        tuple(f"tests/test_{name}.py" for name in ("checkpoint", "sessions", "place", "verification_store")),
-    ),
+    ("checkpoint", tuple(f"tests/test_{name}.py" for name in ("checkpoint", "sessions", "place"))),
+    ("verification", tuple(f"tests/test_{name}.py" for name in ("verification_store", "request_log", "verification"))),
     ("travel", ("tests/crash/test_travel.py",)),
     ("network", ("tests/test_network.py",)),
     ("wire", ("tests/test_wire.py",)),
