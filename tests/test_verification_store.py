@@ -125,10 +125,10 @@ def beside(path):
     return sorted(file.name for file in path.parent.iterdir())
 
 
-# --- what is looked for -------------------------------------------------------------------------------------------
+# --- what is wanted ---------------------------------------------------------------------------------------------------
 
 
-def test_the_rows_that_the_checkpoint_calls_created_or_existed_are_looked_for_and_no_others(path):
+def test_created_and_existed_rows_are_wanted_and_no_others(path):
     a_run(path, 8, others={1: "existed", 2: "rejected", 4: "pending", 6: "existed"}, finished=False)
     with opened(path) as found:
         assert (found.wanted, found.found, found.missing, found.resumed) == (6, 0, 0, False)
@@ -136,19 +136,19 @@ def test_the_rows_that_the_checkpoint_calls_created_or_existed_are_looked_for_an
     assert rows_of(path) == [0, 1, 3, 5, 6, 7]
 
 
-def test_a_run_that_started_nothing_has_nothing_to_look_for(path):
+def test_a_run_that_created_nothing_has_nothing_wanted(path):
     a_run(path, 3, others=dict.fromkeys(range(3), "rejected"))
     with opened(path) as found:
         assert (found.wanted, unanswered(found), found.statuses()) == (0, [], {})
 
 
-def test_more_ids_than_a_page_come_each_once_and_in_order(path):
+def test_unanswered_ids_come_once_each_in_row_order(path):
     a_run(path, 2_345)
     with opened(path) as found:
         assert unanswered(found) == [f"id-{n}" for n in range(2_345)]
 
 
-def test_what_is_answered_while_the_ids_are_read_is_not_given_out_any_more(path, monkeypatch):
+def test_ids_answered_meanwhile_are_left_out(path, monkeypatch):
     monkeypatch.setattr(store, "PAGE_IDS", 2)
     a_run(path, 5)
     with opened(path) as found:
@@ -159,11 +159,11 @@ def test_what_is_answered_while_the_ids_are_read_is_not_given_out_any_more(path,
         assert [drive(anext(ids)), drive(anext(ids)), drive(anext(ids, None))] == ["id-1", "id-3", None]
 
 
-# --- a sample -----------------------------------------------------------------------------------------------------
+# --- a sample ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sample", [1, 2, 7, 99, 100])
-def test_a_sample_draws_exactly_so_many_different_rows(path, sample):
+def test_a_sample_has_the_given_number_of_different_rows(path, sample):
     a_run(path, 110, others=dict.fromkeys(range(0, 110, 11), "rejected") | {1: "existed"})
     with opened(path, sample) as found:
         assert found.wanted == len(unanswered(found)) == sample
@@ -177,7 +177,7 @@ def test_a_sample_larger_than_the_run_is_the_whole_run(path):
     assert rows_of(path, 1) == [0, 1, 2, 3, 4, 6, 7]
 
 
-def test_a_sample_holds_the_very_instances_at_the_drawn_positions(path):
+def test_a_sample_holds_the_instances_at_the_drawn_positions(path):
     a_run(path, 10, others={0: "existed", 4: "existed"})
     in_order = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
     for seed in range(8):
@@ -186,7 +186,7 @@ def test_a_sample_holds_the_very_instances_at_the_drawn_positions(path):
             assert sorted(rows_of(path, 1)) == sorted(in_order[position] for position in drawn)
 
 
-def test_every_set_of_rows_is_as_likely_as_any_other():
+def test_every_sample_is_equally_likely():
     chance, drawn = random.Random(7), 12_000
     counts = dict.fromkeys(itertools.combinations(range(6), 3), 0)
     for _ in range(drawn):
@@ -197,7 +197,7 @@ def test_every_set_of_rows_is_as_likely_as_any_other():
 
 
 @pytest.mark.parametrize("draw", [lambda: 0.0, lambda: 0.999_999_999_999_999_9, lambda: 1.0])
-def test_the_ends_of_chance_draw_as_many_as_the_middle(draw):
+def test_extreme_random_numbers_draw_a_full_sample(draw):
     for total in range(1, 12):
         for number in range(1, total + 1):
             drawn = draw_positions(number, total, draw)
@@ -205,16 +205,16 @@ def test_the_ends_of_chance_draw_as_many_as_the_middle(draw):
             assert drawn <= set(range(total))
 
 
-def test_a_sample_of_nothing_is_refused(path):
+def test_an_empty_sample_is_refused(path):
     a_run(path)
     with pytest.raises(CheckpointError, match="at least one"):
         start(path, 0)
 
 
-# --- what the service says ----------------------------------------------------------------------------------------
+# --- results ----------------------------------------------------------------------------------------------------------
 
 
-def test_an_instance_that_is_there_counts_once_however_often_it_is_seen(path):
+def test_an_instance_counts_once_however_often_it_is_found(path):
     a_run(path)
     with opened(path) as found:
         found.present("id-1", "running", EPOCH)
@@ -244,7 +244,7 @@ def test_only_the_second_absence_makes_an_instance_missing(path):
         assert [one.id for one in found.problems()] == ["id-3"]
 
 
-def test_an_instance_that_was_absent_and_then_there_is_not_missing(path):
+def test_an_instance_absent_and_then_found_is_not_missing(path):
     a_run(path)
     with opened(path) as found:
         found.absent("id-3", EPOCH)
@@ -270,7 +270,7 @@ def test_the_debt_is_requests_less_instances_found_and_never_below_0(path):
         assert found.debt == 11
 
 
-def test_an_id_in_two_rows_is_asked_for_once_and_answers_for_both(path):
+def test_an_id_in_two_rows_is_looked_up_once_for_both(path):
     a_run(path, 3)
     a_run(path, 2, data=lines(2, 1), others={3: "existed", 4: "existed"})  # id-1 and id-2 once more
     with opened(path) as found:
@@ -284,7 +284,7 @@ def test_an_id_in_two_rows_is_asked_for_once_and_answers_for_both(path):
         assert [(one.row, one.id) for one in found.problems()] == [(2, "id-2"), (4, "id-2")]
 
 
-def test_what_is_amiss_is_told_in_the_order_of_the_rows(path):
+def test_problems_come_in_row_order(path):
     a_run(path, 13, others={11: "existed"})
     with opened(path) as found:
         for one in ("id-11", "id-2", "id-10"):
@@ -306,7 +306,7 @@ def missing(outcome):
     return f"the checkpoint calls it {outcome}, and the service has no such instance"
 
 
-def test_an_instance_that_may_have_passed_its_retention_is_missing_with_a_word_of_that(path):
+def test_a_missing_instance_past_its_retention_is_reported_with_a_remark(path):
     a_run(path, 100)
     row = {"instance_retention": {"success_retention": "1 hour", "error_retention": "1 hour"}}
     a_run(path, 2, data=lines(2, 100, **row))
@@ -319,7 +319,7 @@ def test_an_instance_that_may_have_passed_its_retention_is_missing_with_a_word_o
         assert all("retention" in one.message for one in found.problems(EPOCH + 3 * DAY_S + 1))
 
 
-# --- a file that can't be used ------------------------------------------------------------------------------------
+# --- a file that can't be used ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -346,10 +346,10 @@ def test_a_file_of_another_format_is_begun_anew(path):
         assert (found.resumed, found.found, found.wanted) == (False, 0, 20)
 
 
-# --- cut off and continued ----------------------------------------------------------------------------------------
+# --- interrupted and continued ----------------------------------------------------------------------------------------
 
 
-def test_a_verification_that_was_cut_off_goes_on_where_it_was(path):
+def test_an_interrupted_verification_continues_where_it_was(path):
     a_run(path, 8, others={3: "existed"})
     with opened(path) as found:
         found.listed([("id-0", "queued"), ("id-1", "errored")], "first", 1, EPOCH)
@@ -368,7 +368,7 @@ def test_a_verification_that_was_cut_off_goes_on_where_it_was(path):
         assert not found.listing
 
 
-def test_half_a_page_is_never_kept(path):
+def test_a_page_is_stored_as_a_whole_or_not_at_all(path):
     a_run(path)
 
     def page():
@@ -383,7 +383,7 @@ def test_half_a_page_is_never_kept(path):
         assert (found.found, found.statuses(), found.cursor) == (0, {}, None)
 
 
-def test_the_same_sample_goes_on_with_the_rows_that_were_drawn(path):
+def test_the_same_sample_continues_with_the_drawn_rows(path):
     a_run(path, 200)
     with opened(path, 10):
         drawn = rows_of(path, 1)
@@ -400,7 +400,7 @@ def test_another_sample_is_another_verification(path):
         assert (found.resumed, found.found, found.wanted) == (False, 0, 6)
 
 
-def test_a_sample_does_not_put_an_end_to_a_whole_verification_that_was_cut_off(path):
+def test_a_sample_does_not_end_an_interrupted_whole_verification(path):
     """Hours of asking are in its file."""
     a_run(path, 20)
     with opened(path) as found:
@@ -426,7 +426,7 @@ def test_another_run_under_the_same_name_is_another_verification(path):
     [(DAY_S - 1, True), (DAY_S + 1, False), (-1, True), (-DAY_S - 1, False)],
     ids=["fresh", "stale", "a clock set back", "from the future"],
 )
-def test_what_was_found_more_than_a_day_ago_is_not_believed(path, later_s, resumed):
+def test_a_store_last_used_over_a_day_ago_is_begun_anew(path, later_s, resumed):
     a_run(path)
     with opened(path, now=EPOCH - 2 * DAY_S) as found:
         found.present("id-0", "queued", EPOCH)  # its last use counts, not its beginning
@@ -434,7 +434,7 @@ def test_what_was_found_more_than_a_day_ago_is_not_believed(path, later_s, resum
         assert (found.resumed, found.found) == (resumed, int(resumed))
 
 
-def test_rows_that_the_run_has_added_meanwhile_are_looked_for_too(path):
+def test_rows_added_by_the_run_are_wanted_by_the_next_session(path):
     a_run(path, 100, finished=False)
     with opened(path) as found:
         found.present("id-7", "running", EPOCH)
@@ -446,7 +446,7 @@ def test_rows_that_the_run_has_added_meanwhile_are_looked_for_too(path):
         assert unanswered(found, 1) == ["id-8"]
 
 
-def test_a_sample_stays_as_it_was_drawn_when_the_run_has_gone_on(path):
+def test_a_sample_stays_as_drawn_when_the_run_has_continued(path):
     a_run(path, 100, finished=False)
     with opened(path, 10):
         drawn = rows_of(path, 1)
@@ -456,7 +456,7 @@ def test_a_sample_stays_as_it_was_drawn_when_the_run_has_gone_on(path):
         assert rows_of(path, 1) == drawn
 
 
-def test_for_rows_that_were_added_the_list_is_worth_reading_again(path):
+def test_for_added_rows_the_list_is_read_again(path):
     a_run(path, 5, finished=False)
     with opened(path) as found:
         found.end_listing(EPOCH)  # five are looked up at once
@@ -466,7 +466,7 @@ def test_for_rows_that_were_added_the_list_is_worth_reading_again(path):
         assert found.listing
 
 
-def test_a_file_that_was_cut_off_before_it_was_anything_is_begun_anew(path):
+def test_an_empty_file_with_a_left_over_log_is_begun_anew(path):
     a_run(path)
     file_of(path).touch()
     file_of(path).with_name(file_of(path).name + "-wal").write_bytes(b"left over")
@@ -474,7 +474,7 @@ def test_a_file_that_was_cut_off_before_it_was_anything_is_begun_anew(path):
         assert (found.resumed, found.wanted) == (False, 5)
 
 
-def test_a_start_that_fails_leaves_neither_lock_nor_half_a_file_in_the_way(path, monkeypatch):
+def test_a_failed_start_does_not_hinder_the_next(path, monkeypatch):
     a_run(path)
 
     def full(*_):
@@ -489,7 +489,7 @@ def test_a_start_that_fails_leaves_neither_lock_nor_half_a_file_in_the_way(path,
         assert (found.resumed, found.wanted) == (False, 5)
 
 
-# --- the end ------------------------------------------------------------------------------------------------------
+# --- the end ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_finished_store_is_deleted_and_an_unfinished_one_kept(path):
@@ -530,7 +530,7 @@ def test_a_finished_store_that_another_verification_has_opened_is_not_deleted(pa
         assert (found.resumed, found.found) == (True, 1)
 
 
-def test_the_checkpoint_is_left_as_it_was(path):
+def test_the_checkpoint_is_not_changed(path):
     a_run(path, 50)
     before = path.read_bytes()
     with opened(path) as found:
@@ -541,17 +541,17 @@ def test_the_checkpoint_is_left_as_it_was(path):
     assert path.read_bytes() == before
 
 
-def test_it_is_for_its_owners_eyes_alone(path):
+def test_the_files_are_private(path):
     a_run(path)
     with opened(path):
         for name in ("", "-wal", "-shm", ".lock"):
             assert stat.S_IMODE(Path(f"{file_of(path)}{name}").stat().st_mode) == 0o600
 
 
-# --- whose file it is ---------------------------------------------------------------------------------------------
+# --- foreign files, locks and permissions -----------------------------------------------------------------------------
 
 
-def test_another_programs_database_of_that_name_is_left_alone(path):
+def test_a_database_of_another_program_is_refused_and_left_alone(path):
     a_run(path)
     with contextlib.closing(sqlite3.connect(file_of(path))) as db:
         db.execute("CREATE TABLE verification (run)")
@@ -563,7 +563,7 @@ def test_another_programs_database_of_that_name_is_left_alone(path):
 
 
 @pytest.mark.parametrize("what", ["text", "torn"])
-def test_what_is_no_database_is_left_alone_and_the_advice_can_be_followed(path, what):
+def test_a_file_that_is_no_store_is_refused_and_left_alone(path, what):
     a_run(path, 100)
     with opened(path):
         pass
@@ -585,7 +585,7 @@ def test_a_folder_of_that_name_is_refused(path):
     assert not Path(f"{file_of(path)}.lock").exists()
 
 
-def test_a_file_that_everybody_may_write_is_refused(path):
+def test_a_world_writable_file_is_refused(path):
     a_run(path)
     with opened(path):
         pass
@@ -600,7 +600,7 @@ def verify(path, **more):
 
 
 @pytest.mark.parametrize("made_up", ["../../user/tokens", "a/b", "-a", "batch"])
-def test_what_can_be_no_id_is_not_asked_for(path, made_up):
+def test_a_forged_id_is_refused(path, made_up):
     a_run(path)
     with opened(path) as found:
         found.store._db.execute("UPDATE instance SET id = ? WHERE row = 3", (made_up,))
@@ -608,7 +608,7 @@ def test_what_can_be_no_id_is_not_asked_for(path, made_up):
             unanswered(found)
 
 
-def test_a_second_verification_of_the_same_checkpoint_is_refused_naming_the_first(path):
+def test_a_second_verification_of_a_checkpoint_is_refused_naming_the_first(path):
     a_run(path)
     with opened(path) as found:
         found.present("id-0", "queued", EPOCH)
@@ -620,7 +620,7 @@ def test_a_second_verification_of_the_same_checkpoint_is_refused_naming_the_firs
         assert found.found == 2
 
 
-def test_a_checkpoint_has_one_file_whatever_link_names_it(path, folder):
+def test_a_symbolic_link_leads_to_the_same_store(path, folder):
     """Or two verifications of one run would each believe to be alone."""
     a_run(path)
     Path("elsewhere").mkdir()
@@ -632,7 +632,7 @@ def test_a_checkpoint_has_one_file_whatever_link_names_it(path, folder):
             start(path)
 
 
-def test_a_folder_that_may_not_be_written_is_refused_with_a_way_out(path):
+def test_a_read_only_folder_is_refused_with_advice(path):
     a_run(path)
     path.parent.chmod(0o555)
     try:
@@ -645,7 +645,7 @@ def test_a_folder_that_may_not_be_written_is_refused_with_a_way_out(path):
     assert beside(path) == ["run.bulkwf"]
 
 
-def test_on_a_full_disk_half_a_page_is_never_kept_and_with_more_room_it_goes_on(path):
+def test_on_a_full_disk_no_half_page_is_stored_and_with_more_room_it_continues(path):
     a_run(path, 1_000)
     page = [(f"id-{n}", "a status of many words " * 20) for n in range(1_000)]
     with opened(path) as found:
