@@ -351,7 +351,7 @@ async def _open_checkpoint(
         limits=json.dumps({"instances_per_s": rate.instances_per_s, "requests_per_5m": rate.requests_per_5m}),
     )
     path = None if checkpoint is None else Path(checkpoint)
-    executor = inline if path is None else own_thread(parts, "bulkwf-checkpoint")
+    executor = inline if path is None else own_thread(parts, "bulkwf-checkpoint", path)
     opening = partial(
         Checkpoint.open,
         path,
@@ -362,7 +362,7 @@ async def _open_checkpoint(
         any_run_key=options.run_key is None,
         new=options.new,
     )
-    return await open_in_thread(parts, executor, opening, path)
+    return await open_in_thread(parts, executor, opening)
 
 
 def _take_over(limiter: WindowLimiter, checkpoint: Checkpoint, options: Options, wall: float) -> None:

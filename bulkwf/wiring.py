@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import anyio
 
@@ -89,26 +89,30 @@ class _Closable(Protocol):
 C = TypeVar("C", bound=_Closable)
 
 
-def own_thread(parts: AsyncExitStack, name: str) -> Executor:
-    """A thread for one file, which alone uses it: both opening and writing may wait for the disk."""
+def own_thread(parts: AsyncExitStack, name: str, path: Path) -> Executor:
+    """A thread for the file at *path*, which alone uses it: both opening and writing may wait for the disk."""
     pool = ThreadPoolExecutor(1, thread_name_prefix=name)
     parts.callback(pool.shutdown)
-    return partial(asyncio.get_running_loop().run_in_executor, pool)
+    loop = asyncio.get_running_loop()
+
+    def execute(function: Callable[[], Any]) -> Awaitable[Any]:
+        try:
+            return loop.run_in_executor(pool, function)
+        except RuntimeError as error:  # no thread can be had
+            raise explain(error, path) from None
+
+    return execute
 
 
-async def open_in_thread(parts: AsyncExitStack, executor: Executor, opening: Callable[[], C], path: Path | None) -> C:
+async def open_in_thread(parts: AsyncExitStack, executor: Executor, opening: Callable[[], C]) -> C:
     """Open a file with *executor*; it is closed with *parts*, also if the caller is cancelled meanwhile.
 
     Args:
         parts: Close it.
         executor: Where it is opened.
         opening: Opens it.
-        path: The file's name, for errors.
     """
-    try:
-        opened: asyncio.Future[C] = asyncio.ensure_future(executor(opening))
-    except RuntimeError as error:  # no thread can be had
-        raise explain(error, path) from None
+    opened: asyncio.Future[C] = asyncio.ensure_future(executor(opening))
     parts.push_async_callback(uncancelled, partial(_close_opened, opened))
     await until_done(opened)
     return opened.result()

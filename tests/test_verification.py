@@ -811,6 +811,14 @@ def test_a_list_that_fails_half_way_is_given_up(folder, status):
     assert now() < 300
 
 
+def test_a_list_that_always_fails_is_given_up(folder):
+    world, counts = verified(folder, 40, gone=[4], listing=lambda query, give: refusal(500, 10001, "failing"))
+
+    assert (counts.found, world.missing, counts.exit_code) == (39, {4}, 1)
+    assert sum(world.asked) <= 41 + LEAST_DEBT + 8  # the last page's attempts and probes, and that of the workflow
+    assert now() < 60
+
+
 def test_a_list_that_failed_for_a_minute_is_read_on(folder):
     def listing(query, give):
         return refusal(503, 10001, "failing") if 0.5 < now() < 60 else give(query)

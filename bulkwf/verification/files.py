@@ -61,4 +61,4 @@ def explained(path: Path) -> Iterator[None]:
             advice = (
                 "Its folder must be writable. If the file is damaged, delete it: the verification then starts over."
             )
-        raise CheckpointError(f"{path}: the verification can't be stored: {error}. {advice}") from None
+        raise CheckpointError(f"{path}: the verification's file can't be used: {error}. {advice}") from None

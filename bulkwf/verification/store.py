@@ -83,19 +83,28 @@ class VerificationStore:
         begun_at: When the first session began, in Unix time.
     """
 
-    def __init__(self, path: Path, db: sqlite3.Connection, executor: Executor) -> None:
+    def __init__(
+        self,
+        path: Path,
+        db: sqlite3.Connection,
+        requests: RequestLog,
+        lock: filelock.BaseFileLock,
+        executor: Executor,
+        *,
+        resumed: bool,
+    ) -> None:
         self.path = path
+        self.requests = requests
+        self.resumed = resumed
         self.wanted = self.found = self.missing = 0
         self.listing = True
         self.cursor: str | None = None
         self.debt = 0
-        self.resumed = False
         self.begun_at = 0.0
         self._db = db
+        self._lock = lock
         self._executor = executor
         self._closed: asyncio.Future[None] | None = None
-        self.requests: RequestLog
-        self._lock: filelock.BaseFileLock
 
     @property
     def boot(self) -> Boot:
@@ -139,8 +148,7 @@ class VerificationStore:
                     remove(path)
                 db = _connect(path)
                 if_it_fails.callback(db.close)
-                opened = cls(path, db, executor)
-                opened.requests, opened._lock, opened.resumed = requests, lock, resumed
+                opened = cls(path, db, requests, lock, executor, resumed=resumed)
                 opened._prepare(scope, now, random)
             if_it_fails.pop_all()
             return opened

@@ -456,9 +456,8 @@ PLANTED = (
     Mutant(
         "commit in a task that can be cancelled",
         "wiring.py",
-        "    return partial(asyncio.get_running_loop().run_in_executor, pool)\n",
-        "    async def execute(function):\n"
-        "        return await asyncio.get_running_loop().run_in_executor(pool, function)\n\n    return execute\n",
+        "            return loop.run_in_executor(pool, function)\n",
+        "            return asyncio.wait_for(loop.run_in_executor(pool, function), None)\n",
         by="ends",
     ),
     Mutant(
