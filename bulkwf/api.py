@@ -5,7 +5,6 @@ import json
 import os
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -25,9 +24,17 @@ from bulkwf.options import Options, Target
 from bulkwf.progress import Progress
 from bulkwf.settings import Settings, arguments, environment
 from bulkwf.sources import Paths, Rows, Source, explain_change, identify_source, name_source, open_source
-from bulkwf.threads import starting_threads
 from bulkwf.uncancelled import uncancelled, until_done
-from bulkwf.wiring import open_limiter, open_transport, require_asyncio, restore, system_clock
+from bulkwf.verification import read_past
+from bulkwf.wiring import (
+    open_in_thread,
+    open_limiter,
+    open_transport,
+    own_thread,
+    require_asyncio,
+    restore,
+    system_clock,
+)
 
 __all__ = ["Results", "Run", "open_run", "submit_all", "submit_stream"]
 
@@ -311,11 +318,12 @@ async def open_run(
             transport = open_transport(parts, target, credentials, options, clock)
         path = None if checkpoint is None else Path(checkpoint)
         header = _header(target, known_as, scheme, (list_name, identity), options)
-        executor = executor or (inline if path is None else _writer_thread(parts))
+        executor = executor or (inline if path is None else own_thread(parts, "bulkwf-checkpoint"))
         file = await _open_checkpoint(parts, path, header, options, clock, executor, new)
         clock = clock.counted_by(file.boot)
         limiter = limiter or open_limiter(parts, target, options, clock, credentials)
-        restore(limiter, "run", file.past, file.path, options, wall=clock.wall(), boot=file.boot)
+        verified = partial(read_past, file.path, boot=file.boot) if file.path is not None else None
+        restore(limiter, "run", file.path, file.past, verified, options, clock.wall())
         counts = file.counts()
         progress = Progress(clock.now(), counts, settled_before=counts.settled, reading=lambda: source.read_share)
         engine = Engine(
@@ -371,7 +379,7 @@ async def _open_checkpoint(
     executor: Executor,
     new: bool,
 ) -> Checkpoint:
-    begin = partial(
+    opening = partial(
         Checkpoint.open,
         path,
         header,
@@ -381,21 +389,4 @@ async def _open_checkpoint(
         any_run_key=options.run_key is None,
         new=new,
     )
-    with starting_threads():
-        opening: asyncio.Future[Checkpoint] = asyncio.ensure_future(executor(begin))
-    parts.push_async_callback(uncancelled, partial(_close_opened, opening))
-    await until_done(opening)
-    return opening.result()
-
-
-async def _close_opened(opening: asyncio.Future[Checkpoint]) -> None:
-    await until_done(opening)
-    if opening.exception() is None:
-        await opening.result().aclose()
-
-
-def _writer_thread(parts: AsyncExitStack) -> Executor:
-    """A thread for the checkpoint alone: its commits and its opening wait for the disk."""
-    pool = ThreadPoolExecutor(1, thread_name_prefix="bulkwf-checkpoint")
-    parts.callback(pool.shutdown)
-    return partial(asyncio.get_running_loop().run_in_executor, pool)
+    return await open_in_thread(parts, executor, opening)

@@ -4,7 +4,6 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -188,30 +187,29 @@ def verify(
     service_flags: ServiceFlags = ServiceFlags(),
     api_token_file: TokenFile = None,
 ) -> int:
-    """Ask the service whether the instances of a run are really there, and print those that are missing or errored.
+    """Check that the service holds the instances of a run. Prints the missing, errored and unknown ones.
 
-    Exits with 0 only if none is missing. What was found is kept beside the checkpoint until all has been asked for: the
-    same command again continues where it was cut off.
+    Exit code 0: none is missing. 1: some are missing. 75: not finished; run the same command again to continue it. What
+    was found is kept in a file beside the checkpoint until the verification is finished.
 
     Parameters
     ----------
     checkpoint
         The run's checkpoint.
     sample
-        Number of instances to ask for, drawn at random; by default all.
+        Check only this many instances, drawn at random. Default: all.
     account
-        Account id; also from CLOUDFLARE_ACCOUNT_ID; by default the checkpoint's.
+        Account id. Default: CLOUDFLARE_ACCOUNT_ID, else the checkpoint's account.
     format
-        JSON lines, or CSV with a header.
+        Output format: JSON lines, or CSV with a header.
     quiet
         Show no progress and no summary.
     json
-        Print one JSON object: the counts, and the instances as `amiss`.
+        Print one JSON object: the counts, and the instances as `problems`.
     """
     from bulkwf.model import Finding  # noqa: PLC0415
     from bulkwf.printing import write_csv, write_jsonl, write_report  # noqa: PLC0415
     from bulkwf.session import VerifySession, make_descriptors_last  # noqa: PLC0415
-    from bulkwf.verification import Verified  # noqa: PLC0415
 
     if sample is not None and sample < 1:
         raise ConfigError(f"--sample must be a whole number over 0, not {sample}.")
@@ -219,24 +217,23 @@ def verify(
     settings = Settings(flag_layer(service_flags, account=account, request_rate=request_rate), environment(os.environ))
     options = settings.options()
     make_descriptors_last(options.rate.concurrency, ends=1)
-
-    def tell(verified: Verified, findings: Iterable[Finding]) -> None:
-        messages.wait_written(SETTLE_S)
-        try:
-            if json:
-                write_report(verified, findings, output.data())
-            elif format == "csv":
-                write_csv(findings, output.data(), Finding)
-            else:
-                write_jsonl(findings, output.data())
-            output.finish()
-        except output.ReaderGone:  # the exit code still says what was found
-            return
-
     account_id, base_url = settings.get("account_id"), settings.get("base_url") or DEFAULT_BASE_URL
     session = VerifySession(checkpoint, account_id, base_url, options, api_token_file, sample)
     with settings.naming_origins():
-        return process.run(session.run(tell, quiet=quiet))
+        report = process.run(session.run(quiet=quiet))
+    messages.wait_written(SETTLE_S)
+    try:
+        if json:
+            write_report(report.counts, report.problems(), output.data())
+        elif format == "csv":
+            write_csv(report.problems(), output.data(), Finding)
+        else:
+            write_jsonl(report.problems(), output.data())
+        output.finish()
+    except output.ReaderGone:  # the exit code says what was found
+        pass
+    report.discard()
+    return report.counts.exit_code
 
 
 @app.command

@@ -158,18 +158,18 @@ class ShownVerification:
 
     def share(self) -> float | None:
         """See `Shown.share`."""
-        return self.verification.answered / max(self.verification.findings.wanted, 1)
+        return self.verification.answered / max(self.verification.wanted, 1)
 
     def facts(self, now: float) -> Iterator[str]:
         """See `Shown.facts`."""
-        verification, findings = self.verification, self.verification.findings
-        yield f"{verification.answered:,} of {findings.wanted:,} instances asked for"
-        if findings.missing:
-            yield f"{findings.missing:,} missing"
+        verification = self.verification
+        yield f"{verification.answered:,} of {verification.wanted:,} instances asked for"
+        if verification.missing:
+            yield f"{verification.missing:,} missing"
         yield from _obstacle(verification.last_error, verification.bound_by)
         rate = (verification.answered - self._began_with) / max(now - self._began_at, 1e-9)
         if rate:
-            yield f"{duration((findings.wanted - verification.answered) / rate)} left"
+            yield f"{duration((verification.wanted - verification.answered) / rate)} left"
 
 
 def _obstacle(last_error: str, bound_by: str) -> Iterator[str]:

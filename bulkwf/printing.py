@@ -26,8 +26,8 @@ def write_jsonl(results: Iterable[Result | Finding], file: BinaryIO) -> None:
 
 
 def write_report(summary: Any, results: Iterable[Result | Finding], file: BinaryIO) -> None:
-    """One object: the fields of the dataclass *summary*, and the results as `amiss`."""
-    file.write(orjson.dumps(summary)[:-1] + b',"amiss":[')
+    """One object: the fields of the dataclass *summary*, and the results as `problems`."""
+    file.write(orjson.dumps(summary)[:-1] + b',"problems":[')
     comma = b""
     for result in results:
         file.write(comma + orjson.dumps(result))

@@ -28,10 +28,10 @@ from bulkwf.console import (
 from bulkwf.credentials import TokenSource, environment_credential, file_credential
 from bulkwf.errors import BulkwfError, CheckpointError, ConfigError, InputError, SystemRefused
 from bulkwf.messages import say
-from bulkwf.model import Finding, Summary
+from bulkwf.model import Summary
 from bulkwf.options import REHEARSAL, Options, Target
 from bulkwf.process import caught_signals
-from bulkwf.verification import Verified, open_verification
+from bulkwf.verification import VerificationReport, open_verification
 
 if TYPE_CHECKING:
     from bulkwf.emulator import Service
@@ -128,8 +128,8 @@ class VerifySession:
     token_file: Path | None
     sample: int | None
 
-    async def run(self, tell: Callable[[Verified, Iterable[Finding]], None], *, quiet: bool) -> int:
-        """Verify, report the counts and the problems with *tell*, say what to do next; returns the exit code."""
+    async def run(self, *, quiet: bool) -> VerificationReport:
+        """Verify, show the counts, and say what to do next; the report holds the exit code."""
         error: BulkwfError | None = None
         if not quiet and self.checkpoint.is_file() and self.checkpoint.stat().st_size > LARGE_BYTES:
             say("bulkwf: reading the checkpoint …")
@@ -145,10 +145,9 @@ class VerifySession:
                     sample=self.sample,
                 )
             )
-            findings = verification.findings
-            if findings.resumed and not quiet:
-                since = when(findings.begun_at)
-                say(f"bulkwf: goes on with what was found since {since}; to start over, delete {findings.path}")
+            if verification.store.resumed and not quiet:
+                since, path = when(verification.store.begun_at), verification.store.path
+                say(f"bulkwf: continues the verification begun {since}; to start over, delete {path}")
             working = anyio.CancelScope()
             signals = Signals(lambda _: working.cancel(), working.cancel, "what was found so far is kept")
             stack.enter_context(signals.caught())
@@ -158,13 +157,11 @@ class VerifySession:
                         await verification.run()
             except BulkwfError as stopped:
                 error = stopped
-            verified = verification.verified(error, signals.received)
-            tell(verified, findings.bad(time.time(), asked_for_all=verified.asked_for_all))
-            findings.spent = verified.complete
-            if not quiet:
-                say(*verified_lines(verified))
-        _say_end(error, signals.received, complete=verified.complete)
-        return verified.exit_code
+            report = await verification.report(error, signals.received)
+        if not quiet:
+            say(*verified_lines(report.counts))
+        _say_end(error, signals.received, complete=report.counts.complete)
+        return report
 
 
 class Signals:

@@ -4,26 +4,37 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol, TypeVar
 
 import anyio
 
 from bulkwf.budget import Budget
-from bulkwf.checkpoint import Past, read_past
+from bulkwf.checkpoint import Executor, Past
 from bulkwf.credentials import Credentials
 from bulkwf.errors import ConfigError, TemporaryStop
 from bulkwf.limiter import BLIND_MARGIN_S, LOOPBACK_MARGIN_S, NETWORK_MARGIN_S, WindowLimiter
-from bulkwf.model import UNKNOWN_BOOT, Boot, Clock, Transport
+from bulkwf.model import Clock, Transport
 from bulkwf.options import Options, Target
 from bulkwf.pools import Pools
-from bulkwf.uncancelled import uncancelled
+from bulkwf.threads import starting_threads
+from bulkwf.uncancelled import uncancelled, until_done
 from bulkwf.windows import Said
 from bulkwf.wire import kernel_counts
 
-__all__ = ["open_limiter", "open_transport", "require_asyncio", "restore", "system_clock"]
+__all__ = [
+    "open_in_thread",
+    "open_limiter",
+    "open_transport",
+    "own_thread",
+    "require_asyncio",
+    "restore",
+    "system_clock",
+]
 
 log = logging.getLogger("bulkwf")
 
@@ -78,6 +89,41 @@ def open_transport(
     return transport
 
 
+class _Closable(Protocol):
+    def aclose(self) -> Awaitable[None]: ...
+
+
+C = TypeVar("C", bound=_Closable)
+
+
+def own_thread(parts: AsyncExitStack, name: str) -> Executor:
+    """A thread for one file, which alone uses it: both opening and writing may wait for the disk."""
+    pool = ThreadPoolExecutor(1, thread_name_prefix=name)
+    parts.callback(pool.shutdown)
+    return partial(asyncio.get_running_loop().run_in_executor, pool)
+
+
+async def open_in_thread(parts: AsyncExitStack, executor: Executor, opening: Callable[[], C]) -> C:
+    """Open a file with *executor*; it is closed with *parts*, also if the caller is cancelled meanwhile.
+
+    Args:
+        parts: Close it.
+        executor: Where it is opened.
+        opening: Opens it.
+    """
+    with starting_threads():
+        opened: asyncio.Future[C] = asyncio.ensure_future(executor(opening))
+    parts.push_async_callback(uncancelled, partial(_close_opened, opened))
+    await until_done(opened)
+    return opened.result()
+
+
+async def _close_opened(opened: "asyncio.Future[C]") -> None:
+    await until_done(opened)
+    if opened.exception() is None:
+        await opened.result().aclose()
+
+
 def open_limiter(
     parts: AsyncExitStack, target: Target, options: Options, clock: Clock, credentials: Credentials | None = None
 ) -> WindowLimiter:
@@ -108,12 +154,11 @@ def open_limiter(
 def restore(
     limiter: WindowLimiter,
     user: Literal["run", "verify"],
-    read_run_past: Callable[[float], Past],
     checkpoint: Path | None,
+    read_run_past: Callable[[float], Past],
+    read_verified_past: Callable[[float], Past] | None,
     options: Options,
-    *,
     wall: float,
-    boot: Boot = UNKNOWN_BOOT,
 ) -> None:
     """Let the limiter count what earlier sessions have sent, and keep to the pause and the quota that they were given.
 
@@ -122,19 +167,19 @@ def restore(
     Args:
         limiter: A new one.
         user: Who sends through it.
-        read_run_past: What the run's sessions have sent since a Unix time.
         checkpoint: The run's file, beside which verifications keep theirs; None if it is in memory.
+        read_run_past: What the run's sessions have sent since a Unix time, by the same clock as *wall*.
+        read_verified_past: The same of verifications; None if there can be none.
         options: The longest outage.
         wall: Unix time.
-        boot: Counts *wall*, and all times that are read.
 
     Raises:
         TemporaryStop: The pause lasts longer than the longest outage.
     """
     since = wall - limiter.memory_s
     past = read_run_past(since)
-    if checkpoint is not None:
-        verified = read_past(checkpoint, since, boot)
+    if checkpoint is not None and read_verified_past is not None:
+        verified = read_verified_past(since)
         past = _uncounted(limiter, past, checkpoint, "run", wall, own=user == "run").joined(
             _uncounted(limiter, verified, checkpoint, "verify", wall, own=user == "verify")
         )

@@ -109,20 +109,15 @@ def requests_seen(service):
 
 
 def nothing_left(name="done"):
-    """But for the requests of the last five minutes, which still count."""
-    left = list(Path().glob(f"{name}?*"))
-    return all(one.suffix.startswith(".verify") and one.stat().st_size < 30_000 and not ids_in(one) for one in left)
+    """Whether a checkpoint stands alone, but for the log of the last five minutes' requests."""
+    logs = (f"{name}.verify-requests", f"{name}.verify-sample-requests")
+    return all(one.name in logs for one in Path().glob(f"{name}?*"))
 
 
-def ids_in(file):
-    with contextlib.closing(sqlite3.connect(file)) as db:
-        return db.execute("SELECT count(*) FROM sqlite_master WHERE name = 'instance'").fetchone()[0]
+# --- from a run to a report -------------------------------------------------------------------------------------------
 
 
-# --- the whole way ------------------------------------------------------------------------------------------------
-
-
-def test_a_run_whose_instances_are_all_there_is_verified_with_0(folder, service, quick):
+def test_all_instances_present_exits_with_0(folder, service, quick):
     write_rows("rows.jsonl", 350)
     ended = quick(*submitted(service, quick, folder.name))
     assert (ended.code, ended.out) == (0, "")
@@ -130,7 +125,7 @@ def test_a_run_whose_instances_are_all_there_is_verified_with_0(folder, service,
     assert nothing_left()
 
 
-def test_what_is_missing_or_errored_is_printed_as_data_and_exits_with_1(mixed, quick):
+def test_missing_and_errored_instances_are_printed_and_exit_with_1(mixed, quick):
     ended = quick(*mixed)
     assert ended.code == 1
     assert all(list(line) == KEYS for line in ended.lines)
@@ -143,7 +138,7 @@ def test_what_is_missing_or_errored_is_printed_as_data_and_exits_with_1(mixed, q
     assert nothing_left()
 
 
-def test_as_csv_the_same_is_printed(mixed, quick):
+def test_csv_output_holds_the_same_problems(mixed, quick):
     ended = quick(*mixed, "--format", "csv")
     assert ended.code == 1
     lines = quick(*mixed).lines
@@ -151,11 +146,11 @@ def test_as_csv_the_same_is_printed(mixed, quick):
     assert records == [{name: "" if value is None else str(value) for name, value in line.items()} for line in lines]
 
 
-def test_as_json_one_object_holds_the_counts_and_what_is_amiss(mixed, quick):
+def test_json_output_is_one_object_with_the_counts_and_the_problems(mixed, quick):
     ended = quick(*mixed, "--json")
     assert ended.code == 1
     assert ended.out.count("\n") == 1
-    assert set(ended.summary) == COUNTS | {"amiss"}
+    assert set(ended.summary) == COUNTS | {"problems"}
     told = {"instances": 303, "total": 303, "found": 301, "missing": 2, "statuses": {"queued": 300, "errored": 1}}
     state = {"run_finished": True, "complete": True, "exit_code": 1, "requests": 4 + 4}
     assert ended.summary.items() >= (told | state).items()
@@ -165,14 +160,14 @@ def test_a_sample_larger_than_any_run_is_the_whole_run(mixed, quick):
     assert quick(*mixed, "--sample", "9" * 30, "--json").summary["instances"] == 303
 
 
-def test_an_instance_that_ended_with_an_error_is_there(folder, service, quick):
+def test_errored_instances_alone_exit_with_0(folder, service, quick):
     write_rows("rows.jsonl", 3, "bad")
     ended = quick(*submitted(service, quick, folder.name))
     assert ended.code == 0
     assert [line["outcome"] for line in ended.lines] == ["errored"] * 3
 
 
-def test_an_instance_that_was_deleted_since_is_missing_and_put_back_it_is_not(folder, service, quick):
+def test_a_deleted_instance_is_missing_until_it_is_created_again(folder, service, quick):
     write_rows("rows.jsonl", 50)
     words = submitted(service, quick, folder.name)
     delete(service, folder.name, "row-7", "row-11")
@@ -185,7 +180,7 @@ def test_an_instance_that_was_deleted_since_is_missing_and_put_back_it_is_not(fo
     assert quick(*words).code == 0
 
 
-def test_a_sample_asks_for_so_many_and_no_more(folder, service, quick):
+def test_a_sample_looks_up_the_given_number_of_instances(folder, service, quick):
     write_rows("rows.jsonl", 400)
     words = submitted(service, quick, folder.name)
     ended = quick(*words, "--sample", "7", "--json")
@@ -195,7 +190,7 @@ def test_a_sample_asks_for_so_many_and_no_more(folder, service, quick):
     assert quick(*words, "--sample", "99999", "--json").summary["instances"] == 400
 
 
-def test_quiet_says_nothing_but_the_data(mixed, quick):
+def test_quiet_prints_nothing_but_the_data(mixed, quick):
     ended = quick(*mixed, "-q")
     assert (ended.code, ended.err) == (1, "")
     assert len(ended.lines) == 3
@@ -220,10 +215,10 @@ def test_on_a_terminal_a_bar_is_shown_which_goes_at_the_end(mixed):
     assert [json.loads(line)["row"] for line in shown.out.splitlines()] == [1, 2, 303]
 
 
-# --- an output that can't be written ------------------------------------------------------------------------------
+# --- stdout that can't be written -------------------------------------------------------------------------------------
 
 
-def test_who_does_not_listen_is_not_told_that_all_is_well(mixed):
+def test_a_closed_stdout_does_not_change_exit_code_1(mixed):
     """`| head` is no reason to exit with 0 where instances are missing."""
     reader, writer = os.pipe()
     os.close(reader)
@@ -231,7 +226,7 @@ def test_who_does_not_listen_is_not_told_that_all_is_well(mixed):
         assert bulkwf(*mixed, stdout=nobody).code == 1
 
 
-def test_findings_that_could_not_be_written_are_kept_and_printed_by_the_next_command(mixed, quick):
+def test_problems_that_could_not_be_written_are_printed_by_the_next_command(mixed, quick):
     with Path("/dev/full").open("wb") as full:
         ended = bulkwf(*mixed, stdout=full)
     assert ended.code not in (0, 1)
@@ -240,7 +235,7 @@ def test_findings_that_could_not_be_written_are_kept_and_printed_by_the_next_com
     assert again.err == ""
 
 
-# --- the wrong place ----------------------------------------------------------------------------------------------
+# --- the wrong place --------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -251,7 +246,7 @@ def listening():
         assert not select.select([ear], [], [], 0)[0], "somebody has called"
 
 
-def test_another_endpoint_than_the_runs_is_not_asked(mixed, quick):
+def test_another_endpoint_than_the_runs_is_refused(mixed, quick):
     with listening() as elsewhere:
         for words, env in ((("--base-url", elsewhere), {}), ((), {"CLOUDFLARE_API_BASE_URL": elsewhere})):
             ended = quick("verify", "done", *words, env=env)
@@ -261,7 +256,7 @@ def test_another_endpoint_than_the_runs_is_not_asked(mixed, quick):
     assert nothing_left()
 
 
-def test_a_checkpoint_can_not_send_the_token_elsewhere(mixed, quick):
+def test_a_forged_checkpoint_cannot_send_the_token_elsewhere(mixed, quick):
     with listening() as elsewhere:
         with contextlib.closing(sqlite3.connect("done")) as db:
             db.execute("UPDATE run SET base_url = ?", (elsewhere,))
@@ -273,7 +268,7 @@ def test_a_checkpoint_can_not_send_the_token_elsewhere(mixed, quick):
         assert elsewhere in ended.err
 
 
-def test_another_account_than_the_runs_is_not_asked(mixed, quick):
+def test_another_account_than_the_runs_is_refused(mixed, quick):
     for words, env in ((("-a", "other"), {}), ((), {"CLOUDFLARE_ACCOUNT_ID": "other"})):
         ended = quick(*mixed, *words, env=env)
         assert (ended.code, ended.out) == (3, "")
@@ -282,7 +277,7 @@ def test_another_account_than_the_runs_is_not_asked(mixed, quick):
     assert quick(*mixed, "-a", ACCOUNT, env={"CLOUDFLARE_ACCOUNT_ID": "other"}).code == 1
 
 
-def test_a_rehearsal_can_not_be_verified_and_is_told_to_be_one(folder, quick):
+def test_a_rehearsal_is_refused_as_one(folder, quick):
     rows = write_rows("rows.jsonl", 20)
     assert quick("run", rows, *HERE).code == 0
     with listening() as elsewhere:
@@ -292,7 +287,7 @@ def test_a_rehearsal_can_not_be_verified_and_is_told_to_be_one(folder, quick):
     assert "say so with --base-url" not in ended.err  # there is no address to say
 
 
-# --- a service that refuses, or is ill ----------------------------------------------------------------------------
+# --- a service that refuses or fails ----------------------------------------------------------------------------------
 
 
 def test_a_token_that_is_refused_exits_with_3_and_is_not_shown(folder, quick):
@@ -304,10 +299,11 @@ def test_a_token_that_is_refused_exits_with_3_and_is_not_shown(folder, quick):
             assert (ended.code, ended.out) == (3, "")
             assert "refuses the credential: Bearer *** is no token" in ended.err
             assert "To continue, run:" in ended.err
-            assert TOKEN.encode() not in Path(f"done-{rows}.verify").read_bytes()
+            for kept in (f"done-{rows}.verify", f"done-{rows}.verify-requests"):
+                assert TOKEN.encode() not in Path(kept).read_bytes()
 
 
-def test_a_service_that_is_ill_for_too_long_exits_with_75_and_the_printed_command_finishes(folder, quick):
+def test_a_long_outage_exits_with_75_and_the_printed_command_finishes(folder, quick):
     write_rows("rows.jsonl", 150)
     with emulator(faults=[{"method": "GET", "status": 503, "times": 2}]) as service:
         words = submitted(service, quick, "resize")
@@ -320,7 +316,7 @@ def test_a_service_that_is_ill_for_too_long_exits_with_75_and_the_printed_comman
     assert nothing_left()
 
 
-def test_a_run_that_is_not_finished_is_verified_as_far_as_it_went(folder, quick):
+def test_an_unfinished_run_is_verified_as_far_as_it_went(folder, quick):
     write_rows("rows.jsonl", 250)
     with emulator(faults=[{"method": "POST", "from": 2, "status": 407}]) as service:
         words = submitted(service, quick, "resize", code=3)
@@ -333,7 +329,7 @@ def test_a_run_that_is_not_finished_is_verified_as_far_as_it_went(folder, quick)
         assert (ended.code, [line["id"] for line in ended.lines]) == (1, ["row-3"])
 
 
-def test_a_run_can_be_verified_while_it_is_still_going_on(folder, quick):
+def test_a_run_can_be_verified_while_it_is_under_way(folder, quick):
     rows = write_rows("rows.jsonl", 1_000)
     with (
         emulator(faults=[{"method": "POST", "latency_s": 0.05, "when": "after"}]) as service,
@@ -351,10 +347,10 @@ def test_a_run_can_be_verified_while_it_is_still_going_on(folder, quick):
         assert quick(*words, "--json").summary.items() >= {"found": 1_000, "exit_code": 0}.items()
 
 
-# --- cut off ------------------------------------------------------------------------------------------------------
+# --- interrupted ------------------------------------------------------------------------------------------------------
 
 
-def test_a_signal_ends_it_and_the_printed_command_goes_on_where_it_was(folder, quick):
+def test_after_a_signal_the_printed_command_continues_where_it_was(folder, quick):
     rows = write_rows("the rows' list.jsonl", 240)
     with emulator(faults=[NO_LIST, SLOWLY]) as service:
         assert quick("run", rows, *service.flags()).code == 0
@@ -370,14 +366,14 @@ def test_a_signal_ends_it_and_the_printed_command_goes_on_where_it_was(folder, q
         assert "not asked for yet" in ended.err
         again = shell(ended.resume_command)
         assert (again.code, again.summary["found"]) == (0, 240)
-        assert "goes on with what was found since 20" in again.err
+        assert "continues the verification begun 20" in again.err
         # Nothing was asked for twice but what was on the wire.
         assert ended.summary["found"] + again.summary["requests"] == 240
         assert requests_seen(service) <= 3 + 2 + 240 + 4
     assert nothing_left("the rows' list.jsonl.bulkwf")
 
 
-def test_killed_again_and_again_it_finishes(folder, quick):
+def test_after_kills_the_same_command_finishes(folder, quick):
     write_rows("rows.jsonl", 240)
     with emulator(faults=[NO_LIST, SLOWLY]) as service:
         words = (*submitted(service, quick, "resize"), "--concurrency", "4")
@@ -392,7 +388,7 @@ def test_killed_again_and_again_it_finishes(folder, quick):
     assert nothing_left()
 
 
-# --- mistakes -----------------------------------------------------------------------------------------------------
+# --- mistakes ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -423,7 +419,7 @@ def test_a_command_without_a_checkpoint_exits_with_2(folder, quick):
     assert quick("verify").code == 2
 
 
-def test_what_is_no_checkpoint_exits_with_4(folder, quick):
+def test_a_file_that_is_no_checkpoint_exits_with_4(folder, quick):
     write_rows("rows.jsonl", 3)
     Path("empty").touch()
     for name in ("none", "rows.jsonl", "empty", "."):
@@ -433,14 +429,14 @@ def test_what_is_no_checkpoint_exits_with_4(folder, quick):
     assert not list(Path().glob("*.verify*"))
 
 
-def test_a_disk_without_room_exits_with_4_and_with_more_room_it_finishes(mixed, quick):
+def test_a_full_disk_exits_with_4_and_with_more_room_it_finishes(mixed, quick):
     ended = bulkwf(*mixed, limits={resource.RLIMIT_FSIZE: 20_000})
     assert (ended.code, ended.out) == (4, "")
     assert "Make room on the disk" in ended.err
     assert quick(*mixed).code == 1
 
 
-def test_an_id_that_stands_in_two_rows_is_missing_in_both(folder, service, quick):
+def test_an_id_in_two_rows_is_missing_in_both(folder, service, quick):
     lists = "".join(row(n) for n in range(100)) + row(5)
     Path("rows.jsonl").write_text(lists)
     words = submitted(service, quick, folder.name)

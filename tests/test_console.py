@@ -229,12 +229,12 @@ class AVerification:
     """A verification under way."""
 
     def __init__(self, wanted, found, missing=0, last_error="", bound_by=""):
-        self.findings = SimpleNamespace(wanted=wanted, missing=missing)
-        self.found, self.last_error, self.bound_by = found, last_error, bound_by
+        self.wanted, self.found, self.missing = wanted, found, missing
+        self.last_error, self.bound_by = last_error, bound_by
 
     @property
     def answered(self):
-        return self.found + self.findings.missing
+        return self.found + self.missing
 
 
 async def test_a_verification_shows_how_far_it_is_and_what_it_waits_for():
@@ -243,7 +243,7 @@ async def test_a_verification_shows_how_far_it_is_and_what_it_waits_for():
     assert shown.share() == 0.24
     waiting = ["1,200 of 5,000 instances asked for", "limit: 1,000 requests/5 min"]
     assert list(shown.facts(began + 10)) == waiting  # how long is left is not known before anything was found
-    work.found, work.findings.missing = 2_198, 2
+    work.found, work.missing = 2_198, 2
     assert list(shown.facts(began + 10)) == [
         "2,200 of 5,000 instances asked for",
         "2 missing",
@@ -268,7 +268,6 @@ def verified_of(**more):
     usual = {"instances": 12_000, "total": 12_000, "found": 12_000, "missing": 0, "statuses": {"complete": 12_000}}
     state = {
         "run_finished": True,
-        "asked_for_all": True,
         "complete": True,
         "requests": 1_201,
         "elapsed_s": 200.4,

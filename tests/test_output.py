@@ -142,7 +142,7 @@ def test_a_pipe_that_does_not_block_gets_all_that_a_verification_finds(form, los
         waits(process)
         data = read_all(reader, full=True)
         code = process.wait(PATIENCE_S)
-    found = len(json.loads(data)["amiss"]) if form == ("--json",) else len(data.splitlines()) - ("csv" in form)
+    found = len(json.loads(data)["problems"]) if form == ("--json",) else len(data.splitlines()) - ("csv" in form)
     assert (code, found, data[-1:]) == (1, 200, b"\n")
 
 

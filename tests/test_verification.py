@@ -4,8 +4,10 @@ import asyncio
 import contextlib
 import random
 import sqlite3
+import threading
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -35,9 +37,8 @@ from fakes import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bulkwf import verification
 from bulkwf.api import open_run
-from bulkwf.checkpoint import Checkpoint, Findings, Scope, inline, read_past, read_results, read_status
+from bulkwf.checkpoint import Checkpoint, inline, read_results, read_status
 from bulkwf.emulator import Limits
 from bulkwf.emulator.answers import Answer, refusal, success
 from bulkwf.emulator.state import Tampering
@@ -45,7 +46,9 @@ from bulkwf.errors import CheckpointError, ServiceRefused, TemporaryStop
 from bulkwf.limiter import WindowLimiter
 from bulkwf.model import FaultKind
 from bulkwf.options import Options, RateLimits, RetryPolicy
-from bulkwf.verification import LEAST_PATIENCE, open_verification
+from bulkwf.verification import open_verification, opening, read_past, store
+from bulkwf.verification.scope import wanted
+from bulkwf.verification.verify import CONFIRM_AFTER_S, LEAST_DEBT, list_pays
 from bulkwf.wiring import restore
 
 FREE = Options(rate=UNLIMITED)
@@ -107,8 +110,8 @@ class World:
     async def opened(self, *, sample=None, options=None, transport=None):
         """A verification as the command opens it, but for the time and the network."""
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(verification, "system_clock", self.clock)
-            patch.setattr(verification, "open_transport", lambda *_: transport or self.transport)
+            patch.setattr(opening, "system_clock", self.clock)
+            patch.setattr(opening, "open_transport", lambda *_: transport or self.transport)
             async with open_verification(
                 self.file,
                 account_id=TARGET.account,
@@ -126,10 +129,10 @@ class World:
                 await (opened.run() if cut_after is None else cut(opened.run(), cut_after))
             finally:
                 self.recorded = len(read_past(self.file, 0)[0])
-            verified = opened.verified()
-            self.bad = list(opened.findings.bad(wall(), asked_for_all=verified.asked_for_all))
-            opened.findings.spent = verified.complete
-            return verified
+            report = await opened.report()
+        self.bad = list(report.problems())
+        report.discard()
+        return report.counts
 
     # --- what the service was asked ---
 
@@ -218,50 +221,50 @@ def names(numbers):
     return [f"id-{number}" for number in numbers]
 
 
-# --- the cheaper way ----------------------------------------------------------------------------------------------
+# --- list or look-ups -------------------------------------------------------------------------------------------------
 
 
-def test_a_list_is_read_a_hundred_instances_a_request(folder):
-    world, told = verified(folder, 1_234)
+def test_the_list_is_read_in_pages_of_100(folder):
+    world, counts = verified(folder, 1_234)
 
     assert world.asked == (13, 0)
     assert {query["per_page"] for query in world.transport.queries} == {"100"}
-    assert (told.instances, told.total, told.found, told.missing, told.statuses) == (1_234,) * 3 + (
+    assert (counts.instances, counts.total, counts.found, counts.missing, counts.statuses) == (1_234,) * 3 + (
         0,
         {"queued": 1_234},
     )
-    assert (told.requests, told.complete, told.run_finished, told.exit_code) == (13, True, True, 0)
-    assert told.elapsed_s == pytest.approx(now(), abs=0.1)
+    assert (counts.requests, counts.complete, counts.run_finished, counts.exit_code) == (13, True, True, 0)
+    assert counts.elapsed_s == pytest.approx(now(), abs=0.1)
 
 
 @pytest.mark.parametrize(("rows", "asked"), [(0, (0, 0)), (1, (0, 1)), (10, (0, 10)), (11, (1, 0))])
-def test_a_few_instances_are_looked_up_at_once(folder, rows, asked):
-    world, told = verified(folder, rows)
+def test_up_to_ten_instances_are_looked_up_without_the_list(folder, rows, asked):
+    world, counts = verified(folder, rows)
 
     assert world.asked == asked
-    assert (told.found, told.complete, told.exit_code) == (rows, True, 0)
+    assert (counts.found, counts.complete, counts.exit_code) == (rows, True, 0)
 
 
 @pytest.mark.parametrize(("sample", "asked"), [(13, (0, 13)), (14, (13, 0)), (1_300, (13, 0))])
-def test_a_sample_is_looked_up_where_the_list_would_take_more_requests(folder, sample, asked):
-    world, told = verified(folder, 1_300, sample=sample)
+def test_a_small_sample_is_looked_up_without_the_list(folder, sample, asked):
+    world, counts = verified(folder, 1_300, sample=sample)
 
     assert world.asked[0] <= asked[0]
     assert world.asked[1] == asked[1]
-    assert (told.instances, told.total, told.found, told.exit_code) == (sample, 1_300, sample, 0)
+    assert (counts.instances, counts.total, counts.found, counts.exit_code) == (sample, 1_300, sample, 0)
 
 
-def test_a_sample_finds_what_is_missing_of_it_and_nothing_else(folder):
-    world, told = verified(folder, 400, gone=range(200), sample=100)
+def test_only_missing_instances_of_the_sample_are_reported(folder):
+    world, counts = verified(folder, 400, gone=range(200), sample=100)
 
-    assert told.found + told.missing == 100
-    assert 20 < told.missing < 80
+    assert counts.found + counts.missing == 100
+    assert 20 < counts.missing < 80
     assert world.missing < set(range(200))
-    assert told.exit_code == 1
+    assert counts.exit_code == 1
 
 
-def test_what_is_missing_is_listed_with_what_failed(folder):
-    world, told = verified(folder, 300, gone=[7, 250], failing=[8, 299], others={250: "existed", 9: "rejected"})
+def test_missing_and_errored_instances_are_reported_in_row_order(folder):
+    world, counts = verified(folder, 300, gone=[7, 250], failing=[8, 299], others={250: "existed", 9: "rejected"})
 
     assert [(one.row, one.id, one.outcome, one.status) for one in world.bad] == [
         (7, "id-7", "missing", None),
@@ -269,18 +272,18 @@ def test_what_is_missing_is_listed_with_what_failed(folder):
         (250, "id-250", "missing", None),
         (299, "id-299", "errored", "errored"),
     ]
-    assert (told.instances, told.found, told.missing, told.exit_code) == (299, 297, 2, 1)
-    assert told.statuses == {"queued": 295, "errored": 2}
+    assert (counts.instances, counts.found, counts.missing, counts.exit_code) == (299, 297, 2, 1)
+    assert counts.statuses == {"queued": 295, "errored": 2}
     assert world.asked == (3, 4)  # the whole list, and each of the two twice
 
 
-def test_an_instance_that_failed_is_not_missing(folder):
-    _, told = verified(folder, 20, failing=range(20))
+def test_an_errored_instance_is_not_missing(folder):
+    _, counts = verified(folder, 20, failing=range(20))
 
-    assert (told.statuses, told.missing, told.exit_code) == ({"errored": 20}, 0, 0)
+    assert (counts.statuses, counts.missing, counts.exit_code) == ({"errored": 20}, 0, 0)
 
 
-def test_every_absent_instance_is_asked_for_once_before_any_is_asked_for_again(folder):
+def test_all_first_look_ups_precede_all_second_ones(folder):
     world, _ = verified(folder, 60, gone=range(0, 60, 2), listing=lambda query, give: NO_LIST)
 
     first, again = world.transport.gets[:60], world.transport.gets[60:]
@@ -288,20 +291,31 @@ def test_every_absent_instance_is_asked_for_once_before_any_is_asked_for_again(f
     assert sorted(again) == sorted(names(range(0, 60, 2)))
 
 
-def test_no_more_look_ups_are_on_the_wire_than_are_allowed(folder):
+def test_look_ups_in_flight_stay_within_the_concurrency(folder):
     rates = replace(UNLIMITED, concurrency=5)
     world, _ = verified(folder, 60, options=replace(FREE, rate=rates), listing=lambda query, give: NO_LIST)
 
     assert world.transport.most_on_wire == 5
 
 
-def test_look_ups_go_side_by_side(folder):
+def test_look_ups_are_concurrent(folder):
     verified(folder, 320, listing=lambda query, give: NO_LIST, travel_s=(0.5, 0.5))
 
     assert now() < 320 / 16 * 1.5 + 10
 
 
-# --- the dates of the list ----------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("debt", "unanswered", "pays"),
+    [
+        (0, 0, False), (0, 1, True), (10, 1, True), (11, 1, False), (11, 100, False), (10, 109, True),
+        (11, 110, True), (12, 110, False), (200_000, 2_000_000, True), (200_001, 2_000_000, False),
+    ],
+)  # fmt: skip
+def test_the_list_pays_up_to_a_debt_of_a_tenth_of_the_look_ups_left_or_ten(debt, unanswered, pays):
+    assert list_pays(debt, unanswered) is pays
+
+
+# --- the dates of the list --------------------------------------------------------------------------------------------
 
 
 def dates(folder, **run):
@@ -319,11 +333,11 @@ def dates(folder, **run):
     return run_virtual(go())
 
 
-def test_the_list_is_asked_for_from_an_hour_before_the_run_to_an_hour_after_it(folder):
+def test_the_date_window_is_the_run_and_an_hour_on_either_side(folder):
     assert dates(folder) == ("2025-10-09T09:53:20Z", "2025-10-09T11:53:20Z")
 
 
-def test_the_list_of_an_unfinished_run_is_open_to_its_end(folder):
+def test_the_date_window_of_an_unfinished_run_has_no_end(folder):
     assert dates(folder, finished=False) == ("2025-10-09T09:53:20Z", None)
 
 
@@ -331,14 +345,12 @@ def test_the_list_of_an_unfinished_run_is_open_to_its_end(folder):
     ("existed", "in_doubt", "start"),
     [(1, False, "2025-10-09T09:53:20Z"), (2, False, None), (2, True, "2025-10-09T09:53:20Z")],
 )
-def test_where_more_than_a_hundredth_was_there_before_the_run_the_list_is_open_to_its_start(
-    folder, existed, in_doubt, start
-):
+def test_the_date_window_has_no_start_if_over_1_percent_existed_before_the_run(folder, existed, in_doubt, start):
     others = dict.fromkeys(range(existed), "existed")
     assert dates(folder, others=others, in_doubt=in_doubt)[0] == start
 
 
-def test_the_list_of_a_run_of_several_days_is_asked_for_from_its_first_day_to_its_last(folder):
+def test_the_date_window_covers_all_days_of_a_run(folder):
     async def go():
         world = World(folder)
         for days in (0, 1, 1):
@@ -352,7 +364,7 @@ def test_the_list_of_a_run_of_several_days_is_asked_for_from_its_first_day_to_it
     assert (query["date_start"], query["date_end"]) == ("2025-10-09T07:53:20Z", "2025-10-11T09:53:20Z")
 
 
-def test_instances_that_began_long_before_the_run_are_looked_up_and_found(folder):
+def test_an_instance_outside_the_date_window_is_looked_up(folder):
     async def go():
         world = World(folder)
         world.begin(["id-50"])
@@ -360,61 +372,62 @@ def test_instances_that_began_long_before_the_run_are_looked_up_and_found(folder
         await world.has_run(200, others={50: "existed"})
         return world, await world.verify()
 
-    world, told = run_virtual(go())
+    world, counts = run_virtual(go())
 
-    assert (world.asked, told.found, told.missing) == ((2, 1), 200, 0)
+    assert (world.asked, counts.found, counts.missing) == ((2, 1), 200, 0)
 
 
-# --- a list that is not as it should be ---------------------------------------------------------------------------
+# --- odd lists --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("order", ["oldest first", "by name", "at random"])
-def test_a_list_in_any_order_finds_all(folder, order):
+def test_the_list_may_come_in_any_order(folder, order):
     ids = names(range(1_000))
     {"oldest first": list, "by name": list.sort, "at random": random.Random(4).shuffle}[order](ids)
-    world, told = verified(folder, 1_000, listing=paged(ids))
+    world, counts = verified(folder, 1_000, listing=paged(ids))
 
-    assert (world.asked, told.found, told.missing) == ((10, 0), 1_000, 0)
+    assert (world.asked, counts.found, counts.missing) == ((10, 0), 1_000, 0)
 
 
-def test_a_list_in_another_order_for_each_page_makes_nothing_missing(folder):
+def test_a_list_reordered_for_each_page_makes_nothing_missing(folder):
     chance = random.Random(5)
 
     def give(query, _):
         return paged(chance.sample(names(range(500)), 500))(query, _)
 
-    world, told = verified(folder, 500, gone=[3], listing=give)
+    world, counts = verified(folder, 500, gone=[3], listing=give)
 
-    assert told.found == 500  # the list has shown what a look-up would not have found
+    assert counts.found == 500  # the list has shown what a look-up would not have found
     assert world.asked[0] <= 25
 
 
-def test_a_page_that_comes_twice_costs_one_request(folder):
+def test_a_repeated_page_costs_one_request(folder):
     def give(query, _):
         at = int(query.get("cursor", 0))
         return page(names(range(at // 2 * 100, at // 2 * 100 + 100)), str(at + 1) if at < 19 else None)
 
-    world, told = verified(folder, 1_000, listing=give)
+    world, counts = verified(folder, 1_000, listing=give)
 
-    assert (world.asked, told.found) == ((19, 0), 1_000)
+    assert (world.asked, counts.found) == ((19, 0), 1_000)
 
 
-def test_a_cursor_that_leads_to_its_own_page_ends_the_reading(folder):
-    world, told = verified(folder, 300, listing=lambda query, give: page(names(range(100)), "same"))
+def test_a_cursor_to_its_own_page_is_given_up_at_the_bound_of_the_debt(folder):
+    world, counts = verified(folder, 300, listing=lambda query, give: page(names(range(100)), "same"))
 
-    assert (world.asked, told.found, told.missing) == ((4, 200), 300, 0)  # two readings of two pages
+    assert (world.asked, counts.found, counts.missing) == ((22, 200), 300, 0)  # a tenth of the 200 look-ups, and one
 
 
 @pytest.mark.parametrize("length", [2, 3, 7])
-def test_cursors_that_lead_in_a_circle_are_followed_only_so_far(folder, length):
+def test_cursors_in_a_circle_are_given_up_at_the_bound_of_the_debt(folder, length):
     def give(query, _):
         at = int(query.get("cursor", 0))
         return page(names(range(at * 10, at * 10 + 10)), str((at + 1) % length))
 
-    world, told = verified(folder, 200, listing=give)
+    world, counts = verified(folder, 200, listing=give)
 
-    assert world.asked == (length + 20 + 1, 200 - length * 10)  # a tenth of 200 in vain, and one
-    assert (told.found, told.missing) == (200, 0)
+    look_ups = 200 - length * 10
+    assert world.asked == (length + look_ups // 10 + 1, look_ups)
+    assert (counts.found, counts.missing) == (200, 0)
 
 
 def losing_cursors(ids, *lost):
@@ -429,72 +442,51 @@ def losing_cursors(ids, *lost):
     return give
 
 
-@pytest.mark.parametrize(("lost", "asked"), [((2,), 12), ((10,), 20), ((2, 4, 7), 16)])
-def test_a_list_that_loses_its_cursor_is_read_again_from_its_start(folder, lost, asked):
-    world, told = verified(folder, 1_000, gone=[1_001], listing=losing_cursors(names(range(1_000)), *lost))
+@pytest.mark.parametrize(("lost", "asked"), [((2,), 12), ((10,), 20), ((2, 4, 7), 17)])
+def test_after_a_refused_cursor_the_list_continues_from_its_start(folder, lost, asked):
+    world, counts = verified(folder, 1_000, gone=[1_001], listing=losing_cursors(names(range(1_000)), *lost))
 
-    assert told.found == 1_000
+    assert counts.found == 1_000
     assert world.asked[0] <= asked
 
 
-def test_a_cursor_that_is_lost_when_little_is_left_leads_to_look_ups(folder):
-    world, told = verified(folder, 905, listing=losing_cursors(names(range(905)), 10))
+def test_a_refused_cursor_near_the_end_costs_at_most_ten_requests(folder):
+    world, counts = verified(folder, 905, listing=losing_cursors(names(range(905)), 10))
 
-    assert (world.asked, told.found) == ((10, 5), 905)
-
-
-def test_a_second_reading_passes_over_what_the_first_has_shown_however_long_that_takes(folder):
-    ids, number = names(range(600)), 0
-
-    def give(query, _):
-        nonlocal number
-        number += 1
-        return NO_SUCH_CURSOR if number == 71 else paged(ids, 5)(query, _)
-
-    world, told = verified(folder, 600, listing=give)
-
-    assert (world.asked, told.found) == ((71 + 120, 0), 600)  # seventy pages of it new to this reading alone
+    assert counts.found == 905
+    assert sum(world.asked) <= 20
 
 
-def test_cursors_that_are_always_lost_leave_the_rest_to_look_ups(folder):
+def test_a_list_that_refuses_every_cursor_is_given_up(folder):
     def give(query, _):
         return NO_SUCH_CURSOR if "cursor" in query else paged(names(range(500)))(query, _)
 
-    world, told = verified(folder, 500, gone=[400], listing=give)
+    world, counts = verified(folder, 500, gone=[400], listing=give)
 
-    assert world.asked == (4, 400 + 1)
-    assert (told.found, world.missing) == (499, {400})
+    assert world.asked == (1 + 400 // 10 + 1, 400 + 1)
+    assert (counts.found, world.missing) == (499, {400})
 
 
-def test_a_list_that_ends_half_way_leaves_the_rest_to_look_ups(folder):
-    world, told = verified(folder, 1_000, gone=[10, 990], listing=paged(names(range(11, 500))))
+def test_instances_after_an_early_end_of_the_list_are_looked_up(folder):
+    world, counts = verified(folder, 1_000, gone=[10, 990], listing=paged(names(range(11, 500))))
 
-    assert world.asked == (10, 511 + 2)
-    assert (told.found, world.missing) == (998, {10, 990})
+    assert world.asked == (5, 511 + 2)
+    assert (counts.found, world.missing) == (998, {10, 990})
 
 
 @pytest.mark.parametrize("ids", [[], names(range(2_000, 2_050))], ids=["nothing", "others'"])
-def test_a_list_that_shows_none_of_the_run_is_read_once(folder, ids):
-    world, told = verified(folder, 300, listing=paged(ids))
+def test_a_list_without_any_instance_of_the_run_is_read_once(folder, ids):
+    world, counts = verified(folder, 300, listing=paged(ids))
 
-    assert (world.asked, told.found, told.missing) == ((1, 300), 300, 0)
+    assert (world.asked, counts.found, counts.missing) == ((1, 300), 300, 0)
 
 
 def test_instances_that_the_list_skips_are_looked_up(folder):
     shown = [number for number in range(300) if number % 10]
-    world, told = verified(folder, 300, gone=[20, 21], listing=paged(names(shown)))
+    world, counts = verified(folder, 300, gone=[20, 21], listing=paged(names(shown)))
 
-    assert (told.found, world.missing) == (299, {20})  # the list has shown 21
+    assert (counts.found, world.missing) == (299, {20})  # the list has shown 21
     assert world.asked[1] == 30 + 1
-
-
-def test_a_size_of_the_page_that_is_refused_is_left_to_the_service(folder):
-    def give(query, whole):
-        return refusal(400, 10002, "per_page is 1 to 50") if "per_page" in query else whole(query)
-
-    world, told = verified(folder, 250, listing=give)
-
-    assert (world.asked, told.found) == ((11, 0), 250)  # the emulator gives 25 a page
 
 
 @pytest.mark.parametrize(
@@ -503,53 +495,65 @@ def test_a_size_of_the_page_that_is_refused_is_left_to_the_service(folder):
     ids=["400", "413", "no list", "an object", "no ids"],
 )
 def test_without_a_list_every_instance_is_looked_up(folder, answer):
-    world, told = verified(folder, 40, gone=[4], listing=lambda query, give: answer)
+    world, counts = verified(folder, 40, gone=[4], listing=lambda query, give: answer)
 
-    assert world.asked == (2, 41)
-    assert (told.found, world.missing, told.exit_code) == (39, {4}, 1)
+    assert world.asked == (1, 41)
+    assert (counts.found, world.missing, counts.exit_code) == (39, {4}, 1)
 
 
-def test_a_list_that_is_mostly_of_others_is_given_up(folder):
+def test_a_list_of_mostly_other_instances_is_given_up(folder):
     async def go():
         world = World(folder)
         await world.has_run(30)
         world.begin([f"other-{number}" for number in range(5_000)])
         return world, await world.verify()
 
-    world, told = run_virtual(go())
+    world, counts = run_virtual(go())
 
-    assert world.asked == (LEAST_PATIENCE + 1, 30)
-    assert (told.found, told.missing) == (30, 0)
+    assert world.asked == (LEAST_DEBT + 1, 30)
+    assert (counts.found, counts.missing) == (30, 0)
 
 
-def test_a_list_that_shows_less_than_one_a_page_is_given_up(folder):
+def test_100_rows_beside_many_other_instances_read_eleven_pages(folder):
+    """However many the others are: a list without end."""
+
+    def give(query, _):
+        at = int(query.get("cursor", 0))
+        return page([f"other-{at}-{number}" for number in range(100)], str(at + 1))
+
+    world, counts = verified(folder, 100, listing=give)
+
+    assert (world.asked, counts.found, counts.missing) == ((LEAST_DEBT + 1, 100), 100, 0)
+
+
+def test_a_list_that_finds_less_than_one_instance_per_page_is_given_up(folder):
     """Every other page shows one: that is never in vain for long, and still costs more than look-ups."""
 
     def give(query, _):
         at = int(query.get("cursor", 0))
         return page([f"id-{at // 2}" if at % 2 else "other"], str(at + 1))
 
-    world, told = verified(folder, 300, listing=give)
+    world, counts = verified(folder, 300, listing=give)
 
     pages, look_ups = world.asked
     assert pages + look_ups <= 300 + 30 + 1
-    assert (pages, told.found) == (61, 300)
+    assert (pages, counts.found) == (55, 300)
 
 
-def test_pages_that_are_refused_count_as_pages(folder):
+def test_refused_pages_add_to_the_debt(folder):
     """Each reading shows one instance more and loses its cursor: two requests for what a look-up does with one."""
     readings = iter(range(1_000))
 
     def give(query, _):
         return NO_SUCH_CURSOR if "cursor" in query else page([f"id-{next(readings)}", "other"], "next")
 
-    world, told = verified(folder, 300, listing=give)
+    world, counts = verified(folder, 300, listing=give)
 
-    assert told.found == 300
+    assert counts.found == 300
     assert sum(world.asked) <= 300 + 30 + 2
 
 
-def test_instances_that_begin_meanwhile_are_no_trouble(folder):
+def test_instances_created_meanwhile_make_nothing_missing(folder):
     """They shift what is counted from the list's beginning, so that pages repeat what others have shown."""
     newer = 0
 
@@ -564,13 +568,13 @@ def test_instances_that_begin_meanwhile_are_no_trouble(folder):
         return await world.verify()
 
     world = World(folder, listing=give)
-    told = run_virtual(go())
+    counts = run_virtual(go())
 
-    assert (told.found, world.missing) == (999, {500})
+    assert (counts.found, world.missing) == (999, {500})
     assert world.asked[0] <= 16
 
 
-def test_instances_that_go_meanwhile_make_the_list_skip_others_which_are_not_missing(folder):
+def test_instances_deleted_meanwhile_make_no_other_missing(folder):
     def give(query, _):
         for one in world.held.ids(TARGET)[-40:]:
             if one.startswith("other"):
@@ -583,24 +587,24 @@ def test_instances_that_go_meanwhile_make_the_list_skip_others_which_are_not_mis
         return await world.verify()
 
     world = World(folder, listing=give)
-    told = run_virtual(go())
+    counts = run_virtual(go())
 
-    assert (told.found, world.missing) == (999, {500})
-
-
-def test_a_status_that_the_list_does_not_name_is_counted_as_unknown(folder):
-    _, told = verified(folder, 20, listing=lambda query, give: success('[{"id":"id-0"},{"id":"id-1","status":null}]'))
-
-    assert told.statuses == {"queued": 18, "unknown": 2}
+    assert (counts.found, world.missing) == (999, {500})
 
 
-def test_a_status_that_a_look_up_does_not_name_is_counted_as_unknown(folder):
-    _, told = verified(folder, 3, looking=lambda instance_id, give: success("{}"))
+def test_a_listed_instance_without_status_counts_as_status_unknown(folder):
+    _, counts = verified(folder, 20, listing=lambda query, give: success('[{"id":"id-0"},{"id":"id-1","status":null}]'))
 
-    assert told.statuses == {"unknown": 3}
+    assert counts.statuses == {"queued": 18, "unknown": 2}
 
 
-# --- once more before an instance is missing ----------------------------------------------------------------------
+def test_a_look_up_without_status_counts_as_status_unknown(folder):
+    _, counts = verified(folder, 3, looking=lambda instance_id, give: success("{}"))
+
+    assert counts.statuses == {"unknown": 3}
+
+
+# --- the second look-up -----------------------------------------------------------------------------------------------
 
 
 def absent_at_first(*ids, times=1):
@@ -614,20 +618,33 @@ def absent_at_first(*ids, times=1):
     return look
 
 
-def test_an_instance_that_is_absent_at_first_and_there_later_is_not_missing(folder):
-    world, told = verified(folder, 9, looking=absent_at_first("id-2", "id-7"))
+def test_an_instance_absent_once_and_present_later_is_not_missing(folder):
+    world, counts = verified(folder, 9, looking=absent_at_first("id-2", "id-7"))
 
-    assert (told.found, told.missing, told.exit_code, world.bad) == (9, 0, 0, [])
+    assert (counts.found, counts.missing, counts.exit_code, world.bad) == (9, 0, 0, [])
     assert world.asked == (0, 11)
 
 
-def test_an_instance_that_is_absent_twice_is_missing(folder):
-    world, told = verified(folder, 9, looking=absent_at_first("id-2", times=2))
+@pytest.mark.parametrize("rows", [1, 9, 60])
+def test_the_second_look_up_of_an_absent_instance_comes_seconds_after_all_first_ones(folder, rows):
+    world, counts = verified(folder, rows, gone=range(rows), listing=lambda query, give: NO_LIST)
 
-    assert (told.found, world.missing, told.exit_code) == (8, {2}, 1)
+    at = {}
+    for request in world.transport.requests:
+        if request.method == "GET":
+            at.setdefault(request.ids[0], []).append((request.at, request.ended_at))
+    last_answer = max(ended for (_, ended), _ in at.values())
+    assert len(at) == counts.missing == rows
+    assert all(second - last_answer >= CONFIRM_AFTER_S for _, (second, _) in at.values())
 
 
-# --- a service that is ill ----------------------------------------------------------------------------------------
+def test_an_instance_absent_twice_is_missing(folder):
+    world, counts = verified(folder, 9, looking=absent_at_first("id-2", times=2))
+
+    assert (counts.found, world.missing, counts.exit_code) == (8, {2}, 1)
+
+
+# --- a service that fails ---------------------------------------------------------------------------------------------
 
 TROUBLE = [
     {"chance": 0.08, "status": 500},
@@ -641,27 +658,27 @@ TROUBLE = [
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_trouble_makes_nothing_missing_and_nothing_found(folder, seed):
+def test_faults_make_no_instance_missing_or_found(folder, seed):
     listing = paged(names(number for number in range(400) if number % 4 and number != 7))
-    world, told = verified(folder, 400, gone=[7, 200], script=TROUBLE, seed=seed, listing=listing)
+    world, counts = verified(folder, 400, gone=[7, 200], script=TROUBLE, seed=seed, listing=listing)
 
-    assert (told.found, world.missing, told.exit_code) == (398, {7, 200}, 1)
-    assert told.requests == len(world.transport.requests)
+    assert (counts.found, world.missing, counts.exit_code) == (398, {7, 200}, 1)
+    assert counts.requests == len(world.transport.requests)
 
 
-def test_nothing_is_asked_before_the_end_of_a_pause_that_the_service_orders(folder):
+def test_nothing_is_sent_during_a_pause(folder):
     script = [{"request": 1, "status": 429, "retry_after": 50}, {"request": 20, "status": 429, "retry_after": 70}]
-    world, told = verified(folder, 60, listing=lambda query, give: NO_LIST, script=script)
+    world, counts = verified(folder, 60, listing=lambda query, give: NO_LIST, script=script)
 
     refusals = [request for request in world.transport.requests if request.reply.status == 429]
     assert len(refusals) == 2
     for refused, seconds in zip(refusals, (50, 70), strict=True):
         until = refused.ended_at + seconds - 1e-6
         assert not [one for one in world.transport.requests if refused.ended_at < one.at < until]
-    assert (told.found, told.exit_code) == (60, 0)
+    assert (counts.found, counts.exit_code) == (60, 0)
 
 
-def test_a_pause_outlives_the_session_that_was_ordered_it(folder):
+def test_a_pause_binds_the_next_session(folder):
     async def go():
         world = World(folder, script=[{"request": 3, "status": 429, "retry_after": 600}])
         await world.has_run(9)
@@ -674,23 +691,23 @@ def test_a_pause_outlives_the_session_that_was_ordered_it(folder):
     assert 600 <= run_virtual(go()) < 601
 
 
-def test_a_pause_that_the_run_was_ordered_holds_the_verification_too(folder):
+def test_a_pause_of_the_run_binds_the_verification(folder):
     async def go():
         world = World(folder, script=[{"request": 2, "status": 429, "retry_after": 600}])
         async with a_real_run(world, 200, FREE) as running:
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(running.finish(), 50)
-        told = await world.verify()
-        return world, told
+        counts = await world.verify()
+        return world, counts
 
-    world, told = run_virtual(go())
+    world, counts = run_virtual(go())
 
-    assert (told.found, told.exit_code) == (100, 75)
+    assert (counts.found, counts.exit_code) == (100, 75)
     assert 600 <= world.transport.requests[2].at < 601
 
 
 @pytest.mark.parametrize("set_s", [0.0, 3_600.0, -3_600.0])
-def test_what_the_service_has_left_outlives_the_session_and_holds_a_run_too(folder, set_s):
+def test_the_token_quota_binds_the_next_session_and_a_run(folder, set_s):
     """Another tool has left six requests of the token's: each session would send four at once."""
 
     async def go():
@@ -707,23 +724,24 @@ def test_what_the_service_has_left_outlives_the_session_and_holds_a_run_too(fold
         limiter = WindowLimiter(FREE.rate, clock=at.now)
         checkpoint = Checkpoint.open(world.file, HEADER, now=at.wall(), executor=inline, boot=at.boot())
         at = at.counted_by(checkpoint.boot)
-        restore(limiter, "run", checkpoint.past, world.file, FREE, wall=at.wall(), boot=checkpoint.boot)
+        verified = partial(read_past, world.file, boot=checkpoint.boot)
+        restore(limiter, "run", world.file, checkpoint.past, verified, FREE, at.wall())
         await checkpoint.aclose()
         held = limiter.capacity(0)
         return world, held, await world.verify()
 
-    world, held, told = run_virtual(go())
+    world, held, counts = run_virtual(go())
 
-    assert (told.found, told.missing, held) == (9, 0, 0)
+    assert (counts.found, counts.missing, held) == (9, 0, 0)
     assert world.held.admission.overruns["requests"] == 0
 
 
-def test_a_stored_pause_that_is_too_long_to_wait_for_ends_it_before_anything_is_sent(folder):
+def test_a_stored_pause_over_max_outage_ends_the_verification_before_any_request(folder):
     async def go():
         world = World(folder)
         await world.has_run(9)
         async with world.opened() as opened:
-            opened.findings.pause(wall() + 7_200, wall())
+            opened.store.requests.pause(wall() + 7_200)
         with pytest.raises(TemporaryStop, match="7,200 s more"):
             await world.verify()
         return world.asked
@@ -731,31 +749,31 @@ def test_a_stored_pause_that_is_too_long_to_wait_for_ends_it_before_anything_is_
     assert run_virtual(go()) == (0, 0)
 
 
-def test_a_refused_connection_gives_its_place_in_the_window_back(folder):
+def test_a_look_up_that_was_not_sent_does_not_count_in_the_window(folder):
     refused_ones = {2, 3, 5, 8, 13}
     options = replace(FREE, rate=replace(UNLIMITED, requests_per_5m=12))
-    world, told = verified(
+    world, counts = verified(
         folder,
         10,
         options=options,
         before=lambda number: fault(FaultKind.NOT_SENT) if number in refused_ones else None,
     )
 
-    assert (told.found, world.asked) == (10, (0, 15))
+    assert (counts.found, world.asked) == (10, (0, 15))
     assert now() < 100  # ten were sent, not fifteen
 
 
-def test_a_refused_connection_for_the_list_gives_its_place_back_too(folder):
+def test_a_page_that_was_not_sent_does_not_count_in_the_window(folder):
     options = replace(FREE, rate=replace(UNLIMITED, requests_per_5m=2))
     before = lambda number: fault(FaultKind.NOT_SENT) if number < 4 else None  # noqa: E731
-    _, told = verified(folder, 50, options=options, before=before)
+    _, counts = verified(folder, 50, options=options, before=before)
 
-    assert told.found == 50
+    assert counts.found == 50
     assert now() < 100
 
 
 @pytest.mark.parametrize("rows", [9, 90])
-def test_an_outage_ends_it_and_it_goes_on_afterwards(folder, rows):
+def test_after_an_outage_the_next_session_finishes(folder, rows):
     out = True
 
     async def go():
@@ -765,50 +783,58 @@ def test_an_outage_ends_it_and_it_goes_on_afterwards(folder, rows):
             await world.verify()
         ended_at, asked = now(), Counter(world.transport.gets)
         out_no_more()
-        told = await world.verify()
-        return world, told, ended_at, asked
+        counts = await world.verify()
+        return world, counts, ended_at, asked
 
     def out_no_more():
         nonlocal out
         out = False
 
     listing = paged(names(range(5, 60)))
-    world, told, ended_at, _ = run_virtual(go())
+    world, counts, ended_at, _ = run_virtual(go())
 
     assert 1_500 < ended_at < 1_900
-    assert (told.found, world.missing) == (rows - 1, {3})
+    assert (counts.found, world.missing) == (rows - 1, {3})
 
 
 @pytest.mark.parametrize("gone", [(), range(9)], ids=["there", "gone"])
-def test_failures_between_successes_are_no_outage_however_long_they_go_on(folder, gone):
+def test_failures_between_successes_are_no_outage(folder, gone):
     options = replace(FREE, rate=replace(UNLIMITED, concurrency=1), retry=RetryPolicy(max_outage_s=60.0))
     script = [{"every": 3, "status": 503}]
-    _, told = verified(folder, 9, gone=gone, options=options, script=script, travel_s=(10.0, 10.0))
+    _, counts = verified(folder, 9, gone=gone, options=options, script=script, travel_s=(10.0, 10.0))
 
     assert now() > 250
-    assert told.found + told.missing == 9
+    assert counts.found + counts.missing == 9
 
 
 @pytest.mark.parametrize("status", [500, 501, 414])
-def test_a_list_that_breaks_down_half_way_is_gone_round(folder, status):
+def test_a_list_that_fails_half_way_is_given_up(folder, status):
     """A cursor deep in the list may be more than the service can bear: look-ups still work."""
 
     def listing(query, give):
-        return refusal(status, 10001, "ill") if "cursor" in query else give(query)
+        return refusal(status, 10001, "failing") if "cursor" in query else give(query)
 
-    _world, told = verified(folder, 1_000, gone={3, 700}, listing=listing)
+    _world, counts = verified(folder, 1_000, gone={3, 700}, listing=listing)
 
-    assert (told.found, told.missing, told.exit_code) == (998, 2, 1)
+    assert (counts.found, counts.missing, counts.exit_code) == (998, 2, 1)
     assert now() < 300
 
 
-def test_a_list_that_was_down_for_a_while_is_read_again(folder):
+def test_a_list_that_always_fails_is_given_up(folder):
+    world, counts = verified(folder, 40, gone=[4], listing=lambda query, give: refusal(500, 10001, "failing"))
+
+    assert (counts.found, world.missing, counts.exit_code) == (39, {4}, 1)
+    assert sum(world.asked) <= 41 + LEAST_DEBT + 8  # the last page's attempts and probes, and that of the workflow
+    assert now() < 60
+
+
+def test_a_list_that_failed_for_a_minute_is_read_on(folder):
     def listing(query, give):
-        return refusal(503, 10001, "ill") if 0.5 < now() < 60 else give(query)
+        return refusal(503, 10001, "failing") if 0.5 < now() < 60 else give(query)
 
-    world, told = verified(folder, 5_000, listing=listing, travel_s=(0.05, 0.1))
+    world, counts = verified(folder, 5_000, listing=listing, travel_s=(0.05, 0.1))
 
-    assert told.exit_code == 0
+    assert counts.exit_code == 0
     assert world.asked[1] < 4_000  # the rest came by the list
 
 
@@ -824,7 +850,7 @@ def test_a_workflow_that_does_not_exist_has_no_missing_instances(folder):
     refused(ServiceRefused, folder, 5, looking=looking, listing=listing)
 
 
-def test_a_run_counts_what_a_verification_has_just_sent(folder):
+def test_a_run_counts_the_requests_of_a_verification(folder):
     async def go():
         world = World(folder)
         await world.has_run(8)
@@ -832,14 +858,14 @@ def test_a_run_counts_what_a_verification_has_just_sent(folder):
         limits = RateLimits(instances_per_s=None, requests_per_5m=10)
         limiter = WindowLimiter(limits, clock=asyncio.get_running_loop().time)
         checkpoint = Checkpoint.open(world.file, HEADER, now=wall(), executor=inline)
-        restore(limiter, "run", checkpoint.past, world.file, FREE, wall=wall())
+        restore(limiter, "run", world.file, checkpoint.past, partial(read_past, world.file), FREE, wall())
         await checkpoint.aclose()
         return limiter.capacity(0)
 
     assert run_virtual(go()) == 2
 
 
-def test_what_the_last_request_failed_for_is_told_until_one_succeeds(folder):
+def test_last_error_stands_until_a_request_succeeds(folder):
     async def go():
         seen = []
         world = World(
@@ -855,19 +881,19 @@ def test_what_the_last_request_failed_for_is_told_until_one_succeeds(folder):
     assert run_virtual(go()) == ["", *["it went wrong"] * 2, "", "", ""]
 
 
-# --- a service that refuses ---------------------------------------------------------------------------------------
+# --- a service that refuses -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rows", [5, 500])
-def test_a_token_that_is_refused_is_asked_for_anew(folder, rows):
-    world, told = verified(folder, rows, script=[{"request": 2, "revoke_token": True}], tokens=("t0", "t1"))
+def test_a_refused_token_is_refreshed(folder, rows):
+    world, counts = verified(folder, rows, script=[{"request": 2, "revoke_token": True}], tokens=("t0", "t1"))
 
-    assert (told.found, told.exit_code) == (rows, 0)
+    assert (counts.found, counts.exit_code) == (rows, 0)
     assert world.transport.credential == 1
 
 
 @pytest.mark.parametrize("rows", [5, 50])
-def test_a_token_that_is_refused_for_good_ends_it(folder, rows):
+def test_a_token_refused_every_time_ends_the_verification(folder, rows):
     world, raised = refused(ServiceRefused, folder, rows, script=[{"request": 1, "revoke_token": True}])
 
     assert "credential" in str(raised)
@@ -875,23 +901,28 @@ def test_a_token_that_is_refused_for_good_ends_it(folder, rows):
 
 
 @pytest.mark.parametrize("rows", [5, 50])
-def test_a_workflow_that_is_not_there_ends_it_and_makes_nothing_missing(folder, rows):
+def test_a_missing_workflow_ends_the_verification_and_makes_nothing_missing(folder, rows):
     missing = refusal(404, 10200, "workflow.not_found")
     world, raised = refused(ServiceRefused, folder, rows, listing=lambda *_: missing, looking=lambda *_: missing)
 
     assert "workflow" in str(raised)
     assert len(world.transport.requests) <= 2 * 5
-    with contextlib.closing(Findings.open(Scope(world.file, read_status(world.file), None), wall(), dict)) as found:
-        assert (found.missing, found.found, len(list(found.unanswered(0)))) == (0, 0, rows)
+
+    async def go():
+        async with world.opened() as again:
+            ids = [one async for one in again.store.unanswered(0)]
+            return again.store.resumed, again.store.missing, again.store.found, len(ids)
+
+    assert run_virtual(go()) == (True, 0, 0, rows)
 
 
-def test_one_worker_that_is_refused_stops_the_others(folder):
+def test_a_refused_worker_stops_the_others(folder):
     world, _ = refused(
         ServiceRefused,
         folder,
         200,
         listing=lambda *_: NO_LIST,
-        looking=lambda one, give: refusal(407, 10001, "no") if one == "id-100" else give(one),
+        looking=lambda one, give: refusal(407, 10001, "no") if one == "id-3" else give(one),
         travel_s=(0.1, 0.5),
     )
 
@@ -899,38 +930,38 @@ def test_one_worker_that_is_refused_stops_the_others(folder):
 
 
 @pytest.mark.parametrize("status", [500, 501, 403])
-def test_an_instance_whose_look_ups_are_never_answered_is_unknown_and_holds_up_no_other(folder, status):
-    world, told = verified(
+def test_an_unanswered_instance_is_unknown_and_delays_no_other(folder, status):
+    world, counts = verified(
         folder,
         200,
         listing=lambda *_: NO_LIST,
         looking=lambda one, give: refusal(status, 10001, "no") if one == "id-100" else give(one),
     )
 
-    assert (told.found, told.missing, told.unknown, told.complete, told.exit_code) == (199, 0, 1, False, 75)
+    assert (counts.found, counts.missing, counts.unknown, counts.complete, counts.exit_code) == (199, 0, 1, False, 75)
     assert [(one.row, one.id, one.outcome) for one in world.bad] == [(100, "id-100", "unknown")]
 
 
 @pytest.mark.parametrize("status", [401, 405, 500])
-@pytest.mark.parametrize(("rows", "sick"), [(8, "id-3"), (60, "id-9")])
-def test_an_instance_that_is_never_answered_for_is_unknown_though_it_is_the_last_in_flight(folder, status, rows, sick):
-    _, told = verified(
+@pytest.mark.parametrize(("rows", "sick"), [(8, "id-3"), (60, "id-59")])
+def test_an_unanswered_instance_is_unknown_even_as_the_last_in_flight(folder, status, rows, sick):
+    _, counts = verified(
         folder,
         rows,
         listing=lambda *_: NO_LIST,
         looking=lambda one, give: refusal(status, 10001, "no") if one == sick else give(one),
     )
 
-    assert (told.found, told.unknown, told.exit_code) == (rows - 1, 1, 75)
+    assert (counts.found, counts.unknown, counts.exit_code) == (rows - 1, 1, 75)
 
 
-def test_the_only_instance_whose_look_up_is_never_answered_is_unknown_if_the_list_is_answered(folder):
-    _, told = verified(folder, 1, looking=lambda one, give: refusal(500, 10001, "no"))
+def test_an_unanswered_only_instance_is_unknown_if_the_list_is_answered(folder):
+    _, counts = verified(folder, 1, looking=lambda one, give: refusal(500, 10001, "no"))
 
-    assert (told.found, told.unknown, told.exit_code) == (0, 1, 75)
+    assert (counts.found, counts.unknown, counts.exit_code) == (0, 1, 75)
 
 
-def test_an_unknown_instance_is_asked_for_again_by_the_next_verification(folder):
+def test_the_next_verification_looks_up_unknown_instances_again(folder):
     async def go():
         failing = {"id-3"}
         world = World(
@@ -956,13 +987,13 @@ FAILED_BUT_TOLD = Answer(
 )
 
 
-def test_a_look_up_that_is_called_failed_and_tells_the_status_all_the_same_finds_the_instance(folder):
-    _, told = verified(folder, 5, looking=lambda *_: FAILED_BUT_TOLD)
+def test_a_failed_look_up_that_names_the_status_finds_the_instance(folder):
+    _, counts = verified(folder, 5, looking=lambda *_: FAILED_BUT_TOLD)
 
-    assert (told.found, told.statuses, told.exit_code) == (5, {"complete": 5}, 0)
+    assert (counts.found, counts.statuses, counts.exit_code) == (5, {"complete": 5}, 0)
 
 
-def test_an_answer_that_no_service_gives_ends_it(folder):
+def test_an_answer_of_another_service_ends_the_verification(folder):
     portal = ScriptedTransport(then=reply(200, b"<html>Welcome to the hotel's network</html>"))
 
     async def go():
@@ -975,23 +1006,23 @@ def test_an_answer_that_no_service_gives_ends_it(folder):
     assert portal.dropped > 0
 
 
-# --- what it comes to ---------------------------------------------------------------------------------------------
+# --- the report -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("gone", "code"), [((), 75), ((3,), 1)])
-def test_a_run_that_is_not_finished_is_verified_as_far_as_it_went(folder, gone, code):
+def test_an_unfinished_run_is_verified_as_far_as_it_went(folder, gone, code):
     async def go():
         world = World(folder)
         await world.has_run(100, gone=gone, others=dict.fromkeys(range(50, 100), "pending"), finished=False)
         return await world.verify()
 
-    told = run_virtual(go())
+    counts = run_virtual(go())
 
-    assert (told.complete, told.run_finished, told.exit_code) == (True, False, code)
-    assert (told.instances, told.found) == (50, 50 - len(gone))
+    assert (counts.complete, counts.run_finished, counts.exit_code) == (True, False, code)
+    assert (counts.instances, counts.found) == (50, 50 - len(gone))
 
 
-def test_rows_that_the_run_adds_in_the_meantime_are_no_sample(folder):
+def test_rows_added_by_the_run_meanwhile_are_not_taken_for_a_sample(folder):
     """The status is read before the rows, and a run that is under way does not wait."""
 
     async def go():
@@ -1000,37 +1031,37 @@ def test_rows_that_the_run_adds_in_the_meantime_are_no_sample(folder):
         early = read_status(world.file)
         await world.has_run(50, finished=False)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(verification, "read_status", lambda _: early)
+            patch.setattr(opening, "read_status", lambda _: early)
             return await world.verify()
 
-    told = run_virtual(go())
+    counts = run_virtual(go())
 
-    assert (told.instances, told.found, told.exit_code) == (150, 150, 75)
-    assert told.total == 150
+    assert (counts.instances, counts.found, counts.exit_code) == (150, 150, 75)
+    assert counts.total == 150
 
 
-def test_what_is_not_asked_for_yet_is_neither_found_nor_missing(folder):
+def test_instances_not_looked_up_yet_are_neither_found_nor_missing(folder):
     async def go():
         world = World(folder, listing=lambda *_: NO_LIST)
         await world.has_run(100)
         async with world.opened() as opened:
             await cut(opened.run(), 150)
-            return opened.verified(), opened.answered
+            return (await opened.report()).counts, opened.answered
 
-    told, answered = run_virtual(go())
+    counts, answered = run_virtual(go())
 
-    assert 0 < told.found == answered < 100
-    assert (told.complete, told.missing, told.exit_code) == (False, 0, 75)
+    assert 0 < counts.found == answered < 100
+    assert (counts.complete, counts.missing, counts.exit_code) == (False, 0, 75)
 
 
-# --- where to -----------------------------------------------------------------------------------------------------
+# --- endpoint and account ---------------------------------------------------------------------------------------------
 
 
 def no_token():
     raise AssertionError("nobody may ask for the token before it is known where it would go")
 
 
-def test_the_ids_of_a_made_up_checkpoint_are_never_asked_for(folder):
+def test_ids_of_a_forged_checkpoint_are_never_sent(folder):
     async def go():
         world = World(folder)
         await world.has_run(20)
@@ -1046,7 +1077,7 @@ def test_the_ids_of_a_made_up_checkpoint_are_never_asked_for(folder):
 
 def opened_elsewhere(folder, monkeypatch, base_url=HEADER.base_url, account_id=TARGET.account, header=HEADER):
     """Why a verification was refused that asks another place than the run did."""
-    monkeypatch.setattr(verification, "open_transport", lambda *_: no_token())
+    monkeypatch.setattr(opening, "open_transport", lambda *_: no_token())
 
     async def go():
         file = folder / "run.bulkwf"
@@ -1062,25 +1093,25 @@ def opened_elsewhere(folder, monkeypatch, base_url=HEADER.base_url, account_id=T
 
 
 def test_a_checkpoint_of_another_endpoint_is_refused_naming_both(folder, monkeypatch):
-    told = opened_elsewhere(folder, monkeypatch, base_url="https://api.example/client/v5")
-    assert "endpoint is 'https://api.example/client/v4'" in told
-    assert "asked is 'https://api.example/client/v5'" in told
-    assert "--base-url" in told
+    counts = opened_elsewhere(folder, monkeypatch, base_url="https://api.example/client/v5")
+    assert "endpoint is 'https://api.example/client/v4'" in counts
+    assert "asked is 'https://api.example/client/v5'" in counts
+    assert "--base-url" in counts
 
 
 def test_a_checkpoint_of_another_account_is_refused_naming_both(folder, monkeypatch):
-    told = opened_elsewhere(folder, monkeypatch, account_id="other")
-    assert "account is 'acct'" in told
-    assert "asked is 'other'" in told
-    assert "-a" in told
+    counts = opened_elsewhere(folder, monkeypatch, account_id="other")
+    assert "account is 'acct'" in counts
+    assert "asked is 'other'" in counts
+    assert "-a" in counts
 
 
 @pytest.mark.parametrize("environment", [None, "", "  ", "acct"])
-def test_without_an_account_the_checkpoints_own_is_asked(folder, monkeypatch, environment):
+def test_the_account_defaults_to_that_of_the_checkpoint(folder, monkeypatch, environment):
     if environment is not None:
         monkeypatch.setenv("CLOUDFLARE_ACCOUNT_ID", environment)
     seen = []
-    monkeypatch.setattr(verification, "open_transport", lambda parts, target, *_: seen.append(target) or World(folder))
+    monkeypatch.setattr(opening, "open_transport", lambda parts, target, *_: seen.append(target) or World(folder))
 
     async def go():
         file = folder / "run.bulkwf"
@@ -1095,7 +1126,7 @@ def test_without_an_account_the_checkpoints_own_is_asked(folder, monkeypatch, en
     ]
 
 
-# --- limits -------------------------------------------------------------------------------------------------------
+# --- limits -----------------------------------------------------------------------------------------------------------
 
 TIGHT = replace(FREE, rate=RateLimits(instances_per_s=None, requests_per_5m=20))
 
@@ -1117,16 +1148,16 @@ async def a_real_run(world, rows, options):
 
 
 @pytest.mark.parametrize("listing", [None, lambda query, give: NO_LIST], ids=["list", "look-ups"])
-def test_no_five_minutes_hold_more_requests_than_are_allowed(folder, listing):
+def test_no_five_minutes_hold_more_requests_than_the_limit(folder, listing):
     rows = 2_500 if listing is None else 55
-    world, told = verified(folder, rows, options=TIGHT, listing=listing)
+    world, counts = verified(folder, rows, options=TIGHT, listing=listing)
 
-    assert told.found == rows
+    assert counts.found == rows
     assert world.worst_window() == 20
     assert now() < 301 * (len(world.written) // 20) + 10
 
 
-def test_a_verification_says_what_its_next_request_waits_for(folder):
+def test_bound_by_names_the_limit_that_holds_the_next_request(folder):
     async def go():
         world = World(folder, options=TIGHT, listing=lambda *_: NO_LIST)
         await world.has_run(30)
@@ -1144,29 +1175,29 @@ def test_a_verification_says_what_its_next_request_waits_for(folder):
 
 
 @pytest.mark.parametrize("rows", [3, 300], ids=["look-ups", "list"])
-def test_a_request_counts_from_when_it_was_written_not_from_its_answer(folder, rows):
+def test_a_request_counts_from_its_writing_not_from_its_answer(folder, rows):
     options = replace(FREE, rate=RateLimits(instances_per_s=None, requests_per_5m=1))
-    world, told = verified(folder, rows, options=options, travel_s=(20.0, 20.0))
+    world, counts = verified(folder, rows, options=options, travel_s=(20.0, 20.0))
 
-    assert told.found == rows
+    assert counts.found == rows
     assert [later - at for at, later in pairwise(world.written)] == pytest.approx([320.0, 320.0], abs=0.1)
 
 
-def test_the_requests_of_the_run_itself_count(folder):
+def test_the_requests_of_the_run_count(folder):
     async def go():
         world = World(folder, options=TIGHT)
         async with a_real_run(world, 1_500, TIGHT) as running:
             await running.finish()
         return world, await world.verify()
 
-    world, told = run_virtual(go())
+    world, counts = run_virtual(go())
 
-    assert (told.found, told.exit_code) == (1_500, 0)
+    assert (counts.found, counts.exit_code) == (1_500, 0)
     assert (len(world.transport.posts), world.asked) == (15, (15, 0))
     assert world.worst_window() <= 20
 
 
-def test_the_requests_of_earlier_sessions_count_for_no_less_than_five_minutes(folder):
+def test_requests_of_earlier_sessions_count_for_five_minutes(folder):
     async def go():
         world = World(folder, options=TIGHT, listing=lambda *_: NO_LIST, travel_s=(0.001, 0.002))
         await asyncio.sleep(0.93)  # the second is nearly over
@@ -1177,15 +1208,15 @@ def test_the_requests_of_earlier_sessions_count_for_no_less_than_five_minutes(fo
             with contextlib.suppress(TimeoutError):
                 return world, sessions, await asyncio.wait_for(world.verify(), 97.0)
 
-    world, sessions, told = run_virtual(go())
+    world, sessions, counts = run_virtual(go())
 
     assert sessions > 5
-    assert told.found == 70
-    assert len(world.transport.requests) == 72  # nothing twice: it was cut off while it waited
+    assert counts.found == 70
+    assert len(world.transport.requests) == 71  # nothing twice: it was cut off while it waited
     assert world.worst_window() <= 20
 
 
-def test_the_requests_that_were_on_the_wire_when_it_was_cut_off_count_too(folder):
+def test_requests_in_flight_at_an_interruption_count(folder):
     async def go():
         world = World(folder, options=TIGHT, listing=lambda *_: NO_LIST, travel_s=(5.0, 5.0))
         await world.has_run(40)
@@ -1194,25 +1225,25 @@ def test_the_requests_that_were_on_the_wire_when_it_was_cut_off_count_too(folder
                 await asyncio.wait_for(world.verify(), 14.5)  # two for the list, and then sixteen on their way
         return world, await world.verify()
 
-    world, told = run_virtual(go())
+    world, counts = run_virtual(go())
 
-    assert told.found == 40
+    assert counts.found == 40
     assert world.worst_window() <= 20
 
 
-def test_what_the_service_says_is_left_for_the_token_is_spread_over_the_time_it_is_for(folder):
+def test_the_token_quota_is_spread_over_its_period(folder):
     limits, options = replace(Limits.none(), requests_per_5m=20), replace(FREE, rate=RateLimits(requests_per_5m=1_000))
-    world, told = verified(folder, 15, limits=limits, options=options, listing=lambda query, give: NO_LIST)
+    world, counts = verified(folder, 15, limits=limits, options=options, listing=lambda query, give: NO_LIST)
 
-    assert told.found == 15
+    assert counts.found == 15
     assert world.worst_window(60.0) <= 5  # of seventeen that could go at once
     assert world.held.overruns.total() == 0
 
 
-# --- cut off, and continued ---------------------------------------------------------------------------------------
+# --- interrupted and continued ----------------------------------------------------------------------------------------
 
 
-def test_a_cursor_that_is_lost_between_two_sessions_does_not_lead_to_thousands_of_look_ups(folder):
+def test_a_cursor_that_expires_between_sessions_does_not_cause_thousands_of_look_ups(folder):
     given = set()
 
     def give(query, whole):
@@ -1230,13 +1261,13 @@ def test_a_cursor_that_is_lost_between_two_sessions_does_not_lead_to_thousands_o
         given.clear()
         return world, await world.verify()
 
-    world, told = run_virtual(go())
+    world, counts = run_virtual(go())
 
-    assert (told.found, told.missing) == (3_000, 0)
+    assert (counts.found, counts.missing) == (3_000, 0)
     assert sum(world.asked) <= 3 * 30 + 5
 
 
-def test_what_an_earlier_session_found_is_not_asked_for_again(folder):
+def test_instances_found_by_an_earlier_session_are_not_looked_up_again(folder):
     async def go():
         world = World(folder, listing=lambda *_: NO_LIST, travel_s=(1.0, 1.0))
         await world.has_run(100, gone=[10, 90])
@@ -1245,12 +1276,12 @@ def test_what_an_earlier_session_found_is_not_asked_for_again(folder):
                 await asyncio.wait_for(world.verify(), 9.5)
         return world, await world.verify()
 
-    world, told = run_virtual(go())
+    world, counts = run_virtual(go())
 
-    assert (told.found, world.missing) == (98, {10, 90})
+    assert (counts.found, world.missing) == (98, {10, 90})
     again = Counter(world.transport.gets)
     assert sum(again.values()) - 100 <= 2 + 3 * 16  # only what was on the wire
-    assert len(world.transport.queries) == 2
+    assert len(world.transport.queries) == 1
 
 
 CUT_ROWS, CUT_GONE = 30, {5, 17}
@@ -1271,8 +1302,8 @@ def cut_everywhere(tmp_path_factory):
         folder = memory_folder()
         with folder:
             (Path(folder.name) / "run.bulkwf").write_bytes(template.read_bytes())
-            world, told, finished = run_virtual(cut_and_resumed(Path(folder.name), turn))
-        cases.append((turn, world, told))
+            world, counts, finished = run_virtual(cut_and_resumed(Path(folder.name), turn))
+        cases.append((turn, world, counts))
     return cases
 
 
@@ -1291,13 +1322,13 @@ async def cut_and_resumed(folder, turn):
 
 @CUT_EVERYWHERE
 @pytest.mark.slow
-def test_cut_off_at_any_await_and_resumed_it_comes_to_the_same(cut_everywhere):
-    _, whole, told = cut_everywhere[-1]
+def test_interrupted_at_any_await_and_resumed_the_result_is_the_same(cut_everywhere):
+    _, whole, counts = cut_everywhere[-1]
     assert len(cut_everywhere) > 50  # or it was not cut off everywhere
-    assert (told.found, told.missing) == (CUT_ROWS - 2, 2)
+    assert (counts.found, counts.missing) == (CUT_ROWS - 2, 2)
     for turn, world, result in cut_everywhere:
         assert (result.found, result.missing, result.statuses, result.complete, result.exit_code) == (
-            told.found, told.missing, told.statuses, True, 1,
+            counts.found, counts.missing, counts.statuses, True, 1,
         ), turn  # fmt: skip
         assert world.missing == CUT_GONE, turn
         assert len(world.transport.requests) <= len(whole.transport.requests) + 3 + 1, turn
@@ -1305,12 +1336,12 @@ def test_cut_off_at_any_await_and_resumed_it_comes_to_the_same(cut_everywhere):
 
 @CUT_EVERYWHERE
 @pytest.mark.slow
-def test_cut_off_at_any_await_no_request_is_lost_from_the_count(cut_everywhere):
+def test_interrupted_at_any_await_every_request_is_logged(cut_everywhere):
     for turn, world, _ in cut_everywhere:
         assert len(world.written) <= world.recorded <= len(world.transport.requests) + 3, turn
 
 
-# --- any list whatever --------------------------------------------------------------------------------------------
+# --- any list ---------------------------------------------------------------------------------------------------------
 
 
 @st.composite
@@ -1372,45 +1403,74 @@ def verify_whimsically(whim):
         return world, await world.verify()
 
     with memory_folder() as folder:
-        world, told = run_virtual(go(folder))
+        world, counts = run_virtual(go(folder))
     again = len([one for one, times in Counter(world.transport.gets).items() if times > 1])
-    return world, told, again
+    return world, counts, again
 
 
 @settings(max_examples=40)
 @given(whims())
-def test_whatever_the_list_does_exactly_what_is_gone_is_missing(whim):
-    world, told, _ = verify_whimsically(whim)
+def test_with_any_list_exactly_the_deleted_instances_are_missing(whim):
+    world, counts, _ = verify_whimsically(whim)
 
     assert world.missing == whim["gone"]
-    assert (told.found, told.complete) == (whim["rows"] - len(whim["gone"]), True)
+    assert (counts.found, counts.complete) == (whim["rows"] - len(whim["gone"]), True)
     assert max(Counter(world.transport.gets).values(), default=0) <= 2
 
 
 @settings(max_examples=40)
 @given(whims())
-def test_whatever_the_list_does_it_costs_little_more_than_look_ups_would(whim):
-    world, told, again = verify_whimsically(whim)
+def test_any_list_costs_at_most_the_debt_more_than_look_ups(whim):
+    world, counts, again = verify_whimsically(whim)
 
-    assert sum(world.asked) <= whim["rows"] + again + LEAST_PATIENCE + 2
-    assert told.requests == sum(world.asked)
-
-
-# --- a checkpoint that can't be used ------------------------------------------------------------------------------
+    assert sum(world.asked) <= whim["rows"] + again + LEAST_DEBT + 2
+    assert counts.requests == sum(world.asked)
 
 
-def test_what_can_not_be_kept_ends_it(folder):
+# --- the store's thread -------------------------------------------------------------------------------------------
+
+
+async def test_the_loop_goes_on_while_the_store_is_opened_and_a_cancellation_closes_it(folder, monkeypatch):
+    file = folder / "run.bulkwf"
+    await write_run(file, 20, at=EPOCH)
+    building, go_on = threading.Event(), threading.Event()
+
+    def slowly(*args):
+        building.set()
+        assert go_on.wait(30)
+        yield from wanted(*args)
+
+    monkeypatch.setattr(store, "wanted", slowly)
+    options = Options(base_url=HEADER.base_url)
+
+    async def open_and_close():
+        async with open_verification(file, account_id=None, token=dict, options=options, sample=None):
+            raise AssertionError("it was cancelled")
+
+    task = asyncio.ensure_future(open_and_close())
+    await asyncio.get_running_loop().run_in_executor(None, building.wait, 30)  # the loop runs meanwhile
+    task.cancel()
+    await asyncio.sleep(0)
+    assert not task.done()  # the thread has the files
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    assert sorted(one.name for one in folder.iterdir()) == [
+        "run.bulkwf", "run.bulkwf.verify", "run.bulkwf.verify-requests",
+    ]  # fmt: skip
+
+
+# --- a checkpoint that can't be used ----------------------------------------------------------------------------------
+
+
+def test_a_full_disk_ends_the_verification(folder):
     async def go():
         world = World(folder, listing=lambda *_: NO_LIST)
         await world.has_run(400)
         async with world.opened() as opened:
-            size = opened.findings._db.execute("PRAGMA page_count").fetchone()[0]
-            opened.findings._db.execute(f"PRAGMA max_page_count = {size}")
-            for one in range(2_000):  # fills what is left of the file
-                try:
-                    opened.findings.sent(EPOCH - one)
-                except CheckpointError:
-                    break
+            size = opened.store._db.execute("PRAGMA page_count").fetchone()[0]
+            opened.store._db.execute(f"PRAGMA max_page_count = {size}")
             with pytest.raises(CheckpointError, match="Make room"):
                 await opened.run()
 

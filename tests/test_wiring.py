@@ -27,7 +27,7 @@ def first_slots(attempts, paused_s=0.0, slots=1, words=()):
         limiter = WindowLimiter(OPTIONS.rate, clock=now)
         sent = [(wall() + at, instances) for at, instances in attempts]
         past = Past(sent, wall() + paused_s, [Said(wall() + at, wall() + at, text) for at, text in words])
-        restore(limiter, "run", lambda since: past, None, OPTIONS, wall=wall())
+        restore(limiter, "run", None, lambda since: past, None, OPTIONS, wall())
         at = []
         for _ in range(slots):
             async with limiter.slot(1) as slot:

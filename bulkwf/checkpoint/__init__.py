@@ -14,7 +14,6 @@ of a commit is shared by as many batches as happen to wait for it.
 """
 
 from bulkwf.checkpoint.file import damaged, explain
-from bulkwf.checkpoint.findings import Findings, Scope, read_past
 from bulkwf.checkpoint.reading import Status, read_boot, read_results, read_run_past, read_status
 from bulkwf.checkpoint.records import Begun
 from bulkwf.checkpoint.schema import ANOTHER, Attempt, Interval, Past, RunHeader
@@ -26,17 +25,14 @@ __all__ = [
     "Begun",
     "Checkpoint",
     "Executor",
-    "Findings",
     "Interval",
     "Past",
     "RunHeader",
-    "Scope",
     "Status",
     "damaged",
     "explain",
     "inline",
     "read_boot",
-    "read_past",
     "read_results",
     "read_run_past",
     "read_status",

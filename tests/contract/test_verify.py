@@ -61,7 +61,7 @@ def test_what_was_removed_is_missing_and_nothing_else(side, run):
     assert found == {"missing": REMOVED, "errored": FAILING if side.name == "engine" else set()}
     assert all(one["id"] == run[one["row"]] for one in ended.lines)
     again = verify(side, "--json")
-    assert [one["row"] for one in again.summary["amiss"] if one["outcome"] == "missing"] == sorted(REMOVED)
+    assert [one["row"] for one in again.summary["problems"] if one["outcome"] == "missing"] == sorted(REMOVED)
 
 
 def test_a_sample_is_looked_up(side, run):

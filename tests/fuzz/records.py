@@ -30,13 +30,13 @@ from fakes import (
     run_virtual,
 )
 
-from bulkwf import verification
 from bulkwf.api import open_run
 from bulkwf.checkpoint import inline, read_results
 from bulkwf.errors import BulkwfError, CheckpointError, InputError, TemporaryStop
 from bulkwf.limiter import WindowLimiter
 from bulkwf.model import RequestKind
 from bulkwf.options import BatchLimits, Options, RateLimits, RetryPolicy
+from bulkwf.verification import open_verification, opening
 
 ROWS = 60
 OPTIONS = Options(
@@ -184,17 +184,17 @@ def check_verification(path: Path, what: str, *, made_up: bool) -> bool:
     for beside in path.parent.glob(path.name + ".verify*"):
         beside.unlink()
 
-    async def verify() -> None:
+    async def work() -> None:
         with (
-            mock.patch.object(verification, "system_clock", clock),
-            mock.patch.object(verification, "open_transport", return_value=transport),
+            mock.patch.object(opening, "system_clock", clock),
+            mock.patch.object(opening, "open_transport", return_value=transport),
         ):
-            async with verification.open_verification(
+            async with open_verification(
                 path, account_id=None, base_url=HEADER.base_url, token=dict, options=OPTIONS, sample=None
             ) as opened:
                 await opened.run()
 
-    refused = _is_refused(verify(), BulkwfError)
+    refused = _is_refused(work(), BulkwfError)
     for one in transport.gets:
         assert quote(one, safe="") == one, what
         assert _ID.fullmatch(one), what

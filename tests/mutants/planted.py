@@ -44,7 +44,7 @@ PLANTED = (
     Mutant(
         "open a run without counting what earlier sessions have sent",
         "api.py",
-        '        restore(limiter, "run", file.past, file.path, options, wall=clock.wall(), boot=file.boot)\n',
+        '        restore(limiter, "run", file.path, file.past, verified, options, clock.wall())\n',
         "",
     ),
     Mutant("reject on 403", "judge.py", "    403: Verdict.UNAUTHORIZED,\n", "    403: Verdict.BAD_REQUEST,\n"),
@@ -276,10 +276,45 @@ PLANTED = (
     ),
     Mutant(
         "upsert as new SQLites do",
-        "checkpoint/findings.py",
-        "ON CONFLICT (second) DO UPDATE",
-        "ON CONFLICT DO UPDATE",
+        "verification/store.py",
+        "INSERT OR IGNORE INTO instance (row, id, existed) VALUES (?, ?, ?)",
+        "INSERT INTO instance (row, id, existed) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
         by="checkpoint",
+    ),
+    Mutant(
+        "call an absent instance missing at once",
+        "verification/store.py",
+        "CONFIRMED = 2\n",
+        "CONFIRMED = 1\n",
+        by="verification",
+    ),
+    Mutant(
+        "confirm an absence at once",
+        "verification/verify.py",
+        "            await self._client.sleep(CONFIRM_AFTER_S)\n",
+        "",
+        by="verification",
+    ),
+    Mutant(
+        "read the list whatever it finds",
+        "verification/verify.py",
+        "    return unanswered > 0 and debt <= max(LEAST_DEBT, unanswered // 10)\n",
+        "    return unanswered > 0\n",
+        by="verification",
+    ),
+    Mutant(
+        "forget what a verification sends",
+        "verification/journal.py",
+        "        self._log.sent(self._wall())\n",
+        "",
+        by="verification",
+    ),
+    Mutant(
+        "look up an id once for each of its rows",
+        "verification/store.py",
+        "earlier.row < one.row)",
+        "earlier.row < 0)",
+        by="verification",
     ),
     Mutant(
         "forget what is left",
@@ -482,10 +517,9 @@ PLANTED = (
     ),
     Mutant(
         "commit in a task that can be cancelled",
-        "api.py",
-        "    return partial(asyncio.get_running_loop().run_in_executor, pool)\n",
-        "    async def execute(function):\n"
-        "        return await asyncio.get_running_loop().run_in_executor(pool, function)\n\n    return execute\n",
+        "wiring.py",
+        "            return loop.run_in_executor(pool, function)\n",
+        "            return asyncio.wait_for(loop.run_in_executor(pool, function), None)\n",
         by="ends",
     ),
     Mutant(

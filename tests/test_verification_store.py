@@ -1,4 +1,4 @@
-"""The file of a verification: what it takes in, what it says, when it is continued, and how it fails."""
+"""The store of a verification: what it takes in, what it reports, when it is continued, and how it fails."""
 
 import contextlib
 import itertools
@@ -14,12 +14,11 @@ import pytest
 from command import UNPRIVILEGED, bulkwf
 from fakes import EPOCH, HEADER, lines, run_virtual, write_run
 
-from bulkwf.checkpoint import Findings, Scope, findings, read_past, read_status
-from bulkwf.checkpoint.findings import _draw
-from bulkwf.checkpoint.records import LAST_WORDS
+from bulkwf.checkpoint import read_status
 from bulkwf.errors import CheckpointError
-from bulkwf.model import Boot, Finding
-from bulkwf.windows import Said
+from bulkwf.model import Finding
+from bulkwf.verification import Scope, VerificationReport, VerificationStore, Verified, store
+from bulkwf.verification.scope import draw_positions
 
 HOUR_S = 3_600.0
 DAY_S = 86_400.0
@@ -45,21 +44,66 @@ def a_run(path, rows=5, **more):
         _written[known] = path.read_bytes()
 
 
-def scope(path, sample=None):
-    return Scope(path, read_status(path), sample)
+def drive(coroutine):
+    """Run a coroutine that never waits."""
+    try:
+        coroutine.send(None)
+    except StopIteration as ended:
+        return ended.value
+    raise AssertionError("it waits")
 
 
-def start(path, sample=None, now=EPOCH, draw=None, **more):
-    return Findings.open(scope(path, sample), now, draw or random.Random(1).random, **more)
+class Synchronous:
+    """A store whose methods run at once, without an event loop."""
+
+    def __init__(self, opened, checkpoint):
+        self.store = opened
+        self.checkpoint = checkpoint
+
+    def __getattr__(self, name):
+        found = getattr(self.store, name)
+        return (lambda *args: drive(found(*args))) if callable(found) else found
+
+    def unanswered(self, absences):
+        async def collect():
+            return [one async for one in self.store.unanswered(absences)]
+
+        return drive(collect())
+
+    def report(self, now=EPOCH, *, asked_for_all=False, complete=False):
+        counts = Verified(
+            instances=0, total=0, found=0, missing=0, run_finished=True, complete=complete, requests=0, elapsed_s=0.0,
+            exit_code=0,
+        )  # fmt: skip
+        return VerificationReport(
+            counts=counts, asked_for_all=asked_for_all, store=self.path, checkpoint=self.checkpoint, ended_at=now
+        )
+
+    def problems(self, now=EPOCH, *, asked_for_all=False):
+        return list(self.report(now, asked_for_all=asked_for_all).problems())
+
+
+async def at_once(function):
+    return function()
+
+
+def start(path, sample=None, now=EPOCH, random_source=None, **more):
+    scope = Scope(path, read_status(path), sample)
+    return Synchronous(
+        VerificationStore.open(scope, now, random_source or random.Random(1).random, at_once, **more), path
+    )
 
 
 @contextlib.contextmanager
-def opened(path, sample=None, now=EPOCH, **more):
+def opened(path, sample=None, now=EPOCH, *, finished=False, **more):
+    """A store that is open for the block; `finished`: the verification is complete then, and its report delivered."""
     found = start(path, sample, now, **more)
     try:
         yield found
     finally:
-        found.close()
+        found.store._close()
+    if finished:
+        found.report(now, complete=True).discard()
 
 
 def file_of(path):
@@ -74,17 +118,17 @@ def rows_of(path, sample=None):
 
 
 def unanswered(found, absences=0):
-    return list(found.unanswered(absences))
+    return found.unanswered(absences)
 
 
 def beside(path):
     return sorted(file.name for file in path.parent.iterdir())
 
 
-# --- what is looked for -------------------------------------------------------------------------------------------
+# --- what is wanted ---------------------------------------------------------------------------------------------------
 
 
-def test_the_rows_that_the_checkpoint_calls_created_or_existed_are_looked_for_and_no_others(path):
+def test_created_and_existed_rows_are_wanted_and_no_others(path):
     a_run(path, 8, others={1: "existed", 2: "rejected", 4: "pending", 6: "existed"}, finished=False)
     with opened(path) as found:
         assert (found.wanted, found.found, found.missing, found.resumed) == (6, 0, 0, False)
@@ -92,34 +136,34 @@ def test_the_rows_that_the_checkpoint_calls_created_or_existed_are_looked_for_an
     assert rows_of(path) == [0, 1, 3, 5, 6, 7]
 
 
-def test_a_run_that_started_nothing_has_nothing_to_look_for(path):
+def test_a_run_that_created_nothing_has_nothing_wanted(path):
     a_run(path, 3, others=dict.fromkeys(range(3), "rejected"))
     with opened(path) as found:
         assert (found.wanted, unanswered(found), found.statuses()) == (0, [], {})
 
 
-def test_more_ids_than_a_page_come_each_once_and_in_order(path):
+def test_unanswered_ids_come_once_each_in_row_order(path):
     a_run(path, 2_345)
     with opened(path) as found:
-        assert unanswered(found) == sorted(f"id-{n}" for n in range(2_345))
+        assert unanswered(found) == [f"id-{n}" for n in range(2_345)]
 
 
-def test_what_is_answered_while_the_ids_are_read_is_not_given_out_any_more(path, monkeypatch):
-    monkeypatch.setattr(findings, "PAGE_IDS", 2)
+def test_ids_answered_meanwhile_are_left_out(path, monkeypatch):
+    monkeypatch.setattr(store, "PAGE_IDS", 2)
     a_run(path, 5)
     with opened(path) as found:
-        ids = found.unanswered(0)
-        assert next(ids) == "id-0"
+        ids = found.store.unanswered(0)
+        assert drive(anext(ids)) == "id-0"
         for one in ("id-2", "id-4"):
             found.present(one, "running", EPOCH)
-        assert list(ids) == ["id-1", "id-3"]
+        assert [drive(anext(ids)), drive(anext(ids)), drive(anext(ids, None))] == ["id-1", "id-3", None]
 
 
-# --- a sample -----------------------------------------------------------------------------------------------------
+# --- a sample ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sample", [1, 2, 7, 99, 100])
-def test_a_sample_draws_exactly_so_many_different_rows(path, sample):
+def test_a_sample_has_the_given_number_of_different_rows(path, sample):
     a_run(path, 110, others=dict.fromkeys(range(0, 110, 11), "rejected") | {1: "existed"})
     with opened(path, sample) as found:
         assert found.wanted == len(unanswered(found)) == sample
@@ -133,59 +177,57 @@ def test_a_sample_larger_than_the_run_is_the_whole_run(path):
     assert rows_of(path, 1) == [0, 1, 2, 3, 4, 6, 7]
 
 
-def test_a_sample_holds_the_very_instances_at_the_drawn_positions(path):
-    """Created rows first, then those that existed; the drawn positions need not be next to each other."""
+def test_a_sample_holds_the_instances_at_the_drawn_positions(path):
     a_run(path, 10, others={0: "existed", 4: "existed"})
-    in_order = [1, 2, 3, 5, 6, 7, 8, 9, 0, 4]
+    in_order = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
     for seed in range(8):
-        with opened(path, 3, draw=random.Random(seed).random) as found:
-            found.spent = True
-            drawn = sorted(_draw(3, 10, random.Random(seed).random))
+        with opened(path, 3, random_source=random.Random(seed).random, finished=True):
+            drawn = sorted(draw_positions(3, 10, random.Random(seed).random))
             assert sorted(rows_of(path, 1)) == sorted(in_order[position] for position in drawn)
 
 
-def test_every_set_of_rows_is_as_likely_as_any_other():
+def test_every_sample_is_equally_likely():
     chance, drawn = random.Random(7), 12_000
     counts = dict.fromkeys(itertools.combinations(range(6), 3), 0)
     for _ in range(drawn):
-        counts[tuple(sorted(_draw(3, 6, chance.random)))] += 1
+        counts[tuple(sorted(draw_positions(3, 6, chance.random)))] += 1
     expected = drawn / len(counts)
     chi_squared = sum((count - expected) ** 2 / expected for count in counts.values())
     assert chi_squared < 43.8  # 19 degrees of freedom: one time in a thousand
 
 
 @pytest.mark.parametrize("draw", [lambda: 0.0, lambda: 0.999_999_999_999_999_9, lambda: 1.0])
-def test_the_ends_of_chance_draw_as_many_as_the_middle(draw):
+def test_extreme_random_numbers_draw_a_full_sample(draw):
     for total in range(1, 12):
         for number in range(1, total + 1):
-            drawn = _draw(number, total, draw)
+            drawn = draw_positions(number, total, draw)
             assert len(drawn) == number
             assert drawn <= set(range(total))
 
 
-def test_a_sample_of_nothing_is_refused(path):
+def test_an_empty_sample_is_refused(path):
     a_run(path)
     with pytest.raises(CheckpointError, match="at least one"):
         start(path, 0)
 
 
-# --- what the service says ----------------------------------------------------------------------------------------
+# --- results ----------------------------------------------------------------------------------------------------------
 
 
-def test_an_instance_that_is_there_counts_once_however_often_it_is_seen(path):
+def test_an_instance_counts_once_however_often_it_is_found(path):
     a_run(path)
     with opened(path) as found:
         found.present("id-1", "running", EPOCH)
         found.present("id-1", "complete", EPOCH)
-        assert found.listed([("id-1", "complete"), ("id-2", "queued"), ("stranger", "queued")], None, EPOCH) == (2, 1)
-        assert (found.found, found.found_by_list, found.statuses()) == (2, 1, {"queued": 1, "running": 1})
+        found.listed([("id-1", "complete"), ("id-2", "queued"), ("stranger", "queued")], None, 1, EPOCH)
+        assert (found.found, found.statuses()) == (2, {"queued": 1, "running": 1})
 
 
 def test_statuses_are_counted_the_most_frequent_first(path):
     a_run(path, 6)
     with opened(path) as found:
         told = ["waiting", "complete", "complete", "errored", "complete", "errored"]
-        found.listed([(f"id-{n}", status) for n, status in enumerate(told)], None, EPOCH)
+        found.listed([(f"id-{n}", status) for n, status in enumerate(told)], None, 1, EPOCH)
         assert list(found.statuses().items()) == [("complete", 3), ("errored", 2), ("waiting", 1)]
 
 
@@ -193,37 +235,42 @@ def test_only_the_second_absence_makes_an_instance_missing(path):
     a_run(path)
     with opened(path) as found:
         found.absent("id-3", EPOCH)
-        assert (found.missing, unanswered(found, 1), list(found.bad(EPOCH, asked_for_all=False))) == (0, ["id-3"], [])
+        assert (found.missing, unanswered(found, 1), found.problems()) == (0, ["id-3"], [])
         assert "id-3" not in unanswered(found)
         found.absent("id-3", EPOCH)
         assert (found.missing, unanswered(found, 1)) == (1, [])
         found.absent("id-3", EPOCH)
         assert found.missing == 1
-        assert [one.id for one in found.bad(EPOCH, asked_for_all=False)] == ["id-3"]
+        assert [one.id for one in found.problems()] == ["id-3"]
 
 
-def test_an_instance_that_was_absent_and_then_there_is_not_missing(path):
+def test_an_instance_absent_and_then_found_is_not_missing(path):
     a_run(path)
     with opened(path) as found:
         found.absent("id-3", EPOCH)
         found.present("id-3", "queued", EPOCH)
         found.absent("id-3", EPOCH)
-        assert (found.found, found.missing, list(found.bad(EPOCH, asked_for_all=False))) == (1, 0, [])
+        assert (found.found, found.missing, found.problems()) == (1, 0, [])
 
 
-def test_a_page_says_how_many_rows_this_reading_had_not_shown_and_how_many_nothing_had(path):
+def test_the_debt_is_requests_less_instances_found_and_never_below_0(path):
     a_run(path, 6)
     with opened(path) as found:
-        page = [("id-0", "queued"), ("id-1", "queued"), ("other", "queued")]
-        assert found.listed(page, "a", EPOCH) == (2, 2)
-        assert found.listed(page, "b", EPOCH) == (0, 0)
-        found.list_again(EPOCH)
-        assert found.cursor is None
-        assert found.listed([*page, ("id-2", "queued")], "c", EPOCH) == (3, 1)
-        assert (found.pages, found.found_by_list, found.cursor) == (3, 3, "c")
+        debts = []
+        for ids, requests in ((["other"], 1), (["other"], 4), (["id-0", "id-1"], 1), (["id-0"], 1), (["id-2"], 9)):
+            found.listed([(one, "queued") for one in ids], "next", requests, EPOCH)
+            debts.append(found.debt)
+        assert debts == [1, 5, 4, 5, 13]
+        found.listed([("id-3", "queued"), ("id-4", "queued")], "next", 1, EPOCH)
+        assert (found.debt, found.cursor) == (12, "next")
+    with opened(path) as found:
+        assert (found.resumed, found.debt, found.cursor) == (True, 12, "next")
+        for _ in range(12):
+            found.listed([("id-5", "queued")], None, 0, EPOCH)
+        assert found.debt == 11
 
 
-def test_an_id_in_two_rows_is_asked_for_once_and_answers_for_both(path):
+def test_an_id_in_two_rows_is_looked_up_once_for_both(path):
     a_run(path, 3)
     a_run(path, 2, data=lines(2, 1), others={3: "existed", 4: "existed"})  # id-1 and id-2 once more
     with opened(path) as found:
@@ -231,12 +278,13 @@ def test_an_id_in_two_rows_is_asked_for_once_and_answers_for_both(path):
         found.present("id-1", "running", EPOCH)
         assert (found.found, found.statuses()) == (2, {"running": 2})
         found.absent("id-2", EPOCH)
+        assert (unanswered(found), unanswered(found, 1)) == (["id-0"], ["id-2"])
         found.absent("id-2", EPOCH)
         assert found.missing == 2
-        assert [(one.row, one.id) for one in found.bad(EPOCH, asked_for_all=False)] == [(2, "id-2"), (4, "id-2")]
+        assert [(one.row, one.id) for one in found.problems()] == [(2, "id-2"), (4, "id-2")]
 
 
-def test_what_is_amiss_is_told_in_the_order_of_the_rows(path):
+def test_problems_come_in_row_order(path):
     a_run(path, 13, others={11: "existed"})
     with opened(path) as found:
         for one in ("id-11", "id-2", "id-10"):
@@ -244,7 +292,7 @@ def test_what_is_amiss_is_told_in_the_order_of_the_rows(path):
             found.absent(one, EPOCH)
         found.present("id-9", "errored", EPOCH)
         found.present("id-1", "terminated", EPOCH)
-        assert list(found.bad(EPOCH + HOUR_S, asked_for_all=False)) == [
+        assert found.problems(EPOCH + HOUR_S) == [
             Finding(row=2, id="id-2", outcome="missing", message=missing("created")),
             Finding(row=9, id="id-9", outcome="errored", status="errored", message="the instance ended with an error"),
             Finding(row=10, id="id-10", outcome="missing", message=missing("created")),
@@ -258,7 +306,7 @@ def missing(outcome):
     return f"the checkpoint calls it {outcome}, and the service has no such instance"
 
 
-def test_an_instance_that_may_have_passed_its_retention_is_missing_with_a_word_of_that(path):
+def test_a_missing_instance_past_its_retention_is_reported_with_a_remark(path):
     a_run(path, 100)
     row = {"instance_retention": {"success_retention": "1 hour", "error_retention": "1 hour"}}
     a_run(path, 2, data=lines(2, 100, **row))
@@ -266,57 +314,12 @@ def test_an_instance_that_may_have_passed_its_retention_is_missing_with_a_word_o
         for one in ("id-0", "id-99", "id-101"):
             found.absent(one, EPOCH)
             found.absent(one, EPOCH)
-        hour_later = {one.id: "retention" in one.message for one in found.bad(EPOCH + HOUR_S + 1, asked_for_all=False)}
+        hour_later = {one.id: "retention" in one.message for one in found.problems(EPOCH + HOUR_S + 1)}
         assert hour_later == {"id-0": False, "id-99": False, "id-101": True}
-        assert all("retention" in one.message for one in found.bad(EPOCH + 3 * DAY_S + 1, asked_for_all=False))
+        assert all("retention" in one.message for one in found.problems(EPOCH + 3 * DAY_S + 1))
 
 
-# --- requests and pauses ------------------------------------------------------------------------------------------
-
-
-def test_every_request_is_remembered_and_never_as_older_than_it_was(path):
-    """What is taken for older leaves the window too early, and lets one request too many through."""
-    sent = [EPOCH + at for at in (0.0, 0.2, 0.99, 1.0, 7.5, 7.5)]
-    a_run(path)
-    with opened(path) as found:
-        for at in sent:
-            found.sent(at)
-    with opened(path, now=EPOCH + 60) as found:
-        told = read_past(path, EPOCH - 1)[0]
-        assert [instances for _, instances in told] == [0] * 6
-        assert [at for at, _ in told] == sorted(at for at, _ in told)
-        assert all(remembered >= at for (remembered, _), at in zip(told, sent, strict=True))
-        assert all(remembered <= at + 1 for (remembered, _), at in zip(told, sent, strict=True))
-
-
-def test_requests_of_before_the_last_five_minutes_are_left_out_and_no_later_ones(path):
-    a_run(path)
-    with opened(path) as found:
-        for at in (0.9, 100.2, 100.9, 300.0):
-            found.sent(EPOCH + at)
-        assert len(read_past(path, EPOCH + 100.5)[0]) >= 2  # both that were sent after
-        assert len(read_past(path, EPOCH + 102.0)[0]) == 1
-
-
-def test_another_sample_does_not_forget_the_requests_and_the_silence_that_still_bind(path):
-    """The service counts by token: it does not care what was looked for."""
-    a_run(path, 50)
-    with opened(path) as found:
-        for _ in range(40):
-            found.sent(EPOCH)
-        found.pause(EPOCH + 600, EPOCH)
-    with opened(path, 5, EPOCH + 1) as found:
-        assert (found.wanted, found.resumed) == (5, False)
-        assert len(read_past(path, EPOCH - 1)[0]) == 40
-        assert read_past(path, 0)[1] == EPOCH + 600
-
-
-def test_a_later_shorter_order_does_not_shorten_a_silence(path):
-    a_run(path)
-    with opened(path) as found:
-        found.pause(EPOCH + 600, EPOCH)
-        found.pause(EPOCH + 5, EPOCH)
-    assert read_past(path, 0)[1] == EPOCH + 600
+# --- a file that can't be used ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -343,108 +346,48 @@ def test_a_file_of_another_format_is_begun_anew(path):
         assert (found.resumed, found.found, found.wanted) == (False, 0, 20)
 
 
-def test_an_ordered_silence_is_remembered(path):
-    a_run(path)
-    with opened(path) as found:
-        assert read_past(path, 0)[1] == 0
-        found.pause(EPOCH + 60, EPOCH)
-        found.pause(EPOCH + 90.5, EPOCH)
-    with opened(path) as found:
-        assert read_past(path, 0)[1] == EPOCH + 90.5
+# --- interrupted and continued ----------------------------------------------------------------------------------------
 
 
-def test_what_the_last_answers_said_is_left_is_remembered_also_for_another_sample(path):
-    words = [Said(EPOCH + 3.5, EPOCH + 3, "r=3;t=60"), Said(EPOCH + 4, EPOCH + 1, "r=2;t=60")]
-    a_run(path, 50)
-    with opened(path) as found:
-        for number in range(LAST_WORDS):
-            found.said(Said(EPOCH + number / 100, EPOCH, "r=900;t=300"))
-        for said in words:
-            found.sent(said.sent_at)
-            found.said(said)
-    with opened(path, 5, EPOCH + 10) as found:
-        past = read_past(path, EPOCH + 300)
-        assert len(past.words) == LAST_WORDS
-        assert past.words[-2:] == words
-        assert past.attempts == [(EPOCH + 1, 0), (EPOCH + 3, 0)]  # as far back as the words go
-
-
-@pytest.mark.parametrize("set_s", [3_600, -3_600, 200_000])
-def test_within_a_boot_a_clock_that_is_set_changes_nothing(path, set_s):
-    a_run(path)
-    boot, later = Boot("a", EPOCH - 1_000), Boot("a", EPOCH - 1_000 + set_s)
-    with opened(path, boot=boot) as found:
-        found.sent(EPOCH)
-        found.pause(EPOCH + 60, EPOCH)
-        found.said(Said(EPOCH + 1, EPOCH, "r=3;t=60"))
-    with opened(path, now=EPOCH + 5 + set_s, boot=later) as found:
-        assert found.resumed
-        assert found.boot == boot
-        assert read_past(path, EPOCH - 1, found.boot) == (
-            [(EPOCH, 0)],
-            EPOCH + 60,
-            [Said(EPOCH + 1, EPOCH, "r=3;t=60")],
-        )
-    past = read_past(path, EPOCH - 1 + set_s, later)
-    assert past.attempts == [(EPOCH + set_s, 0)]
-    assert past.pause_until == EPOCH + set_s + 60
-
-
-# --- cut off and continued ----------------------------------------------------------------------------------------
-
-
-def test_a_verification_that_was_cut_off_goes_on_where_it_was(path):
+def test_an_interrupted_verification_continues_where_it_was(path):
     a_run(path, 8, others={3: "existed"})
     with opened(path) as found:
-        found.listed([("id-0", "queued"), ("id-1", "errored")], "first", EPOCH)
-        found.list_again(EPOCH)
-        found.listed([("id-0", "queued"), ("id-2", "queued")], "second", EPOCH)
+        found.listed([("id-0", "queued"), ("id-1", "errored")], "first", 1, EPOCH)
+        found.listed([("id-0", "queued"), ("id-2", "queued")], "second", 1, EPOCH)
         found.absent("id-3", EPOCH)
         found.absent("id-4", EPOCH)
         found.absent("id-4", EPOCH)
     with opened(path, now=EPOCH + HOUR_S) as found:
         assert found.resumed
         assert (found.wanted, found.found, found.missing) == (8, 3, 1)
-        assert (found.listing, found.cursor, found.pages, found.found_by_list) == (True, "second", 2, 3)
+        assert (found.listing, found.cursor, found.debt) == (True, "second", 0)
         assert (unanswered(found), unanswered(found, 1)) == (["id-5", "id-6", "id-7"], ["id-3"])
-        assert [(one.id, one.outcome) for one in found.bad(EPOCH, asked_for_all=False)] == [
-            ("id-1", "errored"),
-            ("id-4", "missing"),
-        ]
-        # The second reading still goes on: what it has shown is not fresh, and what only the first has shown is.
-        assert found.listed([("id-0", "queued"), ("id-1", "queued"), ("id-2", "queued")], None, EPOCH) == (1, 0)
+        assert [(one.id, one.outcome) for one in found.problems()] == [("id-1", "errored"), ("id-4", "missing")]
         found.end_listing(EPOCH)
     with opened(path) as found:
         assert not found.listing
 
 
-def test_a_list_that_was_to_be_read_again_is_read_from_its_start(path):
-    a_run(path)
-    with opened(path) as found:
-        found.listed([("id-0", "queued")], "lost", EPOCH)
-        found.list_again(EPOCH)
-    with opened(path) as found:
-        assert (found.listing, found.cursor) == (True, None)
-
-
-def test_half_a_page_is_never_kept(path):
+def test_a_page_is_stored_as_a_whole_or_not_at_all(path):
     a_run(path)
 
     def page():
         yield "id-0", "queued"
         raise KeyboardInterrupt
 
-    with opened(path) as found, pytest.raises(KeyboardInterrupt):
-        found.listed(page(), "next", EPOCH)
     with opened(path) as found:
-        assert (found.found, found.statuses(), found.pages, found.cursor) == (0, {}, 0, None)
+        with pytest.raises(KeyboardInterrupt):
+            found.listed(page(), "next", 1, EPOCH)
+        assert (found.found, found.cursor) == (0, None)
+    with opened(path) as found:
+        assert (found.found, found.statuses(), found.cursor) == (0, {}, None)
 
 
-def test_the_same_sample_goes_on_with_the_rows_that_were_drawn(path):
+def test_the_same_sample_continues_with_the_drawn_rows(path):
     a_run(path, 200)
     with opened(path, 10):
         drawn = rows_of(path, 1)
-    with opened(path, 10, draw=random.Random(99).random) as found:
+    with opened(path, 10, random_source=random.Random(99).random) as found:
         assert found.resumed
         assert rows_of(path, 1) == drawn
 
@@ -457,14 +400,13 @@ def test_another_sample_is_another_verification(path):
         assert (found.resumed, found.found, found.wanted) == (False, 0, 6)
 
 
-def test_a_sample_does_not_put_an_end_to_a_whole_verification_that_was_cut_off(path):
+def test_a_sample_does_not_end_an_interrupted_whole_verification(path):
     """Hours of asking are in its file."""
     a_run(path, 20)
     with opened(path) as found:
         found.present("id-3", "queued", EPOCH)
-    with opened(path, 5) as found:
+    with opened(path, 5, finished=True) as found:
         assert (found.resumed, found.found) == (False, 0)
-        found.spent = True
     with opened(path) as found:
         assert (found.resumed, found.found, found.wanted) == (True, 1, 20)
 
@@ -484,7 +426,7 @@ def test_another_run_under_the_same_name_is_another_verification(path):
     [(DAY_S - 1, True), (DAY_S + 1, False), (-1, True), (-DAY_S - 1, False)],
     ids=["fresh", "stale", "a clock set back", "from the future"],
 )
-def test_what_was_found_more_than_a_day_ago_is_not_believed(path, later_s, resumed):
+def test_a_store_last_used_over_a_day_ago_is_begun_anew(path, later_s, resumed):
     a_run(path)
     with opened(path, now=EPOCH - 2 * DAY_S) as found:
         found.present("id-0", "queued", EPOCH)  # its last use counts, not its beginning
@@ -492,7 +434,7 @@ def test_what_was_found_more_than_a_day_ago_is_not_believed(path, later_s, resum
         assert (found.resumed, found.found) == (resumed, int(resumed))
 
 
-def test_rows_that_the_run_has_added_meanwhile_are_looked_for_too(path):
+def test_rows_added_by_the_run_are_wanted_by_the_next_session(path):
     a_run(path, 100, finished=False)
     with opened(path) as found:
         found.present("id-7", "running", EPOCH)
@@ -504,7 +446,7 @@ def test_rows_that_the_run_has_added_meanwhile_are_looked_for_too(path):
         assert unanswered(found, 1) == ["id-8"]
 
 
-def test_a_sample_stays_as_it_was_drawn_when_the_run_has_gone_on(path):
+def test_a_sample_stays_as_drawn_when_the_run_has_continued(path):
     a_run(path, 100, finished=False)
     with opened(path, 10):
         drawn = rows_of(path, 1)
@@ -514,7 +456,7 @@ def test_a_sample_stays_as_it_was_drawn_when_the_run_has_gone_on(path):
         assert rows_of(path, 1) == drawn
 
 
-def test_for_rows_that_were_added_the_list_is_worth_reading_again(path):
+def test_for_added_rows_the_list_is_read_again(path):
     a_run(path, 5, finished=False)
     with opened(path) as found:
         found.end_listing(EPOCH)  # five are looked up at once
@@ -524,7 +466,7 @@ def test_for_rows_that_were_added_the_list_is_worth_reading_again(path):
         assert found.listing
 
 
-def test_a_file_that_was_cut_off_before_it_was_anything_is_begun_anew(path):
+def test_an_empty_file_with_a_left_over_log_is_begun_anew(path):
     a_run(path)
     file_of(path).touch()
     file_of(path).with_name(file_of(path).name + "-wal").write_bytes(b"left over")
@@ -532,14 +474,14 @@ def test_a_file_that_was_cut_off_before_it_was_anything_is_begun_anew(path):
         assert (found.resumed, found.wanted) == (False, 5)
 
 
-def test_a_start_that_fails_leaves_neither_lock_nor_half_a_file_in_the_way(path, monkeypatch):
+def test_a_failed_start_does_not_hinder_the_next(path, monkeypatch):
     a_run(path)
 
     def full(*_):
         raise sqlite3.OperationalError("database or disk is full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(findings, "_wanted", full)
+        patch.setattr(store, "wanted", full)
         with pytest.raises(CheckpointError, match="Make room"):
             start(path)
     assert not Path(f"{file_of(path)}.lock").exists()
@@ -547,59 +489,81 @@ def test_a_start_that_fails_leaves_neither_lock_nor_half_a_file_in_the_way(path,
         assert (found.resumed, found.wanted) == (False, 5)
 
 
-# --- the end ------------------------------------------------------------------------------------------------------
+# --- the end ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_file_goes_when_it_is_spent_and_stays_otherwise(path):
+def test_a_finished_store_is_deleted_and_an_unfinished_one_kept(path):
     a_run(path)
+    with opened(path):
+        pass
+    assert beside(path) == ["run.bulkwf", "run.bulkwf.verify", "run.bulkwf.verify-requests"]  # no log, no lock
     with opened(path) as found:
-        found.sent(EPOCH)
-    assert beside(path) == ["run.bulkwf", "run.bulkwf.verify"]  # one portable file: no log, no lock
-    with opened(path) as found:
-        found.spent = True
-    assert beside(path) == ["run.bulkwf", "run.bulkwf.verify"]
-    assert len(read_past(path, 0)[0]) == 1  # what was sent in the last five minutes still counts
-    with opened(path, now=EPOCH + 400) as found:
-        assert not found.resumed
-        found.present("id-0", "queued", EPOCH + 400)
-        found.spent = True
+        found.report(complete=False).discard()
+    assert file_of(path).exists()
+    with opened(path, finished=True) as found:
+        assert found.resumed
     assert beside(path) == ["run.bulkwf"]
 
 
-def test_the_checkpoint_is_left_as_it_was(path):
+def test_the_requests_of_the_last_five_minutes_outlast_a_finished_verification(path):
+    a_run(path)
+    with opened(path, finished=True) as found:
+        found.requests.sent(EPOCH)
+    assert beside(path) == ["run.bulkwf", "run.bulkwf.verify-requests"]
+    with opened(path, now=EPOCH + 299, finished=True):
+        pass
+    assert beside(path) == ["run.bulkwf", "run.bulkwf.verify-requests"]
+    with opened(path, now=EPOCH + 301, finished=True):
+        pass
+    assert beside(path) == ["run.bulkwf"]
+
+
+def test_a_finished_store_that_another_verification_has_opened_is_not_deleted(path):
+    a_run(path)
+    with opened(path):
+        pass
+    with opened(path) as found:
+        found.report(complete=True).discard()
+        assert file_of(path).exists()
+        found.present("id-0", "queued", EPOCH)
+    with opened(path) as found:
+        assert (found.resumed, found.found) == (True, 1)
+
+
+def test_the_checkpoint_is_not_changed(path):
     a_run(path, 50)
     before = path.read_bytes()
     with opened(path) as found:
         for number in range(50):
             found.absent(f"id-{number}", EPOCH)
             found.absent(f"id-{number}", EPOCH)
-        assert len(list(found.bad(EPOCH, asked_for_all=False))) == 50
+        assert len(found.problems()) == 50
     assert path.read_bytes() == before
 
 
-def test_it_is_for_its_owners_eyes_alone(path):
+def test_the_files_are_private(path):
     a_run(path)
     with opened(path):
         for name in ("", "-wal", "-shm", ".lock"):
             assert stat.S_IMODE(Path(f"{file_of(path)}{name}").stat().st_mode) == 0o600
 
 
-# --- whose file it is ---------------------------------------------------------------------------------------------
+# --- foreign files, locks and permissions -----------------------------------------------------------------------------
 
 
-def test_another_programs_database_of_that_name_is_left_alone(path):
+def test_a_database_of_another_program_is_refused_and_left_alone(path):
     a_run(path)
     with contextlib.closing(sqlite3.connect(file_of(path))) as db:
         db.execute("CREATE TABLE verification (run)")
     before = file_of(path).read_bytes()
-    with pytest.raises(CheckpointError, match="another file has that name"):
+    with pytest.raises(CheckpointError, match="another file has it"):
         start(path)
     assert file_of(path).read_bytes() == before
     assert beside(path) == ["run.bulkwf", "run.bulkwf.verify"]
 
 
 @pytest.mark.parametrize("what", ["text", "torn"])
-def test_what_is_no_database_is_left_alone_and_the_advice_can_be_followed(path, what):
+def test_a_file_that_is_no_store_is_refused_and_left_alone(path, what):
     a_run(path, 100)
     with opened(path):
         pass
@@ -621,7 +585,7 @@ def test_a_folder_of_that_name_is_refused(path):
     assert not Path(f"{file_of(path)}.lock").exists()
 
 
-def test_a_file_that_everybody_may_write_is_refused(path):
+def test_a_world_writable_file_is_refused(path):
     a_run(path)
     with opened(path):
         pass
@@ -636,15 +600,15 @@ def verify(path, **more):
 
 
 @pytest.mark.parametrize("made_up", ["../../user/tokens", "a/b", "-a", "batch"])
-def test_what_can_be_no_id_is_not_asked_for(path, made_up):
+def test_a_forged_id_is_refused(path, made_up):
     a_run(path)
     with opened(path) as found:
-        found._db.execute("UPDATE instance SET id = ? WHERE row = 3", (made_up,))
+        found.store._db.execute("UPDATE instance SET id = ? WHERE row = 3", (made_up,))
         with pytest.raises(CheckpointError, match=r"it holds an id that no run writes\. .* delete it"):
             unanswered(found)
 
 
-def test_a_second_verification_of_the_same_checkpoint_is_refused_naming_the_first(path):
+def test_a_second_verification_of_a_checkpoint_is_refused_naming_the_first(path):
     a_run(path)
     with opened(path) as found:
         found.present("id-0", "queued", EPOCH)
@@ -656,7 +620,7 @@ def test_a_second_verification_of_the_same_checkpoint_is_refused_naming_the_firs
         assert found.found == 2
 
 
-def test_a_checkpoint_has_one_file_whatever_link_names_it(path, folder):
+def test_a_symbolic_link_leads_to_the_same_store(path, folder):
     """Or two verifications of one run would each believe to be alone."""
     a_run(path)
     Path("elsewhere").mkdir()
@@ -668,7 +632,7 @@ def test_a_checkpoint_has_one_file_whatever_link_names_it(path, folder):
             start(path)
 
 
-def test_a_folder_that_may_not_be_written_is_refused_with_a_way_out(path):
+def test_a_read_only_folder_is_refused_with_advice(path):
     a_run(path)
     path.parent.chmod(0o555)
     try:
@@ -681,15 +645,16 @@ def test_a_folder_that_may_not_be_written_is_refused_with_a_way_out(path):
     assert beside(path) == ["run.bulkwf"]
 
 
-def test_on_a_full_disk_half_a_page_is_never_kept_and_with_more_room_it_goes_on(path):
+def test_on_a_full_disk_no_half_page_is_stored_and_with_more_room_it_continues(path):
     a_run(path, 1_000)
     page = [(f"id-{n}", "a status of many words " * 20) for n in range(1_000)]
     with opened(path) as found:
-        size = found._db.execute("PRAGMA page_count").fetchone()[0]
-        found._db.execute(f"PRAGMA max_page_count = {size + 10}")
+        size = found.store._db.execute("PRAGMA page_count").fetchone()[0]
+        found.store._db.execute(f"PRAGMA max_page_count = {size + 10}")
         found.present("id-5", "queued", EPOCH)
         with pytest.raises(CheckpointError, match="Make room on the disk and run the same command again"):
-            found.listed(page, "next", EPOCH)
+            found.listed(page, "next", 1, EPOCH)
     with opened(path) as found:
-        assert (found.resumed, found.found, found.pages, found.cursor) == (True, 1, 0, None)
-        assert found.listed(page, "next", EPOCH) == (1_000, 999)
+        assert (found.resumed, found.found, found.cursor) == (True, 1, None)
+        found.listed(page, "next", 1, EPOCH)
+        assert found.found == 1_000

@@ -1,0 +1,348 @@
+"""What a verification has found: a SQLite file beside the checkpoint, `<checkpoint>.verify`.
+
+It holds a row of the list a line, because ten million ids do not fit into memory. A sample has a file of its own,
+`<checkpoint>.verify-sample`. All SQL runs in one thread, the executor. Commits do not wait for the disk: what a power
+failure takes is asked for again.
+
+The file is built in linear time: rows are appended in their order, then SQLite sorts the ids for the index. Updates
+change a row in place, and never the index.
+"""
+
+import asyncio
+import contextlib
+import sqlite3
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+import filelock
+
+from bulkwf.batching import ids_are_good
+from bulkwf.checkpoint import Executor
+from bulkwf.checkpoint.file import connect, make_private, release, remove
+from bulkwf.model import UNKNOWN_BOOT, Boot
+from bulkwf.uncancelled import until_done
+from bulkwf.verification.files import acquire_lock, explained, foreign_file, request_log_path, store_path
+from bulkwf.verification.request_log import RequestLog
+from bulkwf.verification.scope import Scope, wanted
+
+__all__ = ["CONFIRMED", "VerificationStore"]
+
+STALE_AFTER_S = 86_400.0
+"""Age at which the store of an interrupted verification is discarded: what it found says too little about today."""
+FORMAT = 3
+CONFIRMED = 2
+"""Look-ups that must find an instance absent before it is missing."""
+PAGE_IDS = 1_000
+APPLICATION_ID = 0x62776B76
+"""`bwkv`, in the file's header."""
+CACHE_KIB = 16_384
+
+SCHEMA = (
+    """
+CREATE TABLE verification (
+  run TEXT NOT NULL,              -- see `Scope.run`
+  sample INTEGER,                 -- size of the sample; NULL: all instances
+  begun_at REAL NOT NULL, used_at REAL NOT NULL,
+  listing INTEGER NOT NULL DEFAULT TRUE, -- the list is still being read
+  cursor TEXT,                    -- of the list's next page; NULL: the first page
+  debt INTEGER NOT NULL DEFAULT 0 -- requests for the list less the instances that they found, never below 0
+)
+""",
+    """
+CREATE TABLE instance (
+  row INTEGER PRIMARY KEY, id TEXT NOT NULL,
+  existed INTEGER NOT NULL,       -- the checkpoint calls it existed, not created
+  status TEXT,                    -- what the service calls it; NULL: not found yet
+  absences INTEGER NOT NULL DEFAULT 0 -- look-ups that found it absent
+)
+""",
+)
+INDEX = "CREATE INDEX instance_id ON instance (id)"
+UNANSWERED = """
+SELECT row, id FROM instance AS one WHERE row > ? AND status IS NULL AND absences = ?
+  AND NOT EXISTS (SELECT 1 FROM instance AS earlier WHERE earlier.id = one.id AND earlier.row < one.row)
+ORDER BY row LIMIT ?
+"""
+
+
+class VerificationStore:
+    """The one writer of a store. Made by `open`. The executor's thread alone changes it.
+
+    Attributes:
+        path: The file.
+        requests: The log of its requests.
+        wanted: Rows whose instances are looked for.
+        found: Rows whose instances the service holds.
+        missing: Rows whose instances it does not hold.
+        listing: Whether the list is still being read.
+        cursor: Of the list's next page; None for the first.
+        debt: Requests for the list less the instances that they found, never below 0.
+        resumed: An earlier session was interrupted, and this one continues it.
+        begun_at: When the first session began, in Unix time.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        db: sqlite3.Connection,
+        requests: RequestLog,
+        lock: filelock.BaseFileLock,
+        executor: Executor,
+        *,
+        resumed: bool,
+    ) -> None:
+        self.path = path
+        self.requests = requests
+        self.resumed = resumed
+        self.wanted = self.found = self.missing = 0
+        self.listing = True
+        self.cursor: str | None = None
+        self.debt = 0
+        self.begun_at = 0.0
+        self._db = db
+        self._lock = lock
+        self._executor = executor
+        self._closed: asyncio.Future[None] | None = None
+
+    @property
+    def boot(self) -> Boot:
+        """How this session's times must be counted."""
+        return self.requests.boot
+
+    @property
+    def answered(self) -> int:
+        """Rows for which it is known whether the service holds their instances."""
+        return self.found + self.missing
+
+    # --- opening and closing --------------------------------------------------------------------------------------
+
+    @classmethod
+    def open(
+        cls, scope: Scope, now: float, random: Callable[[], float], executor: Executor, boot: Boot = UNKNOWN_BOOT
+    ) -> Self:
+        """Open the store of an interrupted verification, or make one. To be called in the executor's thread.
+
+        Args:
+            scope: What is to be verified.
+            now: Unix time.
+            random: A random number from 0 to 1; draws the sample.
+            executor: Where all SQL runs.
+            boot: This boot, by the clock that *now* is of.
+
+        Raises:
+            CheckpointError: Another verification holds it, or the folder can't be written.
+        """
+        path = store_path(scope.path, scope.sample)
+        with contextlib.ExitStack() as if_it_fails:
+            lock = acquire_lock(path)
+            if_it_fails.callback(release, lock)
+            with explained(path):
+                _refuse_foreign(path)
+                requests = RequestLog.open(request_log_path(path), now, boot)
+                if_it_fails.callback(requests.close)
+                now -= boot.shift_s(requests.boot)
+                resumed = _continues(path, scope, now)
+                if not resumed:
+                    remove(path)
+                db = _connect(path)
+                if_it_fails.callback(db.close)
+                opened = cls(path, db, requests, lock, executor, resumed=resumed)
+                opened._prepare(scope, now, random)
+            if_it_fails.pop_all()
+            return opened
+
+    async def aclose(self) -> None:
+        """Close the files and release the lock, once all that was begun has ended. A cancellation is raised then."""
+        if self._closed is None:
+            self._closed = asyncio.ensure_future(self._executor(self._close))
+        await until_done(self._closed)
+
+    def _close(self) -> None:
+        with contextlib.suppress(sqlite3.Error):
+            self._db.close()
+        self.requests.close()
+        release(self._lock)
+
+    def _prepare(self, scope: Scope, now: float, random: Callable[[], float]) -> None:
+        db = self._db
+        db.execute("BEGIN IMMEDIATE")
+        if not self.resumed:
+            for statement in SCHEMA:
+                db.execute(statement)
+            query = "INSERT INTO verification (run, sample, begun_at, used_at) VALUES (?, ?, ?, ?)"
+            db.execute(query, (scope.run, scope.sample, now, now))
+        self._add_rows(scope, random)
+        db.execute("COMMIT")
+        db.execute("PRAGMA journal_mode = WAL")  # not before: a new file would be written twice
+        counts = "SELECT count(*), count(status), count(CASE WHEN absences >= ? AND status IS NULL THEN 1 END)"
+        self.wanted, self.found, self.missing = db.execute(f"{counts} FROM instance", (CONFIRMED,)).fetchone()
+        row = db.execute("SELECT begun_at, listing, cursor, debt FROM verification").fetchone()
+        self.begun_at, listing, self.cursor, self.debt = row
+        self.listing = bool(listing)
+
+    def _add_rows(self, scope: Scope, random: Callable[[], float]) -> None:
+        """Store what is to be looked for; of a run that has continued meanwhile, what is new."""
+        known = self._db.execute("SELECT count(*) FROM instance").fetchone()[0]
+        if self.resumed and (scope.sample is not None or known == scope.total):
+            return
+        rows = ((result.row, result.id, result.outcome == "existed") for result in wanted(scope, random))
+        self._db.execute(
+            "DROP INDEX IF EXISTS instance_id"
+        )  # sorting all ids at once costs less than finding each one's place
+        self._db.executemany("INSERT OR IGNORE INTO instance (row, id, existed) VALUES (?, ?, ?)", rows)
+        self._db.execute(INDEX)
+        self._db.execute("UPDATE verification SET listing = TRUE, cursor = NULL, debt = 0")
+
+    # --- writing --------------------------------------------------------------------------------------------------
+
+    async def listed(self, instances: Sequence[tuple[str, str]], cursor: str | None, requests: int, now: float) -> None:
+        """Take in a page of the list.
+
+        Args:
+            instances: (id, status) of each instance on it.
+            cursor: Of the next page; None for the first.
+            requests: How many requests the page took.
+            now: Unix time.
+        """
+        await self._run(partial(self._listed, instances, cursor, requests, now))
+
+    def _listed(self, instances: Sequence[tuple[str, str]], cursor: str | None, requests: int, now: float) -> None:
+        with self._writing(now):
+            found = sum(self._find(instance_id, status) for instance_id, status in instances)
+            debt = max(0, self.debt + requests - found)
+            self._db.execute("UPDATE verification SET cursor = ?, debt = ?", (cursor, debt))
+        self.cursor, self.debt = cursor, debt
+        self.found += found
+
+    async def end_listing(self, now: float) -> None:
+        """The list is not read any further."""
+        await self._run(partial(self._end_listing, now))
+
+    def _end_listing(self, now: float) -> None:
+        with self._writing(now):
+            self._db.execute("UPDATE verification SET listing = FALSE")
+        self.listing = False
+
+    async def present(self, instance_id: str, status: str, now: float) -> None:
+        """A look-up has found the instance."""
+        await self._run(partial(self._present, instance_id, status, now))
+
+    def _present(self, instance_id: str, status: str, now: float) -> None:
+        with self._writing(now):
+            found = self._find(instance_id, status)
+        self.found += found
+
+    async def absent(self, instance_id: str, now: float) -> None:
+        """A look-up has found that the service does not hold the instance."""
+        await self._run(partial(self._absent, instance_id, now))
+
+    def _absent(self, instance_id: str, now: float) -> None:
+        add = "UPDATE instance SET absences = absences + 1 WHERE id = ? AND status IS NULL"
+        count = "SELECT count(*) FROM instance WHERE id = ? AND status IS NULL AND absences = ?"
+        with self._writing(now):
+            self._db.execute(add, (instance_id,))
+            missing = self._db.execute(count, (instance_id, CONFIRMED)).fetchone()[0]
+        self.missing += missing
+
+    def _find(self, instance_id: str, status: str) -> int:
+        """Note an instance's status; returns for how many rows nothing was known of it."""
+        query = "UPDATE instance SET status = ? WHERE id = ? AND status IS NULL"
+        return self._db.execute(query, (status, instance_id)).rowcount
+
+    @contextlib.contextmanager
+    def _writing(self, now: float) -> Iterator[None]:
+        """One transaction."""
+        with explained(self.path):
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("UPDATE verification SET used_at = ?", (now,))
+                self._db.execute("COMMIT")
+            except BaseException:
+                with contextlib.suppress(sqlite3.Error):
+                    self._db.execute("ROLLBACK")
+                raise
+
+    # --- reading --------------------------------------------------------------------------------------------------
+
+    async def unanswered(self, absences: int) -> AsyncGenerator[str, None]:
+        """The ids that were not found yet and that *absences* look-ups found absent: each once, by first row."""
+        after = -1
+        while page := await self._all(UNANSWERED, after, absences, PAGE_IDS):
+            with explained(self.path):
+                if not ids_are_good([instance_id for _, instance_id in page]):
+                    raise ValueError("it holds an id that no run writes")
+            for after, instance_id in page:  # noqa: B007 - where the next page begins
+                yield instance_id
+
+    async def any_id(self, *, found: bool) -> str | None:
+        """The id of an instance that is looked for, one that the service is known to hold if there is one.
+
+        Args:
+            found: Only one that the service is known to hold; None if there is none.
+        """
+        rows = await self._all("SELECT id FROM instance WHERE status IS NOT NULL LIMIT 1")
+        if not (rows or found):
+            rows = await self._all("SELECT id FROM instance LIMIT 1")
+        return rows[0][0] if rows and ids_are_good([rows[0][0]]) else None
+
+    async def statuses(self) -> dict[str, int]:
+        """Rows by the status of their instances, the most frequent first."""
+        query = "SELECT status, count(*) FROM instance WHERE status IS NOT NULL GROUP BY status ORDER BY 2 DESC, 1"
+        return dict(await self._all(query))
+
+    async def _all(self, query: str, *values: Any) -> list[Any]:
+        def read() -> list[Any]:
+            with explained(self.path):
+                return self._db.execute(query, values).fetchall()
+
+        rows: list[Any] = await self._run(read)
+        return rows
+
+    async def _run(self, function: Callable[[], Any]) -> Any:
+        """Run *function* in the store's thread, after all that was begun before."""
+        return await self._executor(function)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    make_private(path)
+    db = connect(str(path))
+    try:
+        db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        db.execute(f"PRAGMA user_version = {FORMAT}")
+        db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+        db.execute("PRAGMA synchronous = NORMAL")
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _continues(path: Path, scope: Scope, now: float) -> bool:
+    """Whether the store at *path* is of the same verification, and recent."""
+    if not path.exists() or not path.stat().st_size:
+        return False
+    with contextlib.closing(connect(str(path))) as db:
+        if not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:  # interrupted while it was made
+            return False
+        run, sample, used_at = db.execute("SELECT run, sample, used_at FROM verification").fetchone()
+    return (run, sample) == (scope.run, scope.sample) and abs(now - used_at) <= STALE_AFTER_S
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Refuse to overwrite another program's file; delete a store of another format."""
+    if not path.exists() or not path.stat().st_size:
+        return
+    try:
+        with contextlib.closing(connect(str(path))) as db:
+            application, version = (
+                db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")
+            )
+    except sqlite3.DatabaseError:
+        application = version = 0
+    if application != APPLICATION_ID:
+        raise foreign_file(path)
+    if version != FORMAT:
+        remove(path)

@@ -1,0 +1,379 @@
+"""Whether the instances that a checkpoint calls created or existed are really there.
+
+Two kinds of requests: pages of the workflow's list, a hundred instances each in any order, and look-ups of one id.
+
+Rules:
+
+1. The list only shows that instances are there. It may skip some, repeat pages or lose its place: what it has not shown
+   is looked up. An instance is missing once two look-ups found it absent, the second some seconds after all others.
+2. The list is read once, within the dates of the run, and only while that is cheaper than look-ups: a request for the
+   list costs one look-up, and each instance that it finds saves one. What it costs more than it saves is its debt. At a
+   debt of a tenth of the look-ups that are left, the list is given up (`list_pays`). This alone bounds lists that hold
+   other runs' instances, repeat pages, lead nowhere or fail.
+3. A request that fails again and again while the service answers others is given up: an instance is unknown then, and
+   a page adds to the debt.
+4. What was found is stored (`VerificationStore`): the next verification continues one that was interrupted.
+"""
+
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
+from math import inf
+
+import anyio
+
+from bulkwf.client import ServiceClient
+from bulkwf.errors import BulkwfError, exit_code
+from bulkwf.judge import judge_lookup, judge_page
+from bulkwf.model import Batch, Fault, Judgement, Reply, Request, RequestKind, Verdict
+from bulkwf.options import Target
+from bulkwf.payload import Page
+from bulkwf.requests import get_instance, list_instances
+from bulkwf.retry import LOOK_UP_TRIES
+from bulkwf.verdicts import HANDLING
+from bulkwf.verification.journal import VerificationJournal
+from bulkwf.verification.report import VerificationReport, Verified
+from bulkwf.verification.scope import Scope
+from bulkwf.verification.store import VerificationStore
+
+__all__ = ["Verification", "list_pays"]
+
+PER_PAGE = 100
+"""The most instances on a page that the service is known to give."""
+LIST_FROM = 11
+"""Fewer instances than this are looked up without reading the list."""
+LEAST_DEBT = 10
+"""Debt that the list may always have."""
+FEW_EXISTED = 0.01
+"""If more than this share of the rows existed before the run, the list is not limited to the run's own time."""
+CLOCK_SKEW_S = 3_600.0
+"""How far the service's clock and this machine's may differ, in seconds."""
+CONFIRM_AFTER_S = 3.0
+"""Wait before absent instances are looked up again, in seconds: look-ups may lag behind what the service holds."""
+NO_STATUS = "unknown"
+
+
+def list_pays(debt: int, unanswered: int) -> bool:
+    """Whether another page of the list is expected to cost less than look-ups.
+
+    Args:
+        debt: Requests for the list less the instances that they found, never below 0.
+        unanswered: Instances that were not found yet.
+    """
+    return unanswered > 0 and debt <= max(LEAST_DEBT, unanswered // 10)
+
+
+class Verification:
+    """Asks for every instance of a scope.
+
+    Args:
+        target: The workflow.
+        scope: What is to be verified.
+        store: What was found so far, and where more is stored.
+        client: Makes the requests.
+        journal: The client's.
+        concurrency: Look-ups at a time.
+        wall: Unix time in seconds, as the store counts it.
+        run_shift_s: Seconds to add to the run's times to have them by the system's clock.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        scope: Scope,
+        store: VerificationStore,
+        client: ServiceClient,
+        journal: VerificationJournal,
+        *,
+        concurrency: int,
+        wall: Callable[[], float],
+        run_shift_s: float = 0.0,
+    ) -> None:
+        self.store = store
+        self._target = target
+        self._scope = scope
+        self._client = client
+        self._journal = journal
+        self._concurrency = concurrency
+        self._wall = wall
+        self._run_shift_s = run_shift_s
+        self._started_at = client.clock()
+        self._asked_for_all = False
+        self._probing = anyio.Lock()
+
+    # --- what it has come to --------------------------------------------------------------------------------------
+
+    @property
+    def last_error(self) -> str:
+        """Why the last request failed; empty once one has succeeded."""
+        return self._journal.last_error
+
+    @property
+    def bound_by(self) -> str:
+        """What the next request waits for, in words."""
+        return self._client.limiter.bound_by
+
+    @property
+    def wanted(self) -> int:
+        """Rows whose instances are looked for."""
+        return self.store.wanted
+
+    @property
+    def answered(self) -> int:
+        """Rows for which it is known whether the service holds their instances."""
+        return self.store.answered
+
+    @property
+    def missing(self) -> int:
+        """Rows whose instances the service does not hold."""
+        return self.store.missing
+
+    async def report(self, error: BulkwfError | None = None, signal: int | None = None) -> VerificationReport:
+        """What it has come to so far.
+
+        Args:
+            error: What ended it.
+            signal: Number of the signal that ended it.
+        """
+        store, finished = self.store, self._scope.status.finished_at is not None
+        statuses = await store.statuses()  # after all writes that have begun: from here on the counts stand still
+        unknown = store.wanted - store.answered if self._asked_for_all else 0
+        complete = self._asked_for_all and not unknown
+        missing = store.missing > 0
+        counts = Verified(
+            instances=store.wanted,
+            total=store.wanted if self._scope.sample is None else self._scope.total,
+            found=store.found,
+            missing=store.missing,
+            unknown=unknown,
+            statuses=statuses,
+            run_finished=finished,
+            complete=complete,
+            requests=self._journal.requests,
+            elapsed_s=self._client.clock() - self._started_at,
+            exit_code=exit_code(
+                complete=(complete and finished) or (missing and signal is None),
+                failed=missing,
+                error=error,
+                signal=None if complete else signal,
+            ),
+        )
+        return VerificationReport(
+            counts=counts,
+            asked_for_all=self._asked_for_all,
+            store=store.path,
+            checkpoint=self._scope.path,
+            ended_at=self._wall(),
+        )
+
+    # --- the whole of it ------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Ask for every instance.
+
+        Raises:
+            ServiceRefused: The service refuses the verification.
+            TemporaryStop: The service has been failing for too long.
+            CheckpointError: What was found can't be stored.
+        """
+        if self.store.listing:
+            await self._read_list()
+        await self._look_up_all(absences=0)
+        await self._look_up_all(absences=0)  # again those whose look-ups failed
+        if self.answered < self.wanted:
+            if not self.store.found:
+                await self._page({"per_page": "1"})  # raises if there is no such workflow
+            await self._client.sleep(CONFIRM_AFTER_S)
+            await self._look_up_all(absences=1)
+        self._asked_for_all = True
+
+    # --- the list -------------------------------------------------------------------------------------------------
+
+    async def _read_list(self) -> None:
+        """Read the list to its end, or until look-ups are cheaper."""
+        store, query = self.store, self._window() | {"per_page": str(PER_PAGE)}
+        # A page finds less than one instance of a sample that is smaller than a page's share of the run.
+        more = store.wanted >= LIST_FROM and store.wanted * PER_PAGE > self._scope.total
+        while more and list_pays(store.debt, store.wanted - store.answered):
+            cursor, sent = store.cursor, self._journal.requests
+            verdict, page = await self._page(query | ({} if cursor is None else {"cursor": cursor}))
+            if page is not None:
+                listed, following = [(one.id, one.status or NO_STATUS) for one in page.listed], page.cursor
+                more = following is not None
+            else:  # a cursor that is refused has expired: from the start; after a failure, the same page again
+                refused = verdict is not Verdict.UNANSWERED
+                listed, following = [], None if refused else cursor
+                more = cursor is not None or not refused
+            await store.listed(listed, following, self._journal.requests - sent, self._wall())
+        await store.end_listing(self._wall())
+
+    def _window(self) -> dict[str, str]:
+        """The dates between which the list is read: those of the run, if nearly all of its instances began then."""
+        status = self._scope.status
+        window = {}
+        counts = status.counts
+        if status.first_begun_at and counts.existed - counts.existed_in_doubt <= FEW_EXISTED * self._scope.total:
+            window["date_start"] = _iso(status.first_begun_at + self._run_shift_s - CLOCK_SKEW_S)
+        if status.last_settled_at and status.finished_at:
+            window["date_end"] = _iso(status.last_settled_at + self._run_shift_s + CLOCK_SKEW_S)
+        return window
+
+    async def _page(self, query: dict[str, str]) -> tuple[Verdict, Page | None]:
+        """The verdict on a page of the list, and the page; None if the service refuses it, or never answers."""
+        found: Page | None = None
+
+        async def attempt() -> Judgement:
+            nonlocal found
+            judgement, found = await self._ask_for_page(query)
+            if judgement.verdict is Verdict.WRONG_ADDRESS:  # the list alone may have another address
+                return replace(judgement, verdict=Verdict.BAD_REQUEST)
+            return judgement
+
+        judgement = await self._until_answered(
+            attempt, lambda verdict: HANDLING[verdict].in_doubt, partial(self._probe, list_fails=True)
+        )
+        return judgement.verdict, found
+
+    async def _ask_for_page(self, query: dict[str, str]) -> tuple[Judgement, Page | None]:
+        """One request for a page of the list."""
+        found: Page | None = None
+
+        def judge(reply: Reply | Fault) -> Judgement:
+            nonlocal found
+            judgement, found = judge_page(reply)
+            return judgement
+
+        judgement = await self._attempt(RequestKind.LIST, list_instances(self._target, query), judge)
+        return judgement, found
+
+    # --- look-ups -------------------------------------------------------------------------------------------------
+
+    async def _look_up_all(self, absences: int) -> None:
+        """Look up each instance that *absences* look-ups found absent; the first error ends it."""
+        errors: list[BulkwfError] = []
+        sender, receiver = anyio.create_memory_object_stream[str](0)
+
+        async def feed() -> None:
+            async with sender, aclosing(self.store.unanswered(absences)) as ids:
+                async for instance_id in ids:
+                    await sender.send(instance_id)
+
+        async def work() -> None:
+            async for instance_id in receiver:
+                await self._look_up(instance_id)
+
+        async def until_error(step: Callable[[], Awaitable[None]]) -> None:
+            try:
+                await step()
+            except BulkwfError as error:
+                errors.append(error)
+                tasks.cancel_scope.cancel()
+
+        async with receiver, anyio.create_task_group() as tasks:
+            tasks.start_soon(until_error, feed)
+            for _ in range(self._concurrency):
+                tasks.start_soon(until_error, work)
+        if errors:
+            raise errors[0]
+
+    async def _look_up(self, instance_id: str) -> None:
+        judgement = await self._until_answered(
+            partial(self._ask_for, instance_id),
+            lambda verdict: HANDLING[verdict].lookup_failed,
+            partial(self._probe, list_fails=False),
+        )
+        if judgement.verdict is Verdict.UNANSWERED:
+            return
+        if judgement.verdict is Verdict.ABSENT:
+            await self.store.absent(instance_id, self._wall())
+        else:
+            (_, result), *_ = judgement.others
+            await self.store.present(instance_id, result.status or NO_STATUS, self._wall())
+
+    async def _ask_for(self, instance_id: str) -> Judgement:
+        """One look-up."""
+        asked, request = _alone(instance_id), get_instance(self._target, instance_id)
+        return await self._attempt(RequestKind.LOOK_UP, request, lambda reply: judge_lookup(asked, 0, reply))
+
+    # --- requests of both kinds -----------------------------------------------------------------------------------
+
+    async def _until_answered(
+        self,
+        attempt: Callable[[], Awaitable[Judgement]],
+        failed: Callable[[Verdict], bool],
+        probe: Callable[[], Awaitable[object]],
+    ) -> Judgement:
+        """Make attempts until one is answered; `UNANSWERED` if they fail while the service answers other requests.
+
+        Args:
+            attempt: Makes one.
+            failed: Whether a verdict says nothing about what was asked.
+            probe: Makes a request of another kind.
+        """
+        failures, answers = 0, self._journal.answers
+
+        async def guarded() -> Judgement:
+            nonlocal failures, answers
+            judgement = await attempt()
+            if not failed(judgement.verdict):
+                return judgement
+            failures, since, answers = failures + 1, answers, self._journal.answers
+            if failures % LOOK_UP_TRIES == 0 and await self._answers_others(since, probe):
+                return replace(judgement, verdict=Verdict.UNANSWERED)
+            return judgement
+
+        return await self._client.with_retries(guarded)
+
+    async def _answers_others(self, answers: int, probe: Callable[[], Awaitable[object]]) -> bool:
+        """Whether the service has answered anything since it had answered *answers* requests; probes if need be."""
+        async with self._probing:
+            if self._journal.answers == answers:
+                await probe()
+        return self._journal.answers > answers
+
+    async def _probe(self, *, list_fails: bool) -> None:
+        """One request that the service should answer.
+
+        Args:
+            list_fails: Look up an instance, any one. Otherwise one that the service is known to hold, if there is one.
+        """
+        instance_id = await self.store.any_id(found=not list_fails)
+        if instance_id is None:
+            await self._ask_for_page({"per_page": "1"})
+        else:
+            await self._ask_for(instance_id)
+
+    async def _attempt(
+        self, kind: RequestKind, request: Request, judge: Callable[[Reply | Fault], Judgement]
+    ) -> Judgement:
+        """One request."""
+
+        def sending() -> Request:
+            self._journal.sending()
+            return request
+
+        judgement = await self._client.attempt(kind, sending, judge)
+        if judgement.verdict in (Verdict.DONE, Verdict.ABSENT):
+            self._client.outage.success()
+        return judgement
+
+
+def _alone(instance_id: str) -> Batch:
+    """A batch of one instance, to judge a look-up of it."""
+    return Batch(
+        first_row=0,
+        rows=1,
+        region=b"",
+        ids=(instance_id,),
+        offsets=(0,),
+        bare=True,
+        row_shape="instance",
+        refused=(),
+        retention_s=inf,
+    )
+
+
+def _iso(unix_s: float) -> str:
+    return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
