@@ -35,7 +35,7 @@ pytestmark = pytest.mark.slow
 
 KEYS = ["row", "id", "outcome", "status", "message"]
 COUNTS = {
-    "instances", "total", "found", "missing", "unknown", "statuses", "run_finished", "asked_for_all", "complete",
+    "instances", "total", "found", "missing", "unknown", "statuses", "run_finished", "complete",
     "requests", "elapsed_s", "exit_code",
 }  # fmt: skip
 BENT = [{"method": "POST", "lose": "^lost-", "fail": "^bad-"}]

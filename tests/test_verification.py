@@ -1441,10 +1441,10 @@ async def test_the_loop_goes_on_while_the_store_is_opened_and_a_cancellation_clo
         yield from wanted(*args)
 
     monkeypatch.setattr(store, "wanted", slowly)
-    options = Options(base_url=HEADER.base_url)
+    place = {"account_id": None, "base_url": HEADER.base_url, "token": dict}
 
     async def open_and_close():
-        async with open_verification(file, account_id=None, token=dict, options=options, sample=None):
+        async with open_verification(file, **place, options=Options(), sample=None):
             raise AssertionError("it was cancelled")
 
     task = asyncio.ensure_future(open_and_close())

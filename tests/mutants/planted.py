@@ -518,8 +518,8 @@ PLANTED = (
     Mutant(
         "commit in a task that can be cancelled",
         "wiring.py",
-        "            return loop.run_in_executor(pool, function)\n",
-        "            return asyncio.wait_for(loop.run_in_executor(pool, function), None)\n",
+        "    return partial(asyncio.get_running_loop().run_in_executor, pool)\n",
+        "    return lambda function: asyncio.wait_for(asyncio.get_running_loop().run_in_executor(pool, function), None)\n",
         by="ends",
     ),
     Mutant(
