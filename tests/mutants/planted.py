@@ -519,7 +519,8 @@ PLANTED = (
         "commit in a task that can be cancelled",
         "wiring.py",
         "    return partial(asyncio.get_running_loop().run_in_executor, pool)\n",
-        "    return lambda function: asyncio.wait_for(asyncio.get_running_loop().run_in_executor(pool, function), None)\n",
+        "    loop = asyncio.get_running_loop()\n"
+        "    return lambda function: asyncio.wait_for(loop.run_in_executor(pool, function), None)\n",
         by="ends",
     ),
     Mutant(
