@@ -37,7 +37,12 @@ CONFIRMED = 2
 PAGE_IDS = 1_000
 APPLICATION_ID = 0x62776B76
 """`bwkv`, in the file's header."""
-CACHE_KIB = 16_384
+PRAGMAS = {
+    "application_id": APPLICATION_ID,
+    "user_version": FORMAT,
+    "cache_size": -16_384,  # KiB
+    "synchronous": "NORMAL",
+}
 
 SCHEMA = (
     """
@@ -146,7 +151,8 @@ class VerificationStore:
                 resumed = _continues(path, scope, now)
                 if not resumed:
                     remove(path)
-                db = _connect(path)
+                make_private(path)
+                db = connect(str(path))
                 if_it_fails.callback(db.close)
                 opened = cls(path, db, requests, lock, executor, resumed=resumed)
                 opened._prepare(scope, now, random)
@@ -167,6 +173,8 @@ class VerificationStore:
 
     def _prepare(self, scope: Scope, now: float, random: Callable[[], float]) -> None:
         db = self._db
+        for name, value in PRAGMAS.items():
+            db.execute(f"PRAGMA {name} = {value}")
         db.execute("BEGIN IMMEDIATE")
         if not self.resumed:
             for statement in SCHEMA:
@@ -304,20 +312,6 @@ class VerificationStore:
     async def _run(self, function: Callable[[], Any]) -> Any:
         """Run *function* in the store's thread, after all that was begun before."""
         return await self._executor(function)
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    make_private(path)
-    db = connect(str(path))
-    try:
-        db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-        db.execute(f"PRAGMA user_version = {FORMAT}")
-        db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
-        db.execute("PRAGMA synchronous = NORMAL")
-    except BaseException:
-        db.close()
-        raise
-    return db
 
 
 def _continues(path: Path, scope: Scope, now: float) -> bool:
