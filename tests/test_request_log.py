@@ -201,9 +201,15 @@ def test_a_failed_start_keeps_the_log_as_it_was(path, monkeypatch):
 def test_a_log_is_removed_once_no_request_binds_the_next(path, now, needed):
     log = start(path)
     log.sent(EPOCH)
+    log.said(Said(EPOCH, EPOCH, "r=3;t=60"))
     log.close()
     remove_unneeded(log_of(path), now)
     assert log_of(path).exists() is needed
+
+
+def test_a_log_that_is_gone_need_not_be_removed(path):
+    remove_unneeded(log_of(path), EPOCH)
+    assert list(path.parent.iterdir()) == []
 
 
 def test_a_log_is_not_removed_during_a_pause(path):

@@ -6,6 +6,7 @@ import random
 import sqlite3
 import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -46,7 +47,7 @@ from bulkwf.errors import CheckpointError, ServiceRefused, TemporaryStop
 from bulkwf.limiter import WindowLimiter
 from bulkwf.model import FaultKind
 from bulkwf.options import Options, RateLimits, RetryPolicy
-from bulkwf.verification import open_verification, opening, read_past, store
+from bulkwf.verification import Scope, VerificationStore, open_verification, opening, read_past, store
 from bulkwf.verification.scope import wanted
 from bulkwf.verification.verify import CONFIRM_AFTER_S, LEAST_DEBT, list_pays
 from bulkwf.wiring import restore
@@ -1459,6 +1460,28 @@ async def test_the_loop_goes_on_while_the_store_is_opened_and_a_cancellation_clo
     assert sorted(one.name for one in folder.iterdir()) == [
         "run.bulkwf", "run.bulkwf.verify", "run.bulkwf.verify-requests",
     ]  # fmt: skip
+
+
+async def test_without_a_thread_for_the_store_the_reason_is_named(folder, monkeypatch):
+    def none(*_):
+        raise RuntimeError("can't start new thread")
+
+    file = folder / "run.bulkwf"
+    await write_run(file, 20, at=EPOCH)
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", none)
+    options = Options(base_url=HEADER.base_url)
+    with pytest.raises(CheckpointError, match="can't start new thread"):
+        async with open_verification(file, account_id=None, token=dict, options=options, sample=None):
+            raise AssertionError("it should not be open")
+
+
+async def test_a_store_that_is_closed_twice_is_closed_once(folder):
+    file = folder / "run.bulkwf"
+    await write_run(file, 20, at=EPOCH)
+    for _ in range(2):  # the lock is free
+        opened = VerificationStore.open(Scope(file, read_status(file), None), EPOCH, random.random, inline)
+        await opened.aclose()
+        await opened.aclose()
 
 
 # --- a checkpoint that can't be used ----------------------------------------------------------------------------------

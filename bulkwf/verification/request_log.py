@@ -129,7 +129,7 @@ def read_past(checkpoint: Path, since: float, boot: Boot = UNKNOWN_BOOT) -> Past
 
 
 def remove_unneeded(path: Path, now: float) -> None:
-    """Delete the log at *path* if none of its requests and pauses binds the next request.
+    """Delete the log at *path* if no request of the last five minutes and no pause is in it.
 
     Args:
         path: The file; the caller holds the store's lock.
@@ -137,8 +137,8 @@ def remove_unneeded(path: Path, now: float) -> None:
     """
     stored = _read(path)
     if stored is not None:
-        past = _binding(stored[1], now - REQUEST_PERIOD_S)
-        if not past.attempts and past.pause_until <= now:
+        _, past = stored
+        if past.pause_until <= now and all(at <= now - REQUEST_PERIOD_S for at, _ in past.attempts):
             path.unlink()
 
 
@@ -159,8 +159,8 @@ def _read(path: Path) -> tuple[Boot, Past] | None:
                     sent.append((at, 0))
                 case _Said(heard_at, sent_at, quota):
                     words.append(Said(heard_at, sent_at, quota))
-                case _Pause(until):
-                    pause_until = max(pause_until, until)
+                case pause:
+                    pause_until = max(pause_until, pause.until)
     return Boot(header.boot_id, header.booted_at), Past(sorted(sent), pause_until, sorted(words)[-LAST_WORDS:])
 
 

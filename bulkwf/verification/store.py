@@ -11,10 +11,10 @@ change a row in place, and never the index.
 import asyncio
 import contextlib
 import sqlite3
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from functools import partial, update_wrapper
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import filelock
 
@@ -37,7 +37,14 @@ CONFIRMED = 2
 PAGE_IDS = 1_000
 APPLICATION_ID = 0x62776B76
 """`bwkv`, in the file's header."""
-CACHE_KIB = 16_384
+P = ParamSpec("P")
+T = TypeVar("T")
+PRAGMAS = {
+    "application_id": APPLICATION_ID,
+    "user_version": FORMAT,
+    "cache_size": -16_384,  # KiB
+    "synchronous": "NORMAL",
+}
 
 SCHEMA = (
     """
@@ -67,11 +74,24 @@ ORDER BY row LIMIT ?
 """
 
 
+def _in_thread(
+    method: "Callable[Concatenate[VerificationStore, P], T]",
+) -> "Callable[Concatenate[VerificationStore, P], Awaitable[T]]":
+    """Let a method run in the store's thread, after all that was begun before; its result is awaited."""
+
+    def begun(store: "VerificationStore", /, *args: P.args, **more: P.kwargs) -> Awaitable[T]:
+        return store.executor(partial(method, store, *args, **more))
+
+    update_wrapper(begun, method)
+    return begun
+
+
 class VerificationStore:
     """The one writer of a store. Made by `open`. The executor's thread alone changes it.
 
     Attributes:
         path: The file.
+        executor: Where all SQL runs.
         requests: The log of its requests.
         wanted: Rows whose instances are looked for.
         found: Rows whose instances the service holds.
@@ -103,7 +123,7 @@ class VerificationStore:
         self.begun_at = 0.0
         self._db = db
         self._lock = lock
-        self._executor = executor
+        self.executor = executor
         self._closed: asyncio.Future[None] | None = None
 
     @property
@@ -146,7 +166,8 @@ class VerificationStore:
                 resumed = _continues(path, scope, now)
                 if not resumed:
                     remove(path)
-                db = _connect(path)
+                make_private(path)
+                db = connect(str(path))
                 if_it_fails.callback(db.close)
                 opened = cls(path, db, requests, lock, executor, resumed=resumed)
                 opened._prepare(scope, now, random)
@@ -156,7 +177,7 @@ class VerificationStore:
     async def aclose(self) -> None:
         """Close the files and release the lock, once all that was begun has ended. A cancellation is raised then."""
         if self._closed is None:
-            self._closed = asyncio.ensure_future(self._executor(self._close))
+            self._closed = asyncio.ensure_future(self.executor(self._close))
         await until_done(self._closed)
 
     def _close(self) -> None:
@@ -167,6 +188,8 @@ class VerificationStore:
 
     def _prepare(self, scope: Scope, now: float, random: Callable[[], float]) -> None:
         db = self._db
+        for name, value in PRAGMAS.items():
+            db.execute(f"PRAGMA {name} = {value}")
         db.execute("BEGIN IMMEDIATE")
         if not self.resumed:
             for statement in SCHEMA:
@@ -197,7 +220,8 @@ class VerificationStore:
 
     # --- writing --------------------------------------------------------------------------------------------------
 
-    async def listed(self, instances: Sequence[tuple[str, str]], cursor: str | None, requests: int, now: float) -> None:
+    @_in_thread
+    def listed(self, instances: Sequence[tuple[str, str]], cursor: str | None, requests: int, now: float) -> None:
         """Take in a page of the list.
 
         Args:
@@ -206,9 +230,6 @@ class VerificationStore:
             requests: How many requests the page took.
             now: Unix time.
         """
-        await self._run(partial(self._listed, instances, cursor, requests, now))
-
-    def _listed(self, instances: Sequence[tuple[str, str]], cursor: str | None, requests: int, now: float) -> None:
         with self._writing(now):
             found = sum(self._find(instance_id, status) for instance_id, status in instances)
             debt = max(0, self.debt + requests - found)
@@ -216,29 +237,23 @@ class VerificationStore:
         self.cursor, self.debt = cursor, debt
         self.found += found
 
-    async def end_listing(self, now: float) -> None:
+    @_in_thread
+    def end_listing(self, now: float) -> None:
         """The list is not read any further."""
-        await self._run(partial(self._end_listing, now))
-
-    def _end_listing(self, now: float) -> None:
         with self._writing(now):
             self._db.execute("UPDATE verification SET listing = FALSE")
         self.listing = False
 
-    async def present(self, instance_id: str, status: str, now: float) -> None:
+    @_in_thread
+    def present(self, instance_id: str, status: str, now: float) -> None:
         """A look-up has found the instance."""
-        await self._run(partial(self._present, instance_id, status, now))
-
-    def _present(self, instance_id: str, status: str, now: float) -> None:
         with self._writing(now):
             found = self._find(instance_id, status)
         self.found += found
 
-    async def absent(self, instance_id: str, now: float) -> None:
+    @_in_thread
+    def absent(self, instance_id: str, now: float) -> None:
         """A look-up has found that the service does not hold the instance."""
-        await self._run(partial(self._absent, instance_id, now))
-
-    def _absent(self, instance_id: str, now: float) -> None:
         add = "UPDATE instance SET absences = absences + 1 WHERE id = ? AND status IS NULL"
         count = "SELECT count(*) FROM instance WHERE id = ? AND status IS NULL AND absences = ?"
         with self._writing(now):
@@ -293,31 +308,10 @@ class VerificationStore:
         query = "SELECT status, count(*) FROM instance WHERE status IS NOT NULL GROUP BY status ORDER BY 2 DESC, 1"
         return dict(await self._all(query))
 
-    async def _all(self, query: str, *values: Any) -> list[Any]:
-        def read() -> list[Any]:
-            with explained(self.path):
-                return self._db.execute(query, values).fetchall()
-
-        rows: list[Any] = await self._run(read)
-        return rows
-
-    async def _run(self, function: Callable[[], Any]) -> Any:
-        """Run *function* in the store's thread, after all that was begun before."""
-        return await self._executor(function)
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    make_private(path)
-    db = connect(str(path))
-    try:
-        db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-        db.execute(f"PRAGMA user_version = {FORMAT}")
-        db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
-        db.execute("PRAGMA synchronous = NORMAL")
-    except BaseException:
-        db.close()
-        raise
-    return db
+    @_in_thread
+    def _all(self, query: str, *values: Any) -> list[Any]:
+        with explained(self.path):
+            return self._db.execute(query, values).fetchall()
 
 
 def _continues(path: Path, scope: Scope, now: float) -> bool:
