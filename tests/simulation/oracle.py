@@ -68,6 +68,8 @@ class Oracle:
             if result.id is not None and result.outcome != "invalid":
                 self.settled_in.setdefault(result.id, world.sessions[-1].number)
         assert self.settled.keys() == {result.row for result in results}, "a settled row was lost"
+        for row, told in world.sessions[-1].emitted:
+            assert self.settled.get(row) == told, f"row {row} was handed to the caller before it was durable: {told}"
         self._check_truth(world, results)
 
     def judge(self, world: World) -> None:

@@ -7,7 +7,7 @@ import re
 import shutil
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
@@ -26,7 +26,7 @@ from bulkwf.emulator.faults import Facts, decide
 from bulkwf.emulator.faults import Fault as Trouble
 from bulkwf.errors import BulkwfError, ServiceRefused, TemporaryStop
 from bulkwf.limiter import WindowLimiter
-from bulkwf.model import Fault, FaultKind, Reply, Request, RequestKind, Slot, Summary
+from bulkwf.model import Fault, FaultKind, Reply, Request, RequestKind, Result, Slot, Summary
 from simulation.plan import TAKEN, Plan
 
 TIMEOUT_S = 60.0
@@ -93,6 +93,12 @@ class Session:
     ended_at: float = 0.0
     paused_until: float = 0.0
     """What the checkpoint asked for when it began, in virtual seconds."""
+    emitted: list[tuple[int, tuple[str, str | None]]] = field(default_factory=list)
+    """The results that were handed to the caller: (row, (outcome, id))."""
+
+    async def emit(self, results: Sequence[Result]) -> None:
+        """Note results that the run hands to its caller."""
+        self.emitted.extend((result.row, (result.outcome, result.id)) for result in results)
 
 
 @dataclass(repr=False)  # the program's clock holds on to it, and it knows the rows
@@ -334,6 +340,7 @@ class World:
             limiter=WindowLimiter(plan.options.rate, clock=loop.time),
             clock=self.machine.clock(plan.seed + session.number + 2),
             executor=self._execute,
+            emit=session.emit,
         ) as run:
             session.paused_until = (read_status(self.file).pause_until or EPOCH) - EPOCH
             if end in ("drain", "abort"):
