@@ -1,7 +1,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PERFECT := bulkwf/judge.py,bulkwf/retry.py,bulkwf/windows.py,bulkwf/pools.py,bulkwf/budget.py,bulkwf/limiter.py,bulkwf/checkpoint/*,bulkwf/verification/*
+PERFECT := bulkwf/service/*,bulkwf/limits/*,bulkwf/submission/retries.py,bulkwf/checkpoint/*,bulkwf/verification/*
 PARALLEL = $(BIN)/python -m pytest -q -n auto --dist loadgroup
 
 .PHONY: demo quick test torture mutants coverage bench lint clean

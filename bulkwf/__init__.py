@@ -1,6 +1,7 @@
 """Start one Cloudflare Workflow instance for each row of a list: exactly once, under the limits, resumable."""
 
 from bulkwf.api import Results, submit_all, submit_stream
+from bulkwf.attempt import Fault, FaultKind, Reply, Transport
 from bulkwf.checkpoint import read_results
 from bulkwf.errors import (
     BulkwfError,
@@ -11,9 +12,9 @@ from bulkwf.errors import (
     SystemRefused,
     TemporaryStop,
 )
-from bulkwf.model import Fault, FaultKind, Instance, Reply, Result, Summary, Transport
+from bulkwf.model import Instance, Result, Summary
 from bulkwf.options import BatchLimits, Options, RateLimits, RetryPolicy
-from bulkwf.progress import Progress
+from bulkwf.submission.progress import Progress
 
 __all__ = [
     "BatchLimits",

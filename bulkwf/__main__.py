@@ -1,6 +1,6 @@
 """`python -m bulkwf`."""
 
-from bulkwf.cli import main
+from bulkwf.cli.app import main
 
 if __name__ == "__main__":
     main()

@@ -1,47 +1,25 @@
-"""Build the parts of a run, open them, close them: `submit_all` and `submit_stream`."""
+"""The library's functions: argument checks, nothing else."""
 
 import asyncio
-import json
 import os
-import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from functools import partial
-from pathlib import Path
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import Self
 
 import anyio
 
-from bulkwf.batching import IdScheme
-from bulkwf.checkpoint import Checkpoint, Executor, RunHeader, inline
-from bulkwf.credentials import Credentials, Token, TokenSource, token_credential
-from bulkwf.engine import Engine
-from bulkwf.errors import BulkwfError
-from bulkwf.events import BatchBegun, BatchSettled, Event, Observer
-from bulkwf.limiter import WindowLimiter
-from bulkwf.model import Clock, Result, Summary, Transport
+from bulkwf.attempt import Transport
+from bulkwf.events import Observer
+from bulkwf.model import Result, Summary
 from bulkwf.options import Options, Target
-from bulkwf.progress import Progress
+from bulkwf.run import Run, open_run
 from bulkwf.settings import Settings, arguments, environment
-from bulkwf.sources import Paths, Rows, Source, explain_change, identify_source, name_source, open_source
-from bulkwf.uncancelled import uncancelled, until_done
-from bulkwf.verification import read_past
-from bulkwf.wiring import (
-    open_in_thread,
-    open_limiter,
-    open_transport,
-    own_thread,
-    require_asyncio,
-    restore,
-    system_clock,
-)
+from bulkwf.sources import Rows
+from bulkwf.submission.progress import Progress
+from bulkwf.transport.credentials import Token, token_credential
+from bulkwf.uncancelled import until_done
 
-__all__ = ["Results", "Run", "open_run", "submit_all", "submit_stream"]
-
-Emit = Callable[[Sequence[Result]], Awaitable[None]]
-RUN_KEY_BYTES = 8
-"""Of chance. Two runs that draw the same key take each other's rows for their own: of ten thousand runs inside one
-retention some do in 1 of 100 nights with 4 bytes, and in 1 of 3 · 10¹¹ with 8."""
+__all__ = ["Results", "submit_all", "submit_stream"]
 
 
 async def submit_all(
@@ -210,183 +188,3 @@ class Results:
                     raise self._error from None
                 raise StopAsyncIteration from None
         return self._page.pop()
-
-
-class Run:
-    """A run whose parts are open. Made by `open_run`.
-
-    Attributes:
-        progress: What is durable, live.
-        checkpoint: The file; None if it is in memory.
-        interrupted: `drain` or `abort` was called before the run came to its end.
-        summary: What has become of the rows; None until the run has ended.
-    """
-
-    def __init__(self, engine: Engine, source: Source, checkpoint: Path | None) -> None:
-        self.progress = engine.progress
-        self.checkpoint = checkpoint
-        self.interrupted = False
-        self.summary: Summary | None = None
-        self._engine = engine
-        self._source = source
-        self._ended = False
-
-    async def finish(self) -> Summary:
-        """Run to the end, or until drained.
-
-        Raises:
-            BulkwfError: What ended the run before its end; `summary` says what is durable.
-        """
-        await self._engine.run()
-        self._ended = True
-        summary, error = self._engine.summary, self._engine.error
-        assert summary is not None
-        self.summary = summary
-        if isinstance(error, BulkwfError):
-            error.summary = summary
-        if error is not None:
-            raise error
-        return summary
-
-    def drain(self, signal: int | None = None) -> None:
-        """Send nothing more, read the answers in flight, keep what they settle; *signal*: the number of what asks."""
-        if not self._ended:
-            self.interrupted = True
-            self._engine.drain(signal=signal)
-
-    def abort(self) -> None:
-        """Stop at once."""
-        self.interrupted = True
-        self._engine.abort()
-
-    @property
-    def last_error(self) -> str:
-        """What the last attempt failed for, while nothing has been settled since; empty otherwise."""
-        return self._engine.last_error
-
-    @property
-    def bound_by(self) -> str:
-        """What the next request waits for, in words."""
-        return self._engine.bound_by
-
-    def where(self, row: int) -> str:
-        """A row's place for people: `orders.jsonl:1602`."""
-        return self._source.where(row)
-
-
-@asynccontextmanager
-async def open_run(
-    rows: Rows | Paths,
-    *,
-    target: Target,
-    token: TokenSource,
-    checkpoint: str | os.PathLike[str] | None,
-    options: Options,
-    new: bool = False,
-    on_progress: Callable[[Progress], None] | None = None,
-    observers: Sequence[Observer] = (),
-    emit: Emit | None = None,
-    known_as: str | None = None,
-    transport: Transport | None = None,
-    limiter: WindowLimiter | None = None,
-    clock: Clock | None = None,
-    executor: Executor | None = None,
-) -> AsyncIterator[Run]:
-    """Open everything that a run needs. What can be checked without touching a file comes first.
-
-    Args beyond those of `submit_all`:
-        target: The workflow.
-        token: Where the credential comes from.
-        emit: Called with each batch of results once it is durable.
-        known_as: The checkpoint's name for the endpoint, where the base URL changes with each session.
-        limiter: A new limiter for this run, which follows *clock*. None makes the target's own. It takes over what
-            earlier sessions have sent.
-        clock: Time and random numbers. None takes this machine's.
-        executor: Where the checkpoint opens, commits and closes. None starts a thread for it.
-    """
-    require_asyncio()
-    scheme = IdScheme(options.run_key or secrets.token_hex(RUN_KEY_BYTES), options.id_template)
-    clock = clock or system_clock()
-    async with AsyncExitStack() as parts:
-        list_name, identity = name_source(rows), identify_source(rows)
-        source = open_source(rows, stop=options.first)
-        del rows  # error trackers keep the locals of every frame
-        parts.push_async_callback(uncancelled, source.aclose)
-        credentials = None
-        if transport is None:
-            credentials = Credentials(token)
-            transport = open_transport(parts, target, credentials, options, clock)
-        path = None if checkpoint is None else Path(checkpoint)
-        header = _header(target, known_as, scheme, (list_name, identity), options)
-        executor = executor or (inline if path is None else own_thread(parts, "bulkwf-checkpoint"))
-        file = await _open_checkpoint(parts, path, header, options, clock, executor, new)
-        clock = clock.counted_by(file.boot)
-        limiter = limiter or open_limiter(parts, target, options, clock, credentials)
-        verified = partial(read_past, file.path, boot=file.boot) if file.path is not None else None
-        restore(limiter, "run", file.path, file.past, verified, options, clock.wall())
-        counts = file.counts()
-        progress = Progress(clock.now(), counts, settled_before=counts.settled, reading=lambda: source.read_share)
-        engine = Engine(
-            target,
-            source,
-            file,
-            transport,
-            limiter,
-            scheme=IdScheme(file.run_key, options.id_template),
-            options=options,
-            progress=progress,
-            clock=clock,
-            source_change=explain_change(file.source_before, identity),
-            emit=emit,
-            observers=[*observers, *([] if on_progress is None else [_progress_observer(progress, on_progress)])],
-        )
-        yield Run(engine, source, file.path)
-
-
-def _progress_observer(progress: Progress, on_progress: Callable[[Progress], None]) -> Observer:
-    """An observer that hands on the counts whenever they have changed."""
-
-    def observe(event: Event) -> None:
-        if isinstance(event, BatchBegun | BatchSettled):
-            on_progress(progress)
-
-    return observe
-
-
-def _header(
-    target: Target, known_as: str | None, scheme: IdScheme, known_list: tuple[str, str], options: Options
-) -> RunHeader:
-    rate, (list_name, identity) = options.rate, known_list
-    return RunHeader(
-        base_url=known_as or target.base_url,
-        account_id=target.account_id,
-        workflow=target.workflow,
-        run_key=scheme.run_key,
-        id_scheme="generated" if scheme.template is None else f"template {scheme.template}",
-        row_shape=options.row_shape,
-        input=list_name,
-        source=identity,
-        limits=json.dumps({"instances_per_s": rate.instances_per_s, "requests_per_5m": rate.requests_per_5m}),
-    )
-
-
-async def _open_checkpoint(
-    parts: AsyncExitStack,
-    path: Path | None,
-    header: RunHeader,
-    options: Options,
-    clock: Clock,
-    executor: Executor,
-    new: bool,
-) -> Checkpoint:
-    opening = partial(
-        Checkpoint.open,
-        path,
-        header,
-        now=clock.wall(),
-        boot=clock.boot(),
-        executor=executor,
-        any_run_key=options.run_key is None,
-        new=new,
-    )
-    return await open_in_thread(parts, executor, opening)

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Protocol
 
-from bulkwf.model import Counts, Fault, Judgement, Reply, RequestKind, RunState, Summary
+from bulkwf.attempt import Fault, Judgement, Reply, RequestKind
+from bulkwf.model import Counts, RunState, Summary
 
 __all__ = [
     "AttemptFinished",

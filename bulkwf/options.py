@@ -77,7 +77,7 @@ class SettingError(ConfigError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchLimits:
-    """How rows are grouped into batches; each batch is one request. `bulkwf.batcher` applies these limits."""
+    """How rows are grouped into batches; each batch is one request. `bulkwf.batching.batcher` applies these limits."""
 
     instances: int = SERVICE_BATCH_LIMIT
     """Maximum number of instances per request, 1 to 100. Batches are smaller where that uses the rate better."""

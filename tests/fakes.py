@@ -22,42 +22,29 @@ from zlib import crc32
 
 import orjson
 
-from bulkwf.activity import Activity
-from bulkwf.batch_state import BatchState
-from bulkwf.batcher import Batcher
-from bulkwf.batching import IdScheme, Packer
+from bulkwf.attempt import Fault, FaultKind, InstanceInfo, Judgement, Reply, Request, RequestKind, Slot, Verdict
+from bulkwf.batching.batch_state import BatchState
+from bulkwf.batching.batcher import Batcher
+from bulkwf.batching.ids import IdScheme
+from bulkwf.batching.packer import Packer
 from bulkwf.checkpoint import Begun, Checkpoint, RunHeader, inline
 from bulkwf.checkpoint.records import checksum, seal_run
-from bulkwf.client import OutageTracker, ServiceClient
-from bulkwf.delivery import BatchDelivery, RunContext
+from bulkwf.clock import Clock
 from bulkwf.emulator import Caller, Limits, Service, Target, parse_script
 from bulkwf.emulator.answers import Answer, refusal
 from bulkwf.emulator.faults import NO_FAULT, Facts, decide
 from bulkwf.emulator.faults import Fault as Trouble
 from bulkwf.errors import Draining
-from bulkwf.journal import Journal
-from bulkwf.limiter import WindowLimiter
-from bulkwf.model import (
-    Batch,
-    Clock,
-    Counts,
-    Fault,
-    FaultKind,
-    InstanceInfo,
-    Judgement,
-    Reply,
-    Request,
-    RequestKind,
-    Result,
-    RowOutcome,
-    Slice,
-    Slot,
-    Verdict,
-)
+from bulkwf.limits.limiter import WindowLimiter
+from bulkwf.model import Batch, Counts, Result, RowOutcome, Slice
 from bulkwf.options import Options, RateLimits
 from bulkwf.options import Target as RunTarget
-from bulkwf.progress import Progress
 from bulkwf.sources import open_source
+from bulkwf.submission.activity import Activity
+from bulkwf.submission.client import OutageTracker, ServiceClient
+from bulkwf.submission.delivery import BatchDelivery, RunContext
+from bulkwf.submission.journal import Journal
+from bulkwf.submission.progress import Progress
 
 EPOCH = 1_760_000_000.0
 """The time of day at which virtual time 0 is."""

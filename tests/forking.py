@@ -13,7 +13,7 @@ _PATIENCE_S = 60.0
 _SCRIPT = """
 import gc, json, os, signal, sys, threading
 import bulkwf.__main__, bulkwf.checking, bulkwf.cli, bulkwf.console, bulkwf.emulator, bulkwf.printing, bulkwf.session
-import bulkwf.transport
+import bulkwf.transport.http
 def hold_at(name, told):
     def stop(*_):
         sys.setprofile(None)

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bulkwf.activity import TIMELINE_S, Activity, StateClock, Timeline, quantile, state_at
 from bulkwf.model import RunState
+from bulkwf.submission.activity import TIMELINE_S, Activity, StateClock, Timeline, quantile, state_at
 
 LIMITS = [RunState.INSTANCES, RunState.REQUESTS, RunState.QUOTA, RunState.PLACES]
 ACTIVITIES = st.builds(

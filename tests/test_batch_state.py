@@ -6,9 +6,10 @@ import orjson
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bulkwf.batch_state import BatchState
-from bulkwf.judge import existence, rejection
-from bulkwf.model import Batch, InstanceInfo, Judgement, Result, Verdict
+from bulkwf.attempt import InstanceInfo, Judgement, Verdict
+from bulkwf.batching.batch_state import BatchState
+from bulkwf.model import Batch, Result
+from bulkwf.service.judge import existence, rejection
 
 LINES = [b"row %d" % n for n in range(16)]
 FIRST_ROW = 500

@@ -13,15 +13,16 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from test_engine import World
 
-from bulkwf import batching
-from bulkwf.batcher import ITEM_OVERHEAD_BYTES, Batcher, even_share
-from bulkwf.batching import IdScheme
-from bulkwf.checking import check_list
+from bulkwf.batching import packer as batching
+from bulkwf.batching.batcher import ITEM_OVERHEAD_BYTES, Batcher, even_share
+from bulkwf.batching.body import compose
+from bulkwf.batching.ids import IdScheme
+from bulkwf.check import check_list
 from bulkwf.errors import InputError
 from bulkwf.options import BatchLimits, Options, RateLimits
-from bulkwf.payload import compose
-from bulkwf.sources import open_source, reader
-from bulkwf.sources.reader import Chunk, Source
+from bulkwf.sources import open_source
+from bulkwf.sources import source as reader
+from bulkwf.sources.source import Chunk, Source
 
 ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}", re.ASCII)
 KEYED = IdScheme("run")

@@ -9,21 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bulkwf.batching import (
-    DEFAULT_RETENTION_S,
-    MAX_PARAMS_BYTES,
-    MAX_ROW_BYTES,
-    Cut,
-    IdScheme,
-    Packer,
-    cut,
-    fingerprint,
-    has_its_ids,
-    too_long,
-)
+from bulkwf.batching.body import compose
+from bulkwf.batching.ids import IdScheme, has_its_ids
+from bulkwf.batching.lines import MAX_PARAMS_BYTES, MAX_ROW_BYTES, Cut, cut, fingerprint, too_long
+from bulkwf.batching.packer import Packer
+from bulkwf.batching.retention import DEFAULT_RETENTION_S
 from bulkwf.errors import ConfigError
 from bulkwf.model import Slice
-from bulkwf.payload import compose
 
 ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}", re.ASCII)
 KEYED = IdScheme("run")

@@ -14,15 +14,16 @@ from fakes import ScriptedTransport, clock, created, now, run_virtual, windows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bulkwf import api, wiring
-from bulkwf.budget import Budget
+from bulkwf import api
+from bulkwf import parts as wiring
 from bulkwf.checkpoint import Past
-from bulkwf.credentials import Credentials
 from bulkwf.errors import Draining
-from bulkwf.limiter import WindowLimiter
+from bulkwf.limits.budget import Budget
+from bulkwf.limits.limiter import WindowLimiter
+from bulkwf.limits.pools import Bound, Lease, Pools, Waiter
+from bulkwf.limits.quota import Said
 from bulkwf.options import Options, RateLimits, Target
-from bulkwf.pools import Bound, Lease, Pools, Waiter
-from bulkwf.windows import Said
+from bulkwf.transport.credentials import Credentials
 
 MARGIN_S = 0.005
 ENDPOINT = "https://api.example"

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from command import UNLIMITED, Forker, bulkwf, measured, row, write_rows
 
-from bulkwf import checking
-from bulkwf.batching import IdScheme
-from bulkwf.checking import check_list
+from bulkwf import check as checking
+from bulkwf.batching.ids import IdScheme
+from bulkwf.check import check_list
 from bulkwf.options import Options, RateLimits
 from bulkwf.sources import open_source
 

@@ -23,7 +23,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bulkwf
-from bulkwf.batch_state import BatchState
+from bulkwf.attempt import InstanceInfo, Judgement, Verdict
+from bulkwf.batching.batch_state import BatchState
 from bulkwf.checkpoint import (
     Attempt,
     Begun,
@@ -37,9 +38,10 @@ from bulkwf.checkpoint import (
 )
 from bulkwf.checkpoint.records import LAST_WORDS, read_batch, read_batches
 from bulkwf.checkpoint.schema import FORMAT, IDENTITY
+from bulkwf.clock import Boot
 from bulkwf.errors import CheckpointError
-from bulkwf.model import Boot, Counts, InstanceInfo, Judgement, Result, Verdict
-from bulkwf.windows import Said
+from bulkwf.limits.quota import Said
+from bulkwf.model import Counts, Result
 
 NOW = 1_760_000_000.0
 ANSWER = InstanceInfo("queued", "v1", "w1")

@@ -5,12 +5,12 @@ import asyncio
 import pytest
 from fakes import RUN_TARGET, Desk, ScriptedTransport, make_batch, now, reply, run_virtual
 
-from bulkwf.batch_state import BatchState
-from bulkwf.client import OutageTracker
+from bulkwf.attempt import Judgement, RequestKind, Verdict
+from bulkwf.batching.batch_state import BatchState
 from bulkwf.errors import ServiceRefused, TemporaryStop
-from bulkwf.model import Judgement, RequestKind, Verdict
 from bulkwf.options import Options, RetryPolicy
-from bulkwf.requests import get_instance
+from bulkwf.service.requests import get_instance
+from bulkwf.submission.client import OutageTracker
 
 
 def judged(verdict, **more):

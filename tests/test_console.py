@@ -22,17 +22,11 @@ from command import (
     write_rows,
 )
 
-from bulkwf import console
-from bulkwf.console import (
-    ShownRun,
-    ShownVerification,
-    duration,
-    show_progress,
-    summary_lines,
-    verified_lines,
-)
+from bulkwf.cli import display as console
+from bulkwf.cli.display import ShownRun, ShownVerification, duration, show_progress
+from bulkwf.cli.summaries import summary_lines, verified_lines
 from bulkwf.model import Counts, Summary
-from bulkwf.progress import Progress
+from bulkwf.submission.progress import Progress
 from bulkwf.verification import Verified
 
 pytestmark = pytest.mark.slow

@@ -30,12 +30,12 @@ from fakes import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bulkwf.batch_state import BatchState
-from bulkwf.delivery import BatchDelivery
+from bulkwf.attempt import FaultKind, Verdict
+from bulkwf.batching.batch_state import BatchState
 from bulkwf.emulator.answers import refusal
 from bulkwf.errors import CheckpointError, Draining, ServiceRefused, TemporaryStop
-from bulkwf.model import FaultKind, Verdict
 from bulkwf.options import Options, RateLimits, RetryPolicy
+from bulkwf.submission.delivery import BatchDelivery
 
 DAY_S = 86_400.0
 IDS = [f"id-{i}" for i in range(100)]

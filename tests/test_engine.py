@@ -27,16 +27,16 @@ from fakes import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bulkwf.api import open_run
-from bulkwf.batch_state import BatchState
+from bulkwf.attempt import FaultKind
+from bulkwf.batching.batch_state import BatchState
 from bulkwf.checkpoint import read_results, read_status
 from bulkwf.emulator import Limits
 from bulkwf.emulator.answers import refusal
-from bulkwf.engine import AHEAD
 from bulkwf.errors import BulkwfError, CheckpointError, InputError, ServiceRefused, TemporaryStop
-from bulkwf.limiter import WindowLimiter
-from bulkwf.model import FaultKind
+from bulkwf.limits.limiter import WindowLimiter
 from bulkwf.options import BatchLimits, Options, RateLimits, RetryPolicy
+from bulkwf.run import open_run
+from bulkwf.submission.engine import AHEAD
 
 FAST = RateLimits(instances_per_s=None, requests_per_5m=None)
 TROUBLE = [

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bulkwf.cli import EXIT_BUG
+from bulkwf.cli.app import EXIT_BUG
 from bulkwf.errors import (
     BulkwfError,
     CheckpointError,

@@ -57,7 +57,7 @@ def test_each_name_that_a_module_offers_is_there(module):
 
 
 def test_the_walk_over_the_modules_has_met_them():
-    assert {"bulkwf.engine", "bulkwf.sources.files", "bulkwf.checkpoint.writer"} <= set(MODULES)
+    assert {"bulkwf.submission.engine", "bulkwf.sources.files", "bulkwf.checkpoint.writer"} <= set(MODULES)
 
 
 def test_the_commands_that_tests_start_import_the_package_that_the_tests_import(tmp_path):

@@ -6,9 +6,9 @@ import tracemalloc
 import pytest
 from test_judge import ALL, BATCH, IDS, good, named, new_batch, reply
 
-from bulkwf.fast_path import MOST_FRAMES, FastJudge
-from bulkwf.judge import judge
-from bulkwf.model import Verdict
+from bulkwf.attempt import Verdict
+from bulkwf.service.fast_path import MOST_FRAMES, FastJudge
+from bulkwf.service.judge import judge
 
 OTHERS = new_batch(ids=["w", "x", "y", "z"])
 
@@ -22,7 +22,7 @@ def same_for(judging, *replies, batch=BATCH):
 def test_an_answer_that_differs_from_a_known_one_only_in_its_ids_is_not_decoded(monkeypatch):
     judging = FastJudge()
     first = judging(BATCH, ALL, good(named(*IDS, version_id="v1")))
-    monkeypatch.setattr("bulkwf.judge.decode_answer", lambda body: pytest.fail("decoded"))
+    monkeypatch.setattr("bulkwf.service.judge.decode_answer", lambda body: pytest.fail("decoded"))
 
     again = judging(OTHERS, ALL, good(named(*OTHERS.ids, version_id="v1")))
 
@@ -88,7 +88,7 @@ def test_learning_an_answer_that_escapes_an_id_takes_little_memory(odd):
 
 def test_answers_that_are_never_alike_are_not_learnt_without_end(monkeypatch):
     learnt = []
-    monkeypatch.setattr("bulkwf.fast_path._frame", lambda *given: learnt.append(given))
+    monkeypatch.setattr("bulkwf.service.fast_path._frame", lambda *given: learnt.append(given))
     judging = FastJudge()
     for number in range(MOST_FRAMES + 5):
         judging(BATCH, ALL, good(named(*IDS, version_id=f"v{number}")))

@@ -47,18 +47,20 @@ from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from torture import TORTURE, scaled, tally
 
-from bulkwf.batching import IdScheme, Packer
-from bulkwf.credentials import check_secret, file_credential
+from bulkwf.attempt import Reply
+from bulkwf.batching.ids import IdScheme
+from bulkwf.batching.packer import Packer
+from bulkwf.cli.flags import ServiceFlags, flag_layer
 from bulkwf.emulator import FaultScriptError, parse_script
 from bulkwf.emulator.faults import Facts, Rule, decide
 from bulkwf.errors import ConfigError, InputError
-from bulkwf.flags import ServiceFlags, flag_layer
-from bulkwf.judge import judge, retry_after_s
-from bulkwf.model import Reply, Slice
+from bulkwf.limits.pause import pause_s
+from bulkwf.model import Slice
 from bulkwf.options import Options, Target
+from bulkwf.service.judge import judge, retry_after_s
 from bulkwf.settings import Settings, parse_duration, parse_rate
 from bulkwf.sources.files import GZIP_MAGIC
-from bulkwf.windows import pause_s
+from bulkwf.transport.credentials import check_secret, file_credential
 
 pytestmark = pytest.mark.slow
 

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bulkwf.judge import existence, judge, judge_lookup, judge_page, rejection, retry_after_s
-from bulkwf.model import Batch, Fault, FaultKind, InstanceInfo, Reply, Verdict
+from bulkwf.attempt import Fault, FaultKind, InstanceInfo, Reply, Verdict
+from bulkwf.model import Batch
+from bulkwf.service.judge import existence, judge, judge_lookup, judge_page, rejection, retry_after_s
 
 IDS = ["a", "b", "c", "d"]
 ALL = range(4)

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bulkwf.errors import Draining
-from bulkwf.limiter import LEADS, WindowLimiter
+from bulkwf.limits.limiter import LEADS, WindowLimiter
+from bulkwf.limits.quota import Said
+from bulkwf.limits.window import RECOVERY_S, SLACK_S
 from bulkwf.options import RateLimits
-from bulkwf.windows import RECOVERY_S, SLACK_S, Said
 
 MARGIN_S = 0.005
 

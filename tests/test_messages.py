@@ -30,7 +30,7 @@ from command import (
     write_rows,
 )
 
-from bulkwf import messages
+from bulkwf.cli import messages
 
 PIPE_BYTES = 4_096
 STOP, CONTINUE = b"\x13", b"\x11"
@@ -40,7 +40,7 @@ LATEST_S = 3.0
 
 PREPARED = """
 import logging, os, resource, signal, sys
-from bulkwf import messages, process
+from bulkwf.cli import messages, process
 messages.take_over()
 """
 MANY = """
@@ -253,7 +253,7 @@ def start_one(thread):
         raise RuntimeError("can't start new thread")
     start(thread)
 threading.Thread.start = start_one
-import bulkwf.cli
+import bulkwf.cli.app
 bulkwf.cli.main()
 """
 

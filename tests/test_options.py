@@ -9,14 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bulkwf.errors import (
-    BulkwfError,
-    CheckpointError,
-    ConfigError,
-    InputError,
-    ServiceRefused,
-    TemporaryStop,
-)
+from bulkwf.errors import BulkwfError, CheckpointError, ConfigError, InputError, ServiceRefused, TemporaryStop
 from bulkwf.options import BatchLimits, Options, RateLimits, RetryPolicy, Target
 
 HEAD = string.ascii_letters + string.digits + "_"

@@ -23,7 +23,7 @@ import pytest
 from canary import assert_silent
 from command import COMMAND, HERE, PATIENCE_S, Forker, bulkwf, emulator, environment, shell, until, write_rows
 
-from bulkwf import output
+from bulkwf.cli import output
 
 pytestmark = pytest.mark.slow
 

@@ -11,23 +11,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bulkwf import payload
-from bulkwf.batching import IdScheme, Packer
+from bulkwf.batching import row as payload
+from bulkwf.batching.body import compose
+from bulkwf.batching.ids import IdScheme
+from bulkwf.batching.packer import Packer
+from bulkwf.batching.row import Flaw, decode_rows, read_row
 from bulkwf.model import Slice
-from bulkwf.payload import (
+from bulkwf.service.responses import (
     Answered,
-    Flaw,
     Refused,
     ServiceError,
-    clean,
-    compose,
     decode_answer,
     decode_errors,
     decode_lookup,
     decode_page,
-    decode_rows,
-    read_row,
 )
+from bulkwf.text import clean
 
 
 def pack(lines, shape="instance"):

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from command import HERE, Forker, bulkwf, emulator, row, write_rows
 
+from bulkwf.cli.formats import write_csv, write_jsonl
 from bulkwf.model import Finding, Result
-from bulkwf.printing import write_csv, write_jsonl
 
 pytestmark = pytest.mark.slow
 

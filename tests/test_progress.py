@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bulkwf.model import Counts, Judgement, Result, Verdict
-from bulkwf.progress import RATE_WINDOW_S, Progress
+from bulkwf.attempt import Judgement, Verdict
+from bulkwf.model import Counts, Result
+from bulkwf.submission.progress import RATE_WINDOW_S, Progress
 
 
 def outcome(created=0, existed=0, rejected=0, told_otherwise=0):

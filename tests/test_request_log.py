@@ -9,11 +9,11 @@ from fakes import EPOCH
 
 from bulkwf.checkpoint import Past
 from bulkwf.checkpoint.records import LAST_WORDS
+from bulkwf.clock import UNKNOWN_BOOT, Boot
 from bulkwf.errors import CheckpointError
-from bulkwf.model import UNKNOWN_BOOT, Boot
+from bulkwf.limits.quota import Said
 from bulkwf.verification.files import request_log_path, store_path
 from bulkwf.verification.request_log import RequestLog, read_past, remove_unneeded
-from bulkwf.windows import Said
 
 
 @pytest.fixture

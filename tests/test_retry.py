@@ -4,10 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bulkwf.attempt import Judgement, Verdict
 from bulkwf.errors import ServiceRefused
-from bulkwf.model import Judgement, Verdict
+from bulkwf.limits.backoff import backoff_s
 from bulkwf.options import RetryPolicy
-from bulkwf.retry import PROBE_AFTER_S, Probe, Stop, Wait, backoff_s, plan, reject_limit
+from bulkwf.submission.retries import PROBE_AFTER_S, Probe, Stop, Wait, plan, reject_limit
 
 POLICY = RetryPolicy()
 

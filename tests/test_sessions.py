@@ -13,7 +13,7 @@ from fakes import HEADER, make_batch, run_virtual
 from test_checkpoint import NOW, created, every_result, fill, opened, query, start
 from test_engine import World, mappings
 
-from bulkwf.batch_state import BatchState
+from bulkwf.batching.batch_state import BatchState
 from bulkwf.checkpoint import file, read_results, read_status, sessions, writer
 from bulkwf.errors import CheckpointError
 

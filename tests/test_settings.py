@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bulkwf.cli.flags import SETTINGS, ListFlags, RunFlags, ServiceFlags, flag_layer
 from bulkwf.errors import ConfigError
-from bulkwf.flags import SETTINGS, ListFlags, RunFlags, ServiceFlags, flag_layer
 from bulkwf.options import BatchLimits, Options, RateLimits, RetryPolicy, Target
 from bulkwf.settings import (
     DEFAULT,

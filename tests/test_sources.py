@@ -28,13 +28,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bulkwf import Instance
-from bulkwf.batching import MAX_ROW_BYTES, fingerprint
+from bulkwf.batching.lines import MAX_ROW_BYTES, fingerprint
 from bulkwf.errors import InputError
 from bulkwf.model import Slice
-from bulkwf.sources import files, name_source, open_source, reader
+from bulkwf.sources import files, name_source, open_source
 from bulkwf.sources import rows as rows_module
-from bulkwf.sources.reader import Chunk, Source
+from bulkwf.sources import source as reader
 from bulkwf.sources.rows import CHUNK_ROWS, encode_row
+from bulkwf.sources.source import Chunk, Source
 from bulkwf.uncancelled import uncancelled
 
 EVERYTHING = 1 << 40

@@ -16,14 +16,14 @@ import pytest
 from certificates import make_certificate
 from fakes import Leave
 
-from bulkwf import transport
-from bulkwf.credentials import Credentials, check_secret
+from bulkwf.attempt import Fault, FaultKind, Reply
 from bulkwf.emulator import Limits, Service, emulate
 from bulkwf.errors import ConfigError
-from bulkwf.model import Fault, FaultKind, Reply
 from bulkwf.options import Options, Target
-from bulkwf.requests import create_batch, get_instance, list_instances
-from bulkwf.transport import AiohttpTransport
+from bulkwf.service.requests import create_batch, get_instance, list_instances
+from bulkwf.transport import http as transport
+from bulkwf.transport.credentials import Credentials, check_secret
+from bulkwf.transport.http import AiohttpTransport
 
 TOKEN = "canary-9d41e7"
 BODY = b'[{"instance_id":"a","params":{"secret":"canary-params"}}]'

@@ -2,8 +2,8 @@
 
 import pytest
 
-from bulkwf.model import Verdict
-from bulkwf.verdicts import HANDLING, Action, table
+from bulkwf.attempt import Verdict
+from bulkwf.service.verdicts import HANDLING, Action, table
 
 
 def verdicts_where(attribute):

@@ -38,19 +38,19 @@ from fakes import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bulkwf.api import open_run
+from bulkwf.attempt import FaultKind
 from bulkwf.checkpoint import Checkpoint, inline, read_results, read_status
 from bulkwf.emulator import Limits
 from bulkwf.emulator.answers import Answer, refusal, success
 from bulkwf.emulator.state import Tampering
 from bulkwf.errors import CheckpointError, ServiceRefused, TemporaryStop
-from bulkwf.limiter import WindowLimiter
-from bulkwf.model import FaultKind
+from bulkwf.limits.limiter import WindowLimiter
 from bulkwf.options import Options, RateLimits, RetryPolicy
+from bulkwf.parts import restore
+from bulkwf.run import open_run
 from bulkwf.verification import Scope, VerificationStore, open_verification, opening, read_past, store
 from bulkwf.verification.scope import wanted
 from bulkwf.verification.verify import CONFIRM_AFTER_S, LEAST_DEBT, list_pays
-from bulkwf.wiring import restore
 
 FREE = Options(rate=UNLIMITED)
 NO_SUCH_CURSOR = refusal(400, 10002, "this cursor is none that was given out")

@@ -6,7 +6,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from bulkwf.windows import LOWEST_RATE_FACTOR, SLACK_S, QuotaPacer, Said, Window, pause_s, quota_text
+from bulkwf.limits.pause import pause_s
+from bulkwf.limits.quota import QuotaPacer, Said, quota_text
+from bulkwf.limits.window import LOWEST_RATE_FACTOR, SLACK_S, Window
 
 
 def fill(window, now, cost):

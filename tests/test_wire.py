@@ -14,13 +14,13 @@ import uvloop
 from certificates import make_certificate
 from fakes import RUN_TARGET, Leave, now, run_virtual
 
-from bulkwf import wire
-from bulkwf.credentials import Credentials
-from bulkwf.model import Reply
+from bulkwf.attempt import Reply
 from bulkwf.options import Options, Target
-from bulkwf.requests import create_batch
-from bulkwf.transport import AiohttpTransport
-from bulkwf.wire import LOOKS, SHORTEST_S, Upload, kernel_counts
+from bulkwf.service.requests import create_batch
+from bulkwf.transport import upload as wire
+from bulkwf.transport.credentials import Credentials
+from bulkwf.transport.http import AiohttpTransport
+from bulkwf.transport.upload import LOOKS, SHORTEST_S, Upload, kernel_counts
 
 # --- what the counts mean -----------------------------------------------------------------------------------------
 

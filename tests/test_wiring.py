@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from fakes import Machine, clock, now, run_virtual, wall
 
-from bulkwf import wiring
+from bulkwf import parts as wiring
 from bulkwf.checkpoint import Past
+from bulkwf.clock import UNKNOWN_BOOT
 from bulkwf.errors import TemporaryStop
-from bulkwf.limiter import BLIND_MARGIN_S, LOOPBACK_MARGIN_S, NETWORK_MARGIN_S, WindowLimiter
-from bulkwf.model import UNKNOWN_BOOT
+from bulkwf.limits.limiter import BLIND_MARGIN_S, LOOPBACK_MARGIN_S, NETWORK_MARGIN_S, WindowLimiter
+from bulkwf.limits.quota import Said
 from bulkwf.options import Options, RateLimits, Target
-from bulkwf.windows import Said
-from bulkwf.wiring import open_limiter, restore, system_clock
+from bulkwf.parts import open_limiter, restore, system_clock
 
 OPTIONS = Options(rate=RateLimits(instances_per_s=100, requests_per_5m=4))
 

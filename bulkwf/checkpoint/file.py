@@ -27,9 +27,9 @@ from bulkwf.checkpoint.schema import (
     RunHeader,
 )
 from bulkwf.checkpoint.sessions import has_log
+from bulkwf.clock import Boot
 from bulkwf.errors import CheckpointError
-from bulkwf.model import Boot
-from bulkwf.payload import clean
+from bulkwf.text import clean
 
 __all__ = [
     "acquire",

@@ -13,7 +13,8 @@ from bulkwf.checkpoint.file import connect_reader, explained
 from bulkwf.checkpoint.records import Begun, Damage, past, read_batches, read_run, survey
 from bulkwf.checkpoint.schema import Past, RunHeader
 from bulkwf.checkpoint.sessions import log_is_missing, tell_of_missing_log
-from bulkwf.model import UNKNOWN_BOOT, Boot, Counts, Result, RowOutcome
+from bulkwf.clock import UNKNOWN_BOOT, Boot
+from bulkwf.model import Counts, Result, RowOutcome
 
 __all__ = ["Status", "read_boot", "read_results", "read_run_past", "read_status", "results"]
 

@@ -16,11 +16,12 @@ from zlib import crc32
 
 import msgspec
 
-from bulkwf.batching import ids_are_good
+from bulkwf.batching.ids import ids_are_good
 from bulkwf.checkpoint.schema import HEADER_FIELDS, Past, RunHeader
-from bulkwf.model import Boot, Counts
+from bulkwf.clock import Boot
+from bulkwf.limits.quota import Said
+from bulkwf.model import Counts
 from bulkwf.options import is_run_key, is_target_name
-from bulkwf.windows import Said
 
 __all__ = [
     "LAST_WORDS",

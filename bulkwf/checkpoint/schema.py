@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
+from bulkwf.limits.quota import Said
 from bulkwf.model import RunState
-from bulkwf.windows import Said
 
 __all__ = [
     "ANOTHER",

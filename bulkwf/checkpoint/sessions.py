@@ -23,8 +23,8 @@ from pathlib import Path
 
 from bulkwf.checkpoint.records import seal_run
 from bulkwf.checkpoint.schema import NOTE, Attempt, RunHeader
+from bulkwf.clock import Boot
 from bulkwf.errors import CheckpointError
-from bulkwf.model import Boot
 
 __all__ = [
     "begin_session",

@@ -20,7 +20,8 @@ from zlib import crc32
 import filelock
 import orjson
 
-from bulkwf.batch_state import BatchState
+from bulkwf.attempt import InstanceInfo
+from bulkwf.batching.batch_state import BatchState
 from bulkwf.checkpoint.file import (
     ELSEWHERE,
     acquire,
@@ -40,16 +41,7 @@ from bulkwf.checkpoint.file import (
 )
 from bulkwf.checkpoint.place import refuse_place
 from bulkwf.checkpoint.reading import results
-from bulkwf.checkpoint.records import (
-    Begun,
-    Survey,
-    checksum,
-    past,
-    read_batch,
-    read_batches,
-    seal_run,
-    survey,
-)
+from bulkwf.checkpoint.records import Begun, Survey, checksum, past, read_batch, read_batches, seal_run, survey
 from bulkwf.checkpoint.schema import BEGIN, INTERVAL, NOTE, SETTLE, Attempt, Interval, Past, RunHeader
 from bulkwf.checkpoint.sessions import (
     begin_session,
@@ -59,8 +51,9 @@ from bulkwf.checkpoint.sessions import (
     refuse_torn,
     tell_of_lost_log,
 )
+from bulkwf.clock import UNKNOWN_BOOT, Boot
 from bulkwf.errors import CheckpointError
-from bulkwf.model import UNKNOWN_BOOT, Batch, Boot, Counts, InstanceInfo
+from bulkwf.model import Batch, Counts
 from bulkwf.uncancelled import until_done
 
 __all__ = ["Checkpoint", "Executor", "inline"]

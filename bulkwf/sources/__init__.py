@@ -8,8 +8,8 @@ from bulkwf.errors import ConfigError
 from bulkwf.model import Instance
 from bulkwf.sources.files import FileFeed
 from bulkwf.sources.identity import explain_change, identify
-from bulkwf.sources.reader import Feed, Source
 from bulkwf.sources.rows import AsyncRowFeed, RowFeed
+from bulkwf.sources.source import Feed, Source
 
 __all__ = ["Feed", "Rows", "Source", "explain_change", "identify_source", "name_source", "open_source"]
 

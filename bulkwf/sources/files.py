@@ -14,7 +14,7 @@ from typing import Protocol
 import anyio
 
 from bulkwf.errors import InputError
-from bulkwf.sources.reader import Chunk
+from bulkwf.sources.source import Chunk
 from bulkwf.threads import in_daemon_thread
 
 __all__ = ["FileFeed"]

@@ -11,8 +11,8 @@ import orjson
 
 from bulkwf.errors import InputError
 from bulkwf.model import ABSENT, Instance
-from bulkwf.payload import clean
-from bulkwf.sources.reader import Chunk
+from bulkwf.sources.source import Chunk
+from bulkwf.text import clean
 
 __all__ = ["AsyncRowFeed", "RowFeed", "encode_row"]
 

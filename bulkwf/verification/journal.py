@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 
-from bulkwf.batch_state import BatchState
+from bulkwf.attempt import Reply, Verdict
+from bulkwf.batching.batch_state import BatchState
 from bulkwf.events import AttemptFinished
-from bulkwf.model import Reply, Verdict
+from bulkwf.limits.quota import Said, quota_text
 from bulkwf.verification.request_log import RequestLog
-from bulkwf.windows import Said, quota_text
 
 __all__ = ["VerificationJournal"]
 

@@ -6,16 +6,9 @@ from functools import partial
 from pathlib import Path
 
 from bulkwf.checkpoint import read_boot, read_run_past, read_status
-from bulkwf.client import OutageTracker, ServiceClient
-from bulkwf.credentials import Credentials, TokenSource
 from bulkwf.errors import ServiceRefused
 from bulkwf.options import REHEARSAL, Options, Target
-from bulkwf.verification.journal import VerificationJournal
-from bulkwf.verification.request_log import read_past
-from bulkwf.verification.scope import Scope
-from bulkwf.verification.store import VerificationStore
-from bulkwf.verification.verify import Verification
-from bulkwf.wiring import (
+from bulkwf.parts import (
     open_in_thread,
     open_limiter,
     open_transport,
@@ -24,6 +17,13 @@ from bulkwf.wiring import (
     restore,
     system_clock,
 )
+from bulkwf.submission.client import OutageTracker, ServiceClient
+from bulkwf.transport.credentials import Credentials, TokenSource
+from bulkwf.verification.journal import VerificationJournal
+from bulkwf.verification.request_log import read_past
+from bulkwf.verification.scope import Scope
+from bulkwf.verification.store import VerificationStore
+from bulkwf.verification.verify import Verification
 
 __all__ = ["open_verification"]
 

@@ -16,10 +16,10 @@ import msgspec
 from bulkwf.checkpoint import Past
 from bulkwf.checkpoint.file import make_private
 from bulkwf.checkpoint.records import LAST_WORDS
-from bulkwf.model import UNKNOWN_BOOT, Boot
+from bulkwf.clock import UNKNOWN_BOOT, Boot
+from bulkwf.limits.quota import Said
 from bulkwf.options import REQUEST_PERIOD_S
 from bulkwf.verification.files import explained, foreign_file, request_log_path, store_paths
-from bulkwf.windows import Said
 
 __all__ = ["RequestLog", "read_past", "remove_unneeded"]
 

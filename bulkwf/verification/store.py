@@ -18,10 +18,10 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import filelock
 
-from bulkwf.batching import ids_are_good
+from bulkwf.batching.ids import ids_are_good
 from bulkwf.checkpoint import Executor
 from bulkwf.checkpoint.file import connect, make_private, release, remove
-from bulkwf.model import UNKNOWN_BOOT, Boot
+from bulkwf.clock import UNKNOWN_BOOT, Boot
 from bulkwf.uncancelled import until_done
 from bulkwf.verification.files import acquire_lock, explained, foreign_file, request_log_path, store_path
 from bulkwf.verification.request_log import RequestLog

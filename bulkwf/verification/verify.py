@@ -24,15 +24,16 @@ from math import inf
 
 import anyio
 
-from bulkwf.client import ServiceClient
+from bulkwf.attempt import Fault, Judgement, Reply, Request, RequestKind, Verdict
 from bulkwf.errors import BulkwfError, exit_code
-from bulkwf.judge import judge_lookup, judge_page
-from bulkwf.model import Batch, Fault, Judgement, Reply, Request, RequestKind, Verdict
+from bulkwf.model import Batch
 from bulkwf.options import Target
-from bulkwf.payload import Page
-from bulkwf.requests import get_instance, list_instances
-from bulkwf.retry import LOOK_UP_TRIES
-from bulkwf.verdicts import HANDLING
+from bulkwf.service.judge import judge_lookup, judge_page
+from bulkwf.service.requests import get_instance, list_instances
+from bulkwf.service.responses import Page
+from bulkwf.service.verdicts import HANDLING
+from bulkwf.submission.client import ServiceClient
+from bulkwf.submission.retries import LOOK_UP_TRIES
 from bulkwf.verification.journal import VerificationJournal
 from bulkwf.verification.report import VerificationReport, Verified
 from bulkwf.verification.scope import Scope

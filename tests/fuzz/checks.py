@@ -17,23 +17,25 @@ from zlib import crc32
 from fakes import EPOCH, HEADER, lines, make_batch, run_virtual
 from test_batcher import take_batches
 
-from bulkwf import batching
-from bulkwf.batch_state import BatchState
-from bulkwf.batching import IdScheme
+from bulkwf.attempt import Reply, Verdict
+from bulkwf.batching import packer as batching
+from bulkwf.batching.batch_state import BatchState
+from bulkwf.batching.body import compose
+from bulkwf.batching.ids import IdScheme
 from bulkwf.checkpoint import Begun, Checkpoint, inline, read_results, read_run_past, read_status
 from bulkwf.checkpoint.reading import results
 from bulkwf.checkpoint.writer import _columns
 from bulkwf.errors import CheckpointError
-from bulkwf.fast_path import FastJudge
-from bulkwf.judge import judge, judge_lookup, judge_page, retry_after_s
-from bulkwf.limiter import WindowLimiter
-from bulkwf.model import Reply, Verdict
+from bulkwf.limits.limiter import WindowLimiter
+from bulkwf.limits.pause import pause_s
+from bulkwf.limits.quota import QuotaPacer, Said, quota_text
 from bulkwf.options import BatchLimits, Options, RateLimits, RetryPolicy
-from bulkwf.payload import compose
-from bulkwf.retry import Wait, plan
-from bulkwf.sources import files, open_source, reader
-from bulkwf.verdicts import HANDLING, Action
-from bulkwf.windows import QuotaPacer, Said, pause_s, quota_text
+from bulkwf.service.fast_path import FastJudge
+from bulkwf.service.judge import judge, judge_lookup, judge_page, retry_after_s
+from bulkwf.service.verdicts import HANDLING, Action
+from bulkwf.sources import files, open_source
+from bulkwf.sources import source as reader
+from bulkwf.submission.retries import Wait, plan
 from fuzz.inputs import IDS
 from fuzz.reading import LEVELS, Pairs, lines_of, read_line, strictly
 

@@ -14,8 +14,8 @@ from canary import PARAMS
 from fakes import RUN_TARGET, Leave, ServiceTransport, make_batch, run_virtual, service, write_run
 from hypothesis import strategies as st
 
-from bulkwf.payload import compose
-from bulkwf.requests import create_batch, get_instance, list_instances
+from bulkwf.batching.body import compose
+from bulkwf.service.requests import create_batch, get_instance, list_instances
 
 IDS = [f"id-{number}" for number in range(6)]
 """The ids that `real_answers` are about."""

@@ -30,12 +30,12 @@ from fakes import (
     run_virtual,
 )
 
-from bulkwf.api import open_run
+from bulkwf.attempt import RequestKind
 from bulkwf.checkpoint import inline, read_results
 from bulkwf.errors import BulkwfError, CheckpointError, InputError, TemporaryStop
-from bulkwf.limiter import WindowLimiter
-from bulkwf.model import RequestKind
+from bulkwf.limits.limiter import WindowLimiter
 from bulkwf.options import BatchLimits, Options, RateLimits, RetryPolicy
+from bulkwf.run import open_run
 from bulkwf.verification import open_verification, opening
 
 ROWS = 60

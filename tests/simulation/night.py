@@ -18,14 +18,16 @@ from typing import Any
 import orjson
 from fakes import EPOCH, RUN_TARGET, TARGET, created, ids_of
 
-from bulkwf.api import open_run
+from bulkwf.attempt import Fault, FaultKind, Reply, Request, RequestKind, Slot
 from bulkwf.checkpoint import inline
+from bulkwf.clock import Clock
 from bulkwf.emulator import Caller, Limits
 from bulkwf.emulator.admission import Admission
 from bulkwf.emulator.answers import Answer, refusal
-from bulkwf.limiter import WindowLimiter
-from bulkwf.model import Clock, Fault, FaultKind, Reply, Request, RequestKind, Slot, Summary
+from bulkwf.limits.limiter import WindowLimiter
+from bulkwf.model import Summary
 from bulkwf.options import Options, RateLimits
+from bulkwf.run import open_run
 
 RATE = 50
 """Instances a second of each job: together, what one workflow may have."""

@@ -10,10 +10,11 @@ from math import inf
 from canary import assert_silent, assert_silent_files, report
 from fakes import EPOCH
 
+from bulkwf.attempt import Fault, FaultKind, Reply
 from bulkwf.checkpoint import read_results, read_status
 from bulkwf.errors import ServiceRefused, TemporaryStop
-from bulkwf.judge import retry_after_s
-from bulkwf.model import Fault, FaultKind, Reply, Result
+from bulkwf.model import Result
+from bulkwf.service.judge import retry_after_s
 from simulation.world import Crash, Sent, World, params_crc
 
 ALLOWED = {

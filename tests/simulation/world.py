@@ -18,15 +18,16 @@ from typing import Any
 import canary
 from fakes import EPOCH, HEADER, RUN_TARGET, TARGET, Machine, VirtualLoop, ids_of
 
-from bulkwf.api import open_run
+from bulkwf.attempt import Fault, FaultKind, Reply, Request, RequestKind, Slot
 from bulkwf.checkpoint import inline, read_status
 from bulkwf.emulator import Caller, Limits, Service, parse_script
 from bulkwf.emulator.answers import Answer, refusal
 from bulkwf.emulator.faults import Facts, decide
 from bulkwf.emulator.faults import Fault as Trouble
 from bulkwf.errors import BulkwfError, ServiceRefused, TemporaryStop
-from bulkwf.limiter import WindowLimiter
-from bulkwf.model import Fault, FaultKind, Reply, Request, RequestKind, Result, Slot, Summary
+from bulkwf.limits.limiter import WindowLimiter
+from bulkwf.model import Result, Summary
+from bulkwf.run import open_run
 from simulation.plan import TAKEN, Plan
 
 TIMEOUT_S = 60.0

@@ -29,7 +29,7 @@ from bulkwf import (
     TemporaryStop,
     Transport,
 )
-from bulkwf.model import Request, Slot
+from bulkwf.attempt import Request, Slot
 
 # --- submitting ---------------------------------------------------------------------------------------------------
 

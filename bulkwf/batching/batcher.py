@@ -1,0 +1,130 @@
+"""Where a batch ends. `run` and `check` both use it, so `check` counts the requests that `run` makes. Pure.
+
+A batch ends with the first of these:
+
+1. It holds the instances that one request may carry: the batch limit, or fewer where those fill the rate better.
+2. It holds the rows that a batch may have; blank and invalid rows count.
+3. The next row does not fit into its bytes.
+4. The list ends, or the source is slow and the linger is over.
+
+Rows that follow take the places of blank and invalid rows.
+"""
+
+from collections.abc import Sequence
+from math import inf
+from typing import Protocol
+
+from bulkwf.batching.ids import IdScheme
+from bulkwf.batching.lines import Cut
+from bulkwf.batching.packer import Packer
+from bulkwf.model import Batch, Slice
+from bulkwf.options import INSTANCE_PERIOD_S, MIN_BATCH_BYTES, REQUEST_PERIOD_S, Options, RateLimits
+
+__all__ = ["ITEM_OVERHEAD_BYTES", "Batcher", "even_share"]
+
+ITEM_OVERHEAD_BYTES = 130
+"""Upper bound of what an id, its key, the separators and the outer brackets add to a row in a request, in bytes."""
+
+
+def even_share(instances: int, rate: RateLimits) -> int:
+    """How many of *instances*, the most that fit into one request, each batch should hold to fill the rate best.
+
+    At 100 instances a second, batches of 68 would leave 32 places of each second empty; batches of 50 leave none.
+    Smaller batches need more requests, so they must gain at least a twentieth.
+    """
+    most, quota = rate.instances_per_s, rate.requests_per_5m
+    if most is None or instances >= most:
+        return most or instances
+    requests_per_s = inf if quota is None else quota * INSTANCE_PERIOD_S / REQUEST_PERIOD_S
+
+    def used(size: int) -> float:
+        return min(most // size, requests_per_s) * size
+
+    even = most // -(-most // instances)
+    return even if used(even) > 1.05 * used(instances) else instances
+
+
+class RowSource(Protocol):
+    """Where the rows come from; `sources.Source` is one."""
+
+    async def peek(
+        self, max_rows: int, max_bytes: int, patience_s: float | None = None, *, joining: bool = False
+    ) -> Cut:
+        """How many of the next rows fit into both bounds; none at the end of the list. See `sources.Source.peek`."""
+        ...
+
+    def take(self, found: Cut) -> Slice:
+        """The rows that `peek` has found last."""
+        ...
+
+
+class Batcher:
+    """Cuts a list into batches.
+
+    Args:
+        source: The list.
+        scheme: How rows get ids.
+        options: The batch limits, the rate and the row shape.
+        linger_s: Wait at most this many seconds for rows to join a batch that has some; None waits until it is full.
+
+    Attributes:
+        max_bytes: Upper bound of a request's body, in bytes, unless one row alone is larger.
+    """
+
+    def __init__(self, source: RowSource, scheme: IdScheme, options: Options, *, linger_s: float | None) -> None:
+        self.max_bytes = options.batch.bytes
+        self._source = source
+        self._scheme = scheme
+        self._row_shape = options.row_shape
+        self._rate = options.rate
+        self._max_instances = even_share(options.batch.instances, options.rate)
+        self._max_rows = options.batch.rows
+        self._linger_s = linger_s
+
+    async def next(self) -> Batch | None:
+        """The next rows as a batch; None at the end of the list.
+
+        Raises:
+            InputError: The list can't be read further. The rows before that were returned.
+        """
+        packer = Packer(self._scheme, self._row_shape)
+        while True:
+            rows, size = self._room(packer)
+            if rows <= 0 or size <= 0:
+                break
+            found = await self._source.peek(rows, size, self._linger_s, joining=packer.rows > 0)
+            if found.bound == "bytes":
+                found = await self._even(packer.instances, found, size)
+            if not found.rows or (packer.rows and found.size > size):
+                break
+            packer.add(self._source.take(found), found)
+            if found.rows < rows:  # bound by bytes, by the linger, or by the end of the list
+                break
+        return packer.pack() if packer.rows else None
+
+    def learn_max_bytes(self, size: int) -> None:
+        """Let request bodies have at most *size* bytes from now on: the service has refused a larger one as too large.
+
+        Batches that are made already keep their size.
+        """
+        self.max_bytes = max(MIN_BATCH_BYTES, min(self.max_bytes, size))
+
+    def requests(self, pending: Sequence[int]) -> list[Sequence[int]]:
+        """The *pending* instances of a batch, cut into one part for each request.
+
+        One part for a batch of this session. A batch that an earlier session began at a higher rate may need several.
+        """
+        most = self._max_instances
+        return [pending[start : start + most] for start in range(0, len(pending), most)]
+
+    def _room(self, packer: Packer) -> tuple[int, int]:
+        """Rows, and bytes of rows, that still fit into a batch."""
+        # Small requests: at most half of the bytes may go to ids, so that there is always room for a row.
+        instances = min(self._max_instances, self.max_bytes // (2 * ITEM_OVERHEAD_BYTES))
+        rows = min(instances - packer.instances, self._max_rows - packer.rows)
+        return rows, self.max_bytes - packer.size - instances * ITEM_OVERHEAD_BYTES
+
+    async def _even(self, instances: int, found: Cut, max_bytes: int) -> Cut:
+        """Of the rows that were *found* to fit, those that fill the rate best beside the *instances* of the batch."""
+        share = even_share(instances + found.rows, self._rate) - instances
+        return await self._source.peek(share, max_bytes) if 0 < share < found.rows else found

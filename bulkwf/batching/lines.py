@@ -1,0 +1,67 @@
+"""Lines: where to cut them, and their fingerprint. Pure."""
+
+from typing import Literal, NamedTuple
+from zlib import crc32
+
+from bulkwf.batching.row import Flaw
+
+__all__ = ["MAX_PARAMS_BYTES", "MAX_ROW_BYTES", "Cut", "cut", "fingerprint", "too_long"]
+
+MAX_PARAMS_BYTES = 1_048_576
+"""The service's limit for one instance's event payload."""
+
+MAX_ROW_BYTES = MAX_PARAMS_BYTES + 65_536
+"""A longer line can't hold acceptable params; it is refused without being held in memory."""
+
+_OPENING, _CLOSING = b"{}"
+
+
+class Cut(NamedTuple):
+    """The next lines of some data, whole ones.
+
+    Attributes:
+        size: Their bytes, newlines included.
+        rows: How many they are.
+        bound: Why no more: the bound on rows, the bound on bytes, or the data ends.
+        objects: Each line begins with `{` and ends with `}`.
+        longest: Bytes of the longest line.
+    """
+
+    size: int
+    rows: int
+    bound: Literal["rows", "bytes", "data"]
+    objects: bool
+    longest: int
+
+
+def cut(data: bytes, start: int, max_rows: int, max_bytes: int) -> Cut:
+    """As many whole lines from *start* as both bounds allow; the first line may exceed *max_bytes* alone."""
+    find, end, limit, objects, longest = data.find, start, start + max_bytes, True, 0
+    for rows in range(max_rows):
+        newline = find(b"\n", end)
+        if newline < 0:
+            return Cut(end - start, rows, "data", objects, longest)
+        if newline >= limit and rows:
+            return Cut(end - start, rows, "bytes", objects, longest)
+        if data[newline - 1] != _CLOSING or data[end] != _OPENING:
+            objects = False
+        if newline - end > longest:
+            longest = newline - end
+        end = newline + 1
+    return Cut(end - start, max_rows, "rows", objects, longest)
+
+
+def fingerprint(region: bytes, dropped: frozenset[int] = frozenset()) -> tuple[int, int]:
+    """Size in bytes and crc32 of the lines of *region*, less those at the offsets *dropped*.
+
+    Rows that were refused may be corrected in the list without making it another list.
+    """
+    if dropped:
+        lines = region.split(b"\n")[:-1]
+        region = b"".join(line + b"\n" for offset, line in enumerate(lines) if offset not in dropped)
+    return len(region), crc32(region)
+
+
+def too_long(size: int) -> Flaw:
+    """Why a line of *size* bytes, or of more than that, is refused."""
+    return Flaw("row_too_long", f"the row is {size:,} bytes or longer; {MAX_ROW_BYTES:,} is the most")

@@ -1,0 +1,122 @@
+"""One row: whether it is valid, and what it says. A row's bytes are validated and measured, never rebuilt. Pure."""
+
+from math import inf
+from typing import Literal
+
+import msgspec
+
+from bulkwf.nesting import _brackets, _is_deeper
+from bulkwf.text import clean
+
+__all__ = ["Flaw", "Retention", "Row", "decode_rows", "read_row"]
+
+MAX_NESTING = 500
+"""The most levels of objects and arrays in a row, its own included.
+
+A rule of ours, because a parser's own limit is none: it moves with the Python version, and before 3.12 with the depth
+of the caller's stack too, so that a row that could be read once might not be readable again.
+"""
+
+UTF8_PIECE_BYTES = 16_384
+
+
+class Retention(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
+    """How long the service keeps an instance, and with it the memory of its id."""
+
+    success_retention: int | str | msgspec.UnsetType = msgspec.UNSET
+    error_retention: int | str | msgspec.UnsetType = msgspec.UNSET
+
+
+class Row(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """A row as the API has it. `params` stays raw."""
+
+    instance_id: str | msgspec.UnsetType = msgspec.UNSET
+    params: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    instance_retention: Retention | msgspec.UnsetType = msgspec.UNSET
+    location_hint: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class Flaw(msgspec.Struct, frozen=True):
+    """Why a row can't be sent: a word for programs, a sentence for people."""
+
+    code: str
+    message: str
+
+
+_ROW = msgspec.json.Decoder(Row)
+
+_PARAMS = msgspec.json.Decoder(msgspec.Raw)
+
+
+def decode_rows(region: bytes, rows: int, *, objects: bool = False, longest: float = inf) -> list[Row] | None:
+    """All of a region's rows, of the shape "instance", in one pass; None if any needs a closer look by `read_row`.
+
+    Every newline has to stand between a `}` and a `{`. That can't happen inside a JSON value, so no row spans lines;
+    with as many rows as lines, no line holds two.
+
+    Args:
+        region: Whole lines.
+        rows: How many.
+        objects: Each line is known to begin with `{` and to end with `}`.
+        longest: Bytes of the longest of them, or more.
+    """
+    if not objects and (region.count(b"}\n{") or region.count(b"}\r\n{")) != rows - 1:
+        return None
+    deep = longest > 2 * MAX_NESTING and _brackets(region) > MAX_NESTING  # as many have to close
+    if deep and max(map(_brackets, region.split(b"\n"))) > MAX_NESTING:
+        return None
+    try:
+        _check_utf8(region)
+        found = _ROW.decode_lines(region)
+    except (ValueError, RecursionError):
+        return None
+    return found if len(found) == rows else None
+
+
+def read_row(line: bytes, row_shape: Literal["instance", "params"]) -> Row | Flaw:
+    """One row, or why it is none."""
+    try:
+        line.decode()
+        if _is_deeper(line, MAX_NESTING):
+            return Flaw("too_deep", f"the row is nested too deep; {MAX_NESTING} levels are the most")
+        return _ROW.decode(line) if row_shape == "instance" else Row(params=_PARAMS.decode(line))
+    except UnicodeDecodeError as error:
+        return Flaw("not_utf8", f"the row is not UTF-8: byte {error.start + 1} of it is 0x{line[error.start]:02x}")
+    except RecursionError:
+        return Flaw("too_deep", "the row is nested too deep to be read here")
+    except msgspec.ValidationError as error:
+        return _validation_flaw(str(error))
+    except msgspec.DecodeError as error:
+        reason = str(error)
+        if "truncated" in reason and rb"\u" in line:
+            reason = "half a character stands in it, a lone surrogate"  # msgspec's own words say something else
+        return Flaw("not_json", clean(f"the row is not JSON: {reason}"))
+
+
+def _check_utf8(region: bytes) -> None:
+    """Raise `UnicodeDecodeError` if *region* is not UTF-8. In pieces, as a long text is slow to make."""
+    if region.isascii():
+        return
+    start = 0
+    while start < len(region):
+        end = region.find(b"\n", start + UTF8_PIECE_BYTES) + 1 or len(region)
+        region[start:end].decode()
+        start = end
+
+
+def _validation_flaw(text: str) -> Flaw:
+    what, _, where = text.partition(" - at `$")
+    key = where.strip("`.")
+    if what.startswith("Object contains unknown field"):
+        name = what.removeprefix("Object contains unknown field ")
+        code = "bad_retention" if key else "unknown_key"
+        known = "success_retention, error_retention"
+        if not key:
+            known = "instance_id, params, instance_retention, location_hint; --row-shape params sends a row whole"
+        return Flaw(code, clean(f"unknown key {name}; the keys are {known}"))
+    if not key:
+        return Flaw("not_object", clean(f"the row is not a JSON object: {what}"))
+    if key == "instance_id":
+        return Flaw("bad_id", clean(f"instance_id: {what}; leave the key out to have an id made"))
+    code = "bad_retention" if key.startswith("instance_retention") else "bad_value"
+    return Flaw(code, clean(f"{key}: {what}"))

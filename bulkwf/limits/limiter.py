@@ -1,0 +1,431 @@
+"""Queues and concurrency: which request is sent next, and when.
+
+Rules:
+
+1. Requests that create instances wait in one queue, in the order of asking: first attempts and retries alike. Look-ups,
+   which use nothing of the instances' windows, have a queue of their own. Behind a batch that waits for its window they
+   would be late, and they would be sent together with it, which makes the moment of its arrival less certain.
+2. The head of a queue waits for one of the concurrent requests to end, then for the `Budget`: every window, the quota
+   and any pause. After a pause, one request is sent alone, as a probe.
+3. A request that holds a slot waits for nothing but its own answer. A backoff holds no slot.
+4. What was written counts, from the moment its body was written. What was not sent gives its lease back. The probe
+   after a pause counts from its answer: a service that was silent may be slow, and nothing else is sent before.
+5. The time that always passes between lease and writing is subtracted from the margin: it would be lost rate. Never
+   more than the margin, so that no body is written inside a window even if it is written in no time.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from math import inf
+from threading import get_ident
+from typing import Protocol, Self
+
+from bulkwf.attempt import Fault, Judgement, Reply, Slot, Verdict
+from bulkwf.errors import Draining
+from bulkwf.limits.budget import Budget
+from bulkwf.limits.pools import Bound, Lease, Pools, Wait, Waiter
+from bulkwf.limits.quota import Said
+from bulkwf.model import RunState
+from bulkwf.options import RateLimits
+from bulkwf.service.verdicts import HANDLING
+
+__all__ = ["HeldSlot", "Limiter", "WindowLimiter"]
+
+LOOPBACK_MARGIN_S = 0.007
+NETWORK_MARGIN_S = 0.020
+BLIND_MARGIN_S = 0.100
+"""Where the kernel does not tell what is still in the socket: 128 KB, what macOS gives a socket at first, leave in this
+time at 10 Mbit/s."""
+STATES = {
+    Bound.PAUSE: RunState.PAUSED,
+    Bound.PROBE: RunState.PLACES,  # one request at a time
+    Bound.QUOTA: RunState.QUOTA,
+    Bound.INSTANCES: RunState.INSTANCES,
+    Bound.ACCOUNT: RunState.INSTANCES,
+    Bound.REQUESTS: RunState.REQUESTS,
+    Bound.TURN: RunState.INSTANCES,
+}
+"""The state of a run whose next request waits for this."""
+EARLY_S = 0.005
+LEADS = 8
+"""The shortest lead of this many requests counts, and none before: the first requests open connections."""
+
+
+class HeldSlot(Slot, Protocol):
+    """Leave to send one request, held until the request has ended."""
+
+    waited_for: RunState | None
+    """What it waited for last; None if it did not wait."""
+
+    async def __aenter__(self) -> Self: ...
+    async def __aexit__(self, *_: object) -> None: ...
+
+    def unsent(self) -> None:
+        """No byte of the request has left."""
+        ...
+
+
+class Limiter(Protocol):
+    """Hands out slots to one run, for one target."""
+
+    def slot(self, cost: int) -> HeldSlot:
+        """A slot for a request that carries *cost* instances; 0 for a look-up. Entered when it is free."""
+        ...
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for a slot."""
+        ...
+
+    @property
+    def on_wire(self) -> int:
+        """How many requests hold a slot."""
+        ...
+
+    @property
+    def waits_for(self) -> RunState | None:
+        """What the next request waits for; None if it waits for nothing."""
+        ...
+
+    @property
+    def bound_by(self) -> str:
+        """What the last request that had to wait waited for, in words; empty if none had to wait."""
+        ...
+
+    @property
+    def paused_until(self) -> float:
+        """When the pause ends, in monotonic seconds; in the past if there is none."""
+        ...
+
+    @property
+    def rate_factor(self) -> float:
+        """The fraction of the rate that is used at present: 1.0 if no rate is reduced."""
+        ...
+
+    def capacity(self, cost: int, within_s: float = 0.0) -> int:
+        """How many requests of *cost* instances could be sent in *within_s* seconds, those that wait included."""
+        ...
+
+    def feedback(self, judgement: Judgement, reply: Reply | Fault) -> float | None:
+        """Take in what an attempt's answer says of the limits. To be called before the first await after it.
+
+        Returns:
+            Seconds until the pause ends that it orders; None if it orders none.
+        """
+        ...
+
+    def pause(self) -> float:
+        """Pause this run as after a 429 that names no time; returns the seconds until the pause ends."""
+        ...
+
+    def hold(self, seconds: float) -> float:
+        """Pause this run for another reason than the rate; one probe follows. Returns the seconds until it ends."""
+        ...
+
+    def change_token(self, fingerprint: str) -> None:
+        """The run sends with another token from now on, named by a *fingerprint*. May be called from any thread."""
+        ...
+
+    def stop(self) -> None:
+        """End every wait for a slot with `Draining`, now and from now on."""
+        ...
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        """Call *changed* whenever `waiting` or `capacity` has changed for another reason than that time passes."""
+        ...
+
+    def close(self) -> None:
+        """The run has ended: stop, and let its limits hold for no other run any more."""
+        ...
+
+
+class WindowLimiter:
+    """A limiter over a budget: sliding windows, a pause, and as many concurrent requests as the service can take.
+
+    Args:
+        limits: What may be sent.
+        clock: Monotonic seconds; the running loop's timers must follow it.
+        margin_s: Time kept free after each use of a window, in seconds.
+        budget: Counts what is sent; None makes one that is shared with no other run.
+    """
+
+    def __init__(
+        self,
+        limits: RateLimits,
+        *,
+        clock: Callable[[], float],
+        margin_s: float = NETWORK_MARGIN_S,
+        budget: Budget | None = None,
+    ) -> None:
+        self.budget = budget or Budget(clock(), limits, margin_s, Pools())
+        self.waiting = 0
+        self.stopped = False
+        self._clock = clock
+        self._changed: Callable[[], None] = lambda: None
+        self._most_concurrency = limits.concurrency
+        self._concurrency = limits.concurrency
+        self._waits_for: dict[bool, RunState] = {}
+        """What the heads of the queues wait for: the one that posts (True), and the one that looks up."""
+        self._bound: Bound | None = None
+        self._waits = False
+        self._post_turn = asyncio.Lock()
+        self._look_up_turn = asyncio.Lock()
+        self._post_waiter = Waiter(self.budget, self._wake_from_anywhere)
+        self._look_up_waiter = Waiter(self.budget, self._wake_from_anywhere)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = 0
+        self._heads: dict[asyncio.Future[None], None] = {}  # in the order in which they came
+        self._successes = 0
+        self._lowered_at = -inf
+        self._leads: deque[float] = deque(maxlen=LEADS)
+
+    # --- slots ----------------------------------------------------------------------------------------------------
+
+    def slot(self, cost: int) -> "_WindowSlot":
+        """See `Limiter.slot`."""
+        return _WindowSlot(self, cost)
+
+    @property
+    def on_wire(self) -> int:
+        """See `Limiter.on_wire`."""
+        return self.budget.on_wire
+
+    @property
+    def waits_for(self) -> RunState | None:
+        """See `Limiter.waits_for`."""
+        return self._waits_for.get(True) or self._waits_for.get(False)
+
+    @property
+    def bound_by(self) -> str:
+        """See `Limiter.bound_by`."""
+        if self._bound is not None:
+            return self.budget.describe(self._bound)
+        return f"{self._most_concurrency} requests at a time" if self._waits else ""
+
+    @property
+    def paused_until(self) -> float:
+        """See `Limiter.paused_until`."""
+        return self.budget.paused_until
+
+    @property
+    def rate_factor(self) -> float:
+        """See `Limiter.rate_factor`."""
+        return self.budget.rate_factor
+
+    def capacity(self, cost: int, within_s: float = 0.0) -> int:
+        """See `Limiter.capacity`."""
+        now = self._clock()
+        return int(min(self.budget.capacity(now, cost, within_s), self._concurrency - self.on_wire))
+
+    async def take(self, cost: int) -> tuple[Lease, RunState | None]:
+        """Wait for the turn, for room among the concurrent requests, and for a lease.
+
+        Returns:
+            The lease, and what was waited for last.
+        """
+        self.waiting += 1
+        waited_for = None
+        waiter = self._post_waiter if cost else self._look_up_waiter
+        try:
+            async with self._post_turn if cost else self._look_up_turn:
+                try:
+                    while not isinstance(lease := self._ask(cost, waiter), Lease):
+                        state = RunState.PLACES if self._bound is None else STATES[self._bound]
+                        if state is not waited_for:
+                            waited_for = self._waits_for[cost > 0] = state
+                            self._changed()
+                        await self._sleep(lease)
+                finally:
+                    if waiter.queued:
+                        self.budget.leave(waiter)
+                return lease, waited_for
+        finally:
+            if waited_for is not None:
+                del self._waits_for[cost > 0]
+            self.waiting -= 1
+            self._changed()
+
+    def give_back(self, lease: Lease, *, sent: bool) -> None:
+        """The request has ended; *sent*: a byte of it may have left this machine."""
+        self.budget.end(lease, self._clock(), sent=sent)
+        self._wake()
+        self._changed()
+
+    def written(self, lease: Lease, at: float | None = None) -> None:
+        """The request's body left at *at*, or now: it counts from then on."""
+        at = self._clock() if at is None else at
+        if lease.cost:  # a look-up has no body, and is known to be written only when its answer begins
+            self._leads.append(at - lease.taken_at)
+            self.budget.lead(min(self._leads) if len(self._leads) == LEADS else 0.0)
+        self.budget.written(lease, at)
+        self._wake()
+
+    def stop(self) -> None:
+        """See `Limiter.stop`."""
+        self.stopped = True
+        self._wake()
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        """See `Limiter.watch`."""
+        self._changed = changed
+
+    def close(self) -> None:
+        """See `Limiter.close`."""
+        self.stop()
+        self.budget.close(self._clock())
+
+    def _ask(self, cost: int, waiter: Waiter) -> Lease | float:
+        """A lease, or the seconds to wait before the next try at most."""
+        if self.stopped:
+            raise Draining
+        now = self._clock()
+        if self.on_wire >= self._concurrency:
+            self._bound, self._waits = None, True
+            self.budget.leave(waiter)
+            return inf
+        answer = self.budget.ask(now, cost, waiter)
+        if isinstance(answer, Wait):
+            self._bound, self._waits = answer.bound, True
+            return answer.seconds
+        return answer
+
+    async def _sleep(self, seconds: float) -> None:
+        """Sleep until something changes, at most *seconds*. Only the heads of the queues sleep here."""
+        loop = self._loop = asyncio.get_running_loop()
+        self._thread = get_ident()
+        head = loop.create_future()
+        self._heads[head] = None
+        # A long sleep ends late by some milliseconds, a short one by less: so wake up early, and look again.
+        shorter = seconds - EARLY_S if seconds > 2 * EARLY_S else seconds
+        timer = None if seconds == inf else loop.call_later(shorter, self._wake)
+        try:
+            await head
+        finally:
+            del self._heads[head]
+            if timer is not None:
+                timer.cancel()
+
+    def _wake(self) -> None:
+        for head in self._heads:
+            if not head.done():
+                head.set_result(None)
+
+    def _wake_from_anywhere(self) -> None:
+        """Another run has changed something; it may run in another thread."""
+        loop = self._loop
+        if get_ident() == self._thread:
+            self._wake()
+        elif loop is not None:
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(self._wake)
+
+    # --- what the answers teach -----------------------------------------------------------------------------------
+
+    def feedback(self, judgement: Judgement, reply: Reply | Fault) -> float | None:
+        """See `Limiter.feedback`."""
+        handling = HANDLING[judgement.verdict]
+        if isinstance(reply, Reply):
+            self.observe(reply.headers, reply.elapsed_s)
+        ordered: float | None = None
+        if judgement.verdict is Verdict.THROTTLED:
+            ordered = self.throttled(judgement.retry_after_s)
+        elif handling.overload:
+            self.overloaded()
+        elif handling.accepted:
+            self.succeeded()
+        if judgement.settles:
+            self.budget.settled()
+        return ordered
+
+    def observe(self, headers: Mapping[str, str], elapsed_s: float = 0.0) -> None:
+        """Take in what an answer's headers say of the limits; *elapsed_s*: seconds since its request was sent."""
+        now = self._clock()
+        self.budget.observe(Said(now, now - elapsed_s, headers.get("ratelimit", "")))
+
+    def succeeded(self) -> None:
+        """A request was accepted. After a round of successes, one more request may be concurrent."""
+        self.budget.accepted(self._clock())
+        self._successes += 1
+        if self._successes >= self._concurrency:
+            self._successes = 0
+            self._concurrency = min(self._concurrency + 1, self._most_concurrency)
+        self._wake()
+        self._changed()
+
+    def overloaded(self) -> None:
+        """A request failed, and fewer concurrent requests might help: halve them, once a second at most."""
+        now = self._clock()
+        if now - self._lowered_at >= 1.0:
+            self._lowered_at = now
+            self._concurrency = max(1, self._concurrency // 2)
+        self._successes = 0
+
+    def throttled(self, ordered_s: float | None) -> float:
+        """A request was answered with a 429. See `Budget.throttled`."""
+        seconds = self.budget.throttled(self._clock(), ordered_s)
+        self._wake()
+        return seconds
+
+    def pause(self) -> float:
+        """See `Limiter.pause`."""
+        seconds = self.budget.pause(self._clock())
+        self._wake()
+        return seconds
+
+    def hold(self, seconds: float) -> float:
+        """See `Limiter.hold`."""
+        seconds = self.budget.hold(self._clock(), seconds)
+        self._wake()
+        return seconds
+
+    def change_token(self, fingerprint: str) -> None:
+        """See `Limiter.change_token`."""
+        self.budget.change_token(self._clock(), fingerprint)
+        self._wake_from_anywhere()
+
+    # --- the past -------------------------------------------------------------------------------------------------
+
+    @property
+    def memory_s(self) -> float:
+        """How long ago something may have been sent and still count, in seconds."""
+        return self.budget.memory_s
+
+    def uncounted_s(self, file: str, *, own: bool) -> float:
+        """See `Budget.uncounted_s`."""
+        return self.budget.uncounted_s(self._clock(), file, own=own)
+
+    def restore(self, attempts: Sequence[tuple[float, int]], paused_s: float, words: Sequence[Said] = ()) -> None:
+        """See `Budget.restore`."""
+        self.budget.restore(self._clock(), attempts, paused_s, words)
+
+
+class _WindowSlot:
+    """One request's leave."""
+
+    __slots__ = ("_cost", "_lease", "_limiter", "_sent", "waited_for")
+    _lease: Lease
+
+    def __init__(self, limiter: WindowLimiter, cost: int) -> None:
+        self._limiter = limiter
+        self._cost = cost
+        self._sent = True
+        self.waited_for: RunState | None = None
+
+    async def __aenter__(self) -> Self:
+        self._lease, self.waited_for = await self._limiter.take(self._cost)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._limiter.give_back(self._lease, sent=self._sent)
+
+    def writing(self) -> bool:
+        return not self._limiter.stopped  # a run that drains sends nothing more
+
+    def written(self, at: float | None = None) -> None:
+        if not self._lease.counted and not self._lease.probe:
+            self._limiter.written(self._lease, at)
+
+    def unsent(self) -> None:
+        self._sent = False

@@ -1,0 +1,213 @@
+"""The parts that runs and verifications share: the machine's clocks, the network, the limits."""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from functools import partial
+from pathlib import Path
+from typing import Literal, Protocol, TypeVar
+
+import anyio
+
+from bulkwf.attempt import Transport
+from bulkwf.checkpoint import Executor, Past
+from bulkwf.clock import Clock
+from bulkwf.errors import ConfigError, TemporaryStop
+from bulkwf.limits.budget import Budget
+from bulkwf.limits.limiter import BLIND_MARGIN_S, LOOPBACK_MARGIN_S, NETWORK_MARGIN_S, WindowLimiter
+from bulkwf.limits.pools import Pools
+from bulkwf.limits.quota import Said
+from bulkwf.options import Options, Target
+from bulkwf.threads import starting_threads
+from bulkwf.transport.credentials import Credentials
+from bulkwf.transport.upload import kernel_counts
+from bulkwf.uncancelled import uncancelled, until_done
+
+__all__ = [
+    "open_in_thread",
+    "open_limiter",
+    "open_transport",
+    "own_thread",
+    "require_asyncio",
+    "restore",
+    "system_clock",
+]
+
+log = logging.getLogger("bulkwf")
+
+POOLS = Pools()
+"""What all runs and verifications of this process share."""
+
+LONGEST_STORED_PAUSE_S = 86_400.0
+"""A stored pause that is longer than this, in seconds, was written while the clock was wrong."""
+
+
+def require_asyncio() -> None:
+    """Raise `ConfigError` unless asyncio runs the caller."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        raise ConfigError("bulkwf runs on asyncio only: call it from a coroutine that asyncio runs.") from None
+
+
+def system_clock() -> Clock:
+    """This machine's time and random numbers, in the running event loop."""
+    return Clock(
+        now=asyncio.get_running_loop().time,
+        wall=time.time,
+        sleep=anyio.sleep,
+        draw=random.random,
+        boot_id=_boot_id(),
+        uptime=lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
+        shared=True,
+    )
+
+
+def _boot_id() -> str:
+    """Identifies this boot of this machine and its time namespace; empty where the system has no such name."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+    except (OSError, ValueError):
+        return ""
+    try:  # each time namespace has its own boot clock
+        return f"{boot} {Path('/proc/self/ns/time').readlink()}"
+    except OSError:  # kernels before 5.6 have no time namespaces
+        return boot
+
+
+def open_transport(
+    parts: AsyncExitStack, target: Target, credentials: Credentials, options: Options, clock: Clock
+) -> Transport:
+    """The network. It is closed with *parts*."""
+    from bulkwf.transport.http import AiohttpTransport  # noqa: PLC0415 - it would triple the time of `import bulkwf`
+
+    transport = AiohttpTransport(target, credentials, options, clock=clock.now, wall=clock.wall)
+    parts.push_async_callback(uncancelled, transport.aclose)
+    return transport
+
+
+class _Closable(Protocol):
+    def aclose(self) -> Awaitable[None]: ...
+
+
+C = TypeVar("C", bound=_Closable)
+
+
+def own_thread(parts: AsyncExitStack, name: str) -> Executor:
+    """A thread for one file, which alone uses it: both opening and writing may wait for the disk."""
+    pool = ThreadPoolExecutor(1, thread_name_prefix=name)
+    parts.callback(pool.shutdown)
+    return partial(asyncio.get_running_loop().run_in_executor, pool)
+
+
+async def open_in_thread(parts: AsyncExitStack, executor: Executor, opening: Callable[[], C]) -> C:
+    """Open a file with *executor*; it is closed with *parts*, also if the caller is cancelled meanwhile.
+
+    Args:
+        parts: Close it.
+        executor: Where it is opened.
+        opening: Opens it.
+    """
+    with starting_threads():
+        opened: asyncio.Future[C] = asyncio.ensure_future(executor(opening))
+    parts.push_async_callback(uncancelled, partial(_close_opened, opened))
+    await until_done(opened)
+    return opened.result()
+
+
+async def _close_opened(opened: "asyncio.Future[C]") -> None:
+    await until_done(opened)
+    if opened.exception() is None:
+        await opened.result().aclose()
+
+
+def open_limiter(
+    parts: AsyncExitStack, target: Target, options: Options, clock: Clock, credentials: Credentials | None = None
+) -> WindowLimiter:
+    """The target's limits, with the margin that the path to it requires. Closed with *parts*.
+
+    Runs of this process share them by endpoint, account and credential; those whose credential is not known (None)
+    are taken to have the same.
+    """
+    network_s = NETWORK_MARGIN_S if kernel_counts() else BLIND_MARGIN_S
+    margin_s = LOOPBACK_MARGIN_S if target.loopback else network_s
+    budget = Budget(
+        clock.now(),
+        options.rate,
+        margin_s,
+        POOLS if clock.shared else Pools(),
+        endpoint=target.base_url,
+        account=target.account_id,
+        workflow=target.workflow,
+        token="" if credentials is None else credentials.fingerprint,
+    )
+    limiter = WindowLimiter(options.rate, clock=clock.now, margin_s=margin_s, budget=budget)
+    parts.callback(limiter.close)
+    if credentials is not None:
+        credentials.changed = limiter.change_token
+    return limiter
+
+
+def restore(
+    limiter: WindowLimiter,
+    user: Literal["run", "verify"],
+    checkpoint: Path | None,
+    read_run_past: Callable[[float], Past],
+    read_verified_past: Callable[[float], Past] | None,
+    options: Options,
+    wall: float,
+) -> None:
+    """Let the limiter count what earlier sessions have sent, and keep to the pause and the quota that they were given.
+
+    Both runs and verifications of a checkpoint count, for both.
+
+    Args:
+        limiter: A new one.
+        user: Who sends through it.
+        checkpoint: The run's file, beside which verifications keep theirs; None if it is in memory.
+        read_run_past: What the run's sessions have sent since a Unix time, by the same clock as *wall*.
+        read_verified_past: The same of verifications; None if there can be none.
+        options: The longest outage.
+        wall: Unix time.
+
+    Raises:
+        TemporaryStop: The pause lasts longer than the longest outage.
+    """
+    since = wall - limiter.memory_s
+    past = read_run_past(since)
+    if checkpoint is not None and read_verified_past is not None:
+        verified = read_verified_past(since)
+        past = _uncounted(limiter, past, checkpoint, "run", wall, own=user == "run").joined(
+            _uncounted(limiter, verified, checkpoint, "verify", wall, own=user == "verify")
+        )
+    paused_s = past.pause_until - wall
+    if paused_s > LONGEST_STORED_PAUSE_S:
+        log.warning("the checkpoint holds a pause of %.0f h, which is ignored: it is too long", paused_s / 3_600)
+        paused_s = 0.0
+    if paused_s > options.retry.max_outage_s:
+        raise TemporaryStop(
+            f"the service has ordered a pause of {paused_s:,.0f} s more, longer than the longest outage of "
+            f"{options.retry.max_outage_s:,.0f} s (--max-outage). Run the same command again later."
+        )
+    attempts = [(wall - at, instances) for at, instances in past.attempts]
+    words = [Said(heard_at - wall, sent_at - wall, text) for heard_at, sent_at, text in past.words]
+    limiter.restore(attempts, paused_s, words)
+
+
+def _uncounted(limiter: WindowLimiter, past: Past, checkpoint: Path, kind: str, wall: float, *, own: bool) -> Past:
+    """*past* without the requests that this process has counted already.
+
+    Args:
+        limiter: Counts the others from now on.
+        past: What the file holds, by the same clock as *wall*.
+        checkpoint: The run's checkpoint.
+        kind: Whose file it is: of the run, or of the verifications beside it.
+        wall: Unix time.
+        own: Until the limiter is closed, only its own requests are recorded in the file.
+    """
+    since = wall - limiter.uncounted_s(f"{kind} {checkpoint.resolve()}", own=own)
+    return past._replace(attempts=[attempt for attempt in past.attempts if attempt[0] > since])

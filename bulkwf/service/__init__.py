@@ -1,0 +1,1 @@
+"""What the Workflows API takes, says and means. Pure."""

@@ -1,0 +1,85 @@
+"""`judge`, without decoding answers that are known already.
+
+Nearly all answers of a run are alike to the byte, but for the ids: all instances of the batch are created, with the
+same status and version. Such an answer need not be decoded again (0.2 of 6.2 µs an instance). It never says other than
+`judge`: an answer takes the fast path only if it is, byte for byte, one that `judge` has judged, with the ids of this
+request in the place of the others.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from bulkwf.attempt import Fault, InstanceInfo, Judgement, Reply, Verdict
+from bulkwf.model import Batch
+from bulkwf.service.judge import judge, sent_ids
+from bulkwf.service.responses import decode_answer
+
+__all__ = ["FastJudge"]
+
+MOST_FRAMES = 8
+"""Learn at most this many frames: to learn one costs as much as to decode two answers."""
+
+
+class FastJudge:
+    """`judge`, with a memory of the last answer that created all instances of its batch."""
+
+    def __init__(self) -> None:
+        self._frame: _Frame | None = None
+        self._left = MOST_FRAMES
+
+    def __call__(self, batch: Batch, part: Sequence[int], reply: Reply | Fault) -> Judgement:
+        """See `judge`."""
+        if isinstance(reply, Fault) or not 200 <= reply.status < 300:
+            return judge(batch, part, reply)
+        ids = sent_ids(batch, part)
+        if self._frame is not None and self._frame.holds(ids, reply.body):
+            return Judgement(verdict=Verdict.DONE, created=part, answer=self._frame.info)
+        judgement = judge(batch, part, reply)
+        if self._left and len(ids) > 1 and len(judgement.created) == len(ids):
+            self._left -= 1
+            self._frame = _frame(ids, reply.body, judgement.answer)
+        return judgement
+
+
+class _Frame(NamedTuple):
+    """An answer without its ids, and what it says of them.
+
+    Attributes:
+        ids: How many ids it names.
+        head: The text before the first id.
+        between: The text between two ids, the same everywhere.
+        tail: The text behind the last id.
+        info: What the answer says of each instance.
+    """
+
+    ids: int
+    head: str
+    between: str
+    tail: str
+    info: InstanceInfo | None
+
+    def around(self, ids: Sequence[str]) -> bytes:
+        """The answer that names *ids*."""
+        return f"{self.head}{self.between.join(ids)}{self.tail}".encode(errors="surrogateescape")
+
+    def holds(self, ids: Sequence[str], body: bytes) -> bool:
+        """Whether *body* is the answer that names *ids*."""
+        return len(ids) == self.ids and self.around(ids) == body
+
+
+def _frame(ids: Sequence[str], body: bytes, info: InstanceInfo | None) -> _Frame | None:
+    """The frame of an answer that names *ids* in their order; None if the text between them differs."""
+    text = body.decode(errors="surrogateescape")
+    head, _, rest = text.partition(f'"{ids[0]}"')
+    between, _, _ = rest.partition(f'"{ids[1]}"')
+    head, between = head + '"', f'"{between}"'
+    named = len(head) + len(between) * (len(ids) - 1) + sum(map(len, ids))
+    if named >= len(text):  # to join such a frame could take any amount of memory
+        return None
+    frame = _Frame(len(ids), head, between, text[named:], info)
+    if not frame.holds(ids, body):
+        return None
+    # Text that only looks like the id (another field holds it too) shows when other ids stand in its place.
+    others = [f"{one}_" for one in ids]
+    decoded = decode_answer(frame.around(others))
+    return frame if decoded is not None and [one.id for one in decoded.answered] == others else None

@@ -1,0 +1,25 @@
+"""The requests of the Workflows API that bulkwf sends, as values. Pure."""
+
+from collections.abc import Mapping
+from urllib.parse import quote
+
+from bulkwf.attempt import Request, RequestKind
+from bulkwf.options import Target
+
+__all__ = ["create_batch", "get_instance", "list_instances"]
+
+
+def create_batch(target: Target, body: bytes) -> Request:
+    """Create the instances that *body*, a JSON array of at most 100, describes."""
+    return Request(kind=RequestKind.CREATE, method="POST", path=target.instances_path + "/batch", body=body)
+
+
+def get_instance(target: Target, instance_id: str) -> Request:
+    """Look up one instance: its status, without its steps."""
+    path = f"{target.instances_path}/{quote(instance_id, safe='')}"
+    return Request(kind=RequestKind.LOOK_UP, method="GET", path=path, query={"simple": "true"})
+
+
+def list_instances(target: Target, query: Mapping[str, str]) -> Request:
+    """Read a page of the workflow's instances; *query* holds its size, cursor and dates."""
+    return Request(kind=RequestKind.LIST, method="GET", path=target.instances_path, query=query)

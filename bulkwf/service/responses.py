@@ -1,0 +1,223 @@
+"""The bodies of answers, decoded. Pure."""
+
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+
+from bulkwf.nesting import _is_deeper
+from bulkwf.text import clean
+
+__all__ = [
+    "Answered",
+    "Envelope",
+    "Listed",
+    "Lookup",
+    "Page",
+    "Refused",
+    "ServiceError",
+    "decode_answer",
+    "decode_errors",
+    "decode_lookup",
+    "decode_page",
+]
+
+MAX_ANSWER_NESTING = 600
+"""The most levels of objects and arrays in an answer of the service.
+
+It leaves room for a look-up that repeats a row's params inside its envelope, and is small enough that the parser of
+every Python version reads an answer of this depth.
+"""
+
+MAX_ERRORS_BYTES = 262_144
+"""A longer list of errors is not the service's. Decoded, a list of empty objects takes forty times its own size."""
+
+Code = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+"""An error code that the checkpoint can hold."""
+
+
+class Answered(msgspec.Struct, gc=False):
+    """One instance in the service's answer. Unknown keys are welcome."""
+
+    id: str
+    status: str | None = None
+    version_id: str | None = None
+    workflow_id: str | None = None
+
+
+class Refused(msgspec.Struct, gc=False):
+    """One error of the newer answer, which names the instance that it is about."""
+
+    id: str | None = None
+    index: int | None = None
+    code: Code | None = None
+    message: str = ""
+
+
+class ServiceError(msgspec.Struct, frozen=True, gc=False):
+    """One entry of the envelope's `errors`."""
+
+    code: int | None = None
+    message: str = ""
+
+
+class _NewerResult(msgspec.Struct):
+    created: list[Answered]
+    errors: msgspec.Raw = msgspec.Raw(b"[]")
+
+
+class _Envelope(msgspec.Struct):
+    success: bool
+    result: list[Answered] | _NewerResult | None = None
+
+
+class Envelope(msgspec.Struct):
+    """The service's answer to a batch create: `{success, errors, messages, result}`.
+
+    Attributes:
+        success: What the answer says of itself.
+        answered: The instances that the answer names as created.
+        refused: The instances that the answer names as refused.
+    """
+
+    success: bool
+    answered: list[Answered]
+    refused: list[Refused]
+
+
+class Listed(msgspec.Struct, gc=False):
+    """One instance in a page of the list. Unknown keys are welcome."""
+
+    id: str
+    status: str | None = None
+
+
+class Page(msgspec.Struct, frozen=True):
+    """A page of the workflow's instances."""
+
+    listed: list[Listed]
+    cursor: str | None
+    """Leads to the next page; None if there is none."""
+
+
+class Lookup(msgspec.Struct):
+    """What a look-up says of one instance. `id` is not in every service's answer."""
+
+    success: bool
+    id: str | None = None
+    status: str | None = None
+
+
+class _LookupResult(msgspec.Struct):
+    id: str | None = None
+    status: str | None = None
+
+
+class _LookupEnvelope(msgspec.Struct):
+    success: bool
+    result: _LookupResult | None = None
+
+
+class _PageInfo(msgspec.Struct):
+    cursor: str | int | None = None
+
+
+class _PageEnvelope(msgspec.Struct):
+    success: bool
+    result: list[Listed] | None = None
+    result_info: _PageInfo | None = None
+
+
+class _ErrorEnvelope(msgspec.Struct):
+    errors: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+_ENVELOPE = msgspec.json.Decoder(_Envelope)
+
+_REFUSED = msgspec.json.Decoder(list[Refused])
+
+_LOOKUP_ENVELOPE = msgspec.json.Decoder(_LookupEnvelope)
+
+_PAGE_ENVELOPE = msgspec.json.Decoder(_PageEnvelope)
+
+_ERROR_ENVELOPE = msgspec.json.Decoder(_ErrorEnvelope)
+
+_T = TypeVar("_T")
+
+
+def _decode(decoder: msgspec.json.Decoder[_T], body: bytes) -> _T:
+    """*body* as *decoder* reads it; raises `ValueError` if it can't, or if *body* is nested too deep."""
+    if _is_deeper(body, MAX_ANSWER_NESTING):
+        raise ValueError(f"an answer with more than {MAX_ANSWER_NESTING} levels")
+    return decoder.decode(body)
+
+
+def decode_answer(body: bytes) -> Envelope | None:
+    """The answer to a batch create; None if *body* is not one."""
+    try:
+        envelope = _decode(_ENVELOPE, body)
+        result = envelope.result
+        if not isinstance(result, _NewerResult):
+            return Envelope(envelope.success, result or [], [])
+        if len(memoryview(result.errors)) > MAX_ERRORS_BYTES:
+            return None
+        return Envelope(envelope.success, result.created, _REFUSED.decode(result.errors))
+    except (ValueError, RecursionError):
+        return None
+
+
+def decode_lookup(body: bytes) -> Lookup | None:
+    """The answer to a look-up; None if *body* is not one."""
+    try:
+        envelope = _decode(_LOOKUP_ENVELOPE, body)
+    except (ValueError, RecursionError):
+        return None
+    if envelope.result is None:
+        return None if envelope.success else Lookup(success=False)
+    return Lookup(envelope.success, envelope.result.id, envelope.result.status)
+
+
+def decode_page(body: bytes) -> Page | None:
+    """A page of the list; None if *body* is not one."""
+    try:
+        envelope = _decode(_PAGE_ENVELOPE, body)
+    except (ValueError, RecursionError):
+        return None
+    if not envelope.success or envelope.result is None:
+        return None
+    cursor = None if envelope.result_info is None else envelope.result_info.cursor
+    return Page(envelope.result, None if cursor in (None, "") else str(cursor))
+
+
+def decode_errors(body: bytes) -> tuple[ServiceError, ...] | None:
+    """The errors that an envelope lists, inner ones of an `error_chain` too.
+
+    Returns:
+        None if *body* is no JSON object, or its errors take more than `MAX_ERRORS_BYTES`. All else that stands in it
+        is passed over: however large the body is, only its errors take memory.
+    """
+    try:
+        errors = _decode(_ERROR_ENVELOPE, body).errors
+        if isinstance(errors, msgspec.UnsetType):
+            return ()
+        if len(memoryview(errors)) > MAX_ERRORS_BYTES:
+            return None
+        return tuple(_errors(msgspec.json.decode(errors), depth=3))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _errors(value: Any, depth: int) -> list[ServiceError]:
+    found = []
+    for entry in value if isinstance(value, list) and depth else ():
+        if isinstance(entry, dict):
+            code, message = entry.get("code"), entry.get("message")
+            if isinstance(code, str) and code.isascii() and code.isdigit() and len(code) < 10:
+                code = int(code)
+            found.append(
+                ServiceError(
+                    code if type(code) is int and abs(code) < 2**63 else None,
+                    clean(message) if isinstance(message, str) else "",
+                )
+            )
+            found += _errors(entry.get("error_chain"), depth - 1)
+    return found

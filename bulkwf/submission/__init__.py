@@ -1,0 +1,1 @@
+"""One run: batches, attempts, results."""

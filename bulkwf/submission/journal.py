@@ -1,0 +1,194 @@
+"""Makes attempts and results durable, then counts and announces them.
+
+Rule: nothing is counted, shown or handed to the caller before it is durable.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+
+from bulkwf.attempt import Judgement, Reply, RequestKind, Verdict
+from bulkwf.batching.batch_state import BatchState
+from bulkwf.checkpoint import Attempt, Checkpoint
+from bulkwf.clock import Clock
+from bulkwf.events import AttemptFinished, BatchBegun, BatchSettled, Event, Observer, Paused, StateChanged
+from bulkwf.limits.quota import quota_text
+from bulkwf.model import Batch, Result, RunState
+from bulkwf.service.verdicts import HANDLING
+from bulkwf.submission.activity import Activity, StateClock, Timeline
+from bulkwf.submission.progress import Progress
+
+__all__ = ["Journal", "Observers"]
+
+log = logging.getLogger("bulkwf")
+
+
+class Journal:
+    """The one way from an attempt to the checkpoint, to the counts, and to all that observes a run.
+
+    Args:
+        checkpoint: Where all of it goes first.
+        progress: The counts of what is durable.
+        clock: Time.
+        emit: Given each batch of results once it is durable; None if nobody asks for them.
+        observe: Given each event; must not block or raise.
+        activity: Tells what the run is doing, but for commits.
+
+    Attributes:
+        last_error: What the last attempt failed for, while nothing has been settled since; empty otherwise.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        progress: Progress,
+        *,
+        clock: Clock,
+        emit: Callable[[Sequence[Result]], Awaitable[None]] | None = None,
+        observe: Callable[[Event], None] = lambda _: None,
+        activity: Callable[[], Activity] = Activity,
+    ) -> None:
+        self.progress = progress
+        self.last_error = ""
+        self._checkpoint = checkpoint
+        self._clock = clock
+        self._emit = emit
+        self._observe = observe
+        self._activity = activity
+        self._states = StateClock(clock.now())
+        self._timeline = Timeline(clock.now())
+        self._commits = 0
+
+    async def begun(self, batch: Batch, durable: Awaitable[None]) -> None:
+        """Count a new batch once it is *durable*."""
+        await self._committed(durable)
+        self.progress.begun(len(batch.ids), len(batch.refused))
+        if batch.refused and self._emit is not None:
+            await self._emit(batch.refused)
+        self._observe(BatchBegun(first_row=batch.first_row, instances=len(batch.ids), invalid=len(batch.refused)))
+
+    async def record(self, attempt: AttemptFinished, state: BatchState | None) -> None:
+        """See `client.AttemptJournal.record`: one commit for the attempt, its results and its pause."""
+        assert state is not None  # a run asks for nothing that belongs to no batch
+        judgement, wall = attempt.judgement, self._clock.wall()
+        self.progress.attempts += 1
+        self._timeline.attempted(
+            attempt.reply.elapsed_s, created=len(judgement.created), failed=HANDLING[judgement.verdict].failed
+        )
+        if judgement.verdict is not Verdict.DONE:
+            self.last_error = judgement.message
+        if attempt.kind is RequestKind.CREATE:
+            state.sent(judgement)
+        if judgement.settles:
+            state.add(judgement)
+        committing = self._checkpoint.record(
+            self._stored(attempt),
+            settled=state if judgement.settles else None,
+            pause_until=None if attempt.pause_s is None else self._pause_until(),
+            now=wall,
+        )
+        await self._committed(committing)
+        self._observe(attempt)
+        if attempt.pause_s is not None:
+            self._observe(Paused(seconds=attempt.pause_s))
+        if judgement.settles:
+            await self._announce(state, judgement)
+
+    async def settle(self, state: BatchState, judgement: Judgement) -> None:
+        """Make results durable that no attempt of their own has settled: `existed` or `rejected` by inference."""
+        state.add(judgement)
+        await self._committed(self._checkpoint.settle(state, self._clock.wall()))
+        await self._announce(state, judgement)
+
+    async def pause(self, seconds: float) -> None:
+        """Make a pause durable that no answer has ordered."""
+        await self._committed(self._checkpoint.pause(self._pause_until()))
+        self._observe(Paused(seconds=seconds))
+
+    async def close(self, *, complete: bool) -> None:
+        """Make durable what only waits for another write, and whether the run is finished."""
+        self.update(ends=True)
+        if complete:
+            await self._checkpoint.finish(self._clock.wall())
+        else:
+            await self._checkpoint.flush()
+
+    def update(self, *, ends: bool = False) -> None:
+        """Take note of what the run is doing; to be called whenever that may have changed.
+
+        Args:
+            ends: The session ends here.
+        """
+        now, activity = self._clock.now(), self._activity()
+        if self._commits and not activity.committing:
+            activity = replace(activity, committing=True)
+        changed = self._states.update(now, activity)
+        self.progress.paused_s = self._states.seconds[RunState.PAUSED]
+        if ends or self._timeline.due(now):
+            started_at = self._clock.wall() - now + self._timeline.started_at
+            self._checkpoint.note_interval(self._timeline.cut(now, self._states.seconds), started_at)
+        if changed:
+            self._observe(StateChanged(state=self._states.state))
+
+    async def _committed(self, durable: Awaitable[None]) -> None:
+        """Wait for a commit, and count the time that it takes."""
+        self._commits += 1
+        self.update()
+        try:
+            await durable
+        finally:
+            self._commits -= 1
+            self.update()
+
+    async def _announce(self, state: BatchState, judgement: Judgement) -> None:
+        """Count results that are durable, and hand them on."""
+        self.last_error = ""
+        in_doubt = sum(state.others[position].in_doubt for position, _ in judgement.others)
+        self.progress.settled(judgement, in_doubt, self._clock.now())
+        if self._emit is not None:
+            await self._emit(state.settled(judgement))
+        self._observe(BatchSettled(first_row=state.batch.first_row, judgement=judgement))
+
+    def _stored(self, attempt: AttemptFinished) -> Attempt:
+        reply, judgement = attempt.reply, attempt.judgement
+        assert attempt.first_row is not None
+        return Attempt(
+            first_row=attempt.first_row,
+            started_at=self._clock.wall() - reply.elapsed_s,
+            elapsed_s=reply.elapsed_s,
+            instances=attempt.instances,
+            http_status=reply.status if isinstance(reply, Reply) else None,
+            verdict=judgement.verdict.value,
+            detail=judgement.message or None,
+            kind=attempt.kind.value,
+            bytes=attempt.bytes,
+            waited_s=attempt.waited_s,
+            waited_for=None if attempt.waited_for is None else attempt.waited_for.value,
+            quota=quota_text(reply.headers) if isinstance(reply, Reply) else None,
+        )
+
+    def _pause_until(self) -> float:
+        """The end of the present pause, in Unix time."""
+        return self._clock.wall() + self._activity().paused_until - self._clock.now()
+
+
+class Observers:
+    """Hands each event on to every observer.
+
+    Args:
+        observers: The observers, in the order in which they are called.
+    """
+
+    def __init__(self, observers: Sequence[Observer] = ()) -> None:
+        self._observers = tuple(observers)
+        self._failed: set[int] = set()
+
+    def __call__(self, event: Event) -> None:
+        """Hand *event* on."""
+        for number, observer in enumerate(self._observers):
+            try:
+                observer(event)
+            except Exception:  # an observer's fault is no fault of the run
+                if number not in self._failed:
+                    self._failed.add(number)
+                    log.exception("an observer of the run failed at %s; its later failures are not logged", event)

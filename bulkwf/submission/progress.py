@@ -1,0 +1,107 @@
+"""Counts of what is durable, and what follows from them: rate, time left, summary, exit code. Pure."""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+
+from bulkwf.attempt import Judgement
+from bulkwf.errors import BulkwfError, exit_code
+from bulkwf.model import Counts, Summary
+
+__all__ = ["Progress"]
+
+RATE_WINDOW_S = 30.0
+
+
+@dataclass(slots=True)
+class Progress:
+    """The account of one session. Only what is durable on disk is counted.
+
+    Attributes:
+        started_at: When the session began, on the monotonic clock.
+        counts: Rows by outcome, over all sessions.
+        settled_before: Rows that earlier sessions had settled.
+        attempts: Requests of this session.
+        paused_s: How long the service has ordered silence in this session.
+        reading: Tells how much of the list has been read, from 0 to 1; None if its length is unknown.
+    """
+
+    started_at: float
+    counts: Counts = field(default_factory=Counts)
+    settled_before: int = 0
+    attempts: int = 0
+    paused_s: float = 0.0
+    reading: Callable[[], float | None] = lambda: None
+    _marks: deque[tuple[float, int]] = field(default_factory=deque)
+
+    def begun(self, instances: int, invalid: int) -> None:
+        """A batch is durable: *instances* are pending, *invalid* rows were refused."""
+        self.counts += Counts(pending=instances, invalid=invalid)
+
+    def settled(self, judgement: Judgement, in_doubt: int, now: float) -> None:
+        """Results are durable; *in_doubt* of their instances existed after an attempt in doubt."""
+        outcomes = [result.outcome for _, result in judgement.others]
+        existed, rejected = outcomes.count("existed"), outcomes.count("rejected")
+        self.counts += Counts(
+            created=len(judgement.created) + len(outcomes) - existed - rejected,
+            existed=existed,
+            existed_in_doubt=in_doubt,
+            rejected=rejected,
+            pending=-len(judgement.created) - len(outcomes),
+        )
+        self._marks.append((now, self.counts.settled))
+        while len(self._marks) > 2 and self._marks[1][0] < now - RATE_WINDOW_S:
+            self._marks.popleft()
+
+    @property
+    def read_share(self) -> float | None:
+        """How much of the list has been read, from 0 to 1; None if its length is unknown."""
+        return self.reading()
+
+    @property
+    def settled_now(self) -> int:
+        """Rows that this session has settled."""
+        return self.counts.settled - self.settled_before
+
+    def rate(self, now: float) -> float:
+        """Rows settled a second, over the last half minute."""
+        began, base = self._marks[0] if len(self._marks) > 2 else (self.started_at, self.settled_before)
+        return max(0, self.counts.settled - base) / max(now - began, 1e-9)
+
+    def left_s(self, now: float) -> float | None:
+        """Seconds to the end at the present rate; None while that can't be told."""
+        rate, done, share = self.rate(now), self.counts.settled, self.read_share
+        if not share or not rate:
+            return None
+        return max(0.0, self.counts.rows / share - done) / rate
+
+    def summary(
+        self,
+        now: float,
+        *,
+        complete: bool,
+        fail_on_existed: bool,
+        error: BulkwfError | None = None,
+        signal: int | None = None,
+    ) -> Summary:
+        """What the run has come to.
+
+        Args:
+            now: Monotonic seconds.
+            complete: The list was read to its end, and every row is settled.
+            fail_on_existed: A row whose instance existed before the run counts as failed.
+            error: What ended the run.
+            signal: Number of the signal that ended it.
+        """
+        counts = self.counts
+        failed = counts.rejected or counts.invalid
+        failed = failed or (fail_on_existed and counts.existed > counts.existed_in_doubt)
+        return Summary(
+            **asdict(counts),
+            complete=complete,
+            attempts=self.attempts,
+            elapsed_s=now - self.started_at,
+            paused_s=self.paused_s,
+            settled_now=self.settled_now,
+            exit_code=exit_code(complete=complete, failed=bool(failed), error=error, signal=signal),
+        )
