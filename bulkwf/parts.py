@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
-from typing import Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import anyio
 
@@ -101,7 +101,13 @@ def own_thread(parts: AsyncExitStack, name: str) -> Executor:
     """A thread for one file, which alone uses it: both opening and writing may wait for the disk."""
     pool = ThreadPoolExecutor(1, thread_name_prefix=name)
     parts.callback(pool.shutdown)
-    return partial(asyncio.get_running_loop().run_in_executor, pool)
+    loop = asyncio.get_running_loop()
+
+    def execute(function: Callable[[], Any]) -> Awaitable[Any]:
+        with starting_threads():
+            return loop.run_in_executor(pool, function)
+
+    return execute
 
 
 async def open_in_thread(parts: AsyncExitStack, executor: Executor, opening: Callable[[], C]) -> C:
@@ -112,8 +118,7 @@ async def open_in_thread(parts: AsyncExitStack, executor: Executor, opening: Cal
         executor: Where it is opened.
         opening: Opens it.
     """
-    with starting_threads():
-        opened: asyncio.Future[C] = asyncio.ensure_future(executor(opening))
+    opened: asyncio.Future[C] = asyncio.ensure_future(executor(opening))
     parts.push_async_callback(uncancelled, partial(_close_opened, opened))
     await until_done(opened)
     return opened.result()

@@ -12,7 +12,8 @@ from typing import Any, Self
 _PATIENCE_S = 60.0
 _SCRIPT = """
 import gc, json, os, signal, sys, threading
-import bulkwf.__main__, bulkwf.checking, bulkwf.cli, bulkwf.console, bulkwf.emulator, bulkwf.printing, bulkwf.session
+import bulkwf.__main__, bulkwf.check, bulkwf.cli.app, bulkwf.cli.formats, bulkwf.cli.run, bulkwf.cli.verify
+import bulkwf.emulator
 import bulkwf.transport.http
 def hold_at(name, told):
     def stop(*_):
@@ -36,7 +37,7 @@ def become(ask):
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if ask.get("held"):
         hold_at(*ask["held"])
-    bulkwf.cli.main()
+    bulkwf.cli.app.main()
 for line in sys.stdin:
     ask = json.loads(line)
     if "child" in ask:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from bulkwf import api
 from bulkwf import parts as wiring
+from bulkwf import run as run_module
 from bulkwf.checkpoint import Past
 from bulkwf.errors import Draining
 from bulkwf.limits.budget import Budget
@@ -521,7 +522,7 @@ def test_runs_on_the_clock_of_the_process_share_its_pools(monkeypatch, shared):
 
 def test_programs_that_submit_to_four_workflows_at_once_keep_the_account_s_300_instances_a_second(monkeypatch):
     monkeypatch.setattr(wiring, "POOLS", Pools())
-    monkeypatch.setattr(api, "system_clock", lambda: replace(clock(), shared=True))
+    monkeypatch.setattr(run_module, "system_clock", lambda: replace(clock(), shared=True))
     transports = {name: ScriptedTransport(then=created, latency_s=0.2) for name in "abcd"}
 
     async def run():

@@ -698,7 +698,7 @@ async def test_an_attempt_that_no_run_writes_is_refused_before_anything_is_writt
     before = path.read_bytes()
 
     with pytest.raises(
-        CheckpointError, match=r"damaged: it holds what no run writes \(\w+ at (records|windows).py:\d+\)"
+        CheckpointError, match=r"damaged: it holds what no run writes \(\w+ at (records|quota).py:\d+\)"
     ):
         start(path)
     assert path.read_bytes() == before

@@ -254,7 +254,7 @@ def start_one(thread):
     start(thread)
 threading.Thread.start = start_one
 import bulkwf.cli.app
-bulkwf.cli.main()
+bulkwf.cli.app.main()
 """
 
 
@@ -289,7 +289,7 @@ def test_a_name_look_up_that_can_not_start_a_thread_exits_with_4(words, folder):
             "real(pool) if 'checkpoint' in pool._thread_name_prefix else none()\n"
         )
     )
-    command = [sys.executable, "-c", patch + "import bulkwf.cli; bulkwf.cli.main()", *words]
+    command = [sys.executable, "-c", patch + "import bulkwf.cli.app; bulkwf.cli.app.main()", *words]
     env = environment({"CLOUDFLARE_API_BASE_URL": "https://service.test/client/v4"})
     ended = subprocess.run(command, env=env, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert ended.returncode == 4, ended.stderr
@@ -372,5 +372,5 @@ def test_nothing_but_the_messages_module_writes_to_stderr():
         for node in ast.walk(ast.parse(path.read_text("utf-8")))
         if isinstance(node, ast.Attribute) and node.attr in ("stderr", "__stderr__", "print_exc")
     ]
-    assert set(found) == {"messages.py", "cli.py"}
-    assert found.count("cli.py") == 2  # where a closed one is filled
+    assert set(found) == {"messages.py", "app.py"}
+    assert found.count("app.py") == 2  # where a closed one is filled

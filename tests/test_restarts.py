@@ -8,6 +8,7 @@ import pytest
 from fakes import TARGET, Machine, ServiceTransport, memory_folder, now, run_virtual, service, windows
 
 from bulkwf import api
+from bulkwf import run as run_module
 from bulkwf.checkpoint import read_boot, read_status
 from bulkwf.emulator import Limits
 from bulkwf.emulator.limits import REQUEST_WINDOW_S
@@ -47,7 +48,7 @@ class Night:
     async def session(self, cut_after_s=None):
         """One session, to its end or cut off after so many seconds; its summary, if it came to its end."""
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(api, "system_clock", self.machine.clock)
+            patch.setattr(run_module, "system_clock", self.machine.clock)
             running = asyncio.ensure_future(
                 api.submit_all(
                     self.rows,

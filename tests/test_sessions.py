@@ -190,12 +190,12 @@ def test_the_engine_tells_why_a_session_ended(folder):
     assert run_virtual(go()) == ["drained", "finished", "CheckpointError"]
 
 
-async def _drain_at_once(engine):
-    engine.drain()
+async def _drain_at_once(run):
+    run.drain()
 
 
-async def _break(engine):
-    engine.drain(CheckpointError("for a test"))
+async def _break(run):
+    run._engine.drain(CheckpointError("for a test"))
 
 
 # --- a log that is missing ----------------------------------------------------------------------------------------

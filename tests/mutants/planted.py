@@ -524,9 +524,8 @@ PLANTED = (
     Mutant(
         "commit in a task that can be cancelled",
         "parts.py",
-        "    return partial(asyncio.get_running_loop().run_in_executor, pool)\n",
-        "    loop = asyncio.get_running_loop()\n"
-        "    return lambda function: asyncio.wait_for(loop.run_in_executor(pool, function), None)\n",
+        "            return loop.run_in_executor(pool, function)\n",
+        "            return asyncio.wait_for(loop.run_in_executor(pool, function), None)\n",
         by="ends",
     ),
     Mutant(
