@@ -9,7 +9,7 @@ import pytest
 from hypothesis import settings
 from node import NOT_TESTED
 from real_engine.engine import running
-from torture import counted, lines
+from torture import add_up, own_figures
 
 import bulkwf
 
@@ -50,20 +50,20 @@ _others = []
 def pytest_sessionfinish(session):
     """A worker process sends what it has counted to the one that prints it."""
     if hasattr(session.config, "workeroutput"):
-        session.config.workeroutput["counted"] = counted()
+        session.config.workeroutput["figures"] = own_figures()
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node):
     """A worker process has ended; one that has crashed sends nothing."""
-    _others.append(getattr(node, "workeroutput", {}).get("counted", [[], []]))
+    _others.append(getattr(node, "workeroutput", {}).get("figures", [[], []]))
 
 
 def pytest_terminal_summary(terminalreporter):
     """What was tested, and what the harnesses have counted."""
     terminalreporter.section("figures")
     terminalreporter.line(f"{Path(bulkwf.__file__).parent} with Python {platform.python_version()}")
-    for line in lines([counted(), *_others]):
+    for line in add_up([own_figures(), *_others]):
         terminalreporter.line(line)
 
 

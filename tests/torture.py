@@ -36,12 +36,12 @@ def tally(line: str, *, maxima: Sequence[str] = (), counts: Counter[str] | None 
     return counts
 
 
-def counted() -> list:
+def own_figures() -> list:
     """What this process has counted, in a form that can be sent to another one."""
     return [figures, [(line, dict(counts), list(maxima)) for line, counts, maxima in _tallies]]
 
 
-def lines(processes: Iterable[list]) -> list[str]:
+def add_up(processes: Iterable[list]) -> list[str]:
     """What several processes have counted together, a line each."""
     alone, together = [], {}
     for own, tallies in processes:

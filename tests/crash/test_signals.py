@@ -189,7 +189,13 @@ def test_a_token_file_that_hangs_does_not_hold_up_the_end_of_a_verification(toke
     assert took_s < GONE_WITHIN_S + LOAD_S
 
 
-SILENT_SERVER = "127.77.53.1"
+def bind_name_server(server):
+    """Bind port 53, the only one that a name server may have, at an address that no other test uses; returns that."""
+    address = f"127.{random.randrange(1, 255)}.{random.randrange(256)}.{random.randrange(1, 255)}"
+    server.bind((address, 53))
+    return address
+
+
 MOUNT_AND_RUN = 'mount --bind "$0" /etc/resolv.conf && exec "$@"'
 
 
@@ -197,11 +203,11 @@ MOUNT_AND_RUN = 'mount --bind "$0" /etc/resolv.conf && exec "$@"'
 def test_a_name_server_that_does_not_answer_does_not_hold_up_the_end(memory, signals):
     if os.geteuid() != 0 or subprocess.run(["unshare", "-m", "true"], check=False).returncode:
         pytest.skip("NOT TESTED: only root may give a process name servers of its own")
-    Path("resolv.conf").write_text(f"nameserver {SILENT_SERVER}\noptions timeout:30 attempts:5\n")
     prefix = ("unshare", "-m", "sh", "-c", MOUNT_AND_RUN, "resolv.conf")
     words = ("run", write_rows("rows.jsonl", 10), "-w", "resize", "--base-url", "https://service.test/client/v4")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
-        server.bind((SILENT_SERVER, 53))
+        address = bind_name_server(server)
+        Path("resolv.conf").write_text(f"nameserver {address}\noptions timeout:30 attempts:5\n")
         server.settimeout(60)
         drain = () if signals == 2 else ("--drain-timeout", "0.5s")
         with Running(*words, *drain, prefix=prefix) as run:
