@@ -7,9 +7,8 @@ Rules:
 
 1. Runs that share a pool count each other's requests. Where their limits differ, the lowest holds for all.
 2. Waiters of different runs take turns. A later one goes first only where that does not delay an earlier one.
-3. A pause for a 429 holds all runs of the token, and one probe of theirs ends it. A pause for another reason holds one
-   run: the workflow of another one may well be working.
-4. What an ended run has sent counts on. A pool goes when no run uses it and nothing counts in it any more.
+3. A 429 pauses all runs of the token, and one probe ends the pause. Another reason pauses one run alone.
+4. What an ended run has sent counts on. A pool goes when no run uses it and nothing counts in it.
 """
 
 from collections.abc import Sequence

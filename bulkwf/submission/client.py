@@ -18,7 +18,7 @@ from bulkwf.attempt import Fault, Judgement, Reply, Request, RequestKind, Transp
 from bulkwf.batching.batch_state import BatchState
 from bulkwf.errors import TemporaryStop
 from bulkwf.events import AttemptFinished
-from bulkwf.limits.limiter import Limiter
+from bulkwf.limits.slots import Limiter
 from bulkwf.options import RetryPolicy
 from bulkwf.service.verdicts import HANDLING, Action
 from bulkwf.submission.retries import PROBE_AFTER_S, Probe, Stop, Wait, plan

@@ -24,7 +24,7 @@ from bulkwf.checkpoint import ANOTHER, Begun, Checkpoint, damaged
 from bulkwf.clock import Clock
 from bulkwf.errors import BulkwfError, Draining, InputError, TemporaryStop
 from bulkwf.events import Observer, RateChanged, RunEnded, RunStarted
-from bulkwf.limits.limiter import Limiter
+from bulkwf.limits.slots import Limiter
 from bulkwf.model import Batch, Result, Summary
 from bulkwf.options import Options, Target
 from bulkwf.sources import Source
