@@ -1,7 +1,7 @@
 """Start one Cloudflare Workflow instance for each row of a list: exactly once, under the limits, resumable."""
 
 from bulkwf.api import Results, submit_all, submit_stream
-from bulkwf.attempt import Fault, FaultKind, Reply, Transport
+from bulkwf.attempt import Fault, FaultKind, Reply, Request, RequestKind, Slot, Transport
 from bulkwf.checkpoint import read_results
 from bulkwf.errors import (
     BulkwfError,
@@ -12,7 +12,8 @@ from bulkwf.errors import (
     SystemRefused,
     TemporaryStop,
 )
-from bulkwf.model import Instance, Result, Summary
+from bulkwf.events import Observer
+from bulkwf.model import Counts, Instance, Result, Summary
 from bulkwf.options import BatchLimits, Options, RateLimits, RetryPolicy
 from bulkwf.submission.progress import Progress
 
@@ -21,18 +22,23 @@ __all__ = [
     "BulkwfError",
     "CheckpointError",
     "ConfigError",
+    "Counts",
     "Fault",
     "FaultKind",
     "InputError",
     "Instance",
+    "Observer",
     "Options",
     "Progress",
     "RateLimits",
     "Reply",
+    "Request",
+    "RequestKind",
     "Result",
     "Results",
     "RetryPolicy",
     "ServiceRefused",
+    "Slot",
     "Summary",
     "SystemRefused",
     "TemporaryStop",

@@ -792,9 +792,9 @@ async def test_nothing_is_left_running_or_open(folder):
 
 
 def test_the_public_names_are_these():
-    names = """BatchLimits BulkwfError CheckpointError ConfigError Fault FaultKind InputError Instance Options Progress
-        RateLimits Reply Result Results RetryPolicy ServiceRefused Summary SystemRefused TemporaryStop Transport
-        read_results submit_all submit_stream"""
+    names = """BatchLimits BulkwfError CheckpointError ConfigError Counts Fault FaultKind InputError Instance Observer
+        Options Progress RateLimits Reply Request RequestKind Result Results RetryPolicy ServiceRefused Slot Summary
+        SystemRefused TemporaryStop Transport read_results submit_all submit_stream"""
     assert sorted(bulkwf.__all__) == sorted(names.split())
     assert all(hasattr(bulkwf, name) for name in bulkwf.__all__)
     errors = [ConfigError, ServiceRefused, InputError, CheckpointError, SystemRefused, TemporaryStop]

@@ -21,15 +21,16 @@ from bulkwf import (
     Progress,
     RateLimits,
     Reply,
+    Request,
     Result,
     Results,
     RetryPolicy,
     ServiceRefused,
+    Slot,
     Summary,
     TemporaryStop,
     Transport,
 )
-from bulkwf.attempt import Request, Slot
 
 # --- submitting ---------------------------------------------------------------------------------------------------
 
