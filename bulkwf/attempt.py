@@ -172,7 +172,7 @@ class RequestKind(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One request to the Workflows API. Built by `bulkwf.requests`.
+    """One request to the Workflows API. Built by `bulkwf.service.requests`.
 
     Attributes:
         kind: What it asks for.

@@ -184,12 +184,8 @@ def restore(
     """
     since = wall - limiter.memory_s
     past = read_run_past(since)
-    if checkpoint is not None and read_verified_past is not None:
-        verified = read_verified_past(since)
-        past = _uncounted(limiter, past, checkpoint, "run", wall, own=user == "run").joined(
-            _uncounted(limiter, verified, checkpoint, "verify", wall, own=user == "verify")
-        )
-    paused_s = past.pause_until - wall
+    verified = Past([], 0.0, []) if read_verified_past is None else read_verified_past(since)
+    paused_s = max(past.pause_until, verified.pause_until) - wall
     if paused_s > LONGEST_STORED_PAUSE_S:
         log.warning("the checkpoint holds a pause of %.0f h, which is ignored: it is too long", paused_s / 3_600)
         paused_s = 0.0
@@ -198,6 +194,10 @@ def restore(
             f"the service has ordered a pause of {paused_s:,.0f} s more, longer than the longest outage of "
             f"{options.retry.max_outage_s:,.0f} s (--max-outage). Run the same command again later."
         )
+    if checkpoint is not None:  # not before: what is left out must be counted by this limiter from now on
+        past = _uncounted(limiter, past, checkpoint, "run", wall, own=user == "run")
+        verified = _uncounted(limiter, verified, checkpoint, "verify", wall, own=user == "verify")
+    past = past.joined(verified)
     attempts = [(wall - at, instances) for at, instances in past.attempts]
     words = [Said(heard_at - wall, sent_at - wall, text) for heard_at, sent_at, text in past.words]
     limiter.restore(attempts, paused_s, words)

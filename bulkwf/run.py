@@ -48,14 +48,12 @@ class Run:
     Attributes:
         progress: What is durable, live.
         checkpoint: The file; None if it is in memory.
-        interrupted: `drain` or `abort` was called before the run came to its end.
         summary: What has become of the rows; None until the run has ended.
     """
 
     def __init__(self, engine: Engine, source: Source, checkpoint: Path | None) -> None:
         self.progress = engine.progress
         self.checkpoint = checkpoint
-        self.interrupted = False
         self.summary: Summary | None = None
         self._engine = engine
         self._source = source
@@ -81,12 +79,10 @@ class Run:
     def drain(self, signal: int | None = None) -> None:
         """Send nothing more, read the answers in flight, keep what they settle; *signal*: the number of what asks."""
         if not self._ended:
-            self.interrupted = True
             self._engine.drain(signal=signal)
 
     def abort(self) -> None:
         """Stop at once."""
-        self.interrupted = True
         self._engine.abort()
 
     @property

@@ -560,3 +560,39 @@ def test_a_waiter_stands_in_no_line_while_its_run_is_alone():
         return waiter.queued, limiter.rate_factor, limiter.bound_by
 
     assert run_virtual(run()) == (False, 1.0, "100 instances/s")
+
+
+def test_what_a_window_has_counted_outlives_a_time_without_a_limit():
+    pools = Pools()
+
+    def opened(limits, now):
+        return Budget(now, limits, 0.0, pools, endpoint="e", account="a", workflow="w", token="t")
+
+    limited, unlimited = (
+        RateLimits(instances_per_s=None, requests_per_5m=10),
+        RateLimits(instances_per_s=None, requests_per_5m=None),
+    )
+    first = opened(limited, 0.0)
+    for _ in range(10):
+        lease = first.ask(0.0, 0, Waiter(first, lambda: None))
+        first.written(lease, 0.0)
+        first.end(lease, 0.0, sent=True)
+    between = opened(unlimited, 1.0)
+    first.close(2.0)
+    last = opened(limited, 3.0)
+
+    assert last.capacity(3.0, 0, 0.0) == 0
+    assert between.closed is False
+
+
+def test_waking_a_run_whose_loop_is_closed_raises_nothing():
+    """Another run of the process wakes those that wait: it may not end for one that was abandoned."""
+    limits = WindowLimiter(RateLimits(), clock=lambda: 0.0)
+    limits._loop = asyncio.new_event_loop()
+    limits._loop.close()
+
+    async def in_another_loop():
+        limits._wake_from_anywhere()
+
+    limits._wake_from_anywhere()
+    asyncio.run(in_another_loop())

@@ -591,3 +591,14 @@ def test_a_redirect_is_named_with_where_it_leads():
 
     assert outcome.verdict is Verdict.WRONG_ADDRESS
     assert "a redirect to https://elsewhere.example/ [31m, which is not followed" in outcome.message
+
+
+@pytest.mark.parametrize("codes", [(10001, 971), (971, 10001)])
+def test_a_rate_error_of_one_row_pauses_all_for_what_the_answer_orders(codes):
+    refused = [{"id": one, "code": code, "message": "no"} for one, code in zip("cd", codes, strict=True)]
+    body = {"success": True, "errors": [], "result": {"created": named("a", "b"), "errors": refused}}
+
+    judgement = judge(BATCH, ALL, reply(200, body, retry_after="240"))
+
+    assert (judgement.verdict, judgement.retry_after_s) == (Verdict.THROTTLED, 240.0)
+    assert (list(judgement.created), list(judgement.unsettled)) == ([0, 1], [2, 3])

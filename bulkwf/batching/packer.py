@@ -16,7 +16,7 @@ __all__ = ["Packer"]
 
 
 class Packer:
-    """Gathers slices into one batch: `add` each, then `pack`. Where the batch ends, `bulkwf.batcher` decides.
+    """Gathers slices into one batch: `add` each, then `pack`. Where the batch ends, `batching.batcher` decides.
 
     Args:
         scheme: How rows get ids.

@@ -45,7 +45,7 @@ CREATE TABLE run (
   limits TEXT NOT NULL,           -- JSON, for people
   boot_id TEXT NOT NULL,          -- the last boot that has written here; '': not known, times are the system clock's
   booted_at REAL NOT NULL,        -- Unix time at which that boot's clock was zero: its times here are counted from it
-  pause_until REAL,               -- the service has ordered silence until then (Unix time)
+  pause_until REAL,               -- all sending pauses until then (Unix time)
   finished_at REAL,               -- the list was read to its end with every row settled
   crc INTEGER                     -- of all other columns, see `records`; NULL only inside a transaction
 );
@@ -199,7 +199,7 @@ class Past(NamedTuple):
     attempts: list[tuple[float, int]]
     """(when, instances) of each request, the oldest first."""
     pause_until: float
-    """The service has ordered silence until then; 0 if it has not."""
+    """When the last pause ends; 0 if there was none."""
     words: list[Said]
     """What the last answers said is left for the token, the oldest first; `attempts` go back as far, or further."""
 

@@ -65,8 +65,8 @@ Executor = Callable[[Callable[[], Any]], Awaitable[Any]]
 
 Where tasks may be cancelled that is a future which is no task.
 """
-SEAL = ""
 PAUSE = "UPDATE run SET pause_until = ?"
+SEAL = ""
 """In the place of a statement: the run's record has changed."""
 
 

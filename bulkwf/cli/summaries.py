@@ -124,7 +124,7 @@ def status_lines(status: Status) -> Iterator[str]:
     if status.batches_in_doubt:
         yield f"{status.batches_in_doubt:,} batches in doubt: the same `bulkwf run` as before settles them"
     if status.pause_until is not None and status.pause_until > time.time():
-        yield f"the service has ordered silence until {when(status.pause_until)}"
+        yield f"all sending pauses until {when(status.pause_until)}"
 
 
 def when(unix_s: float) -> str:

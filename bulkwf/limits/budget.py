@@ -378,6 +378,8 @@ class Budget:
     def change_token(self, now: float, fingerprint: str) -> None:
         """The run sends with another token of the same user from now on."""
         with self._lock:
+            if self.closed:  # the token's source has answered after the end of the run
+                return
             old, new = self._token, self._all_pools.token(self._endpoint, fingerprint, self._token)
             if new is old:
                 return

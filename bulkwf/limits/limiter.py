@@ -19,7 +19,6 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from math import inf
-from threading import get_ident
 from typing import Self
 
 from bulkwf.attempt import Fault, Judgement, Reply, Verdict
@@ -87,7 +86,6 @@ class WindowLimiter:
         self._post_waiter = Waiter(self.budget, self._wake_from_anywhere)
         self._look_up_waiter = Waiter(self.budget, self._wake_from_anywhere)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread = 0
         self._heads: dict[asyncio.Future[None], None] = {}  # in the order in which they came
         self._successes = 0
         self._lowered_at = -inf
@@ -206,7 +204,6 @@ class WindowLimiter:
     async def _sleep(self, seconds: float) -> None:
         """Sleep until something changes, at most *seconds*. Only the heads of the queues sleep here."""
         loop = self._loop = asyncio.get_running_loop()
-        self._thread = get_ident()
         head = loop.create_future()
         self._heads[head] = None
         # A long sleep ends late by some milliseconds, a short one by less: so wake up early, and look again.
@@ -225,13 +222,14 @@ class WindowLimiter:
                 head.set_result(None)
 
     def _wake_from_anywhere(self) -> None:
-        """Another run has changed something; it may run in another thread."""
-        loop = self._loop
-        if get_ident() == self._thread:
+        """Another run has changed something; it may run in another thread, or in a later loop of this one."""
+        if self._loop is None:
+            return
+        if self._loop is _running_loop():
             self._wake()
-        elif loop is not None:
+        else:
             with suppress(RuntimeError):  # the loop is closed
-                loop.call_soon_threadsafe(self._wake)
+                self._loop.call_soon_threadsafe(self._wake)
 
     # --- what the answers teach -----------------------------------------------------------------------------------
 
@@ -311,6 +309,13 @@ class WindowLimiter:
     def restore(self, attempts: Sequence[tuple[float, int]], paused_s: float, words: Sequence[Said] = ()) -> None:
         """See `Budget.restore`."""
         self.budget.restore(self._clock(), attempts, paused_s, words)
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:  # a thread without one
+        return None
 
 
 class _WindowSlot:

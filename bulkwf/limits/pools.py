@@ -143,7 +143,7 @@ class Pool:
     """What the requests of one workflow, account or token share.
 
     Attributes:
-        window: None if no run sets a limit: then nothing is counted.
+        window: None while no open run sets a limit: then nothing is counted. What was counted before is kept.
         users: The budgets that count in it.
         line: The waiters of these budgets, in the order in which they came; empty while there is only one budget.
         shared: More than one open budget counts in it.
@@ -157,6 +157,8 @@ class Pool:
         burst_factor: float = inf,
     ) -> None:
         self.window: Window | None = None
+        self._kept: Window | None = None
+        """The window while no open run sets a limit."""
         self.users: WeakSet[User] = WeakSet()
         self.line: dict[Waiter, None] = {}
         self.shared = False
@@ -188,12 +190,12 @@ class Pool:
         if not users:
             return
         limit = self._limit([user.limits for user in users])
+        kept = self.window or self._kept
         if limit is None:
-            self.window = None
-        elif self.window is None:
-            self.window = Window(limit, self._period_s, self._margin_s, self._burst_factor)
+            self.window, self._kept = None, kept
         else:
-            self.window.limit = limit
+            self.window = kept or Window(limit, self._period_s, self._margin_s, self._burst_factor)
+            self.window.limit, self._kept = limit, None
         for user in users:
             user.bind()
 
@@ -215,10 +217,11 @@ class Pool:
 
     def clear(self, now: float) -> bool:
         """Count reservations that nobody holds any more as written; whether nothing counts any more."""
-        if self.window is None:
+        window = self.window or self._kept
+        if window is None:
             return True
-        self.window.abandon(now)
-        return self.window.idle(now)
+        window.abandon(now)
+        return window.idle(now)
 
 
 class TokenPool(Pool):

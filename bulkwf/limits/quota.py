@@ -128,7 +128,7 @@ class QuotaPacer:
 
     def forget(self) -> None:
         """Let the reported quota delay nothing any more."""
-        self._gap_s, self._left = 0.0, []
+        self._gap_s, self._left, self._valid_until = 0.0, [], -inf
 
     def capacity(self, now: float, within_s: float) -> float:
         """How many requests may be sent in the next *within_s* seconds; infinite if no reported quota limits them."""

@@ -74,7 +74,7 @@ def judge(batch: Batch, part: Sequence[int], reply: Reply | Fault) -> Judgement:
     answered = envelope.answered
     if not envelope.refused and [one.id for one in answered] == sent_ids(batch, part) and _alike(answered):
         return Judgement(verdict=Verdict.DONE, created=part, answer=_answer(answered[0]))
-    return _match(batch, part, envelope)
+    return _match(batch, part, envelope, retry_after_s(reply))
 
 
 def judge_lookup(batch: Batch, position: int, reply: Reply | Fault) -> Judgement:
@@ -108,7 +108,7 @@ def _says_how_it_fares(found: Lookup, reply: Reply) -> bool:
 
 
 def judge_page(reply: Reply | Fault) -> tuple[Judgement, Page | None]:
-    """What the reply to a request for a page of the list says, and the page; `REFUSED` if there is none to be had."""
+    """What the reply to a request for a page of the list says, and the page; `BAD_REQUEST` if there can be none."""
     if isinstance(reply, Reply) and 200 <= reply.status < 300:
         page = decode_page(reply.body)
         if page is not None:
@@ -171,7 +171,7 @@ def _word(given: str | None) -> str | None:
     return None if given is None else clean(given, LONGEST_WORD)
 
 
-def _match(batch: Batch, part: Sequence[int], envelope: Envelope) -> Judgement:
+def _match(batch: Batch, part: Sequence[int], envelope: Envelope, after_s: float | None) -> Judgement:
     """Match an answer that differs from the request, id by id."""
     position_of = {batch.ids[position]: position for position in part}
     common = _answer(envelope.answered[0]) if envelope.answered else None
@@ -194,7 +194,10 @@ def _match(batch: Batch, part: Sequence[int], envelope: Envelope) -> Judgement:
             return _unsettled(part, Verdict.CONTRADICTION, refused.code, message)
         if refused.code in INTERNAL_ERRORS or refused.code in RATE_ERRORS:
             position_of[batch.ids[position]] = position
-            verdict = Verdict.IN_DOUBT if refused.code in INTERNAL_ERRORS else Verdict.THROTTLED
+            if refused.code in RATE_ERRORS:  # wins over an internal error: the rate concerns all batches
+                verdict = Verdict.THROTTLED
+            elif verdict is Verdict.OMITTED:
+                verdict = Verdict.IN_DOUBT
         else:
             others.append((position, _refusal(batch, position, refused.code, clean(refused.message))))
     unsettled = tuple(sorted(position_of.values()))
@@ -205,6 +208,7 @@ def _match(batch: Batch, part: Sequence[int], envelope: Envelope) -> Judgement:
         others=tuple(others),
         unsettled=unsettled,
         message=f"the answer leaves out {len(unsettled)} of {len(part)} ids" if unsettled else "",
+        retry_after_s=after_s if verdict is Verdict.THROTTLED else None,
     )
 
 

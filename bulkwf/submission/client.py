@@ -1,8 +1,8 @@
 """The client of the Workflows API: one attempt in one straight function, and retries.
 
 `ServiceClient.attempt` makes one request of any kind: slot → send → judge → feedback to the limiter → journal → comply.
-`with_retries` repeats an attempt while its verdict asks for that: tenacity keeps the loop, `verdicts` and `retry`
-decide.
+`with_retries` repeats an attempt while its verdict asks for that: tenacity keeps the loop, `verdicts` and
+`retries` decide.
 
 One odd answer ends no run. Once the service has settled something in this session, a refusal of the whole run pauses
 all sending, and single probes over fresh connections show whether it stays refused.

@@ -288,8 +288,9 @@ class Engine:
         except BulkwfError as failed:
             self.error = self.error or failed
         error = self.error
+        complete = complete and error is None
         stopped = type(error).__name__ if error is not None else "drained"
-        reason = "finished" if complete and error is None else stopped
+        reason = "finished" if complete else stopped
         self.summary = self.progress.summary(
             self._clock.now(),
             complete=complete,

@@ -22,7 +22,7 @@ class Progress:
         counts: Rows by outcome, over all sessions.
         settled_before: Rows that earlier sessions had settled.
         attempts: Requests of this session.
-        paused_s: How long the service has ordered silence in this session.
+        paused_s: How long all sending was paused in this session, in seconds.
         reading: Tells how much of the list has been read, from 0 to 1; None if its length is unknown.
     """
 

@@ -38,7 +38,7 @@ class _Sent(msgspec.Struct, frozen=True, array_like=True, tag="sent"):
 
 
 class _Said(msgspec.Struct, frozen=True, array_like=True, tag="said"):
-    """See `windows.Said`."""
+    """See `limits.quota.Said`."""
 
     heard_at: float
     sent_at: float

@@ -211,11 +211,12 @@ class VerificationStore:
         if self.resumed and (scope.sample is not None or known == scope.total):
             return
         rows = ((result.row, result.id, result.outcome == "existed") for result in wanted(scope, random))
-        self._db.execute(
-            "DROP INDEX IF EXISTS instance_id"
-        )  # sorting all ids at once costs less than finding each one's place
+        # Sorting all ids at once costs less than finding the place of each.
+        self._db.execute("DROP INDEX IF EXISTS instance_id")
         self._db.executemany("INSERT OR IGNORE INTO instance (row, id, existed) VALUES (?, ?, ?)", rows)
         self._db.execute(INDEX)
+        # The list may show what was absent before: an absence from then says nothing any more.
+        self._db.execute("UPDATE instance SET absences = 0 WHERE status IS NULL")
         self._db.execute("UPDATE verification SET listing = TRUE, cursor = NULL, debt = 0")
 
     # --- writing --------------------------------------------------------------------------------------------------
