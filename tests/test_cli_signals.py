@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from command import Running, bulkwf, emulator, ids, outcomes, row, shell, write_rows
+from command import Running, bulkwf, emulator, ids, outcomes, row, shell, until, write_rows
 
 from bulkwf import read_results
 
@@ -140,8 +140,9 @@ def test_a_signal_ends_a_run_that_waits_out_an_outage(folder):
         Running("run", rows, *service.flags()) as run,
     ):
         # The pause is durable once the checkpoint has it.
-        while not Path("rows.jsonl.bulkwf").exists() or "silence" not in shell("bulkwf status rows.jsonl.bulkwf").out:
-            time.sleep(0.01)
+        until(
+            lambda: "all sending pauses" in shell("bulkwf status rows.jsonl.bulkwf").out, "the pause in the checkpoint"
+        )
         run.signal(signal.SIGINT)
         ended = run.wait(30)
     assert ended.code == 130
