@@ -4,6 +4,7 @@ import contextlib
 import json
 import re
 import sqlite3
+from importlib.resources import files
 from pathlib import Path
 
 import msgspec
@@ -14,6 +15,8 @@ from bulkwf.checkpoint.schema import SCHEMA, SESSIONS
 from bulkwf.cli.app import app
 from bulkwf.emulator import Rule, parse_script
 from bulkwf.service import verdicts
+
+PACKAGE = Path(str(files("bulkwf")))
 
 README_WORDS = 600
 each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
@@ -157,4 +160,4 @@ def test_each_key_of_a_fault_script_is_documented_and_no_other():
 def test_each_file_that_the_architecture_names_exists():
     named = re.findall(r"`([a-z_]+/[a-z_/]*(?:\.py)?)`", text_of("docs/architecture.md"))
 
-    assert [name for name in named if not (ROOT / "bulkwf" / name).exists() and not Path(ROOT, name).exists()] == []
+    assert [name for name in named if not (PACKAGE / name).exists() and not Path(ROOT, name).exists()] == []
