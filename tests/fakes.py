@@ -585,7 +585,7 @@ class Desk:
     def note_interval(self, interval, started_at) -> None:
         """The timeline is tested elsewhere."""
 
-    def _activity(self) -> Activity:
+    def _activity(self, committing) -> Activity:
         return Activity(paused_until=self.limiter.paused_until)
 
 

@@ -142,8 +142,8 @@ class Engine:
 
     # --- the run --------------------------------------------------------------------------------------------------
 
-    async def run(self) -> bool:
-        """Run until every row is settled or the run is stopped; True if the list came to its end.
+    async def run(self) -> None:
+        """Run until every row is settled or the run is stopped.
 
         What stopped the run is in `error`; with `drained` and no error it was `drain`. `summary` says what has become
         of the rows.
@@ -162,7 +162,6 @@ class Engine:
         cut = self._whole.cancelled_caught  # batches on their way to the disk may be known to nobody
         complete = ended and not cut and self.error is None and not self.progress.counts.pending
         await self._close(complete=complete)
-        return complete
 
     def drain(self, error: Exception | None = None, signal: int | None = None) -> None:
         """Stop: send nothing more, read the answers in flight, keep what they settle. The first reason wins.
@@ -302,13 +301,14 @@ class Engine:
         self._checkpoint.end(self._clock.wall(), reason, self.summary.exit_code if known else None)
         self._observe(RunEnded(summary=self.summary, reason=reason))
 
-    def _activity(self) -> Activity:
-        """What the run is doing, but for commits."""
+    def _activity(self, committing: bool) -> Activity:
+        """What the run is doing."""
         limiter = self._limiter
         return Activity(
             paused_until=limiter.paused_until,
             failing=self._outage.failing_since is not None,
             limit=limiter.waits_for,
+            committing=committing,
             reading=self._reading,
             on_wire=limiter.on_wire > 0,
         )

@@ -5,7 +5,6 @@ Rule: nothing is counted, shown or handed to the caller before it is durable.
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
 
 from bulkwf.attempt import Judgement, Reply, RequestKind, Verdict
 from bulkwf.batching.batch_state import BatchState
@@ -32,7 +31,7 @@ class Journal:
         clock: Time.
         emit: Given each batch of results once it is durable; None if nobody asks for them.
         observe: Given each event; must not block or raise.
-        activity: Tells what the run is doing, but for commits.
+        activity: Tells what the run is doing, given whether a commit is under way.
 
     Attributes:
         last_error: What the last attempt failed for, while nothing has been settled since; empty otherwise.
@@ -46,7 +45,7 @@ class Journal:
         clock: Clock,
         emit: Callable[[Sequence[Result]], Awaitable[None]] | None = None,
         observe: Callable[[Event], None] = lambda _: None,
-        activity: Callable[[], Activity] = Activity,
+        activity: Callable[[bool], Activity] = lambda committing: Activity(committing=committing),
     ) -> None:
         self.progress = progress
         self.last_error = ""
@@ -119,10 +118,8 @@ class Journal:
         Args:
             ends: The session ends here.
         """
-        now, activity = self._clock.now(), self._activity()
-        if self._commits and not activity.committing:
-            activity = replace(activity, committing=True)
-        changed = self._states.update(now, activity)
+        now = self._clock.now()
+        changed = self._states.update(now, self._activity(self._commits > 0))
         self.progress.paused_s = self._states.seconds[RunState.PAUSED]
         if ends or self._timeline.due(now):
             started_at = self._clock.wall() - now + self._timeline.started_at
@@ -169,7 +166,7 @@ class Journal:
 
     def _pause_until(self) -> float:
         """The end of the present pause, in Unix time."""
-        return self._clock.wall() + self._activity().paused_until - self._clock.now()
+        return self._clock.wall() + self._activity(False).paused_until - self._clock.now()
 
 
 class Observers:
