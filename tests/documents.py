@@ -43,14 +43,6 @@ TIMEOUT_S = 120
 _FENCE = re.compile(r"^( *)```(.*)$")
 _SETTING = re.compile(r'([a-z-]+)="([^"]*)"')
 _MARK = "\x1e"
-_PROGRAM = """
-import os, runpy, sys
-from bulkwf import Options
-Options.__init__.__kwdefaults__["base_url"] = os.environ["CLOUDFLARE_API_BASE_URL"]
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-"""Runs a program of the library, which knows no other address than the real service's, against the emulator."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +179,7 @@ def prepare(folder: Path, document: Path) -> None:
             (folder / block.settings.get("file", f"block-{number}.py")).write_text(block.text, "utf-8")
     python = folder / "programs" / "python"
     python.parent.mkdir()
-    words = shlex.join([sys.executable, "-W", "error", "-c", _PROGRAM])
+    words = shlex.join([sys.executable, "-W", "error"])
     python.write_text(f'#!/bin/sh\nexec {words} "$@"\n', "utf-8")
     python.chmod(0o755)
 

@@ -63,11 +63,11 @@ class Session:
                 async with show_progress(ShownRun(opened), quiet=quiet):
                     summary = await opened.finish()
             except BulkwfError as stopped:
-                error, summary = stopped, stopped.summary or Summary()
+                error, summary = stopped, stopped.summary or Summary(exit_code=stopped.exit_code)
             if not quiet:
                 say(*summary_lines(opened, summary))
         say_end(error, signals.received, complete=summary.complete)
-        return summary if error is None else replace(summary, exit_code=error.exit_code)
+        return summary
 
     @asynccontextmanager
     async def _endpoint(self) -> "AsyncIterator[_Endpoint]":
