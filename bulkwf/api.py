@@ -169,7 +169,7 @@ class Results:
         self._page: list[Result] = []
 
     async def watch(self, run: "Run", sender: anyio.abc.ObjectSendStream[Sequence[Result]]) -> None:
-        """Run to the end; an error waits for whoever iterates."""
+        """Run to the end; the iteration raises the error that ended it."""
         async with sender:
             try:
                 self.summary = await run.finish()

@@ -21,9 +21,9 @@ __all__ = ["CheckReport", "check_list"]
 
 EXAMPLES = 20
 BUCKETS = 256
-"""Ids are spread over so many files, so that one at a time fits in memory however long the list is."""
+"""Number of files that ids are spread over, so that one file at a time fits in memory."""
 WAITING_ROWS = 100_000
-"""So many ids are written at a time."""
+"""Number of ids that are written at a time."""
 
 
 @dataclass(slots=True)

@@ -272,7 +272,7 @@ def acquire(path: Path, *, held: str, advice: str) -> filelock.BaseFileLock:
 
 
 def release(lock: filelock.BaseFileLock) -> None:
-    """Let the next process have the checkpoint. Whoever has the old lock file open notices that it is gone."""
+    """Release the checkpoint for the next process. One that has the old lock file open notices that it is gone."""
     with contextlib.suppress(OSError):  # it may not hide what has ended the run
         Path(lock.lock_file).unlink()
     with contextlib.suppress(OSError):
@@ -338,7 +338,7 @@ def damaged(path: Path | None, why: str) -> CheckpointError:
 
 
 def explain(error: BaseException, path: Path | None) -> CheckpointError:
-    """The error that a user is told: what, where, why, and what to do."""
+    """The error for a user: what, where, why, and what to do."""
     if isinstance(error, CheckpointError):
         return error
     text = clean(str(error))

@@ -41,7 +41,7 @@ __all__ = [
 
 PAGE_BATCHES = 1_000
 PAGE_ATTEMPTS = 10_000
-"""So many attempts in a row that are older than asked for: those before them are older still."""
+"""After this many attempts in a row that are too old, no earlier one is read: it is older still."""
 YEAR_9999 = 253_370_000_000
 LAST_WORDS = 64
 """Of the service on what is left for the token: among so many are those that may have overtaken each other."""
