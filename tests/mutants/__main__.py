@@ -1,4 +1,4 @@
-"""`python -m mutants`: plants each bug into a copy of the project, and says which harness has caught it.
+"""`python -m mutants`: plants each bug into a copy of the project, and names the harness that catches it.
 
 `python -m mutants NAME…` plants only the bugs whose names hold one of these words.
 """
@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from mutants.planted import PLANTED, Mutant
@@ -39,26 +40,33 @@ HARNESSES = (
     ("ends", ("tests/test_uncancelled.py", "tests/test_sources.py", "tests/test_ends.py")),
 )
 LONGEST_S = 300.0
-"""What comes to no end has been caught."""
+"""Upper bound of a harness's time, in seconds. A bug that makes it hang counts as caught."""
 
 
 def main() -> int:
     """Returns the exit code: 1 if a bug was not caught."""
-    words, missed = sys.argv[1:], 0
+    words = sys.argv[1:]
     planted = [mutant for mutant in PLANTED if not words or any(word in mutant.name for word in words)]
-    for mutant in planted:
-        began = time.monotonic()
-        with tempfile.TemporaryDirectory() as folder:
-            copy = Path(folder) / "copy"
-            shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "__pycache__"))
-            plant(mutant, copy)
-            known_first = sorted(HARNESSES, key=lambda harness: harness[0] != mutant.by)
-            catcher = next((name for name, tests in known_first if not passes(copy, tests)), None)
-        missed += catcher is None
-        sys.stdout.write(f"{mutant.name:<32} {catcher or 'NOT CAUGHT'} ({time.monotonic() - began:.0f} s)\n")
-        sys.stdout.flush()
-    sys.stdout.write(f"{len(planted) - missed} of {len(planted)} caught\n")
-    return 1 if missed else 0
+    caught = 0
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for mutant, (catcher, seconds) in zip(planted, pool.map(hunt, planted), strict=True):
+            caught += catcher is not None
+            sys.stdout.write(f"{mutant.name:<48} {catcher or 'NOT CAUGHT'} ({seconds:.0f} s)\n")
+            sys.stdout.flush()
+    sys.stdout.write(f"{caught} of {len(planted)} caught\n")
+    return 0 if caught == len(planted) else 1
+
+
+def hunt(mutant: Mutant) -> tuple[str | None, float]:
+    """The harness that catches the bug, None if none does, and how long that took in seconds."""
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "copy"
+        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "__pycache__"))
+        plant(mutant, copy)
+        known_first = sorted(HARNESSES, key=lambda harness: harness[0] != mutant.by)
+        catcher = next((name for name, tests in known_first if not passes(copy, tests)), None)
+    return catcher, time.monotonic() - began
 
 
 def plant(mutant: Mutant, copy: Path) -> None:
@@ -73,8 +81,10 @@ def passes(copy: Path, tests: tuple[str, ...]) -> bool:
     """Whether these tests find nothing."""
     words = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
     environment = {**os.environ, "PYTHONPATH": str(copy), "BULKWF_SEEDS": SEEDS}
-    with tempfile.TemporaryFile() as told:
-        running = subprocess.Popen(words, cwd=copy, env=environment, stdout=told, stderr=told, start_new_session=True)
+    with tempfile.TemporaryFile() as output:
+        running = subprocess.Popen(
+            words, cwd=copy, env=environment, stdout=output, stderr=output, start_new_session=True
+        )
         try:
             code = running.wait(LONGEST_S)
         except subprocess.TimeoutExpired:
@@ -83,8 +93,8 @@ def passes(copy: Path, tests: tuple[str, ...]) -> bool:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(running.pid, signal.SIGKILL)  # with all that it has started
             running.wait()
-        told.seek(0)
-        assert code in (0, 1, 2), told.read().decode()
+        output.seek(0)
+        assert code in (0, 1, 2), output.read().decode()
     return code == 0
 
 

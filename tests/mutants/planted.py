@@ -40,6 +40,7 @@ PLANTED = (
         "        position = position_of.pop(one.id, None)\n        if position is None:\n",
         "        position = position_of.pop(one.id, None)\n        if position is None:\n            continue\n"
         "        if position is None:\n",
+        by="modules",
     ),
     Mutant(
         "open a run without counting what earlier sessions have sent",
@@ -47,12 +48,19 @@ PLANTED = (
         '        restore(limiter, "run", file.path, file.past, verified, options, clock.wall())\n',
         "",
     ),
-    Mutant("reject on 403", "service/judge.py", "    403: Verdict.UNAUTHORIZED,\n", "    403: Verdict.BAD_REQUEST,\n"),
+    Mutant(
+        "reject on 403",
+        "service/judge.py",
+        "    403: Verdict.UNAUTHORIZED,\n",
+        "    403: Verdict.BAD_REQUEST,\n",
+        by="modules",
+    ),
     Mutant(
         "ignore Retry-After",
         "limits/pause.py",
         "        return max(ordered_s, doubled)  #",
         "        return doubled  #",
+        by="modules",
     ),
     Mutant(
         "hold the slot in backoff",
@@ -67,6 +75,7 @@ PLANTED = (
         "    if not envelope.refused and [one.id for one in answered] == sent_ids(batch, part) and _alike(answered):\n",
         "    if not envelope.refused and answered and len(answered) <= len(part) and _alike(answered):\n"
         "        part = part[: len(answered)]\n",
+        by="modules",
     ),
     Mutant(
         "re-serialise params",
@@ -74,24 +83,28 @@ PLANTED = (
         '        return b"[%b]" % batch.region[:-1].replace(b"\\n", b",")\n',
         '        whole = b"[%b]" % batch.region[:-1].replace(b"\\n", b",")\n'
         "        return msgspec.json.encode(msgspec.json.decode(whole))\n",
+        by="modules",
     ),
     Mutant(
         "drop the omitted id",
         "service/judge.py",
         "    unsettled = tuple(sorted(position_of.values()))\n",
         "    unsettled = ()\n",
+        by="modules",
     ),
     Mutant(
         "count a place twice",
         "limits/budget.py",
         "            window.written(at, amount)\n",
         "            window.written(at, amount)\n            window.used(at, amount)\n",
+        by="engine",
     ),
     Mutant(
         "forget what was written",
         "limits/budget.py",
         "            window.written(at, amount)\n",
         "            window.give_back(amount)\n",
+        by="modules",
     ),
     Mutant(
         "swallow cancellation",
@@ -101,12 +114,14 @@ PLANTED = (
         "        except BaseException as error:\n"
         "            if type(error).__name__ != 'CancelledError':\n                raise\n"
         "            found = await retrying(attempts.next)\n",
+        by="every await",
     ),
     Mutant(
         "skip the digest",
         "sources/source.py",
         "            if digest != region.digest:\n",
         "            if False:\n",
+        by="ends",
     ),
     Mutant(
         "call an aborted run finished",
@@ -119,12 +134,14 @@ PLANTED = (
         "submission/delivery.py",
         "        if position not in self._refused_alone:\n",
         "        if position in self._refused_alone:\n",
+        by="engine",
     ),
     Mutant(
         "believe a late copy",
         "transport/http.py",
         "        return known\n",
         "        return False\n",
+        by="modules",
     ),
     Mutant(
         "reject while nothing is created",
@@ -161,6 +178,7 @@ PLANTED = (
         "submission/retries.py",
         "    return Probe(error) if proven and handling.probed else Stop(error)\n",
         "    return Stop(error)\n",
+        by="modules",
     ),
     Mutant(
         "throttle by the status alone",
