@@ -41,7 +41,7 @@ class Clock:
         now: Monotonic seconds; the event loop's timers must follow it.
         wall: Unix time in seconds: the system's, or counted on the boot clock (see `counted_by`).
         sleep: Sleep so many seconds of `now`.
-        draw: A random number from 0 to 1.
+        random: A random number from 0 to 1.
         boot_id: Names this boot; empty where the system has no name for it.
         uptime: Seconds since the boot, suspended ones included; never set. Only where there is a `boot_id`.
         system: The system's Unix time where `wall` is counted on the boot clock; else None.
@@ -51,7 +51,7 @@ class Clock:
     now: Callable[[], float]
     wall: Callable[[], float]
     sleep: Callable[[float], Awaitable[None]]
-    draw: Callable[[], float]
+    random: Callable[[], float]
     boot_id: str = ""
     uptime: Callable[[], float] = lambda: 0.0
     system: Callable[[], float] | None = None

@@ -60,7 +60,7 @@ def system_clock() -> Clock:
         now=asyncio.get_running_loop().time,
         wall=time.time,
         sleep=anyio.sleep,
-        draw=random.random,
+        random=random.random,
         boot_id=_boot_id(),
         uptime=lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
         shared=True,

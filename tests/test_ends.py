@@ -22,7 +22,7 @@ PYTHONS = os.environ.get("BULKWF_PYTHONS", sys.executable).split(os.pathsep)
 ENDS = int(os.environ.get("BULKWF_ENDS") or scaled(10, 300))
 ROOT = Path(__file__).parents[1]
 LONGEST_S = 60.0
-UNBEGUN = "ignore:coroutine 'Engine._carry_all' was never awaited:RuntimeWarning"
+UNBEGUN = "ignore:coroutine 'Engine._work_loop' was never awaited:RuntimeWarning"
 """anyio's own word on a task that is cancelled in the turn in which it was made."""
 TARGET = Target(ACCOUNT, WORKFLOW)
 

@@ -16,6 +16,7 @@ from tenacity import AsyncRetrying, retry_if_result
 
 from bulkwf.attempt import Fault, Judgement, Reply, Request, RequestKind, Transport, Verdict
 from bulkwf.batching.batch_state import BatchState
+from bulkwf.clock import Clock
 from bulkwf.errors import TemporaryStop
 from bulkwf.events import AttemptFinished
 from bulkwf.limits.slots import Limiter
@@ -23,7 +24,7 @@ from bulkwf.options import RetryPolicy
 from bulkwf.service.verdicts import HANDLING, Action
 from bulkwf.submission.retries import PROBE_AFTER_S, Probe, Stop, Wait, plan
 
-__all__ = ["AttemptJournal", "OutageTracker", "ServiceClient"]
+__all__ = ["AttemptJournal", "OutageTracker", "ServiceClient", "open_client"]
 
 
 class AttemptJournal(Protocol):
@@ -250,6 +251,37 @@ class ServiceClient:
             return judgement
         self.refuse_outage(0.0, judgement)  # a source of ever new tokens, all refused, must come to an end
         return replace(judgement, verdict=Verdict.RENEWED)
+
+
+def open_client(
+    transport: Transport,
+    limiter: Limiter,
+    journal: AttemptJournal,
+    policy: RetryPolicy,
+    clock: Clock,
+    *,
+    sleep: Callable[[float], Awaitable[None]] | None = None,
+) -> ServiceClient:
+    """The client of one session, which has met no outage yet.
+
+    Args:
+        transport: Sends requests.
+        limiter: Gives the slots.
+        journal: Makes each attempt durable.
+        policy: Bounds of backoffs and outages.
+        clock: Time and random numbers.
+        sleep: See `ServiceClient`. None takes the clock's: nothing drains the session.
+    """
+    return ServiceClient(
+        transport=transport,
+        limiter=limiter,
+        policy=policy,
+        outage=OutageTracker(),
+        journal=journal,
+        sleep=sleep or clock.sleep,
+        clock=clock.now,
+        random=clock.random,
+    )
 
 
 class _Attempts:
