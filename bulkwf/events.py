@@ -127,7 +127,7 @@ class RunEnded:
 
     Attributes:
         summary: What has become of the rows.
-        reason: `finished`, `drained`, or the class of the error that ended it.
+        reason: `finished`, `drained`, `cancelled`, or the name of the error's class.
     """
 
     summary: Summary

@@ -65,11 +65,13 @@ class Run:
         Raises:
             BulkwfError: What ended the run before its end; `summary` says what is durable.
         """
-        await self._engine.run()
-        self._ended = True
-        summary, error = self._engine.summary, self._engine.error
+        try:
+            await self._engine.run()
+        finally:
+            self._ended = True
+            self.summary = self._engine.summary
+        summary, error = self.summary, self._engine.error
         assert summary is not None
-        self.summary = summary
         if isinstance(error, BulkwfError):
             error.summary = summary
         if error is not None:
@@ -134,7 +136,7 @@ async def open_run(
     scheme = IdScheme(options.run_key or secrets.token_hex(RUN_KEY_BYTES), options.id_template)
     clock = clock or system_clock()
     async with AsyncExitStack() as parts:
-        list_name, identity = name_source(rows), identify_source(rows)
+        header = _header(target, known_as, scheme, rows, options)
         source = open_source(rows, stop=options.first)
         del rows  # error trackers keep the locals of every frame
         parts.push_async_callback(uncancelled, source.aclose)
@@ -143,10 +145,10 @@ async def open_run(
             credentials = Credentials(token)
             transport = open_transport(parts, target, credentials, options, clock)
         path = None if checkpoint is None else Path(checkpoint)
-        header = _header(target, known_as, scheme, (list_name, identity), options)
         executor = executor or (inline if path is None else own_thread(parts, "bulkwf-checkpoint"))
         file = await _open_checkpoint(parts, path, header, options, clock, executor, new)
         clock = clock.counted_by(file.boot)
+        parts.push(partial(_end_session, file, clock))
         limiter = limiter or open_limiter(parts, target, options, clock, credentials)
         verified = partial(read_past, file.path, boot=file.boot) if file.path is not None else None
         restore(limiter, "run", file.path, file.past, verified, options, clock.wall())
@@ -162,7 +164,7 @@ async def open_run(
             options=options,
             progress=progress,
             clock=clock,
-            source_change=explain_change(file.source_before, identity),
+            source_change=explain_change(file.source_before, header.source),
             emit=emit,
             observers=[*observers, *([] if on_progress is None else [_progress_observer(progress, on_progress)])],
         )
@@ -179,10 +181,17 @@ def _progress_observer(progress: Progress, on_progress: Callable[[Progress], Non
     return observe
 
 
-def _header(
-    target: Target, known_as: str | None, scheme: IdScheme, known_list: tuple[str, str], options: Options
-) -> RunHeader:
-    rate, (list_name, identity) = options.rate, known_list
+def _end_session(
+    checkpoint: Checkpoint, clock: Clock, _kind: object, error: BaseException | None, _traceback: object
+) -> None:
+    """Store how a session ended whose run never began; for all others the engine has done that, and it counts."""
+    code = error.exit_code if isinstance(error, BulkwfError) else None
+    reason = None if error is None else type(error).__name__ if isinstance(error, Exception) else "cancelled"
+    checkpoint.end(clock.wall(), reason, code)
+
+
+def _header(target: Target, known_as: str | None, scheme: IdScheme, rows: Rows | Paths, options: Options) -> RunHeader:
+    rate = options.rate
     return RunHeader(
         base_url=known_as or target.base_url,
         account_id=target.account_id,
@@ -190,8 +199,8 @@ def _header(
         run_key=scheme.run_key,
         id_scheme="generated" if scheme.template is None else f"template {scheme.template}",
         row_shape=options.row_shape,
-        input=list_name,
-        source=identity,
+        input=name_source(rows),
+        source=identify_source(rows),
         limits=json.dumps({"instances_per_s": rate.instances_per_s, "requests_per_5m": rate.requests_per_5m}),
     )
 

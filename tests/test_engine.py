@@ -33,6 +33,7 @@ from bulkwf.checkpoint import read_results, read_status
 from bulkwf.emulator import Limits
 from bulkwf.emulator.answers import refusal
 from bulkwf.errors import BulkwfError, CheckpointError, InputError, ServiceRefused, TemporaryStop
+from bulkwf.events import RunEnded
 from bulkwf.limits.limiter import WindowLimiter
 from bulkwf.options import BatchLimits, Options, RateLimits, RetryPolicy
 from bulkwf.run import open_run
@@ -78,13 +79,15 @@ class World:
         self.commits = 0
         self.running = False
         """A session is under way: between its opening and its end or death."""
+        self.task = None
+        """What runs the present session."""
 
     async def execute(self, function):
         self.commits += 1
         await asyncio.sleep(self.commit_s if self.running else 0)
         return function()
 
-    async def session(self, *, rows=None, options=None, act=None, new=False, kill_after=None):
+    async def session(self, *, rows=None, options=None, act=None, new=False, kill_after=None, observers=()):
         """One process's life; returns its `Summary`, or None if it was killed."""
         run_key = None if self.file.exists() else HEADER.run_key
         options, at = replace(options or self.options, run_key=run_key), clock(self.seed)
@@ -96,6 +99,7 @@ class World:
             new=new,
             options=options,
             emit=self._emit,
+            observers=observers,
             transport=self.transport,
             limiter=WindowLimiter(options.rate, clock=at.now),
             clock=at,
@@ -104,7 +108,7 @@ class World:
         async with opening as run:
             self._watch(run._engine._checkpoint)
             self.running = True
-            running = asyncio.ensure_future(run.finish())
+            running = self.task = asyncio.ensure_future(run.finish())
             acting = asyncio.ensure_future(act(run)) if act is not None else None
             done, _ = await asyncio.wait((running,), timeout=kill_after)
             self.running = bool(done)
@@ -1115,6 +1119,81 @@ def test_each_session_says_how_it_ended(folder):
     run_virtual(go())
 
     assert stored(folder, "SELECT reason, exit_code FROM session") == [("drained", 128 + 15), ("finished", 0)]
+
+
+def cancelled(folder, after_s, *, drained=False, **more):
+    """A session that is cancelled after so long: its events, its stored session, and the world."""
+
+    async def go():
+        world, events = World(folder, mappings(5_000), **more), []
+
+        async def cancel(run):
+            await asyncio.sleep(after_s)
+            if drained:
+                run.drain()
+            world.task.cancel()
+
+        with pytest.raises(asyncio.CancelledError):
+            await world.session(act=cancel, observers=[events.append])
+        (session,) = stored(folder, "SELECT reason, exit_code, ended_at - started_at FROM session")
+        return world, events, session
+
+    return go()
+
+
+def test_a_cancelled_run_ends_with_its_event_and_the_reason_in_its_session(folder):
+    world, events, session = run_virtual(cancelled(folder, 12.0, script=[{"latency_s": [1.0, 9.0]}]))
+
+    assert session == ("cancelled", None, pytest.approx(12.0, abs=0.1))
+    ended = events[-1]
+    assert isinstance(ended, RunEnded)
+    assert ended.reason == "cancelled"
+    assert not ended.summary.complete
+    assert 0 < ended.summary.created == len(world.emitted) <= len(world.ids)
+    assert sum(sum(states.values()) for _, states in timeline(folder)) == pytest.approx(session[2], rel=0.01)
+
+
+def test_a_run_cancelled_while_it_drains_has_drained(folder):
+    _, events, session = run_virtual(cancelled(folder, 12.0, drained=True, script=[{"latency_s": [1.0, 9.0]}]))
+
+    assert session[:2] == ("drained", 75)
+    assert events[-1].reason == "drained"
+
+
+def test_a_run_cancelled_during_its_last_commit_is_not_complete(folder):
+    async def go():
+        world, events = World(folder, mappings(5), commit_s=1.0), []
+
+        async def cancel(_):
+            await asyncio.sleep(2.5)
+            world.task.cancel()
+
+        with pytest.raises(asyncio.CancelledError):
+            await world.session(act=cancel, observers=[events.append])
+        return events[-1], await world.session()
+
+    ended, summary = run_virtual(go())
+
+    assert (ended.reason, ended.summary.complete, ended.summary.created) == ("cancelled", False, 5)
+    assert (summary.complete, summary.settled_now) == (True, 0)
+
+
+def test_a_session_that_ends_before_its_run_begins_has_its_reason(folder):
+    async def go():
+        world = World(folder, mappings(300), script=[{"request": 1, "status": 429, "retry_after": 3_000}])
+        assert (
+            await world.session(options=Options(rate=FAST, retry=RetryPolicy(max_outage_s=4_000)), kill_after=5) is None
+        )
+        with pytest.raises(TemporaryStop):
+            await world.session()
+
+    run_virtual(go())
+
+    assert stored(folder, "SELECT reason, exit_code, ended_at - started_at FROM session")[-1] == (
+        "TemporaryStop",
+        75,
+        0.0,
+    )
 
 
 def test_each_attempt_is_stored_with_what_it_sent_and_waited_for(folder):

@@ -13,6 +13,7 @@ Rules:
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from itertools import groupby
 
 import anyio
@@ -64,7 +65,7 @@ class Engine:
     Attributes:
         progress: Counts what is durable.
         summary: What has become of the rows; None until the run has ended.
-        error: What ended the run; None if nothing but a drain did.
+        error: What ended the run; None if nothing but a drain or a cancellation did.
         drained: Nothing more is to be sent.
     """
 
@@ -142,18 +143,24 @@ class Engine:
         """What the next request waits for, in words."""
         return self._limiter.bound_by
 
-    # --- the run --------------------------------------------------------------------------------------------------
+    # --- the run ------------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Run until every row is settled or the run is stopped.
 
         Afterwards `error` holds what stopped the run; with `drained` and no error it was `drain`. `summary` says what
-        has become of the rows.
+        has become of the rows, also if the caller was cancelled.
         """
         self._observe(RunStarted(workflow=self._target.workflow, counts=self.progress.counts))
         self._journal.update()
-        complete = await self._submit()
-        await self._close(complete=complete)
+        try:
+            complete = await self._submit()
+            await self._close(complete=complete)
+        except asyncio.CancelledError:
+            with suppress(BulkwfError):
+                self._journal.close(complete=False)  # the checkpoint's own close awaits it
+            self._end(complete=False)
+            raise
 
     async def _submit(self) -> bool:
         """Submit the list; True if it was read to its end and every row is settled."""
@@ -302,7 +309,7 @@ class Engine:
         elif error is not None:
             reason = type(error).__name__
         else:
-            reason = "drained"
+            reason = "drained" if self.drained else "cancelled"
         self.summary = self.progress.summary(
             self._clock.now(),
             complete=complete,
@@ -310,7 +317,7 @@ class Engine:
             error=known,
             signal=self._signal,
         )
-        exit_code = self.summary.exit_code if error is known else None
+        exit_code = self.summary.exit_code if error is known and reason != "cancelled" else None
         self._checkpoint.end(self._clock.wall(), reason, exit_code)
         self._observe(RunEnded(summary=self.summary, reason=reason))
 
@@ -342,7 +349,7 @@ class Engine:
             "asked for them. All other rows are done."
         )
 
-    # --- resuming -------------------------------------------------------------------------------------------------
+    # --- resuming -----------------------------------------------------------------------------------------------------
 
     async def _resume(self, workers: anyio.abc.TaskGroup) -> None:
         """Read again the rows of all batches that earlier sessions began: compare them, and resume batches in doubt."""

@@ -104,13 +104,14 @@ class Journal:
         await self._committed(self._checkpoint.pause(self._pause_until()))
         self._observe(Paused(seconds=seconds))
 
-    async def close(self, *, complete: bool) -> None:
-        """Make durable what only waits for another write, and whether the run is finished."""
+    def close(self, *, complete: bool) -> Awaitable[None]:
+        """Write what only waits for another write, and whether the run is finished.
+
+        Returns:
+            What ends once all that is durable. It is written also if nothing awaits it.
+        """
         self.update(ends=True)
-        if complete:
-            await self._checkpoint.finish(self._clock.wall())
-        else:
-            await self._checkpoint.flush()
+        return self._checkpoint.finish(self._clock.wall()) if complete else self._checkpoint.flush()
 
     def update(self, *, ends: bool = False) -> None:
         """Take note of what the run is doing; to be called whenever that may have changed.
