@@ -38,16 +38,16 @@ __all__ = ["Run", "open_run"]
 Emit = Callable[[Sequence[Result]], Awaitable[None]]
 
 RUN_KEY_BYTES = 8
-"""Of chance. Two runs that draw the same key take each other's rows for their own: of ten thousand runs inside one
-retention some do in 1 of 100 nights with 4 bytes, and in 1 of 3 · 10¹¹ with 8."""
+"""Number of random bytes in a run key. Two runs with the same key would take each other's rows for their own. For ten
+thousand runs inside one retention, the probability of that is 1 in 100 with 4 bytes, and 1 in 3 · 10¹¹ with 8."""
 
 
 class Run:
     """A run whose parts are open. Made by `open_run`.
 
     Attributes:
-        progress: What is durable, live.
-        checkpoint: The file; None if it is in memory.
+        progress: The counts of what is durable, up to date at any time.
+        checkpoint: Path of the checkpoint; None if it is in memory.
         summary: What has become of the rows; None until the run has ended.
     """
 
@@ -60,10 +60,10 @@ class Run:
         self._ended = False
 
     async def finish(self) -> Summary:
-        """Run to the end, or until drained.
+        """Run until every row is settled, or until the run is drained.
 
         Raises:
-            BulkwfError: What ended the run before its end; `summary` says what is durable.
+            BulkwfError: What ended the run; its `summary` says what has become of the rows.
         """
         try:
             await self._engine.run()
@@ -79,17 +79,21 @@ class Run:
         return summary
 
     def drain(self, signal: int | None = None) -> None:
-        """Send nothing more, read the answers in flight, keep what they settle; *signal*: the number of what asks."""
+        """Send nothing more, read the answers in flight, and keep what they settle.
+
+        Args:
+            signal: Number of the signal that asks for it; None if none does.
+        """
         if not self._ended:
             self._engine.drain(signal=signal)
 
     def abort(self) -> None:
-        """Stop at once."""
+        """Stop at once; requests in flight stay in doubt."""
         self._engine.abort()
 
     @property
     def last_error(self) -> str:
-        """What the last attempt failed for, while nothing has been settled since; empty otherwise."""
+        """Why the last attempt failed; empty if none has, or if something has been settled since."""
         return self._engine.last_error
 
     @property
@@ -98,7 +102,7 @@ class Run:
         return self._engine.bound_by
 
     def where(self, row: int) -> str:
-        """A row's place for people: `orders.jsonl:1602`."""
+        """The place of a row, for people: `orders.jsonl:1602`."""
         return self._source.where(row)
 
 
@@ -120,17 +124,17 @@ async def open_run(
     clock: Clock | None = None,
     executor: Executor | None = None,
 ) -> AsyncIterator[Run]:
-    """Open everything that a run needs. What can be checked without touching a file comes first.
+    """Open everything that a run needs. What can be checked without touching a file is checked first.
 
     Args beyond those of `submit_all`:
         target: The workflow.
-        token: Where the credential comes from.
+        token: Returns the headers of the credential.
         emit: Called with each batch of results once it is durable.
-        known_as: The checkpoint's name for the endpoint, where the base URL changes with each session.
-        limiter: A new limiter for this run, which follows *clock*. None makes the target's own. It takes over what
-            earlier sessions have sent.
+        known_as: What the checkpoint has as base URL, if the real one differs in each session.
+        limiter: A new limiter, which follows *clock*. None makes one for the target. The requests of earlier sessions
+            are added to it.
         clock: Time and random numbers. None takes this machine's.
-        executor: Where the checkpoint opens, commits and closes. None starts a thread for it.
+        executor: Where the checkpoint opens, commits and closes. None starts a thread for that.
     """
     require_asyncio()
     scheme = IdScheme(options.run_key or secrets.token_hex(RUN_KEY_BYTES), options.id_template)
@@ -172,7 +176,7 @@ async def open_run(
 
 
 def _progress_observer(progress: Progress, on_progress: Callable[[Progress], None]) -> Observer:
-    """An observer that hands on the counts whenever they have changed."""
+    """An observer that calls *on_progress* whenever rows have been begun or settled."""
 
     def observe(event: Event) -> None:
         if isinstance(event, BatchBegun | BatchSettled):

@@ -135,7 +135,7 @@ class Engine:
 
     @property
     def last_error(self) -> str:
-        """What the last attempt failed for, while nothing has been settled since; empty otherwise."""
+        """Why the last attempt failed; empty if none has, or if something has been settled since."""
         return self._journal.last_error
 
     @property
