@@ -161,3 +161,14 @@ def test_each_file_that_the_architecture_names_exists():
     named = re.findall(r"`([a-z_]+/[a-z_/]*(?:\.py)?)`", text_of("docs/architecture.md"))
 
     assert [name for name in named if not (PACKAGE / name).exists() and not Path(ROOT, name).exists()] == []
+
+
+def test_each_function_on_the_path_of_a_batch_is_in_its_file():
+    rows = table_after(text_of("docs/architecture.md"), "## The path of a batch")
+    named = [row[1].strip("`") for row in rows]
+
+    assert len(named) == len(set(named)) == 14
+    for file, (_, _, functions, _) in zip(named, rows, strict=True):
+        source = (PACKAGE / file).read_text("utf-8")
+        for name in re.findall(r"\w+", functions):
+            assert re.search(rf"^ *(?:class |def |async def )?{name}\b", source, re.MULTILINE)
