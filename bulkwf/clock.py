@@ -11,7 +11,7 @@ class Boot(NamedTuple):
     """One boot of one machine, and how a file counts its times.
 
     The system's clock can be set at any moment; the boot clock can't. So all times that one boot writes to a file are
-    counted on the boot clock: the differences between them are right, whatever the system's clock is set to.
+    counted on the boot clock: the differences between them are right, even if the system's clock is set.
 
     Attributes:
         id: Identifies the boot. Empty if the system does not: then times are those of the system's clock.

@@ -1,6 +1,6 @@
 """What a run waits for: its state at each instant, and the time in each state. Pure.
 
-A run is in exactly one state at each instant: where it waits for several things at once, the first in `RunState`.
+A run is in exactly one state at each instant: the first in `RunState` of all the things that it waits for.
 """
 
 from collections.abc import Mapping, Sequence
