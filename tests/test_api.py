@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import secrets
+import sqlite3
 import threading
 import time
 import warnings
@@ -163,6 +164,8 @@ async def test_a_run_cancelled_while_opening_releases_its_checkpoint(folder, mon
         with pytest.raises(asyncio.CancelledError):
             await opening
         assert [one.name for one in folder.iterdir()] == [place.file.name]
+        with contextlib.closing(sqlite3.connect(place.file)) as db:
+            assert db.execute("SELECT reason, ended_at - started_at FROM session").fetchall() == [(None, 0.0)]
         monkeypatch.undo()
         assert (await submit_all(mappings(5), **place.known())).created == 5
 

@@ -128,6 +128,7 @@ class Engine:
         """The next batch waits for the source."""
         self._rate_factor = limiter.rate_factor
         self._room = asyncio.Event()
+        """Set when one more batch may have room."""
         self._run_scope = anyio.CancelScope()
         self._feed_scope = anyio.CancelScope()
         self._sleep_scopes: dict[anyio.CancelScope, None] = {}  # in the order in which they began
@@ -148,8 +149,8 @@ class Engine:
     async def run(self) -> None:
         """Run until every row is settled or the run is stopped.
 
-        Afterwards `error` holds what stopped the run; with `drained` and no error it was `drain`. `summary` says what
-        has become of the rows, also if the caller was cancelled.
+        Afterwards `summary` says what has become of the rows, and `error` holds what ended the run; also if the caller
+        was cancelled.
         """
         self._observe(RunStarted(workflow=self._target.workflow, counts=self.progress.counts))
         self._journal.update()
@@ -180,8 +181,8 @@ class Engine:
         """Send nothing more, read the answers in flight, keep what they settle. Only the first call counts.
 
         Args:
-            error: What ends the run; None if somebody asks for the drain.
-            signal: Number of the signal that asks for it.
+            error: What ends the run; None if the caller or a signal asks for the drain.
+            signal: Number of the signal; None if there is none.
         """
         if self.drained:
             return
@@ -281,6 +282,7 @@ class Engine:
         await self._journal.begun(batch, durable())
 
     async def _sleep(self, seconds: float) -> None:
+        """Sleep; raise `Draining` as soon as the run drains."""
         if self.drained:
             raise Draining
         with anyio.CancelScope() as scope:
@@ -379,19 +381,13 @@ class Engine:
             self._enqueue(workers, (state, begun.begun_at, None))
 
     def _differs(self, begun: Begun, *, ended: bool) -> InputError:
+        """The error of a list that differs from the batch *begun*; *ended*: it ends inside the batch."""
+        end = begun.first_row + begun.rows
         if ended:
-            sentences = (
-                f"the list ends before row {begun.first_row + begun.rows}, which the checkpoint says was begun.",
-                self._source_change,
-                "Give the whole list that the run began with.",
-                ANOTHER,
-            )
-            return InputError(" ".join(filter(None, sentences)))
-        first, last = self._source.where(begun.first_row), self._source.where(begun.first_row + begun.rows - 1)
-        sentences = (
-            f"the list is not the one that the run began with: something between {first} and {last} has changed since.",
-            self._source_change,
-            "Give the list as it was (rows may be added at its end).",
-            ANOTHER,
-        )
-        return InputError(" ".join(filter(None, sentences)))
+            fault = f"the list ends before row {end}, and the run has begun rows up to there."
+            advice = "Give the whole list that the run began with."
+        else:
+            first, last = self._source.where(begun.first_row), self._source.where(end - 1)
+            fault = f"this is not the list that the run began with: something between {first} and {last} has changed."
+            advice = "Give the list as it was (rows may be added at its end)."
+        return InputError(" ".join(filter(None, (fault, self._source_change, advice, ANOTHER))))
