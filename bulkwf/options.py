@@ -42,7 +42,7 @@ REQUEST_PERIOD_S = 300.0
 """Length of the service's window for requests, in seconds: the period of `RateLimits.requests_per_5m`."""
 LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 
-NAME_RULE = "1 to 64 of the characters A-Z a-z 0-9 _ - (the first is no -)"
+NAME_RULE = "1 to 64 of the characters A-Z a-z 0-9 _ - (not starting with -)"
 _NAME = re.compile(ID_PATTERN + "{0,63}", re.ASCII)
 
 
