@@ -26,7 +26,7 @@ class Boot(NamedTuple):
         return self.at - other.at if self.id and self.id == other.id else 0.0
 
     def going_on(self, stored: "Boot") -> "Boot":
-        """How to count this boot's times in a file whose last times *stored* counts: *stored*, if it is this boot."""
+        """How to count this boot's times in a file that *stored* wrote last: as *stored*, if it is the same boot."""
         return stored if self.id and self.id == stored.id else self
 
 

@@ -199,7 +199,7 @@ def restore(
             f"the service has ordered a pause of {paused_s:,.0f} s more, longer than the longest outage of "
             f"{options.retry.max_outage_s:,.0f} s (--max-outage). Run the same command again later."
         )
-    if checkpoint is not None:  # after the checks: from here on this limiter counts what is left out
+    if checkpoint is not None:  # after the checks above: from now on this limiter counts what is left out
         past = _uncounted(limiter, past, checkpoint, "run", wall, own=user == "run")
         verified = _uncounted(limiter, verified, checkpoint, "verify", wall, own=user == "verify")
     past = past.joined(verified)

@@ -188,7 +188,7 @@ def _progress_observer(progress: Progress, on_progress: Callable[[Progress], Non
 def _end_session(
     checkpoint: Checkpoint, clock: Clock, _kind: object, error: BaseException | None, _traceback: object
 ) -> None:
-    """Store how a session ended whose run never began; for all others the engine has done that, and it counts."""
+    """Store how a session ended if its run never began. Else the engine has stored that, and the first call counts."""
     code = error.exit_code if isinstance(error, BulkwfError) else None
     reason = None if error is None else type(error).__name__ if isinstance(error, Exception) else "cancelled"
     checkpoint.end(clock.wall(), reason, code)

@@ -4,7 +4,7 @@ __all__ = ["clean", "counted", "printable"]
 
 
 def clean(text: str, length: int = 300) -> str:
-    """*text* in one line without characters that can't be printed, fit for a terminal and a log."""
+    """*text* as one line of at most *length* printable characters, for terminals and logs."""
     text = text[: 2 * length]
     if not text.isprintable():
         text = " ".join("".join(char if char.isprintable() else " " for char in text).split())
@@ -13,7 +13,7 @@ def clean(text: str, length: int = 300) -> str:
 
 
 def printable(line: str) -> str:
-    """*line* with a space for each character that can't be printed, a newline too: for names that users choose."""
+    """*line* with a space in place of each unprintable character, newlines included. For names that users choose."""
     return line if line.isprintable() else "".join(char if char.isprintable() else " " for char in line)
 
 

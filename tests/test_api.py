@@ -38,6 +38,7 @@ from bulkwf import (
 )
 from bulkwf.checkpoint import Checkpoint, read_status
 from bulkwf.emulator import Limits, Service, emulate
+from bulkwf.events import BatchBegun
 
 TOKEN = "canary-51c0"
 FAST = RateLimits(instances_per_s=None, requests_per_5m=None)
@@ -250,6 +251,29 @@ async def test_leaving_a_stream_early_drains_the_run(folder, after):
     assert place.service.created == 2_000
     assert {one.row for one in later}.isdisjoint({one.row for one in settled})
     assert len(later) + len(settled) == 2_000
+
+
+async def test_a_cancelled_stream_has_a_summary(folder):
+    opened, begun, all_begun = [], [], asyncio.Event()
+
+    def observe(event):
+        if isinstance(event, BatchBegun):
+            begun.append(event)
+            if len(begun) == 3:
+                all_begun.set()
+
+    async def read_hanging(place):
+        async with submit_stream(mappings(300), **place.known(), observers=[observe]) as results:
+            opened.append(results)
+            await anext(results)
+
+    async with emulated(folder, {"hang": True}) as place:
+        reading = asyncio.ensure_future(read_hanging(place))
+        await asyncio.wait_for(all_begun.wait(), 30)
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+        assert (opened[0].summary.pending, opened[0].summary.complete) == (300, False)
 
 
 async def test_a_stream_raises_its_error_after_all_results(folder):

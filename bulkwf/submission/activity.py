@@ -150,5 +150,5 @@ class Timeline:
 
 
 def quantile(ordered: Sequence[float], share: float) -> float:
-    """The quantile *share* (0 to 1) of *ordered*, sorted values: the lowest that at least this share do not exceed."""
+    """The quantile of sorted values: the lowest of them that a *share* (0 to 1) of them or more do not exceed."""
     return ordered[max(0, ceil(share * len(ordered)) - 1)]

@@ -39,7 +39,7 @@ from bulkwf.submission.progress import Progress
 __all__ = ["Engine"]
 
 AHEAD = 2
-"""Number of batches that may begin beyond those that the limits admit by the time that these are durable."""
+"""Number of batches that may begin beyond those that the limits will admit by the time that a new one is durable."""
 
 _Work = tuple[BatchState, float, Awaitable[None] | None]
 """A batch to deliver, when it began (Unix time), and what ends once its ids are durable (None: they are already)."""
