@@ -144,7 +144,7 @@ class Engine:
         """What the next request waits for, in words."""
         return self._limiter.bound_by
 
-    # --- the run ------------------------------------------------------------------------------------------------------
+    # --- the run --------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Run until every row is settled or the run is stopped.
@@ -229,7 +229,7 @@ class Engine:
             self._room.clear()
             await self._room.wait()
 
-    # --- batches ------------------------------------------------------------------------------------------------------
+    # --- batches --------------------------------------------------------------------------------------------------
 
     def _begin(self, workers: anyio.abc.TaskGroup, state: BatchState) -> None:
         wall = self._clock.wall()
@@ -351,7 +351,7 @@ class Engine:
             "asked for them. All other rows are done."
         )
 
-    # --- resuming -----------------------------------------------------------------------------------------------------
+    # --- resuming -------------------------------------------------------------------------------------------------
 
     async def _resume(self, workers: anyio.abc.TaskGroup) -> None:
         """Read again the rows of all batches that earlier sessions began: compare them, and resume batches in doubt."""
