@@ -1,4 +1,4 @@
-"""The library's functions: argument checks, nothing else."""
+"""The library's functions. They check arguments and open a run; `run` and `submission` do the rest."""
 
 import asyncio
 import os
@@ -36,28 +36,31 @@ async def submit_all(
     observers: Sequence[Observer] = (),
     transport: Transport | None = None,
 ) -> Summary:
-    """Start one workflow instance for each row; the same call again continues where a run was cut off.
+    """Start one workflow instance for each row; the same call again continues an unfinished run.
+
+    It may be cancelled at any time: the checkpoint then resumes.
 
     Args:
-        rows: The path of a file of JSON lines (`.gz` too, `-` is standard input), or an iterable or async iterable of
-            mappings or `Instance`. A row's keys are the API's: `instance_id`, `params`, `instance_retention`,
-            `location_hint`, all of them optional. An ordinary iterable is drawn in the event loop: one that waits for
-            something should be an async one. A generator belongs to the call: it is closed before the call returns,
-            however the run ends, and an async one has 5 s for its cleanup. No other iterator is closed.
+        rows: The path of a file of JSON lines (`.gz` too; `-` is standard input), or an iterable or async iterable of
+            mappings or `Instance`. A row's keys are the API's: `instance_id`, `params`, `instance_retention` and
+            `location_hint`, all optional. An ordinary iterable is read in the event loop, so an iterable that waits
+            for I/O should be async. A generator is closed before the call returns, however the run ends; the cleanup
+            of an async generator may take 5 s. Other iterators are not closed.
         workflow: Name of the workflow.
         account_id: Id of the account. None takes `CLOUDFLARE_ACCOUNT_ID`.
-        base_url: The API's address. None takes `CLOUDFLARE_API_BASE_URL` or `CLOUDFLARE_BASE_URL`, and if neither is
-            set, Cloudflare's own. https only, except on this machine's loopback.
-        api_token: The token, or a function that gives it and is asked again, in a thread, when the service refuses
-            it. None takes `CLOUDFLARE_API_TOKEN`, or `CLOUDFLARE_EMAIL` with `CLOUDFLARE_API_KEY`.
-        checkpoint: The file that makes the run resumable. None keeps it in memory: a crash loses it, and every id is
-            held there.
-        new: Move a finished checkpoint aside and start over.
+        base_url: Address of the API. None takes `CLOUDFLARE_API_BASE_URL` or `CLOUDFLARE_BASE_URL`; if neither is set,
+            it is Cloudflare's own. https only, except on this machine's loopback.
+        api_token: The token, or a function that returns it. The function is called again, in a thread, when the
+            service refuses the token. None takes `CLOUDFLARE_API_TOKEN`, or `CLOUDFLARE_EMAIL` with
+            `CLOUDFLARE_API_KEY`.
+        checkpoint: Path of the file that makes the run resumable. None keeps the checkpoint in memory: it is lost with
+            the process, and memory grows with the list.
+        new: Whether to move a finished checkpoint aside and start over.
         options: How the run behaves; see `Options`.
-        on_progress: Called with the counts after each batch of rows has become durable. Must not block; an exception
-            in it is logged once, and does not end the run.
+        on_progress: Called with the counts each time that a batch has become durable or rows of it are settled. It
+            must not block. If it raises an exception, the run goes on, and only the first exception is logged.
         observers: Called with each event of the run (`bulkwf.events`), under the same rules.
-        transport: Another way to the service than HTTP.
+        transport: Sends the requests. None sends them over HTTP.
 
     Returns:
         What has become of the rows. `exit_code` is 0 if every row is created or existed.
@@ -65,12 +68,10 @@ async def submit_all(
     Raises:
         ConfigError: An argument is missing or malformed. Nothing was sent.
         ServiceRefused: The service refuses the run as a whole.
-        InputError: The list can't be read to its end, or is not the checkpoint's.
+        InputError: The list can't be read to its end, or is not the list that the run began with.
         CheckpointError: The checkpoint is locked, damaged, of another run, or can't be written.
         SystemRefused: The operating system does not let the process start a thread.
-        TemporaryStop: The service is failing. Run the same thing again later.
-
-    Cancelled at any time, it leaves a checkpoint that resumes.
+        TemporaryStop: The service is failing, or orders too long a pause. Make the same call again later.
     """
     token = token_credential(api_token)
     del api_token  # error trackers keep the locals of every frame
@@ -104,16 +105,31 @@ async def submit_stream(
     observers: Sequence[Observer] = (),
     transport: Transport | None = None,
 ) -> AsyncIterator["Results"]:
-    """Like `submit_all`, giving each row's result as soon as it is durable.
+    """Like `submit_all`, but gives the result of each row as soon as it is durable.
 
         async with submit_stream(rows, workflow="resize", checkpoint="night.bulkwf") as results:
             async for result in results:
                 ...
 
-    The results are those of this call: rows that an earlier one settled are in the checkpoint (`read_results`). They
-    come batch by batch, in no fixed order, and a slow reader slows the run down. Leaving the block early drains the
-    run: answers in flight are read, and the rest stays for the next call. The errors of `submit_all` are raised at the
-    end of the iteration. If the block is left earlier, they are not raised; `summary` says what is durable.
+    The results are those of this call; `read_results` also reads those of earlier calls. They come batch by batch, in
+    no fixed order, and a slow reader slows the run down. Leaving the block early drains the run: answers in flight are
+    read, and all other rows are left to the next call.
+
+    Args:
+        rows: See `submit_all`, as for all other arguments.
+        workflow: Name of the workflow.
+        account_id: Id of the account.
+        base_url: Address of the API.
+        api_token: The token, or a function that returns it.
+        checkpoint: Path of the file that makes the run resumable.
+        new: Whether to move a finished checkpoint aside and start over.
+        options: How the run behaves.
+        observers: Called with each event of the run.
+        transport: Sends the requests.
+
+    Yields:
+        The results, as an async iterator. The iteration raises the errors of `submit_all` at its end. If the block is
+        left earlier, they are not raised; `summary` says what has become of the rows.
     """
     token = token_credential(api_token)
     del api_token  # error trackers keep the locals of every frame
@@ -121,7 +137,7 @@ async def submit_stream(
     sender, receiver = anyio.create_memory_object_stream[Sequence[Result]](1)
 
     async def emit(settled: Sequence[Result]) -> None:
-        with suppress(anyio.BrokenResourceError):  # nobody listens any more; the results are durable all the same
+        with suppress(anyio.BrokenResourceError):  # the caller has left the block; the results are durable
             await sender.send(settled)
 
     opening = open_run(
@@ -156,7 +172,7 @@ def _target(workflow: str, account_id: str | None, base_url: str | None) -> Targ
 
 
 class Results:
-    """The results of a run under way, as an async iterator.
+    """The results of a run under way, as an async iterator of `Result`.
 
     Attributes:
         summary: What has become of the rows; None until the run has ended.
@@ -169,12 +185,14 @@ class Results:
         self._page: list[Result] = []
 
     async def watch(self, run: "Run", sender: anyio.abc.ObjectSendStream[Sequence[Result]]) -> None:
-        """Run to the end; the iteration raises the error that ended it."""
+        """Run to the end, then close *sender*; the iteration raises the error that ended the run."""
         async with sender:
             try:
-                self.summary = await run.finish()
+                await run.finish()
             except Exception as error:  # noqa: BLE001 - raised again by the iteration
-                self.summary, self._error = run.summary, error
+                self._error = error
+            finally:
+                self.summary = run.summary
 
     def __aiter__(self) -> Self:
         return self

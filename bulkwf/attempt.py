@@ -1,4 +1,4 @@
-"""One attempt, as values: the request, its slot, the reply or fault, and the judgement. The transport between them."""
+"""One attempt, as values: request, slot, reply or fault, and judgement; and the protocol of what sends it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,15 +23,15 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """A complete answer of the service.
+    """A complete answer from the service.
 
     Attributes:
         status: HTTP status.
-        headers: With lower-case names.
-        body: As it came; never compressed.
-        elapsed_s: From the start of the request to the last byte of the answer.
-        received_at: When the answer was complete, in seconds of Unix time.
-        credential: Which of the credentials seen so far the request carried; see `Transport.refresh_credential`.
+        headers: The answer's headers; their names are in lower case.
+        body: The answer's bytes, as received. Requests ask for no compression.
+        elapsed_s: From the start of the request to the last byte of the answer, in seconds.
+        received_at: When the answer was complete, in Unix time.
+        credential: Number of the credential that the request carried; see `Transport.refresh_credential`.
     """
 
     status: int
@@ -43,7 +43,7 @@ class Reply:
 
 
 class FaultKind(Enum):
-    """What is known of a request that got no complete answer."""
+    """What is known about a request without a complete answer."""
 
     NOT_SENT = "not_sent"
     """No byte of it reached the service."""
@@ -60,9 +60,9 @@ class Fault:
     """No complete answer.
 
     Attributes:
-        kind: What is known of the request.
+        kind: What is known about the request.
         message: What happened; never holds a credential or a row's params.
-        elapsed_s: From the start of the request to the fault.
+        elapsed_s: From the start of the request to the fault, in seconds.
     """
 
     kind: FaultKind
@@ -71,13 +71,13 @@ class Fault:
 
 
 class Verdict(Enum):
-    """What an attempt's reply means for the instances it left unsettled."""
+    """What an attempt's reply or fault means for the instances that it left unsettled."""
 
     DONE = "done"
     NOT_SENT = "not_sent"
     IN_DOUBT = "in_doubt"
     CONTRADICTION = "contradiction"
-    """A 2xx that is no answer to this request: in doubt, and the connection is not to be trusted again."""
+    """A 2xx that does not answer this request: in doubt, and its connection is not used again."""
     OMITTED = "omitted"
     """A complete answer without some of the ids sent."""
     BAD_REQUEST = "bad_request"
@@ -88,9 +88,9 @@ class Verdict(Enum):
     """The TLS handshake failed, for another reason than the certificate."""
     UNAUTHORIZED = "unauthorized"
     RENEWED = "renewed"
-    """The credential was refused, and its source has another one by now."""
+    """The credential was refused, and its source gives another one now."""
     CHALLENGED = "challenged"
-    """Blocked at the edge by a page meant for browsers."""
+    """Blocked at the service's edge, with a challenge page for browsers."""
     NO_SUCH_WORKFLOW = "no_such_workflow"
     WRONG_ADDRESS = "wrong_address"
     """A redirect, or a status with which the API answers no request of ours (405, 415, 501)."""
@@ -101,12 +101,12 @@ class Verdict(Enum):
     ABSENT = "absent"
     """A look-up found no such instance."""
     UNANSWERED = "unanswered"
-    """A look-up failed several times in a row: it says nothing of the instance."""
+    """A look-up failed several times in a row: nothing is known about the instance."""
 
 
 @dataclass(frozen=True, slots=True)
 class InstanceInfo:
-    """What the service says of an instance it has created."""
+    """What the service says about an instance that it has created."""
 
     status: str | None = None
     version_id: str | None = None
@@ -115,20 +115,20 @@ class InstanceInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judgement:
-    """What one attempt came to. Instances are named by their position in `Batch.ids`.
+    """What one attempt means. Instances are given by their positions in `Batch.ids`.
 
-    `created`, `others` and `unsettled` together are what was sent, always.
+    Each instance of the request is in exactly one of `created`, `others` and `unsettled`.
 
     Attributes:
-        verdict: Why something is left unsettled; `DONE` if nothing is.
-        created: The instances that the service says it created, alike in `answer`.
-        answer: What it said of them.
-        others: (position, result) of the instances settled in any other way.
+        verdict: Why instances are left unsettled; `DONE` if none are.
+        created: The instances that the service says it created.
+        answer: What the service said about each of `created`; None if there are none.
+        others: (position, result) of each instance that is settled otherwise.
         unsettled: The instances that need another attempt.
-        code: The service's error code, or the HTTP status.
-        message: What the service said, cleaned of control characters and cut to a line's length.
+        code: The service's error code, or the HTTP status; None if there is neither.
+        message: What the service said or what went wrong, as one printable line.
         retry_after_s: The pause that the service ordered, in seconds; None if it ordered none.
-        elapsed_s: From the start of the request to its answer or fault; 0 where that is not of interest.
+        elapsed_s: From the start of the request to its answer or fault, in seconds; 0 if it was not measured.
     """
 
     verdict: Verdict
@@ -148,14 +148,18 @@ class Judgement:
 
 
 class Slot(Protocol):
-    """The limits' leave to send one request, as a transport sees it."""
+    """The limiter's permission to send one request, as the transport sees it."""
 
     def writing(self) -> bool:
-        """Called just before the first byte. False: the leave is lost, and the request must not be sent."""
+        """To be called just before the first byte. False: the permission is lost, and nothing may be sent."""
         ...
 
     def written(self, at: float | None = None) -> None:
-        """The body has left this machine: at *at*, a past moment of the run's monotonic clock, or now."""
+        """To be called once the body has left this machine.
+
+        Args:
+            at: When it left, in seconds of the run's monotonic clock; None means now.
+        """
         ...
 
 
@@ -165,9 +169,9 @@ class RequestKind(Enum):
     CREATE = "create"
     """Create a batch of instances."""
     LOOK_UP = "look_up"
-    """One instance."""
+    """Look up one instance."""
     LIST = "list"
-    """A page of a workflow's instances."""
+    """List one page of a workflow's instances."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,7 +194,7 @@ class Request:
 
 
 class Transport(Protocol):
-    """Sends requests to the service. It never raises for the network: what went wrong is a `Fault`."""
+    """Sends requests to the service. It never raises for network errors: it returns a `Fault`."""
 
     async def send(self, request: Request, slot: Slot) -> Reply | Fault:
         """Send one request and read its answer.
@@ -204,11 +208,11 @@ class Transport(Protocol):
         ...
 
     async def refresh_credential(self, credential: int) -> bool:
-        """Ask the credential's source again; True if it gives another one than number *credential*."""
+        """Ask the source of credentials again; True if it gives another one than number *credential*."""
         ...
 
     def drop_connections(self) -> None:
-        """Send no further request over a connection that is open now."""
+        """Use no connection that is open now for further requests."""
         ...
 
     async def aclose(self) -> None:

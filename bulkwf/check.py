@@ -1,4 +1,4 @@
-"""Validate a list without any network: what would be refused, which ids stand twice, and how long it will take."""
+"""Checks a list without the network: which rows are invalid, which ids occur twice, how long a run would take."""
 
 import tempfile
 import zlib
@@ -21,22 +21,22 @@ __all__ = ["CheckReport", "check_list"]
 
 EXAMPLES = 20
 BUCKETS = 256
-"""Number of files that ids are spread over, so that one file at a time fits in memory."""
+"""Number of temporary files over which ids are spread, so that one file at a time fits in memory."""
 WAITING_ROWS = 100_000
-"""Number of ids that are written at a time."""
+"""Number of ids that are kept in memory before they are written."""
 
 
 @dataclass(slots=True)
 class CheckReport:
-    """What a list holds.
+    """What a check has found in a list.
 
     Attributes:
-        rows: Rows, blank ones not counted.
-        instances: Rows that can be sent.
-        batches: Requests that they take.
-        invalid: Rows that would be refused, by reason.
-        duplicates: Rows whose id an earlier row has.
-        examples: (place, reason) of the first of them.
+        rows: Number of rows, without blank ones.
+        instances: Number of rows that can be sent.
+        batches: Number of requests that they take.
+        invalid: Number of invalid rows, by error code.
+        duplicates: Number of rows whose id an earlier row has.
+        examples: (place, reason) of the first `EXAMPLES` invalid rows and duplicates.
     """
 
     rows: int = 0
@@ -48,16 +48,16 @@ class CheckReport:
 
     @property
     def good(self) -> bool:
-        """Whether every row can be sent and none stands twice."""
+        """Whether every row can be sent and no id occurs twice."""
         return not self.invalid and not self.duplicates
 
     def note(self, place: str, reason: str) -> None:
-        """Keep one of the first examples."""
+        """Add an example, unless there are enough."""
         if len(self.examples) < EXAMPLES:
             self.examples.append((place, reason))
 
     def shortest_s(self, options: Options) -> tuple[float, str]:
-        """The least time that the list can take, and the limit that makes it so."""
+        """The shortest time that a run can take, in seconds, and the limit that it depends on, for people."""
         rate = options.rate
         by_instances = self.instances / rate.instances_per_s if rate.instances_per_s else 0.0
         by_requests = self.batches * REQUEST_PERIOD_S / rate.requests_per_5m if rate.requests_per_5m else 0.0
@@ -71,10 +71,10 @@ async def check_list(source: Source, scheme: IdScheme, options: Options) -> Chec
     """Read the whole list as a run would.
 
     Raises:
-        InputError: It can't be read to its end, or the temporary files that its ids need can't be written.
+        InputError: The list can't be read to its end, or the temporary files with its ids can't be written.
     """
     report = CheckReport()
-    batcher = Batcher(source, scheme, options, linger_s=None)  # how slow the list arrives now says nothing of the run
+    batcher = Batcher(source, scheme, options, linger_s=None)  # a slow source may be faster in the run
     try:
         with tempfile.TemporaryDirectory(prefix="bulkwf-check-") as folder:
             ids = _Ids(Path(folder))
@@ -107,10 +107,10 @@ def _count(report: CheckReport, batch: Batch, source: Source) -> None:
 
 
 class _Ids:
-    """The ids of a list with their rows, spread over temporary files by their crc.
+    """The ids of a list with their rows, spread over temporary files by crc32.
 
-    A file is a sequence of blocks: their size in 4 bytes, then lines `<row> <id>` in the order of the rows, compressed.
-    Only the different ids of one file at a time are held in memory.
+    A file is a sequence of blocks: the block's size in 4 bytes, then compressed lines `<row> <id>` in row order.
+    Only the distinct ids of one file at a time are held in memory.
 
     Attributes:
         repeated: Rows whose id an earlier row has, once `find_repeated` has counted them.
@@ -123,7 +123,7 @@ class _Ids:
         self._count = 0
 
     def add(self, batch: Batch) -> bool:
-        """Take in a batch's ids, those that stand twice in it too; whether `write` is due."""
+        """Add the ids of a batch, also those that occur twice in it; True if `write` is due."""
         rows = [(batch.first_row + offset, one) for offset, one in zip(batch.offsets, batch.ids, strict=True)]
         again = [(one.row, one.id) for one in batch.refused if one.code == "duplicate_id" and one.id is not None]
         for row, instance_id in sorted(rows + again) if again else rows:
@@ -132,7 +132,7 @@ class _Ids:
         return self._count >= WAITING_ROWS
 
     def write(self) -> None:
-        """Write what `add` has left waiting."""
+        """Write the ids that `add` has kept in memory."""
         for path, lines in zip(self._paths, self._waiting, strict=True):
             if lines:
                 block = zlib.compress("\n".join(lines).encode("ascii"), 1)
@@ -142,7 +142,7 @@ class _Ids:
         self._count = 0
 
     def find_repeated(self) -> list[tuple[int, int, str]]:
-        """(row, earlier row, id) of the first `EXAMPLES` rows whose id an earlier row has; all of them are counted."""
+        """(row, earlier row, id) of the first `EXAMPLES` rows whose id an earlier row has. Counts all such rows."""
         return nsmallest(EXAMPLES, self._find_all())
 
     def _find_all(self) -> Iterator[tuple[int, int, str]]:

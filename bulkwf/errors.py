@@ -1,7 +1,7 @@
-"""What can end a run, sorted by who must act.
+"""The errors that end a run, by who must act, and the exit codes.
 
-The failure of a row is a value (`bulkwf.Result`); the failure of the run is one of these exceptions. Each carries
-the exit code that the command line ends with, and, where a run had begun, the `Summary` of what is durable.
+The failure of a row is a value (`bulkwf.Result`); the failure of a run is one of these exceptions. Each has the exit
+code of the command and, if the run had begun, the `Summary` of what is durable.
 """
 
 from typing import ClassVar
@@ -25,8 +25,8 @@ class BulkwfError(Exception):
     """Base of all errors that bulkwf raises on purpose.
 
     Attributes:
-        exit_code: What the command line exits with.
-        summary: What had been settled when the run ended, or None if it ended before it began.
+        exit_code: Exit code of the command.
+        summary: What has become of the rows; None if the run had not begun.
     """
 
     exit_code: ClassVar[int] = 1
@@ -52,7 +52,7 @@ class ServiceRefused(BulkwfError):
 
 
 class InputError(BulkwfError):
-    """The list can't be read to its end, or is not the one that the checkpoint knows. Exit code 4."""
+    """The list can't be read to its end, or is not the list that the run began with. Exit code 4."""
 
     exit_code = 4
 
@@ -64,15 +64,15 @@ class CheckpointError(BulkwfError):
 
 
 class SystemRefused(BulkwfError):
-    """The operating system does not give what the run needs: the owner of the machine must act. Exit code 4."""
+    """The operating system refuses what the run needs: the owner of the machine must act. Exit code 4."""
 
     exit_code = 4
 
 
 class TemporaryStop(BulkwfError):
-    """The service is failing, or orders a longer pause than allowed. Exit code 75.
+    """The service is failing, or orders a longer pause than `max_outage_s` allows. Exit code 75.
 
-    No action is needed: run the same thing again later.
+    Run the same command, or make the same call, again later.
     """
 
     exit_code = 75
@@ -82,14 +82,14 @@ def exit_code(*, complete: bool, failed: bool, error: BulkwfError | None = None,
     """The exit code of a run or a verification.
 
     Args:
-        complete: It came to its end.
-        failed: Some rows need somebody to act: rejected, invalid or missing ones.
-        error: What ended it.
-        signal: Number of the signal that ended it.
+        complete: Every row is settled, or every instance verified.
+        failed: Some rows need action: they are rejected, invalid or missing.
+        error: What ended the run or verification; None if nothing went wrong.
+        signal: Number of the signal that ended it; None if none did.
 
     Returns:
         The first of these that applies: the error's code; 128 + *signal*, if it is not complete; 75, if it is not
-        complete; 1, if it has failed; 0.
+        complete; 1, if rows have failed; 0.
     """
     if error is not None:
         return error.exit_code
@@ -99,4 +99,4 @@ def exit_code(*, complete: bool, failed: bool, error: BulkwfError | None = None,
 
 
 class Draining(Exception):
-    """A wait was ended because the run drains: nothing more is to be sent. Never leaves the engine."""
+    """A wait has ended because the run drains: nothing more is to be sent. The engine handles it."""

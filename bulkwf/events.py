@@ -1,4 +1,8 @@
-"""What happens in a run, as frozen values, and the protocol of what observes them."""
+"""The events of a run, as frozen values, and the protocol of their observers.
+
+`RunStarted` is a session's first event and `RunEnded` its last one; a killed process has no last event. Events about
+batches and attempts are announced once what they say is durable.
+"""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -25,9 +29,9 @@ class BatchBegun:
     """A batch is durable and can be sent.
 
     Attributes:
-        first_row: Number of its first row.
-        instances: How many instances it holds.
-        invalid: How many of its rows were refused before sending.
+        first_row: Number of its first row, counted from 0 over the whole list.
+        instances: Number of its instances.
+        invalid: Number of its rows that are `invalid`, and so are not sent.
     """
 
     first_row: int
@@ -37,16 +41,16 @@ class BatchBegun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptFinished:
-    """One request has been answered, or has failed, and its answer is judged.
+    """One request has been answered or has failed, and the attempt is durable.
 
     Attributes:
-        kind: What was asked for.
-        first_row: First row of the batch that it was for; None if it was for none.
-        instances: How many instances it carried: 0 if it creates nothing.
-        bytes: Size of its body.
+        kind: What the request asked for.
+        first_row: Number of the first row of its batch; None if it was for no batch.
+        instances: Number of instances that it was to create; 0 for a look-up.
+        bytes: Size of its body, in bytes.
         waited_s: How long it waited for its slot, in seconds.
         waited_for: What it waited for last; None if it did not wait.
-        reply: The answer, or what went wrong.
+        reply: The answer, or why there is none.
         judgement: What the answer means.
         pause_s: Length of the pause that the answer orders, in seconds; None if it orders none.
     """
@@ -64,11 +68,11 @@ class AttemptFinished:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchSettled:
-    """Rows have been settled, and their results are durable.
+    """Rows of a batch have been settled, and their results are durable.
 
     Attributes:
-        first_row: First row of their batch.
-        judgement: Which instances, and how.
+        first_row: Number of the batch's first row.
+        judgement: Which of the batch's instances are settled, and how.
     """
 
     first_row: int
@@ -80,7 +84,7 @@ class Paused:
     """All sending pauses.
 
     Attributes:
-        seconds: From now on.
+        seconds: Length of the pause, from now on.
     """
 
     seconds: float
@@ -91,8 +95,8 @@ class RunStarted:
     """A session begins.
 
     Attributes:
-        workflow: The workflow's name.
-        counts: Rows by outcome that earlier sessions have left.
+        workflow: Name of the workflow.
+        counts: Rows by outcome, as earlier sessions left them.
     """
 
     workflow: str
@@ -101,10 +105,10 @@ class RunStarted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StateChanged:
-    """Something else holds the run up from now on.
+    """The run waits for something else from now on.
 
     Attributes:
-        state: What.
+        state: What the run waits for.
     """
 
     state: RunState
@@ -112,10 +116,10 @@ class StateChanged:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RateChanged:
-    """The rate has been reduced after a refusal, or recovers.
+    """The rate has been reduced after a 429, or recovers.
 
     Attributes:
-        factor: By what the limits' rate is multiplied from now on, from 0 to 1.
+        factor: Share of the rate in `RateLimits` that is used from now on: over 0, at most 1.
     """
 
     factor: float
@@ -127,7 +131,7 @@ class RunEnded:
 
     Attributes:
         summary: What has become of the rows.
-        reason: `finished`, `drained`, or the class of the error that ended it.
+        reason: `finished`, `drained`, `cancelled`, or the name of the error's class.
     """
 
     summary: Summary
@@ -138,9 +142,10 @@ Event = RunStarted | BatchBegun | AttemptFinished | BatchSettled | Paused | Rate
 
 
 class Observer(Protocol):
-    """Observes a run. It is called in the event loop: it must not block.
+    """A function that a run calls with each event.
 
-    An exception that it raises is logged once, and never ends the run.
+    It is called in the event loop, so it must not block. If it raises an exception, the run goes on; only the first
+    exception of each observer is logged.
     """
 
     def __call__(self, event: Event) -> None:

@@ -1,4 +1,4 @@
-"""The values that users see, and the batches that they become. All are immutable."""
+"""The values that users see, and the batches that rows become. All are immutable."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,11 +19,11 @@ __all__ = [
 ]
 
 RowOutcome = Literal["created", "existed", "rejected", "invalid", "pending"]
-"""How a row ends; `pending` is the one that is not an end."""
+"""What has become of a row; `pending` is not settled yet."""
 
 
 class _Absent(Enum):
-    """The type of `ABSENT`: for the service, a key that is not there differs from one that is null."""
+    """The type of `ABSENT`. To the service, a missing key differs from one that is null."""
 
     ABSENT = "absent"
 
@@ -36,11 +36,11 @@ class Instance:
     """One row of a list given as Python values.
 
     Attributes:
-        params: Any JSON value; the workflow's `event.payload`. Left out, the service passes `{}`.
-        instance_id: 1 to 100 of the characters `A-Z a-z 0-9 _ -`, not starting with `-`. Left out, one is generated.
-        instance_retention: `{"success_retention": …, "error_retention": …}`, each milliseconds or text such as
-            `"3 days"`.
-        location_hint: Passed on as it is.
+        params: Any JSON value; the workflow's `event.payload`. If it is left out, the service passes `{}`.
+        instance_id: 1 to 100 of the characters `A-Z a-z 0-9 _ -`, not starting with `-`. None: an id is generated.
+        instance_retention: `{"success_retention": …, "error_retention": …}`, each a number of milliseconds, or text
+            such as `"3 days"`. None: the service's default.
+        location_hint: Passed to the service unchanged. None: no hint.
     """
 
     params: Any = ABSENT
@@ -51,13 +51,13 @@ class Instance:
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """Contiguous rows of the list, as the source had them.
+    """Consecutive rows of the list, as the source had them.
 
     Attributes:
         first_row: Number of the first row, counted from 0 over the whole list.
         rows: Number of rows, blank ones included.
         data: `rows` lines of JSON, each ended by a newline.
-        refused: (offset, code, message) of each row that the source could not hand over; its line in `data` is empty.
+        refused: (offset, code, message) of each row that the source refused; its line in `data` is empty.
     """
 
     first_row: int
@@ -68,19 +68,19 @@ class Slice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """What became of one row.
+    """What has become of one row.
 
     Attributes:
         row: Number of the row, counted from 0 over the whole list.
-        id: The instance's id; None if the row is `invalid` and had none that could be read.
-        outcome: `created`, `existed`, `rejected`, `invalid`; `pending` only where unsettled rows are asked for.
-        status: The workflow instance's status, in the service's own word, when it answered.
-        code: The service's error code, or bulkwf's word for why the row is `invalid`.
-        message: The reason, for a person.
+        id: Id of the instance; None if the row is `invalid` and no id could be read.
+        outcome: `created`, `existed`, `rejected` or `invalid`; `pending` only where unsettled rows are asked for.
+        status: Status of the instance in the service's answer, such as `queued`; None if the answer names none.
+        code: The service's error code, or bulkwf's code for why the row is `invalid`; None if there is none.
+        message: The reason, for people; None if there is none.
         attempts: Requests that the row's batch has taken so far; 0 for `invalid`.
         in_doubt: For `existed`: an earlier attempt of this run may have created it.
-        version_id: Of the workflow, as the service said it.
-        workflow_id: Of the workflow, as the service said it.
+        version_id: Id of the workflow's version in the service's answer; None if the answer names none.
+        workflow_id: Id of the workflow in the service's answer; None if the answer names none.
     """
 
     row: int
@@ -101,11 +101,11 @@ class Finding:
 
     Attributes:
         row: Number of the row, counted from 0 over the whole list.
-        id: The instance's id.
-        outcome: `missing`: the checkpoint calls it created or existed, and the service does not have it. `errored`: the
-            instance ended with an error. `unknown`: the service does not answer when it is asked for the instance.
-        status: The workflow instance's status, in the service's own word; None if it is missing or unknown.
-        message: The reason, for a person.
+        id: Id of the instance.
+        outcome: `missing`: the checkpoint calls the row created or existed, and the service has no such instance.
+            `errored`: the instance ended with an error. `unknown`: the service did not answer the look-ups of it.
+        status: Status of the instance in the service's answer, such as `errored`; None if it is missing or unknown.
+        message: The reason, for people.
     """
 
     row: int
@@ -120,12 +120,12 @@ class Counts:
     """Rows by outcome. Blank rows are not counted.
 
     Attributes:
-        created: The service has created the instance for this run.
-        existed: The service held the instance already.
-        existed_in_doubt: How many of `existed` an earlier attempt of this run may have created.
-        rejected: The service refuses the row.
-        invalid: Refused before sending.
-        pending: Begun, and not settled yet.
+        created: Rows whose instance the service has created for this run.
+        existed: Rows whose instance the service held already.
+        existed_in_doubt: Those of `existed` that an earlier attempt of this run may have created.
+        rejected: Rows that the service refuses.
+        invalid: Rows that bulkwf refuses before sending.
+        pending: Rows that are begun and not settled yet.
     """
 
     created: int = 0
@@ -152,7 +152,7 @@ class Counts:
 
     @property
     def rows(self) -> int:
-        """Rows that the run has met so far."""
+        """Rows that the run has begun so far, settled or pending."""
         return self.settled + self.pending
 
 
@@ -178,18 +178,18 @@ class Summary(Counts):
 
 
 class RunState(Enum):
-    """What holds a run up. The order is that of precedence."""
+    """What a run waits for. Where it waits for several of these at once, the first one is its state."""
 
     PAUSED = "paused"
-    """All sending pauses: the service ordered it, or it creates nothing."""
+    """The end of a pause of all sending: the service ordered it, or the service creates nothing."""
     OUTAGE = "outage"
-    """Attempts are failing, and nothing has been settled since."""
+    """The end of an outage: attempts are failing, and nothing has been settled since."""
     INSTANCES = "instances"
     """The limit of instances per second."""
     REQUESTS = "requests"
     """The limit of requests per five minutes."""
     QUOTA = "quota"
-    """What the service says is left for the token."""
+    """The token's quota, as the service's answers state it."""
     PLACES = "places"
     """The number of concurrent requests."""
     DISK = "disk"
@@ -204,17 +204,17 @@ class RunState(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Rows that travel together: the unit of flow.
+    """Rows that are sent together, in one request.
 
     Attributes:
         first_row: Number of the first row.
         rows: Number of rows, blank and refused ones included.
         region: The rows as the source had them, one line each.
         ids: The id of each instance to send, in the order of the rows.
-        offsets: For each of `ids`, its row's number less `first_row`.
-        bare: Every id stands in its row, whose bytes are sent as they are.
+        offsets: For each of `ids`, the number of its row minus `first_row`.
+        bare: Every row holds its own id, so the rows' bytes are sent unchanged.
         row_shape: Whether a line is a whole `instance` or its `params` alone.
-        refused: The rows that were refused before sending, as `invalid` results.
+        refused: Results of the `invalid` rows.
         retention_s: The shortest time for which the service remembers an id of this batch, in seconds.
     """
 

@@ -5,7 +5,7 @@ from itertools import accumulate
 
 __all__ = []
 
-# Possessive, and without need of an end: else a string that has none is read again from each of its escaped quotes.
+# Possessive, and the closing quote is optional: else a string without one is read again from each escaped quote in it.
 _STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?'
 
 _STRINGS = re.compile(_STRING, re.DOTALL)
@@ -16,7 +16,7 @@ _PIECE = re.compile(rb'(?:[^"]{1,64}+|%b){1,512}' % _STRING, re.DOTALL)
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 _STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
-"""To the change of depth at each bracket, as a signed byte."""
+"""Translates each bracket to the change of depth, as a signed byte."""
 
 
 def _brackets(lines: bytes) -> int:
@@ -24,7 +24,7 @@ def _brackets(lines: bytes) -> int:
 
 
 def _is_deeper(text: bytes, most: int) -> bool:
-    """Whether a JSON text has more than *most* levels of objects and arrays. In pieces, as the text may be long."""
+    """Whether a JSON text has more than *most* levels of objects and arrays. Reads it in pieces: it may be long."""
     if _brackets(text) <= most:
         return False
     depth = 0

@@ -28,9 +28,9 @@ __all__ = [
 
 DEFAULT_BASE_URL = "https://api.cloudflare.com/client/v4"
 REHEARSAL = "emulator"
-"""Stands for the base URL in the checkpoint of a run with --emulate: the emulator's address changes with each run."""
+"""What the checkpoint of a run with --emulate has as base URL: the emulator's address differs in each session."""
 ID_PATTERN = "[A-Za-z0-9_][A-Za-z0-9_-]"
-"""The first two characters that names and ids may have; bound the second one by `{0,99}` or the like."""
+"""Pattern of the characters of names and ids. Append the number of further characters: `{0,99}` allows 1 to 100."""
 
 SERVICE_BATCH_LIMIT = 100
 """Instances that the service accepts in one batch-create request."""
@@ -42,7 +42,7 @@ REQUEST_PERIOD_S = 300.0
 """Length of the service's window for requests, in seconds: the period of `RateLimits.requests_per_5m`."""
 LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 
-NAME_RULE = "1 to 64 of the characters A-Z a-z 0-9 _ - (the first is no -)"
+NAME_RULE = "1 to 64 of the characters A-Z a-z 0-9 _ - (not starting with -)"
 _NAME = re.compile(ID_PATTERN + "{0,63}", re.ASCII)
 
 
@@ -61,7 +61,7 @@ class SettingError(ConfigError):
 
     Attributes:
         setting: Name of the field. The message begins with it.
-        problem: The rest of the message: what is wrong with the value, and what would be right.
+        problem: The rest of the message: what is wrong, and which values are allowed.
     """
 
     def __init__(self, message: str, *, setting: str = "", problem: str = "") -> None:  # pickle gives the message alone
@@ -147,7 +147,7 @@ class Options:
     batch: BatchLimits = field(default_factory=BatchLimits)
     """How rows are grouped into requests."""
     rate: RateLimits = field(default_factory=RateLimits)
-    """How much may be sent in which time, and how many requests at a time."""
+    """How many instances and requests may be sent in a period, and how many requests at a time."""
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     """How retries are spaced, and how long an outage may last."""
     row_shape: Literal["instance", "params"] = "instance"
@@ -157,15 +157,16 @@ class Options:
     """Makes the id of a row that has none, from fields of its params: `"order-{order_id}"`. None: ids are generated
     from the run key, the row's number and its content."""
     run_key: str | None = None
-    """What generated ids begin with, 1 to 64 characters. None: one is drawn, and kept in the checkpoint."""
+    """What generated ids begin with, 1 to 64 characters. None: a random key, kept in the checkpoint."""
     max_rejects: int | None = None
-    """Maximum number of rejected rows: one more ends the run with `ServiceRefused`. None: 100 and 1 % of the rows read
-    so far."""
+    """Maximum number of rejected rows: one more ends the run with `ServiceRefused`. None: 100, or 1 % of the rows begun
+    so far if that is more."""
     reject_omitted: bool = False
     """Whether the last one or two rows of a list are rejected when the service keeps omitting them from its answers
     without an error. False: the run waits for them, and ends with `TemporaryStop` after `max_outage_s`."""
     confirm_existing: bool = True
-    """Whether an id that the service omits from its answer is looked up before its row is called `existed`."""
+    """Whether ids that the service omits from its answers are looked up before their rows become `existed`. False: they
+    become `existed` at once, though the service may have created nothing."""
     in_doubt: Literal["stop", "resend"] = "stop"
     """What to do with rows in doubt whose ids the service may have forgotten since: `stop` ends the run, `resend`
     sends them again and risks that they run twice."""
@@ -203,14 +204,14 @@ class Options:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """The workflow whose instances are created, and the API that creates them. Each target has limits of its own."""
+    """The workflow whose instances are created, and the API that creates them."""
 
     account_id: str
     """Id of the account."""
     workflow: str
     """Name of the workflow."""
     base_url: str = DEFAULT_BASE_URL
-    """The API's address, without a slash at its end. https only, except on this machine's loopback."""
+    """Address of the API; slashes at its end are dropped. https only, except on this machine's loopback."""
 
     def __post_init__(self) -> None:
         _require("workflow", is_target_name(self.workflow), NAME_RULE, self.workflow)

@@ -1,4 +1,4 @@
-"""The parts that runs and verifications share: the machine's clocks, the network, the limits."""
+"""Opens the parts that runs and verifications share: the machine's clocks, the transport, the limiter."""
 
 import asyncio
 import logging
@@ -43,11 +43,11 @@ POOLS = Pools()
 """What all runs and verifications of this process share."""
 
 LONGEST_STORED_PAUSE_S = 86_400.0
-"""A stored pause that is longer than this, in seconds, was written while the clock was wrong."""
+"""Longest stored pause that is kept, in seconds: a longer one was written while the clock was wrong."""
 
 
 def require_asyncio() -> None:
-    """Raise `ConfigError` unless asyncio runs the caller."""
+    """Raise `ConfigError` if the caller does not run on asyncio."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -60,7 +60,7 @@ def system_clock() -> Clock:
         now=asyncio.get_running_loop().time,
         wall=time.time,
         sleep=anyio.sleep,
-        draw=random.random,
+        random=random.random,
         boot_id=_boot_id(),
         uptime=lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
         shared=True,
@@ -68,7 +68,7 @@ def system_clock() -> Clock:
 
 
 def _boot_id() -> str:
-    """Identifies this boot of this machine and its time namespace; empty where the system has no such name."""
+    """The id of this boot of this machine and of its time namespace; empty if the system gives none."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
     except (OSError, ValueError):
@@ -82,8 +82,8 @@ def _boot_id() -> str:
 def open_transport(
     parts: AsyncExitStack, target: Target, credentials: Credentials, options: Options, clock: Clock
 ) -> Transport:
-    """The network. It is closed with *parts*."""
-    from bulkwf.transport.http import AiohttpTransport  # noqa: PLC0415 - it would triple the time of `import bulkwf`
+    """The HTTP transport. It is closed with *parts*."""
+    from bulkwf.transport.http import AiohttpTransport  # noqa: PLC0415 - `import bulkwf` would take three times as long
 
     transport = AiohttpTransport(target, credentials, options, clock=clock.now, wall=clock.wall)
     parts.push_async_callback(uncancelled, transport.aclose)
@@ -98,7 +98,12 @@ C = TypeVar("C", bound=_Closable)
 
 
 def own_thread(parts: AsyncExitStack, name: str) -> Executor:
-    """A thread for one file, which alone uses it: both opening and writing may wait for the disk."""
+    """An executor with one thread, for the file that only this thread uses: opening and writing may wait for the disk.
+
+    Args:
+        parts: End the thread.
+        name: Name of the thread.
+    """
     pool = ThreadPoolExecutor(1, thread_name_prefix=name)
     parts.callback(pool.shutdown)
     loop = asyncio.get_running_loop()
@@ -111,12 +116,12 @@ def own_thread(parts: AsyncExitStack, name: str) -> Executor:
 
 
 async def open_in_thread(parts: AsyncExitStack, executor: Executor, opening: Callable[[], C]) -> C:
-    """Open a file with *executor*; it is closed with *parts*, also if the caller is cancelled meanwhile.
+    """Open a file in *executor*. It is closed with *parts*, also if the caller is cancelled meanwhile.
 
     Args:
-        parts: Close it.
-        executor: Where it is opened.
-        opening: Opens it.
+        parts: Close the file.
+        executor: Where the file is opened.
+        opening: Opens the file.
     """
     opened: asyncio.Future[C] = asyncio.ensure_future(executor(opening))
     parts.push_async_callback(uncancelled, partial(_close_opened, opened))
@@ -133,10 +138,10 @@ async def _close_opened(opened: "asyncio.Future[C]") -> None:
 def open_limiter(
     parts: AsyncExitStack, target: Target, options: Options, clock: Clock, credentials: Credentials | None = None
 ) -> WindowLimiter:
-    """The target's limits, with the margin that the path to it requires. Closed with *parts*.
+    """The target's limiter, with the margin that the path to the target requires. It is closed with *parts*.
 
-    Runs of this process share them by endpoint, account and credential; those whose credential is not known (None)
-    are taken to have the same.
+    The runs of this process share limits by endpoint, account and credential. All those without *credentials* count as
+    having the same credential.
     """
     network_s = NETWORK_MARGIN_S if kernel_counts() else BLIND_MARGIN_S
     margin_s = LOOPBACK_MARGIN_S if target.loopback else network_s
@@ -166,21 +171,21 @@ def restore(
     options: Options,
     wall: float,
 ) -> None:
-    """Let the limiter count what earlier sessions have sent, and keep to the pause and the quota that they were given.
+    """Add to a limiter what earlier sessions have sent, and the pause and the quota that the service gave them.
 
-    Both runs and verifications of a checkpoint count, for both.
+    The requests of runs and verifications of a checkpoint count for both.
 
     Args:
-        limiter: A new one.
-        user: Who sends through it.
-        checkpoint: The run's file, beside which verifications keep theirs; None if it is in memory.
-        read_run_past: What the run's sessions have sent since a Unix time, by the same clock as *wall*.
-        read_verified_past: The same of verifications; None if there can be none.
-        options: The longest outage.
+        limiter: A new limiter.
+        user: What sends through it.
+        checkpoint: Path of the run's checkpoint; verifications keep a file beside it. None if it is in memory.
+        read_run_past: Given a Unix time by the same clock as *wall*, returns what runs have sent since then.
+        read_verified_past: The same for verifications; None if there can be none.
+        options: The run's options, for the longest outage.
         wall: Unix time.
 
     Raises:
-        TemporaryStop: The pause lasts longer than the longest outage.
+        TemporaryStop: The rest of the pause is longer than the longest outage.
     """
     since = wall - limiter.memory_s
     past = read_run_past(since)
@@ -194,7 +199,7 @@ def restore(
             f"the service has ordered a pause of {paused_s:,.0f} s more, longer than the longest outage of "
             f"{options.retry.max_outage_s:,.0f} s (--max-outage). Run the same command again later."
         )
-    if checkpoint is not None:  # not before: what is left out must be counted by this limiter from now on
+    if checkpoint is not None:  # after the checks above: from now on this limiter counts what is left out
         past = _uncounted(limiter, past, checkpoint, "run", wall, own=user == "run")
         verified = _uncounted(limiter, verified, checkpoint, "verify", wall, own=user == "verify")
     past = past.joined(verified)
@@ -204,15 +209,15 @@ def restore(
 
 
 def _uncounted(limiter: WindowLimiter, past: Past, checkpoint: Path, kind: str, wall: float, *, own: bool) -> Past:
-    """*past* without the requests that this process has counted already.
+    """*past* without the requests that this process counts already.
 
     Args:
-        limiter: Counts the others from now on.
+        limiter: The limiter that is to count the others.
         past: What the file holds, by the same clock as *wall*.
-        checkpoint: The run's checkpoint.
-        kind: Whose file it is: of the run, or of the verifications beside it.
+        checkpoint: Path of the run's checkpoint.
+        kind: Whose file it is: `run`, or `verify` for the file of the verifications beside it.
         wall: Unix time.
-        own: Until the limiter is closed, only its own requests are recorded in the file.
+        own: Whether only this limiter's requests are recorded in the file until it is closed.
     """
     since = wall - limiter.uncounted_s(f"{kind} {checkpoint.resolve()}", own=own)
     return past._replace(attempts=[attempt for attempt in past.attempts if attempt[0] > since])

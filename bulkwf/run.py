@@ -38,16 +38,16 @@ __all__ = ["Run", "open_run"]
 Emit = Callable[[Sequence[Result]], Awaitable[None]]
 
 RUN_KEY_BYTES = 8
-"""Of chance. Two runs that draw the same key take each other's rows for their own: of ten thousand runs inside one
-retention some do in 1 of 100 nights with 4 bytes, and in 1 of 3 · 10¹¹ with 8."""
+"""Number of random bytes in a run key. Two runs with the same key would take each other's rows for their own. For ten
+thousand runs inside one retention, the probability of that is 1 in 100 with 4 bytes, and 1 in 3 · 10¹¹ with 8."""
 
 
 class Run:
     """A run whose parts are open. Made by `open_run`.
 
     Attributes:
-        progress: What is durable, live.
-        checkpoint: The file; None if it is in memory.
+        progress: The counts of what is durable, up to date at any time.
+        checkpoint: Path of the checkpoint; None if it is in memory.
         summary: What has become of the rows; None until the run has ended.
     """
 
@@ -60,16 +60,18 @@ class Run:
         self._ended = False
 
     async def finish(self) -> Summary:
-        """Run to the end, or until drained.
+        """Run until every row is settled, or until the run is drained.
 
         Raises:
-            BulkwfError: What ended the run before its end; `summary` says what is durable.
+            BulkwfError: What ended the run; its `summary` says what has become of the rows.
         """
-        await self._engine.run()
-        self._ended = True
-        summary, error = self._engine.summary, self._engine.error
+        try:
+            await self._engine.run()
+        finally:
+            self._ended = True
+            self.summary = self._engine.summary
+        summary, error = self.summary, self._engine.error
         assert summary is not None
-        self.summary = summary
         if isinstance(error, BulkwfError):
             error.summary = summary
         if error is not None:
@@ -77,17 +79,21 @@ class Run:
         return summary
 
     def drain(self, signal: int | None = None) -> None:
-        """Send nothing more, read the answers in flight, keep what they settle; *signal*: the number of what asks."""
+        """Send nothing more, read the answers in flight, and keep what they settle.
+
+        Args:
+            signal: Number of the signal that asks for it; None if none does.
+        """
         if not self._ended:
             self._engine.drain(signal=signal)
 
     def abort(self) -> None:
-        """Stop at once."""
+        """Stop at once; requests in flight stay in doubt."""
         self._engine.abort()
 
     @property
     def last_error(self) -> str:
-        """What the last attempt failed for, while nothing has been settled since; empty otherwise."""
+        """Why the last attempt failed; empty if none has, or if something has been settled since."""
         return self._engine.last_error
 
     @property
@@ -96,7 +102,7 @@ class Run:
         return self._engine.bound_by
 
     def where(self, row: int) -> str:
-        """A row's place for people: `orders.jsonl:1602`."""
+        """The place of a row, for people: `orders.jsonl:1602`."""
         return self._source.where(row)
 
 
@@ -118,23 +124,23 @@ async def open_run(
     clock: Clock | None = None,
     executor: Executor | None = None,
 ) -> AsyncIterator[Run]:
-    """Open everything that a run needs. What can be checked without touching a file comes first.
+    """Open everything that a run needs. What can be checked without touching a file is checked first.
 
     Args beyond those of `submit_all`:
         target: The workflow.
-        token: Where the credential comes from.
+        token: Returns the headers of the credential.
         emit: Called with each batch of results once it is durable.
-        known_as: The checkpoint's name for the endpoint, where the base URL changes with each session.
-        limiter: A new limiter for this run, which follows *clock*. None makes the target's own. It takes over what
-            earlier sessions have sent.
+        known_as: What the checkpoint has as base URL, if the real one differs in each session.
+        limiter: A new limiter, which follows *clock*. None makes one for the target. The requests of earlier sessions
+            are added to it.
         clock: Time and random numbers. None takes this machine's.
-        executor: Where the checkpoint opens, commits and closes. None starts a thread for it.
+        executor: Where the checkpoint opens, commits and closes. None starts a thread for that.
     """
     require_asyncio()
     scheme = IdScheme(options.run_key or secrets.token_hex(RUN_KEY_BYTES), options.id_template)
     clock = clock or system_clock()
     async with AsyncExitStack() as parts:
-        list_name, identity = name_source(rows), identify_source(rows)
+        header = _header(target, known_as, scheme, rows, options)
         source = open_source(rows, stop=options.first)
         del rows  # error trackers keep the locals of every frame
         parts.push_async_callback(uncancelled, source.aclose)
@@ -143,10 +149,10 @@ async def open_run(
             credentials = Credentials(token)
             transport = open_transport(parts, target, credentials, options, clock)
         path = None if checkpoint is None else Path(checkpoint)
-        header = _header(target, known_as, scheme, (list_name, identity), options)
         executor = executor or (inline if path is None else own_thread(parts, "bulkwf-checkpoint"))
         file = await _open_checkpoint(parts, path, header, options, clock, executor, new)
         clock = clock.counted_by(file.boot)
+        parts.push(partial(_end_session, file, clock))
         limiter = limiter or open_limiter(parts, target, options, clock, credentials)
         verified = partial(read_past, file.path, boot=file.boot) if file.path is not None else None
         restore(limiter, "run", file.path, file.past, verified, options, clock.wall())
@@ -162,7 +168,7 @@ async def open_run(
             options=options,
             progress=progress,
             clock=clock,
-            source_change=explain_change(file.source_before, identity),
+            source_change=explain_change(file.source_before, header.source),
             emit=emit,
             observers=[*observers, *([] if on_progress is None else [_progress_observer(progress, on_progress)])],
         )
@@ -170,7 +176,7 @@ async def open_run(
 
 
 def _progress_observer(progress: Progress, on_progress: Callable[[Progress], None]) -> Observer:
-    """An observer that hands on the counts whenever they have changed."""
+    """An observer that calls *on_progress* whenever rows have been begun or settled."""
 
     def observe(event: Event) -> None:
         if isinstance(event, BatchBegun | BatchSettled):
@@ -179,10 +185,17 @@ def _progress_observer(progress: Progress, on_progress: Callable[[Progress], Non
     return observe
 
 
-def _header(
-    target: Target, known_as: str | None, scheme: IdScheme, known_list: tuple[str, str], options: Options
-) -> RunHeader:
-    rate, (list_name, identity) = options.rate, known_list
+def _end_session(
+    checkpoint: Checkpoint, clock: Clock, _kind: object, error: BaseException | None, _traceback: object
+) -> None:
+    """Store how a session ended if its run never began. Else the engine has stored that, and the first call counts."""
+    code = error.exit_code if isinstance(error, BulkwfError) else None
+    reason = None if error is None else type(error).__name__ if isinstance(error, Exception) else "cancelled"
+    checkpoint.end(clock.wall(), reason, code)
+
+
+def _header(target: Target, known_as: str | None, scheme: IdScheme, rows: Rows | Paths, options: Options) -> RunHeader:
+    rate = options.rate
     return RunHeader(
         base_url=known_as or target.base_url,
         account_id=target.account_id,
@@ -190,8 +203,8 @@ def _header(
         run_key=scheme.run_key,
         id_scheme="generated" if scheme.template is None else f"template {scheme.template}",
         row_shape=options.row_shape,
-        input=list_name,
-        source=identity,
+        input=name_source(rows),
+        source=identify_source(rows),
         limits=json.dumps({"instances_per_s": rate.instances_per_s, "requests_per_5m": rate.requests_per_5m}),
     )
 

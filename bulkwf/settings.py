@@ -1,9 +1,9 @@
-"""Settings from all their places: a flag wins over the environment, the environment over the default.
+"""Resolves settings: a flag wins over the environment, and the environment over the default.
 
-Each place that gives settings is a layer: `arguments`, `environment`, the flags of a command. A configuration file will
-be one more, between the environment and the defaults. The defaults are no layer: they stand in `Options` and its parts.
+Each place that can give settings is a layer: `arguments`, `environment`, the flags of a command. A configuration file
+will be a layer between the environment and the defaults. The defaults are no layer: they stand in `Options`.
 
-A setting is named by its path in `Options` (`rate.instances_per_s`), or by its field of `Target`.
+A setting is named by its path in `Options`, such as `rate.instances_per_s`, or by its field in `Target`.
 """
 
 import re
@@ -37,7 +37,7 @@ VARIABLES = {
     "base_url": ("CLOUDFLARE_API_BASE_URL", "CLOUDFLARE_BASE_URL"),
     "proxy": ("BULKWF_PROXY",),
 }
-"""The environment variables of a setting; the first one that is set counts."""
+"""The environment variables of each setting; the first one that is set counts."""
 UNITS_S = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 """Units of a duration, in seconds."""
 
@@ -46,8 +46,8 @@ class Given(NamedTuple):
     """A setting's value in one layer.
 
     Attributes:
-        value: Of the type that the setting's field has.
-        origin: Where the value comes from, as messages name it: `--rate`, `CLOUDFLARE_ACCOUNT_ID`.
+        value: A value of the type of the setting's field.
+        origin: Where the value comes from, as messages name it, such as `--rate` or `CLOUDFLARE_ACCOUNT_ID`.
     """
 
     value: Any
@@ -55,7 +55,7 @@ class Given(NamedTuple):
 
 
 Layer = Mapping[str, Given]
-"""What one place gives, by the settings' names. A setting that is not given is not in it."""
+"""The settings that one place gives, by name."""
 
 
 def _names(kind: Any, prefix: str = "") -> Iterator[str]:
@@ -65,7 +65,7 @@ def _names(kind: Any, prefix: str = "") -> Iterator[str]:
 
 
 NAMES = frozenset((*_names(Options), *_names(Target)))
-"""All settings."""
+"""The names of all settings."""
 
 
 class Settings:
@@ -89,7 +89,7 @@ class Settings:
         return self._given[name].origin if name in self._given else DEFAULT
 
     def options(self) -> Options:
-        """How the run behaves.
+        """The run's options.
 
         Raises:
             ConfigError: A value is out of bounds; the message names its origin.
@@ -98,7 +98,7 @@ class Settings:
         return options
 
     def target(self) -> Target:
-        """The workflow.
+        """The run's target.
 
         Raises:
             ConfigError: No account is given, or a value is malformed; the message names its origin.
@@ -110,10 +110,13 @@ class Settings:
 
     @contextmanager
     def naming_origins(self, prefix: str = "") -> Iterator[None]:
-        """Let the errors of settings name where the value comes from, in the place of its field.
+        """Name the value's origin instead of its field in errors that the block raises.
+
+        Args:
+            prefix: Path of the group that the block checks, with a dot at its end; empty for `Options` itself.
 
         Raises:
-            ConfigError: In the place of `SettingError`.
+            ConfigError: The block raised `SettingError`.
         """
         try:
             yield
@@ -134,14 +137,14 @@ class Settings:
 
 
 def arguments(**values: object) -> Layer:
-    """The layer of a call's arguments; one that is None is not given."""
+    """The layer of a call's arguments; an argument that is None is not given."""
     return {name: Given(value, name) for name, value in values.items() if value is not None}
 
 
 def environment(variables: Mapping[str, str]) -> Layer:
-    """The layer of the environment. White space around a value does not count, and an empty one is not given.
+    """The layer of the environment. White space around a value is dropped; an empty value is not given.
 
-    Credentials are no settings: they are read again each time the service refuses one (`credentials`).
+    Credentials are not settings: `transport.credentials` reads them again each time the service refuses one.
     """
     layer = {}
     for setting, names in VARIABLES.items():
@@ -155,10 +158,15 @@ def environment(variables: Mapping[str, str]) -> Layer:
 
 
 def parse_rate(origin: str, text: str, period: str) -> int | None:
-    """`100/s` or `1000/5m` as a number per *period*; None for `unlimited`.
+    """The number in *text* such as `100/s` or `1000/5m`; None for `unlimited`.
+
+    Args:
+        origin: Where the text comes from.
+        text: A number, with or without `/` and *period*; or `unlimited`.
+        period: The one period that is accepted: `s` or `5m`.
 
     Raises:
-        ConfigError: It is neither; the message names *origin*.
+        ConfigError: *text* has another form; the message names *origin*.
     """
     if text == "unlimited":
         return None
@@ -169,10 +177,10 @@ def parse_rate(origin: str, text: str, period: str) -> int | None:
 
 
 def parse_duration(origin: str, text: str) -> float:
-    """`90s`, `30m`, `2h` or `1d` in seconds.
+    """The seconds in *text* such as `90s`, `30m`, `2h` or `1d`; a number without a unit is seconds.
 
     Raises:
-        ConfigError: It is no such text; the message names *origin*.
+        ConfigError: *text* has another form; the message names *origin*.
     """
     found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)(s|m|h|d)?", text, re.ASCII)
     if found is None:
@@ -190,10 +198,14 @@ def _duration_text(seconds: float) -> str:
 
 
 class Notation(NamedTuple):
-    """How people write a setting whose value is a number with a unit."""
+    """How people write a setting whose value is a number with a unit.
+
+    Attributes:
+        parse: Given origin and text, returns the value.
+        text: Given the value, returns its text.
+    """
 
     parse: Callable[[str, str], Any]
-    """The value of (origin, text)."""
     text: Callable[[Any], str]
 
 
@@ -213,10 +225,15 @@ NOTATIONS = {
 
 
 def parsed(setting: str, value: Any, origin: str) -> Given:
-    """A value as people give it, as the value of its field.
+    """A setting that people have written, converted to the type of its field.
+
+    Args:
+        setting: Name of the setting.
+        value: As people wrote it: text for the settings in `NOTATIONS`.
+        origin: Where the value comes from.
 
     Raises:
-        ConfigError: It does not follow the setting's notation; the message names *origin*.
+        ConfigError: The text does not follow the setting's notation; the message names *origin*.
     """
     notation = NOTATIONS.get(setting)
     return Given(value if notation is None else notation.parse(origin, value), origin)

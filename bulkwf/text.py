@@ -1,10 +1,10 @@
-"""Text for people: one safe line. Pure."""
+"""Text for people: one safe line, and numbers with their nouns. Pure."""
 
-__all__ = ["clean", "printable"]
+__all__ = ["clean", "counted", "printable"]
 
 
 def clean(text: str, length: int = 300) -> str:
-    """*text* in one line without characters that can't be printed, fit for a terminal and a log."""
+    """*text* as one line of at most *length* printable characters, for terminals and logs."""
     text = text[: 2 * length]
     if not text.isprintable():
         text = " ".join("".join(char if char.isprintable() else " " for char in text).split())
@@ -13,5 +13,11 @@ def clean(text: str, length: int = 300) -> str:
 
 
 def printable(line: str) -> str:
-    """*line* with a space for each character that can't be printed, a newline too: for names that users choose."""
+    """*line* with a space in place of each unprintable character, newlines included. For names that users choose."""
     return line if line.isprintable() else "".join(char if char.isprintable() else " " for char in line)
+
+
+def counted(number: int, noun: str) -> str:
+    """*number* with its *noun*, given in the singular: `1 request`, `2 requests`, `10,000 batches`."""
+    plural = noun + ("es" if noun.endswith(("ch", "s", "sh", "x")) else "s")
+    return f"{number:,} {noun if number == 1 else plural}"

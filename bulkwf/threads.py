@@ -1,4 +1,4 @@
-"""Threads: their start, and calls that may never return, made where nothing waits for their end."""
+"""Starts threads, and makes calls that may hang in threads that nothing waits for."""
 
 import asyncio
 import threading
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 @contextmanager
 def starting_threads() -> Iterator[None]:
-    """Raise `SystemRefused` where Python can't start a thread that the block needs."""
+    """Raise `SystemRefused` if the block can't start a thread."""
     try:
         yield
     except RuntimeError as error:
@@ -30,7 +30,7 @@ def starting_threads() -> Iterator[None]:
 
 
 def start_daemon(function: Callable[..., object], name: str, *args: Any) -> threading.Thread:
-    """Call *function* in a thread for which neither a loop nor the interpreter waits before it ends.
+    """Call *function* in a thread that neither an event loop nor the interpreter waits for when it ends.
 
     Raises:
         SystemRefused: The thread can't be started.
@@ -67,11 +67,11 @@ async def in_daemon_thread(function: Callable[[], T], undo: Callable[[T], object
     """Call *function* in a daemon thread of its own, and return what it returns.
 
     For calls that may hang: a file on a network disk, a token's source. `asyncio.to_thread` would use a thread of the
-    loop's pool, for which `asyncio.run` and the interpreter wait before they end, cancelled or not.
+    loop's pool. `asyncio.run` and the interpreter wait for those before they end, even if the call was cancelled.
 
     Args:
-        function: Called once. It may still run when the caller has been cancelled.
-        undo: Given what it has returned if the caller was cancelled meanwhile.
+        function: Called once. It may still run after the caller has been cancelled.
+        undo: Called with what *function* returned, if the caller has been cancelled meanwhile.
 
     Raises:
         SystemRefused: The thread can't be started.

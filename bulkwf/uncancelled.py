@@ -1,7 +1,7 @@
-"""Waits that no cancellation cuts short, for what must come to its end before something may be closed.
+"""Waits that cancellation does not end, for what must be done before something may be closed.
 
-anyio's shield alone does not hold off `task.cancel()`, and `asyncio.run` cancels every task at its end, those of a
-library too. So what has to end is a future or a task of its own, which is awaited again until it is done.
+anyio's shield does not keep off `task.cancel()`, and `asyncio.run` cancels every task at its end, also those of
+libraries. So what must be done is a future or a task of its own, and is awaited again after each cancellation.
 """
 
 import asyncio
@@ -14,14 +14,17 @@ __all__ = ["uncancelled", "until_done"]
 
 
 async def until_done(future: asyncio.Future[Any], cancelled: Callable[[], object] = lambda: None) -> None:
-    """Wait until *future* is done, whatever it ends with; a cancellation that comes meanwhile is raised then.
+    """Wait until *future* is done, also with an error; then raise a cancellation that came meanwhile.
 
     Args:
-        future: Not cancelled with the caller.
+        future: What to wait for. It is not cancelled with the caller.
         cancelled: Called at each cancellation of the caller.
+
+    Raises:
+        asyncio.CancelledError: The caller was cancelled.
     """
     cancellation: asyncio.CancelledError | None = None
-    with anyio.CancelScope(shield=True):  # a cancelled scope would cancel the wait at each turn of the loop
+    with anyio.CancelScope(shield=True):  # else a cancelled scope would cancel the wait at each turn of the loop
         while not future.done():
             try:
                 await asyncio.wait((future,))
@@ -29,16 +32,19 @@ async def until_done(future: asyncio.Future[Any], cancelled: Callable[[], object
                 cancellation = error
                 cancelled()
     if not future.cancelled():
-        future.exception()  # or asyncio would complain of one that nobody asks for
+        future.exception()  # else asyncio logs an exception that was never retrieved
     if cancellation is not None:
         raise cancellation
 
 
 async def uncancelled(close: Callable[[], Awaitable[None]]) -> None:
-    """Close something to its end, whatever is cancelled meanwhile; a cancellation of the caller is raised then.
+    """Run *close* to its end, whatever is cancelled meanwhile; then raise a cancellation of the caller.
 
     Args:
-        close: Closes it. Called again where its own task was cancelled, so it must go on from where it was cut off.
+        close: Closes something. It is called again if its own task was cancelled, and must then continue.
+
+    Raises:
+        asyncio.CancelledError: The caller was cancelled.
     """
     cancellation: asyncio.CancelledError | None = None
     while True:

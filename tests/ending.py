@@ -1,4 +1,4 @@
-"""A program that submits a list in the background and ends by cancelling, in one of many manners: `MANNERS`.
+"""A program that submits a list in the background and ends by cancellation, in one of several manners: `MANNERS`.
 
 `python ending.py MANNER SEED BASE_URL FOLDER`; the seed gives the moment, the kind of list, and the sizes of batches.
 `resume` takes the same run up and finishes it.
@@ -20,9 +20,9 @@ from bulkwf import BatchLimits, Options, RateLimits, submit_all, submit_stream
 
 ROWS = 6_000
 LONGEST_S = 0.2
-"""Less than the list takes, as a rule."""
+"""Longest time until the end, in seconds: usually less than the list takes."""
 OPENING_S = 0.15
-"""And this is what a run takes to begin."""
+"""What a run takes to begin, in seconds."""
 ACCOUNT, WORKFLOW = "acct", "resize"
 
 
@@ -41,12 +41,12 @@ class Program:
         )
 
     async def submit(self) -> str:
-        """Run to the end, and say what it has come to."""
+        """Run to the end: the number of started rows, and whether the run is complete."""
         summary = await submit_all(self.rows(), on_progress=lambda _: self._settled.set(), **self.call())
         return f"{summary.created + summary.existed} complete={summary.complete}"
 
     async def stream(self, most: float = math.inf) -> None:
-        """The same, read as a stream, as far as row *most*."""
+        """Run and read the results as a stream, up to row *most*."""
         async with submit_stream(self.rows(), **self.call()) as results:
             async for result in results:
                 self._settled.set()
@@ -54,7 +54,7 @@ class Program:
                     break
 
     async def moment(self) -> None:
-        """Until the program ends: while the run is being opened, or some time after it has settled something."""
+        """Wait until the program is to end: during the opening, or some time after rows have been settled."""
         if self.chance.random() < 0.25:
             for _ in range(self.chance.randrange(60)):
                 await asyncio.sleep(0)
@@ -94,7 +94,7 @@ async def _drawn(rows):
 
 
 async def _end_with_main(program):
-    """The program's main function returns: `asyncio.run` cancels every task."""
+    """The main function returns, and `asyncio.run` cancels every task."""
     job = asyncio.create_task(program.submit())
     await program.moment()
     return job
@@ -107,7 +107,7 @@ async def _end_stream_with_main(program):
 
 
 async def _cancel_all(program):
-    """Every task is cancelled, some of them more than once, while the program goes on."""
+    """Every task is cancelled, some more than once, and the program goes on."""
     own = asyncio.current_task()
     job = asyncio.create_task(program.submit())
     await program.moment()
@@ -120,7 +120,7 @@ async def _cancel_all(program):
 
 
 async def _cancel_again(program, work=None):
-    """The caller's task is cancelled again and again, some turns apart."""
+    """The caller's task is cancelled several times, some turns of the loop apart."""
     job = asyncio.create_task((work or program.submit)())
     await program.moment()
     for _ in range(program.chance.choice((1, 2, 2, 6))):
@@ -135,12 +135,12 @@ async def _cancel_stream(program):
 
 
 async def _leave_stream(program):
-    """The reader leaves its loop, and is cancelled while the run drains."""
+    """The reader leaves the stream early, and is cancelled while the run drains."""
     await _cancel_again(program, partial(program.stream, 300))
 
 
 async def _cancel_opening(program):
-    """Cancelled while the checkpoint is being opened."""
+    """The caller is cancelled while the checkpoint is being opened."""
     job = asyncio.create_task(program.submit())
     for _ in range(program.chance.randrange(1, 30)):
         await asyncio.sleep(0)
@@ -149,7 +149,7 @@ async def _cancel_opening(program):
 
 
 async def _time_out(program):
-    """A deadline of the caller's own runs out."""
+    """A timeout of the caller expires."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(program.chance.uniform(0.0, OPENING_S + LONGEST_S)):
             await program.submit()
@@ -170,7 +170,7 @@ async def _ended(job):
 
 
 def _stop_loop(program):
-    """The loop is stopped, its generators and its threads are shut down, and it is closed; nobody cancels the tasks."""
+    """The loop is stopped, its generators and threads are shut down, and it is closed. No task is cancelled."""
     loop = asyncio.new_event_loop()
     job = loop.create_task(program.submit())
     loop.run_until_complete(program.moment())
@@ -191,14 +191,14 @@ TIDY = {
     "timeout": _time_out,
     "interrupt": _interrupt,
 }
-"""What tells nobody anything: the program ends without a word on stderr."""
+"""Manners in which the program prints nothing to stderr."""
 ABRUPT = {"loop stopped": _stop_loop}
-"""asyncio itself complains of tasks that were left pending."""
+"""Manners in which asyncio logs that tasks are left pending."""
 MANNERS = (*TIDY, *ABRUPT)
 
 
 def main(manner: str, seed: str, base_url: str, folder: str) -> None:
-    """See the module."""
+    """See the docstring of the module."""
     program = Program(int(seed), base_url, Path(folder))
     if manner == "resume":
         sys.stdout.write(asyncio.run(program.submit()))

@@ -134,8 +134,8 @@ def wall() -> float:
 
 def clock(seed: int = 0) -> Clock:
     """The virtual clock as the engine takes it."""
-    draw = random.Random(seed).random
-    return Clock(now=asyncio.get_running_loop().time, wall=wall, sleep=asyncio.sleep, draw=draw)
+    drawn = random.Random(seed).random
+    return Clock(now=asyncio.get_running_loop().time, wall=wall, sleep=asyncio.sleep, random=drawn)
 
 
 @dataclass
@@ -510,7 +510,7 @@ class Desk:
 
     def __post_init__(self) -> None:
         at = clock(self.seed)
-        self.draw = at.draw
+        self.draw = at.random
         self.limiter = WindowLimiter(self.limits, clock=at.now, margin_s=0.005)
         self.progress = Progress(at.now())
         self.journal = Journal(self, self.progress, clock=at, activity=self._activity)

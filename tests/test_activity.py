@@ -1,4 +1,4 @@
-"""The one state that a run is in, and how long it is in each."""
+"""The state of a run at each instant, the time in each state, and the timeline."""
 
 from itertools import pairwise
 from math import inf
@@ -34,8 +34,8 @@ ACTIVITIES = st.builds(
         ({"on_wire": False}, RunState.IDLE),
     ],
 )
-def test_the_first_of_several_reasons_counts(more, state):
-    """Each case takes away the reason that counted in the one before."""
+def test_the_first_of_several_states_counts(more, state):
+    """Each case lacks what decided the state in the case before."""
     everything = {
         "paused_until": -inf,
         "failing": False,
@@ -76,7 +76,7 @@ def test_the_times_do_not_depend_on_how_often_they_are_counted(steps, tick_s):
     assert list(often.seconds.values()) == pytest.approx(list(seldom.seconds.values()))
 
 
-def test_a_pause_ends_though_nothing_happens_at_its_end():
+def test_a_pause_ends_without_an_update_at_its_end():
     clock = StateClock(0.0)
     clock.update(0.0, Activity(paused_until=7.0, on_wire=True))
 
@@ -85,7 +85,7 @@ def test_a_pause_ends_though_nothing_happens_at_its_end():
     assert {state: s for state, s in clock.seconds.items() if s} == {RunState.PAUSED: 7.0, RunState.SERVICE: 3.0}
 
 
-def test_an_update_says_whether_the_state_has_changed():
+def test_an_update_returns_whether_the_state_has_changed():
     clock = StateClock(0.0)
 
     changes = [clock.update(now, Activity(reading=now in (1.0, 2.0))) for now in (0.0, 1.0, 2.0, 3.0)]
@@ -117,7 +117,7 @@ def test_an_interval_holds_what_happened_since_the_last_one():
 
 
 @given(st.lists(st.floats(0, 100), min_size=1).map(sorted))
-def test_quantiles_are_values_that_occurred_and_rise(ordered):
+def test_quantiles_are_measured_values_in_rising_order(ordered):
     found = [quantile(ordered, share) for share in (0.0, 0.5, 0.9, 0.99, 1.0)]
 
     assert all(one in ordered for one in found)

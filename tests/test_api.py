@@ -1,10 +1,11 @@
-"""The library's face: `submit_all`, `submit_stream`, `read_results`, against the emulator on a real socket."""
+"""The library: `submit_all`, `submit_stream` and `read_results`, against the emulator on a real socket."""
 
 import asyncio
 import contextlib
 import json
 import os
 import secrets
+import sqlite3
 import threading
 import time
 import warnings
@@ -37,13 +38,14 @@ from bulkwf import (
 )
 from bulkwf.checkpoint import Checkpoint, read_status
 from bulkwf.emulator import Limits, Service, emulate
+from bulkwf.events import BatchBegun
 
 TOKEN = "canary-51c0"
 FAST = RateLimits(instances_per_s=None, requests_per_5m=None)
 
 
 class Place:
-    """A running emulator, and the arguments that lead a run there."""
+    """A running emulator, and the arguments that make a run use it."""
 
     def __init__(self, emulator, folder):
         self.service = emulator.service
@@ -122,8 +124,8 @@ async def test_a_list_of_any_kind_is_submitted(folder, kind, stored):
         assert [result.id for result in read_results(place.file)] == ids(250)
 
 
-async def test_a_run_key_has_64_bits_of_chance(folder, monkeypatch):
-    """Two runs that draw the same one take each other's rows for their own, and start none."""
+async def test_a_run_key_has_64_random_bits(folder, monkeypatch):
+    """Two runs with the same key take each other's rows for their own and do not start them."""
     asked = []
 
     def ask(size):
@@ -143,7 +145,7 @@ async def test_a_run_key_has_64_bits_of_chance(folder, monkeypatch):
     assert len(keys) == 20
 
 
-async def test_a_run_that_is_cancelled_while_its_checkpoint_is_opened_leaves_it_to_the_next_one(folder, monkeypatch):
+async def test_a_run_cancelled_while_opening_releases_its_checkpoint(folder, monkeypatch):
     begun, go_on, real = threading.Event(), threading.Event(), Checkpoint.open
 
     def slow(*args, **more):
@@ -163,11 +165,13 @@ async def test_a_run_that_is_cancelled_while_its_checkpoint_is_opened_leaves_it_
         with pytest.raises(asyncio.CancelledError):
             await opening
         assert [one.name for one in folder.iterdir()] == [place.file.name]
+        with contextlib.closing(sqlite3.connect(place.file)) as db:
+            assert db.execute("SELECT reason, ended_at - started_at FROM session").fetchall() == [(None, 0.0)]
         monkeypatch.undo()
         assert (await submit_all(mappings(5), **place.known())).created == 5
 
 
-async def test_a_run_that_can_not_start_a_thread_for_the_checkpoint_raises_the_reason(folder, monkeypatch):
+async def test_a_run_that_can_not_start_a_thread_is_refused(folder, monkeypatch):
     def none(*_):
         raise RuntimeError("can't start new thread")
 
@@ -177,7 +181,7 @@ async def test_a_run_that_can_not_start_a_thread_for_the_checkpoint_raises_the_r
             await submit_all(mappings(5), **place.known())
 
 
-async def test_progress_is_told_as_rows_become_durable(folder):
+async def test_on_progress_is_called_as_rows_become_durable(folder):
     seen = []
     async with emulated(folder) as place:
         await submit_all(
@@ -190,14 +194,14 @@ async def test_progress_is_told_as_rows_become_durable(folder):
     assert seen[-1] == (500, 500)
 
 
-async def test_bad_rows_are_told_and_make_the_exit_code_one(folder):
+async def test_invalid_rows_have_codes_and_make_the_exit_code_1(folder):
     rows = [{"nonsense": 1}, {"params": float("nan")}, {"instance_id": "batch"}, *mappings(1), {"instance_id": "id-0"}]
     async with emulated(folder) as place:
         summary = await submit_all(rows, **place.known())
 
     assert (summary.created, summary.invalid, summary.exit_code, summary.complete) == (1, 4, 1, True)
-    told = {result.row: result.code for result in read_results(place.file, outcome="invalid")}
-    assert told == {0: "unknown_key", 1: "not_json", 2: "reserved_id", 4: "duplicate_id"}
+    codes = {result.row: result.code for result in read_results(place.file, outcome="invalid")}
+    assert codes == {0: "unknown_key", 1: "not_json", 2: "reserved_id", 4: "duplicate_id"}
 
 
 async def test_a_late_second_answer_never_settles_another_batch(folder):
@@ -211,7 +215,7 @@ async def test_a_late_second_answer_never_settles_another_batch(folder):
 # --- the stream ---------------------------------------------------------------------------------------------------
 
 
-async def test_a_stream_gives_each_row_once_it_is_durable(folder):
+async def test_a_stream_gives_each_result_once_it_is_durable(folder):
     async with emulated(folder, {"chance": 0.2, "status": 500, "when": "after"}) as place:
         seen = []
         async with submit_stream([{"x": 1}, *mappings(450)], **place.known(batch=BatchLimits(instances=30))) as results:
@@ -228,7 +232,7 @@ async def test_a_stream_gives_each_row_once_it_is_durable(folder):
 
 
 @pytest.mark.parametrize("after", [0, 1, 120])
-async def test_leaving_a_stream_early_drains_the_run_and_the_rest_is_for_the_next_call(folder, after):
+async def test_leaving_a_stream_early_drains_the_run(folder, after):
     async with emulated(folder, existing="duplicate") as place:
         known = place.known(rate=RateLimits(instances_per_s=None, requests_per_5m=None, concurrency=2))
         seen = []
@@ -249,7 +253,30 @@ async def test_leaving_a_stream_early_drains_the_run_and_the_rest_is_for_the_nex
     assert len(later) + len(settled) == 2_000
 
 
-async def test_an_error_comes_at_the_end_of_the_iteration_with_all_results_before_it(folder):
+async def test_a_cancelled_stream_has_a_summary(folder):
+    opened, begun, all_begun = [], [], asyncio.Event()
+
+    def observe(event):
+        if isinstance(event, BatchBegun):
+            begun.append(event)
+            if len(begun) == 3:
+                all_begun.set()
+
+    async def read_hanging(place):
+        async with submit_stream(mappings(300), **place.known(), observers=[observe]) as results:
+            opened.append(results)
+            await anext(results)
+
+    async with emulated(folder, {"hang": True}) as place:
+        reading = asyncio.ensure_future(read_hanging(place))
+        await asyncio.wait_for(all_begun.wait(), 30)
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+        assert (opened[0].summary.pending, opened[0].summary.complete) == (300, False)
+
+
+async def test_a_stream_raises_its_error_after_all_results(folder):
     async with emulated(folder, {"from": 3, "status": 407}) as place:
         one_at_a_time = RateLimits(instances_per_s=None, requests_per_5m=None, concurrency=1)
         seen = []
@@ -262,7 +289,7 @@ async def test_an_error_comes_at_the_end_of_the_iteration_with_all_results_befor
     assert (results.summary.created, results.summary.complete, raised.value.exit_code) == (200, False, 3)
 
 
-async def test_an_error_of_the_caller_leaves_the_stream_as_it_is(folder):
+async def test_an_error_of_the_caller_passes_through_the_stream(folder):
     async with emulated(folder) as place:
         with pytest.raises(KeyError, match="the caller's own"):  # noqa: PT012
             async with submit_stream(mappings(2_000), **place.known()) as results:
@@ -274,7 +301,7 @@ async def test_an_error_of_the_caller_leaves_the_stream_as_it_is(folder):
     assert len(place.ids) == 2_000
 
 
-async def test_a_stream_that_nobody_reads_holds_up_the_run_and_not_the_caller(folder):
+async def test_an_unread_stream_stops_the_run_but_not_the_caller(folder):
     async with emulated(folder) as place:
         async with submit_stream(mappings(20_000), **place.known()) as results:
             for _ in range(500):
@@ -287,7 +314,7 @@ async def test_a_stream_that_nobody_reads_holds_up_the_run_and_not_the_caller(fo
 
 
 class Generators:
-    """Generators of rows that hold something open, as a connection to a database would be.
+    """Generators of rows that hold a resource open, such as a connection to a database.
 
     Attributes:
         opened: How many have begun.
@@ -352,7 +379,7 @@ ENDS = {
 
 @pytest.mark.parametrize("awaited", [False, True], ids=["generator", "async generator"])
 @pytest.mark.parametrize("end", ENDS)
-async def test_the_generator_is_closed_before_the_call_returns_however_the_run_ends(folder, end, awaited):
+async def test_the_generator_is_closed_however_the_run_ends(folder, end, awaited):
     call, fault, options, error = ENDS[end]
     generators = Generators(awaited=awaited)
     rows = generators.give(2_000)
@@ -367,7 +394,7 @@ async def test_the_generator_is_closed_before_the_call_returns_however_the_run_e
             await anext(rows) if awaited else next(rows)
 
 
-async def test_the_generator_of_an_object_that_can_be_iterated_is_closed_too(folder):
+async def test_the_generator_of_an_iterable_object_is_closed_too(folder):
     generators = Generators(awaited=False)
 
     class Table:
@@ -381,7 +408,7 @@ async def test_the_generator_of_an_object_that_can_be_iterated_is_closed_too(fol
 
 
 @pytest.mark.parametrize("awaited", [False, True])
-async def test_an_iterator_that_is_no_generator_is_left_to_its_owner(folder, awaited):
+async def test_an_iterator_that_is_no_generator_is_not_closed(folder, awaited):
     class Cursor:
         closed = False
 
@@ -417,7 +444,7 @@ async def test_an_iterator_that_is_no_generator_is_left_to_its_owner(folder, awa
 
 
 @pytest.mark.parametrize("awaited", [False, True])
-async def test_a_generator_whose_cleanup_fails_hides_neither_the_summary_nor_the_error(folder, awaited, caplog):
+async def test_a_failing_cleanup_hides_neither_the_summary_nor_the_error(folder, awaited, caplog):
     async def later():
         try:
             for row in mappings(100_000):
@@ -446,7 +473,7 @@ async def test_a_generator_whose_cleanup_fails_hides_neither_the_summary_nor_the
 
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(turns=st.lists(st.integers(0, 400), min_size=1, max_size=4), awaited=st.booleans())
-def test_cancelled_at_any_await_it_leaves_a_checkpoint_that_resumes_and_nothing_open(tmp_path_factory, turns, awaited):
+def test_a_run_cancelled_at_any_await_resumes_and_leaves_nothing_open(tmp_path_factory, turns, awaited):
     async def run():
         generators = Generators(awaited=awaited)
         folder = tmp_path_factory.mktemp("run")
@@ -491,7 +518,7 @@ async def test_an_error_of_an_observer_is_logged_once_and_does_not_end_the_run(f
     assert seen[-1].summary == summary
 
 
-async def test_a_token_function_that_fails_when_asked_again_is_no_other_token(folder, caplog):
+async def test_a_failing_token_function_counts_as_no_other_token(folder, caplog):
     given = iter([TOKEN])
 
     def ask():
@@ -508,7 +535,7 @@ async def test_a_token_function_that_fails_when_asked_again_is_no_other_token(fo
     assert TOKEN not in caplog.text
 
 
-def test_a_token_function_that_hangs_does_not_hold_up_the_end_of_the_loop(folder):
+def test_a_hanging_token_function_does_not_delay_the_end_of_the_loop(folder):
     asked, goes_on = threading.Event(), threading.Event()
     given = iter([TOKEN])
 
@@ -534,7 +561,7 @@ def test_a_token_function_that_hangs_does_not_hold_up_the_end_of_the_loop(folder
 
 
 @pytest.mark.parametrize("token", [None, b"bytes", 7])
-async def test_a_token_function_that_gives_no_text_is_told_so(folder, token):
+async def test_a_token_function_that_returns_no_text_is_refused(folder, token):
     async with emulated(folder) as place:
         with pytest.raises(ConfigError, match="must be text"):
             await submit_all(mappings(10), **(place.known() | {"api_token": lambda: token}))
@@ -542,7 +569,7 @@ async def test_a_token_function_that_gives_no_text_is_told_so(folder, token):
     assert place.service.requests == 0
 
 
-async def test_a_service_that_repeats_the_token_in_an_error_does_not_get_it_stored(folder):
+async def test_a_token_in_an_error_message_is_not_stored(folder):
     token = "a-token-as-long-as-a-real-one-0123456789"
     said = {"status": 400, "code": 10002, "message": f"what you sent: Bearer {token}"}
     async with emulated(folder, said) as place:
@@ -573,7 +600,7 @@ async def test_a_timeout_around_the_call_ends_it(folder):
 # --- errors -------------------------------------------------------------------------------------------------------
 
 
-async def test_each_error_carries_what_is_durable_and_its_exit_code(folder):
+async def test_each_error_has_a_summary_and_an_exit_code(folder):
     def breaking():
         yield from mappings(600)
         raise OSError("gone")
@@ -610,7 +637,7 @@ async def test_each_error_carries_what_is_durable_and_its_exit_code(folder):
     ],
     ids=lambda wrong: next(iter(wrong)),
 )
-async def test_a_mistake_in_an_argument_is_told_before_anything_is_read_or_written(folder, wrong):
+async def test_a_bad_argument_is_refused_before_anything_is_read_or_written(folder, wrong):
     def untouched():
         raise AssertionError("the list was read")
         yield
@@ -627,7 +654,7 @@ async def test_a_mistake_in_an_argument_is_told_before_anything_is_read_or_writt
 
 
 @pytest.mark.parametrize("rows", [{"instance_id": "a"}, b"rows.jsonl", 5, None])
-async def test_what_is_no_list_is_told_so(folder, rows):
+async def test_rows_that_are_no_list_are_refused(folder, rows):
     async with emulated(folder) as place:
         with pytest.raises(ConfigError, match="rows must be a path, or an iterable of mappings"):
             await submit_all(rows, **place.known())
@@ -635,7 +662,7 @@ async def test_what_is_no_list_is_told_so(folder, rows):
     assert not place.file.exists()
 
 
-async def test_a_list_that_is_not_there_is_told_before_a_checkpoint_is_made(folder):
+async def test_a_missing_list_is_refused_before_a_checkpoint_is_made(folder):
     with pytest.raises(InputError, match=r"nowhere\.jsonl"):
         await submit_all("nowhere.jsonl", workflow="w", account_id="a", api_token=TOKEN, checkpoint="run.bulkwf")
 
@@ -650,15 +677,15 @@ async def test_a_list_that_is_not_there_is_told_before_a_checkpoint_is_made(fold
     ],
     ids=["all", "stream"],
 )
-def test_without_asyncio_the_reason_is_told(call):
-    """Another event loop drives coroutines by `send`, with no loop of asyncio running."""
+def test_a_call_without_asyncio_is_refused(call):
+    """Other event loops drive coroutines with `send`, and no asyncio loop is running."""
     coroutine = call()
     with pytest.raises(ConfigError, match="asyncio only"):
         coroutine.send(None)
     coroutine.close()
 
 
-async def test_two_runs_on_one_checkpoint_are_refused_the_second(folder):
+async def test_a_second_run_on_one_checkpoint_is_refused(folder):
     async with emulated(folder, {"hang": True}) as place:
         first = asyncio.ensure_future(submit_all(mappings(300), **place.known()))
         while not place.service.requests:  # noqa: ASYNC110 (the emulator has no event for it)
@@ -670,7 +697,7 @@ async def test_two_runs_on_one_checkpoint_are_refused_the_second(folder):
             await first
 
 
-async def test_two_runs_on_two_checkpoints_go_together(folder):
+async def test_two_runs_on_two_checkpoints_work_at_once(folder):
     async with emulated(folder) as place:
         summaries = await asyncio.gather(
             submit_all(mappings(500), **{**place.known(), "checkpoint": folder / "a.bulkwf"}),
@@ -681,7 +708,7 @@ async def test_two_runs_on_two_checkpoints_go_together(folder):
     assert len(place.ids) == 1_000
 
 
-async def test_another_workflow_does_not_get_this_ones_checkpoint(folder):
+async def test_the_checkpoint_of_another_workflow_is_refused(folder):
     async with emulated(folder) as place:
         await submit_all(mappings(3), **place.known())
         with pytest.raises(CheckpointError, match="its workflow is 'resize', this run's is 'other'"):
@@ -702,7 +729,7 @@ async def test_the_account_the_base_url_and_the_token_come_from_the_environment(
     assert summary.created == 3
 
 
-async def test_the_older_scheme_of_credentials_is_spoken_too(folder, monkeypatch):
+async def test_an_email_and_an_api_key_are_accepted(folder, monkeypatch):
     monkeypatch.setenv("CLOUDFLARE_EMAIL", "me@example.com")
     monkeypatch.setenv("CLOUDFLARE_API_KEY", "the-key")
     async with emulated(folder, tokens=["the-key"]) as place:
@@ -720,7 +747,7 @@ async def test_arguments_win_over_the_environment(folder, monkeypatch):
         assert (await submit_all(mappings(3), **place.known())).created == 3
 
 
-async def test_a_function_that_gives_the_token_is_asked_again_when_it_is_refused(folder):
+async def test_the_token_function_is_called_again_after_a_refusal(folder):
     tokens = ["old", "new"]
 
     def give():
@@ -736,7 +763,7 @@ async def test_a_function_that_gives_the_token_is_asked_again_when_it_is_refused
 # --- resuming, and what the call leaves ---------------------------------------------------------------------------
 
 
-async def test_the_same_call_again_has_nothing_to_do(folder):
+async def test_the_same_call_again_sends_nothing(folder):
     async with emulated(folder) as place:
         first = await submit_all(mappings(300), **place.known())
         requests = place.service.requests
@@ -746,8 +773,8 @@ async def test_the_same_call_again_has_nothing_to_do(folder):
     assert (first.settled_now, second.settled_now, second.created, second.complete) == (300, 0, 300, True)
 
 
-async def test_generated_ids_outlive_a_session(folder):
-    """The run key that the first session drew is kept: the second one makes the same ids."""
+async def test_generated_ids_are_the_same_in_the_next_session(folder):
+    """The checkpoint keeps the random run key of the first session, so the second one makes the same ids."""
     rows = [{"params": {"n": i}} for i in range(300)]
     async with emulated(folder, {"to": 1, "from": 1, "status": 500, "when": "after"}) as place:
         options = {"retry": RetryPolicy(base_s=0.001, max_outage_s=0.0)}
@@ -759,7 +786,7 @@ async def test_generated_ids_outlive_a_session(folder):
     assert place.service.created == len(place.ids) == 300
 
 
-async def test_existing_rows_make_the_exit_code_one_where_that_is_asked(folder):
+async def test_existing_rows_make_the_exit_code_1_with_fail_on_existed(folder):
     async with emulated(folder) as place:
         await submit_all(mappings(30), **place.known(checkpoint=False))
         plain = await submit_all(mappings(30), **place.known(checkpoint=False))

@@ -1,4 +1,4 @@
-"""The client: retries, what an answer asks for, outages and probes. How it serves a batch is in `test_delivery`."""
+"""The client: retries, compliance with answers, outages and probes. `test_delivery` has what it does for a batch."""
 
 import asyncio
 
@@ -18,7 +18,7 @@ def judged(verdict, **more):
 
 
 def with_retries(*judgements, options=None):
-    """What attempts with these judgements lead to; returns that, how many were made, and the waits between them."""
+    """Make attempts with these judgements: the final judgement or error, the number of attempts, and the waits."""
 
     async def go():
         desk = Desk(ScriptedTransport(), options or Options())
@@ -29,16 +29,16 @@ def with_retries(*judgements, options=None):
             return left.pop(0)
 
         try:
-            came_to = await desk.client.with_retries(attempt)
+            ended_with = await desk.client.with_retries(attempt)
         except (ServiceRefused, TemporaryStop) as error:
-            came_to = error
-        return came_to, len(judgements) - len(left), desk.sleeps
+            ended_with = error
+        return ended_with, len(judgements) - len(left), desk.sleeps
 
     return run_virtual(go())
 
 
 async def attempt_once(desk, judgement, http_status=200):
-    """One attempt, a look-up, whose answer is judged like this."""
+    """Make one look-up whose answer has this judgement."""
     desk.transport.answers.append(reply(http_status))
     return await desk.client.attempt(
         RequestKind.LOOK_UP,
@@ -54,7 +54,7 @@ async def attempt_once(desk, judgement, http_status=200):
 @pytest.mark.parametrize(
     "verdict", [Verdict.DONE, Verdict.ABSENT, Verdict.BAD_REQUEST, Verdict.TOO_LARGE, Verdict.OMITTED], ids=str
 )
-def test_a_verdict_that_does_not_repeat_ends_the_retries_after_one_attempt(verdict):
+def test_a_verdict_without_retry_is_returned_after_one_attempt(verdict):
     judgement = judged(verdict)
 
     assert with_retries(judgement, judgement) == (judgement, 1, [])
@@ -79,7 +79,7 @@ def test_another_verdict_ends_a_streak():
     assert isinstance(with_retries(no, no, done)[0], ServiceRefused)
 
 
-def test_an_outage_that_would_last_too_long_is_not_waited_for():
+def test_a_wait_beyond_max_outage_ends_the_run():
     options = Options(retry=RetryPolicy(max_outage_s=100.0))
     ended, attempts, sleeps = with_retries(*[judged(Verdict.IN_DOUBT, retry_after_s=60.0)] * 5, options=options)
 
@@ -111,7 +111,7 @@ def test_a_pause_holds_the_limiter_before_the_attempt_is_recorded():
     assert sent_at == pytest.approx(30.0)
 
 
-def test_a_pause_that_no_answer_orders_is_made_durable_too():
+def test_a_pause_that_no_answer_orders_is_durable_too():
     async def go():
         desk = Desk(ScriptedTransport())
         await desk.client.pause(judged(Verdict.OMITTED))
@@ -132,7 +132,7 @@ def test_an_attempt_is_recorded_even_if_it_ends_the_run():
 
 
 @pytest.mark.parametrize(("refreshed", "verdict"), [(True, Verdict.RENEWED), (False, Verdict.UNAUTHORIZED)])
-def test_a_refused_credential_is_refreshed_where_its_source_has_another_one(refreshed, verdict):
+def test_a_refused_credential_is_refreshed_if_its_source_has_another(refreshed, verdict):
     class Source(ScriptedTransport):
         async def refresh_credential(self, credential):
             return refreshed
@@ -149,7 +149,7 @@ REFUSALS = [Verdict.UNAUTHORIZED, Verdict.NO_SUCH_WORKFLOW, Verdict.WRONG_ADDRES
 
 
 def proven_retries(*judgements):
-    """What attempts with these judgements lead to after the service has settled something; how many, and when each."""
+    """Make attempts with these judgements after something was settled: judgement or error, times, and the desk."""
 
     async def go():
         desk = Desk(ScriptedTransport())
@@ -162,36 +162,36 @@ def proven_retries(*judgements):
                 return left.pop(0)
 
         try:
-            came_to = await desk.client.with_retries(attempt)
+            ended_with = await desk.client.with_retries(attempt)
         except ServiceRefused as error:
-            came_to = error
-        return came_to, sent_at, desk
+            ended_with = error
+        return ended_with, sent_at, desk
 
     return run_virtual(go())
 
 
 @pytest.mark.parametrize("verdict", REFUSALS, ids=str)
-def test_one_odd_answer_costs_two_seconds_and_a_probe_over_a_fresh_connection(verdict):
+def test_a_single_refusal_costs_one_probe_over_a_fresh_connection(verdict):
     done = judged(Verdict.DONE)
-    came_to, sent_at, desk = proven_retries(judged(verdict), done)
+    ended_with, sent_at, desk = proven_retries(judged(verdict), done)
 
-    assert (came_to, sent_at) == (done, pytest.approx([0.0, 2.0]))
+    assert (ended_with, sent_at) == (done, pytest.approx([0.0, 2.0]))
     assert (desk.pauses, desk.client.transport.dropped) == ([2.0], 1)
 
 
 @pytest.mark.parametrize("verdict", REFUSALS, ids=str)
-def test_a_refusal_that_stays_ends_the_run_after_three_probes_over_thirty_seconds(verdict):
-    came_to, sent_at, desk = proven_retries(*[judged(verdict)] * 5)
+def test_a_lasting_refusal_ends_the_run_after_three_probes(verdict):
+    ended_with, sent_at, desk = proven_retries(*[judged(verdict)] * 5)
 
-    assert isinstance(came_to, ServiceRefused)
+    assert isinstance(ended_with, ServiceRefused)
     assert sent_at == pytest.approx([0.0, 2.0, 10.0, 30.0])
     assert desk.client.transport.dropped == 3
 
 
-def test_what_no_later_attempt_can_change_ends_the_run_at_once_all_the_same():
-    came_to, sent_at, _ = proven_retries(judged(Verdict.FATAL), judged(Verdict.DONE))
+def test_a_fatal_fault_ends_the_run_without_a_probe():
+    ended_with, sent_at, _ = proven_retries(judged(Verdict.FATAL), judged(Verdict.DONE))
 
-    assert isinstance(came_to, ServiceRefused)
+    assert isinstance(ended_with, ServiceRefused)
     assert len(sent_at) == 1
 
 
@@ -215,7 +215,7 @@ def test_nothing_but_the_probe_is_sent_until_it_is_accepted():
     assert run_virtual(go()) == pytest.approx([5.0, 8.0, 8.0, 8.0], abs=0.1)
 
 
-def test_a_request_that_is_refused_again_and_again_ends_the_run_though_others_go_through():
+def test_a_request_refused_repeatedly_ends_the_run_though_others_pass():
     async def go():
         desk, attempts = Desk(ScriptedTransport()), 0
         desk.client.outage.success()
@@ -248,7 +248,7 @@ def test_an_outage_lasts_from_the_first_failure_until_something_is_settled():
     assert outage.failing_s(30.0) == 0.0
 
 
-def test_refusals_of_requests_that_were_on_the_wire_together_count_once():
+def test_refusals_of_simultaneous_requests_count_once():
     outage = OutageTracker()
 
     assert outage.run_refused(100.0, 99.0, 0) == 2.0

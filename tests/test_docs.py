@@ -6,6 +6,7 @@ import re
 import sqlite3
 from importlib.resources import files
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 import pytest
@@ -14,6 +15,7 @@ from documents import CHECKPOINT, DOCUMENTS, ROOT, RUNNABLE, Ran, alike, blocks,
 from bulkwf.checkpoint.schema import SCHEMA, SESSIONS
 from bulkwf.cli.app import app
 from bulkwf.emulator import Rule, parse_script
+from bulkwf.events import Event
 from bulkwf.service import verdicts
 
 PACKAGE = Path(str(files("bulkwf")))
@@ -161,3 +163,20 @@ def test_each_file_that_the_architecture_names_exists():
     named = re.findall(r"`([a-z_]+/[a-z_/]*(?:\.py)?)`", text_of("docs/architecture.md"))
 
     assert [name for name in named if not (PACKAGE / name).exists() and not Path(ROOT, name).exists()] == []
+
+
+def test_the_table_of_events_has_each_event():
+    rows = table_after(text_of("docs/library.md"), "## Observe a run")
+
+    assert {row[0].strip("`") for row in rows} == {event.__name__ for event in get_args(Event)}
+
+
+def test_each_function_on_the_path_of_a_batch_is_in_its_file():
+    rows = table_after(text_of("docs/architecture.md"), "## The path of a batch")
+    named = [row[1].strip("`") for row in rows]
+
+    assert len(named) == len(set(named)) == 14
+    for file, (_, _, functions, _) in zip(named, rows, strict=True):
+        source = (PACKAGE / file).read_text("utf-8")
+        for name in re.findall(r"\w+", functions):
+            assert re.search(rf"^ *(?:class |def |async def )?{name}\b", source, re.MULTILINE)

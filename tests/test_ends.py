@@ -1,4 +1,4 @@
-"""Programs that end by cancelling, at random moments: none dies of it, and every checkpoint resumes to its end.
+"""Programs that end by cancellation at random moments: none crashes, and every checkpoint resumes to its end.
 
 `BULKWF_PYTHONS` names the interpreters to be tried, with bulkwf's requirements beside them, as `PATH` does.
 """
@@ -22,8 +22,8 @@ PYTHONS = os.environ.get("BULKWF_PYTHONS", sys.executable).split(os.pathsep)
 ENDS = int(os.environ.get("BULKWF_ENDS") or scaled(10, 300))
 ROOT = Path(__file__).parents[1]
 LONGEST_S = 60.0
-UNBEGUN = "ignore:coroutine 'Engine._carry_all' was never awaited:RuntimeWarning"
-"""anyio's own word on a task that is cancelled in the turn in which it was made."""
+UNBEGUN = "ignore:coroutine 'Engine._work_loop' was never awaited:RuntimeWarning"
+"""The warning about a task of anyio that is cancelled in the turn of the loop in which it was made."""
 TARGET = Target(ACCOUNT, WORKFLOW)
 
 
@@ -34,7 +34,7 @@ counted = tally(
 
 
 async def run(python, *words):
-    """Run the program to its end; its exit code and what it has printed."""
+    """Run the program to its end: its exit code, stdout and stderr."""
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "PYTHONDONTWRITEBYTECODE": "1"}
     flags = ("-X", "faulthandler", "-W", "default", "-W", UNBEGUN)
     program = await asyncio.create_subprocess_exec(
@@ -51,7 +51,7 @@ async def run(python, *words):
     except TimeoutError:
         program.kill()
         await program.wait()
-        raise AssertionError(f"it never ends: {words}") from None
+        raise AssertionError(f"the program does not end: {words}") from None
     return program.returncode, out.decode(), err.decode()
 
 
@@ -61,20 +61,20 @@ def locks(folder):
 
 @pytest.mark.parametrize("python", PYTHONS)
 @pytest.mark.parametrize("seed", range(ENDS))
-async def test_a_program_that_ends_by_cancelling_lives_until_then_and_its_run_resumes(python, seed):
+async def test_a_run_resumes_after_its_program_ended_by_cancellation(python, seed):
     manner = MANNERS[seed % len(MANNERS)]
     service = Service(Limits.none(), time.monotonic)
     with memory_folder() as folder:
         async with emulate(service) as emulator:
-            code, _, told = await run(python, manner, seed, emulator.base_url, folder)
-            assert code == 0, f"{manner}, seed {seed}: {code}\n{told}"
+            code, _, err = await run(python, manner, seed, emulator.base_url, folder)
+            assert code == 0, f"{manner}, seed {seed}: {code}\n{err}"
             if manner in ABRUPT:  # asyncio says that tasks were left
-                assert "Fatal" not in told
+                assert "Fatal" not in err
             else:
-                assert not told, f"{manner}, seed {seed}:\n{told}"
+                assert not err, f"{manner}, seed {seed}:\n{err}"
                 assert not locks(folder), f"{manner}, seed {seed}: the lock is still there"
             begun = service.created
-            code, out, told = await run(python, "resume", seed, emulator.base_url, folder)
-            assert (code, out, told) == (0, f"{ROWS} complete=True", ""), f"{manner}, seed {seed}: {told}"
+            code, out, err = await run(python, "resume", seed, emulator.base_url, folder)
+            assert (code, out, err) == (0, f"{ROWS} complete=True", ""), f"{manner}, seed {seed}: {err}"
     assert service.created == len(service.ids(TARGET)) == ROWS, f"{manner}, seed {seed}: rows were started twice"
     counted.update({"ends": 1, "begun": begun, "under way": 0 < begun < ROWS})

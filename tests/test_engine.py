@@ -1,4 +1,4 @@
-"""Whole runs in virtual time: the emulator's service, a real checkpoint file, and everything that can go wrong."""
+"""Whole runs in virtual time, with the emulator's service and a real checkpoint file."""
 
 import asyncio
 import contextlib
@@ -33,6 +33,7 @@ from bulkwf.checkpoint import read_results, read_status
 from bulkwf.emulator import Limits
 from bulkwf.emulator.answers import refusal
 from bulkwf.errors import BulkwfError, CheckpointError, InputError, ServiceRefused, TemporaryStop
+from bulkwf.events import RunEnded
 from bulkwf.limits.limiter import WindowLimiter
 from bulkwf.options import BatchLimits, Options, RateLimits, RetryPolicy
 from bulkwf.run import open_run
@@ -52,7 +53,7 @@ TROUBLE = [
 
 
 class World:
-    """One list, one checkpoint and one service, through as many sessions as it takes."""
+    """One list, one checkpoint and one service, for any number of sessions."""
 
     def __init__(
         self,
@@ -77,15 +78,17 @@ class World:
         self.begun = []
         self.commits = 0
         self.running = False
-        """A session is under way: between its opening and its end or death."""
+        """A session is under way: it has been opened, and has not ended or been killed."""
+        self.task = None
+        """The task of the present session."""
 
     async def execute(self, function):
         self.commits += 1
         await asyncio.sleep(self.commit_s if self.running else 0)
         return function()
 
-    async def session(self, *, rows=None, options=None, act=None, new=False, kill_after=None):
-        """One process's life; returns its `Summary`, or None if it was killed."""
+    async def session(self, *, rows=None, options=None, act=None, new=False, kill_after=None, observers=()):
+        """Run one session; returns its `Summary`, or None if it was killed."""
         run_key = None if self.file.exists() else HEADER.run_key
         options, at = replace(options or self.options, run_key=run_key), clock(self.seed)
         opening = open_run(
@@ -96,6 +99,7 @@ class World:
             new=new,
             options=options,
             emit=self._emit,
+            observers=observers,
             transport=self.transport,
             limiter=WindowLimiter(options.rate, clock=at.now),
             clock=at,
@@ -104,7 +108,7 @@ class World:
         async with opening as run:
             self._watch(run._engine._checkpoint)
             self.running = True
-            running = asyncio.ensure_future(run.finish())
+            running = self.task = asyncio.ensure_future(run.finish())
             acting = asyncio.ensure_future(act(run)) if act is not None else None
             done, _ = await asyncio.wait((running,), timeout=kill_after)
             self.running = bool(done)
@@ -129,9 +133,9 @@ class World:
         """Note when each batch begins."""
         begin = checkpoint.begin
 
-        def noted(ledger, when):
-            self.begun.append((now(), ledger.batch))
-            return begin(ledger, when)
+        def noted(state, when):
+            self.begun.append((now(), state.batch))
+            return begin(state, when)
 
         checkpoint.begin = noted
 
@@ -148,7 +152,7 @@ class World:
         return list(read_results(self.file, outcome=outcome))
 
     def check(self, rows, *, bad=frozenset()):
-        """Every row once, in order; what is called started is started, and only once."""
+        """Assert that each row has one result, in order, and that each created or existing row has one instance."""
         results = self.results()
         assert [result.row for result in results] == list(rows)
         started = [result.id for result in results if result.outcome in ("created", "existed")]
@@ -162,7 +166,7 @@ class World:
 
 
 def run(folder, rows, **more):
-    """One session to its end."""
+    """Run one session to its end."""
 
     async def go():
         world = World(folder, rows, **more)
@@ -178,7 +182,7 @@ def mappings(n, first=0):
 # --- a run --------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_creates_every_row_and_says_so_once_it_is_durable(folder):
+def test_every_row_is_created_and_emitted_once_durable(folder):
     world, summary = run(folder, mappings(1_234))
 
     world.check(range(1_234))
@@ -213,7 +217,7 @@ def test_every_kind_of_list_gives_the_same_run(folder, kind):
     assert summary.complete
 
 
-def test_rows_without_ids_get_some_that_name_the_run_the_row_and_its_bytes(folder):
+def test_generated_ids_hold_run_key_row_and_checksum(folder):
     world, _ = run(folder, [{"params": {"n": i}} for i in range(3)])
 
     assert [one.rsplit("-", 1)[0] for one in world.ids] == ["key-0", "key-1", "key-2"]
@@ -233,7 +237,7 @@ def test_an_empty_file_is_a_finished_run(folder):
     assert run(folder, "rows.jsonl")[1].complete
 
 
-def test_a_list_of_invalid_rows_sends_nothing_and_accounts_for_all(folder):
+def test_a_list_of_invalid_rows_is_settled_without_a_request(folder):
     (folder / "rows.jsonl").write_bytes(b"nonsense\n" * 2_500)
     world, summary = run(folder, "rows.jsonl")
 
@@ -243,7 +247,7 @@ def test_a_list_of_invalid_rows_sends_nothing_and_accounts_for_all(folder):
     assert len(world.emitted) == 2_500
 
 
-def test_blank_lines_are_no_rows_but_count_in_the_numbers(folder):
+def test_blank_lines_are_no_rows_but_have_row_numbers(folder):
     data = b"\n\n" + lines(2) + b"  \n" + lines(1, 2) + b"\n" * 1_500 + lines(1, 3)
     (folder / "rows.jsonl").write_bytes(data)
     world, summary = run(folder, "rows.jsonl")
@@ -252,8 +256,8 @@ def test_blank_lines_are_no_rows_but_count_in_the_numbers(folder):
     assert (summary.rows, summary.created) == (4, 4)
 
 
-def test_rows_that_are_refused_leave_room_for_those_that_follow(folder):
-    """A batch is full of what can be sent."""
+def test_later_rows_take_the_places_of_invalid_rows(folder):
+    """A batch has as many instances as it may have."""
     rows = [b"nonsense\n" if i % 3 == 0 else lines(1, i) for i in range(300)]
     (folder / "rows.jsonl").write_bytes(b"".join(rows))
     world, summary = run(folder, "rows.jsonl")
@@ -267,7 +271,7 @@ def test_rows_that_are_refused_leave_room_for_those_that_follow(folder):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_services_own_count_sees_no_window_over_and_the_rate_used(folder, seed):
+def test_the_service_counts_no_overrun_and_the_rate_is_used(folder, seed):
     world, summary = run(
         folder, mappings(6_000), options=Options(), limits=Limits(), script=TROUBLE[:5] if seed else (), seed=seed
     )
@@ -280,12 +284,12 @@ def test_the_services_own_count_sees_no_window_over_and_the_rate_used(folder, se
 
 
 def test_the_limit_of_requests_holds_over_crashes_and_resumes(folder):
-    """A process that dies again and again, and comes back, overruns no window of the service."""
+    """A process that is killed and restarted repeatedly overruns no window of the service."""
 
     async def go():
         world = World(folder, mappings(4_000), options=Options(), limits=Limits())
-        deaths = random.Random(7)
-        while await world.session(kill_after=deaths.uniform(0.1, 15.0)) is None:
+        kills = random.Random(7)
+        while await world.session(kill_after=kills.uniform(0.1, 15.0)) is None:
             pass
         return world
 
@@ -295,8 +299,8 @@ def test_the_limit_of_requests_holds_over_crashes_and_resumes(folder):
     assert world.held.overruns == {}
 
 
-def test_what_a_killed_process_may_have_sent_counts_for_the_next_one(folder):
-    """It was killed before an answer came, and started again at once: nobody noted its requests."""
+def test_requests_that_a_killed_process_may_have_sent_count(folder):
+    """It was killed before an answer came and restarted at once, so its requests are not stored as attempts."""
 
     async def go():
         world = World(folder, mappings(4_000), options=Options(), limits=Limits(), script=[{"latency_s": 60.0}])
@@ -312,7 +316,7 @@ def test_what_a_killed_process_may_have_sent_counts_for_the_next_one(folder):
 
 
 def ahead(folder, *, options, limits=None, latency_s=0.0, at_s):
-    """How many batches are begun that have not been sent, and how many are open, after so long."""
+    """Number of batches begun and not sent, number of batches begun, and the transport, at *at_s* seconds."""
 
     async def go():
         script = [{"latency_s": latency_s}] if latency_s else ()
@@ -324,8 +328,8 @@ def ahead(folder, *, options, limits=None, latency_s=0.0, at_s):
 
 
 @pytest.mark.parametrize("other", ["own-1", "key-1-00000000"])
-def test_other_ids_than_the_rows_would_get_are_damage_and_none_of_them_is_sent(folder, other):
-    """The row would start a second time."""
+def test_stored_ids_that_the_rows_would_not_get_are_damage(folder, other):
+    """Sent under another id, the row would be started a second time."""
 
     async def go():
         world = World(folder, [{"params": {"n": n}} for n in range(2)], script=[{"hang": True, "when": "after"}])
@@ -378,8 +382,8 @@ def test_a_pause_leaves_few_batches_in_doubt(folder):
     assert begun_later <= AHEAD
 
 
-def test_batches_in_backoff_hold_up_the_reading_of_the_list(folder):
-    """At most twice as many batches are open as there are places on the wire."""
+def test_batches_in_backoff_stop_the_reading_of_the_list(folder):
+    """At most two batches for each place are open."""
 
     async def go():
         options = Options(rate=RateLimits(instances_per_s=None, requests_per_5m=None, concurrency=3))
@@ -390,7 +394,7 @@ def test_batches_in_backoff_hold_up_the_reading_of_the_list(folder):
     assert len(run_virtual(go()).begun) == 6
 
 
-def test_a_slow_disk_holds_up_the_reading_of_the_list(folder):
+def test_a_slow_disk_stops_the_reading_of_the_list(folder):
     async def go():
         options = Options(rate=RateLimits(instances_per_s=None, requests_per_5m=None, concurrency=3))
         world = World(folder, mappings(20_000), options=options, commit_s=1e6)
@@ -406,7 +410,7 @@ def test_a_slow_disk_holds_up_the_reading_of_the_list(folder):
 )
 @pytest.mark.slow
 def test_a_slow_disk_costs_little_of_the_rate(folder, rate, batch, commit_s, rows):
-    """Enough batches are begun ahead to last until the next commit."""
+    """Enough batches begin ahead to last until the next commit."""
     rates = RateLimits(instances_per_s=rate, requests_per_5m=None)
     options = Options(rate=rates, batch=BatchLimits(instances=batch))
     limits = Limits(instances_per_s=rate, account_instances_per_s=None, requests_per_5m=None)
@@ -416,7 +420,7 @@ def test_a_slow_disk_costs_little_of_the_rate(folder, rate, batch, commit_s, row
     assert world.held.overruns == {}
 
 
-def test_a_batch_that_is_settled_is_let_go_of(folder):
+def test_settled_batches_are_freed(folder):
     async def rows():
         for number in range(500):
             yield {"instance_id": f"let-go-{number}"}
@@ -432,8 +436,8 @@ def test_a_batch_that_is_settled_is_let_go_of(folder):
     assert held == []
 
 
-def test_commits_are_shared(folder):
-    """Sixteen requests at a time and a slow disk: far fewer commits than two a batch."""
+def test_batches_share_commits(folder):
+    """With sixteen requests at a time and a slow disk, there are far fewer commits than two for each batch."""
     world, _ = run(folder, mappings(10_000), commit_s=0.2)
 
     assert world.commits < 60
@@ -443,7 +447,7 @@ def test_commits_are_shared(folder):
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_whatever_goes_wrong_every_row_is_started_once(folder, seed):
+def test_every_row_is_created_once_whatever_goes_wrong(folder, seed):
     options = Options(rate=FAST, batch=BatchLimits(instances=20))
     world, summary = run(folder, mappings(600), script=TROUBLE, seed=seed, options=options)
 
@@ -456,7 +460,7 @@ def test_whatever_goes_wrong_every_row_is_started_once(folder, seed):
 @pytest.mark.slow
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32), step=st.floats(0.05, 8.0))
-def test_killed_at_any_time_and_resumed_every_row_is_started_once(tmp_path_factory, seed, step):
+def test_every_row_is_created_once_after_kills_at_any_time(tmp_path_factory, seed, step):
     async def go():
         folder = tmp_path_factory.mktemp("run")
         rows = b"".join(b"\n" if i % 50 == 7 else b"bad\n" if i % 90 == 8 else lines(1, i) for i in range(500))
@@ -469,10 +473,10 @@ def test_killed_at_any_time_and_resumed_every_row_is_started_once(tmp_path_facto
             summary = await world.session(kill_after=None if sessions > 40 else chance.uniform(0, step) * sessions**0.5)
             if summary is None and world.file.exists():
                 status = read_status(world.file)
-                told = status.counts
-                assert told.settled + told.pending == told.rows <= 500
-                assert len(world.results()) == told.settled
-                assert len(world.results("pending")) == told.pending
+                counts = status.counts
+                assert counts.settled + counts.pending == counts.rows <= 500
+                assert len(world.results()) == counts.settled
+                assert len(world.results("pending")) == counts.pending
                 assert {r.id for r in world.results("created")} <= set(world.ids)
         return world, summary
 
@@ -487,8 +491,8 @@ def test_killed_at_any_time_and_resumed_every_row_is_started_once(tmp_path_facto
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_drained_again_and_again_no_settled_row_is_sent_again(folder, seed):
-    """The service here starts an id as often as it is sent: each row must be sent once in all sessions together."""
+def test_no_settled_row_is_sent_again_after_many_drains(folder, seed):
+    """The service here creates an instance each time that an id is sent, so each row must be sent only once."""
 
     async def go():
         script = [{"latency_s": [0.0, 9.0]}]
@@ -513,8 +517,8 @@ def test_drained_again_and_again_no_settled_row_is_sent_again(folder, seed):
 
 
 @pytest.mark.parametrize("room", [198, 199, 190, 100])
-def test_a_queue_that_is_full_near_the_end_of_a_list_rejects_no_row(folder, room):
-    """It has room again after five minutes."""
+def test_a_queue_full_near_the_end_of_the_list_rejects_no_row(folder, room):
+    """The queue has room again after five minutes."""
 
     async def go():
         world = World(folder, mappings(200), limits=replace(Limits.none(), max_queued=room))
@@ -533,7 +537,7 @@ def test_a_queue_that_is_full_near_the_end_of_a_list_rejects_no_row(folder, room
 
 
 @pytest.mark.parametrize("every_s", [5.0, 30.0])
-def test_a_queue_that_is_full_for_a_while_rejects_no_row_of_a_slow_source(folder, every_s):
+def test_a_temporarily_full_queue_rejects_no_row_of_a_slow_source(folder, every_s):
     async def rows():
         for row in mappings(40):
             yield row
@@ -556,7 +560,7 @@ def test_a_queue_that_is_full_for_a_while_rejects_no_row_of_a_slow_source(folder
     world.check(range(40))
 
 
-def test_a_queue_that_stays_full_ends_the_run_with_its_rows_pending_and_the_next_run_goes_on(folder):
+def test_a_queue_that_stays_full_ends_the_run_with_rows_pending(folder):
     async def go():
         world = World(folder, mappings(200), limits=replace(Limits.none(), max_queued=199))
         with pytest.raises(TemporaryStop, match="--reject-omitted") as raised:
@@ -571,7 +575,7 @@ def test_a_queue_that_stays_full_ends_the_run_with_its_rows_pending_and_the_next
     world.check(range(200))
 
 
-def test_a_row_whose_look_up_is_never_answered_stays_pending_while_the_run_finishes_all_others(folder):
+def test_a_row_whose_look_ups_all_fail_stays_pending(folder):
     failing = {"id-7", "id-230"}
 
     class Failing(ServiceTransport):
@@ -598,7 +602,7 @@ def test_a_row_whose_look_up_is_never_answered_stays_pending_while_the_run_finis
     assert (summary.created, summary.existed, summary.complete) == (498, 2, True)
 
 
-def test_a_finished_run_has_nothing_left_to_do(folder):
+def test_a_finished_run_sends_nothing(folder):
     async def go():
         world = World(folder, mappings(250))
         await world.session()
@@ -611,7 +615,7 @@ def test_a_finished_run_has_nothing_left_to_do(folder):
     assert (summary.created, summary.settled_now, summary.attempts, summary.complete) == (250, 0, 0, True)
 
 
-def test_rows_added_at_the_end_of_a_finished_list_are_new_work(folder):
+def test_rows_added_to_a_finished_list_are_submitted(folder):
     async def go():
         world = World(folder, mappings(250))
         await world.session()
@@ -623,7 +627,7 @@ def test_rows_added_at_the_end_of_a_finished_list_are_new_work(folder):
     assert (summary.created, summary.settled_now, summary.complete) == (420, 170, True)
 
 
-def test_the_first_few_rows_may_go_ahead_of_all(folder):
+def test_the_first_rows_can_be_submitted_before_the_rest(folder):
     async def go():
         world = World(folder, mappings(250))
         few = await world.session(options=Options(rate=FAST, first=30))
@@ -637,7 +641,7 @@ def test_the_first_few_rows_may_go_ahead_of_all(folder):
 
 
 def differs(folder, second, *, kill_after, rows=None):
-    """What a run says that is resumed with another list."""
+    """Resume a run with the list *second*: the error, the ids sent afterwards, and the world."""
 
     async def go():
         world = World(folder, rows or mappings(1_000), script=[{"latency_s": 1.0}], options=Options())
@@ -657,14 +661,14 @@ def changed(at, n=1_000):
     return rows
 
 
-def test_a_list_whose_settled_rows_have_changed_is_refused_and_nothing_is_sent(folder):
+def test_a_list_with_changed_settled_rows_is_refused(folder):
     message, later, _ = differs(folder, changed(0), kill_after=5.5)
 
     assert "has changed" in message
     assert later == set()
 
 
-def test_a_list_whose_rows_in_doubt_have_changed_is_refused_and_they_are_not_sent(folder):
+def test_a_list_with_changed_rows_in_doubt_is_refused(folder):
     async def go():
         world = World(folder, mappings(300), script=[{"hang": True}])
         await world.session(kill_after=5)
@@ -676,7 +680,7 @@ def test_a_list_whose_rows_in_doubt_have_changed_is_refused_and_they_are_not_sen
     assert run_virtual(go()) == []
 
 
-def test_a_file_that_has_changed_is_named_with_the_lines(folder):
+def test_the_error_names_the_changed_file_and_its_lines(folder):
     (folder / "rows.jsonl").write_bytes(lines(1_000))
     (folder / "other.jsonl").write_bytes(lines(150) + lines(1, 999_999) + lines(849, 151))
     message, _, _ = differs(folder, "other.jsonl", kill_after=5.5, rows="rows.jsonl")
@@ -684,14 +688,14 @@ def test_a_file_that_has_changed_is_named_with_the_lines(folder):
     assert "between other.jsonl:101 and other.jsonl:200" in message
 
 
-def test_a_list_that_has_become_shorter_is_refused(folder):
+def test_a_shortened_list_is_refused(folder):
     message, _, _ = differs(folder, mappings(150), kill_after=5.5)
 
     assert "the list ends before row 200" in message
 
 
-def test_rows_that_were_rejected_or_invalid_may_have_been_corrected(folder):
-    """Their old text is no part of what the list is compared by; they stay as they are."""
+def test_rejected_and_invalid_rows_may_change_between_sessions(folder):
+    """Their lines are left out of the comparison of the list. Their results stay as they are."""
 
     def rows(bad, poison):
         return b"".join(bad if i == 4 else poison if i == 7 else lines(1, i) for i in range(250))
@@ -755,7 +759,7 @@ def test_a_drain_ends_a_backoff_and_a_pause_at_once(folder):
         assert run_virtual(go()) < 100.2
 
 
-def test_after_the_drain_deadline_hanging_requests_are_left_in_doubt(folder):
+def test_hanging_requests_are_in_doubt_after_the_drain_deadline(folder):
     async def go():
         options = Options(rate=FAST, drain_timeout_s=7.0)
         world = World(folder, mappings(150), script=[{"request": 1, "hang": True, "when": "after"}], options=options)
@@ -799,8 +803,8 @@ def test_an_abort_stops_at_once_and_loses_nothing(folder):
     world.check(range(500))
 
 
-def test_an_abort_before_anything_is_on_the_disk_is_no_finished_run(folder):
-    """All of a short list is read by then, and nothing of it pending as far as the checkpoint knows."""
+def test_a_run_aborted_before_its_first_commit_is_not_finished(folder):
+    """A short list has been read to its end by then, and the checkpoint holds no pending row."""
 
     async def go():
         world = World(folder, mappings(5), commit_s=1.0)
@@ -810,17 +814,17 @@ def test_an_abort_before_anything_is_on_the_disk_is_no_finished_run(folder):
             engine.abort()
 
         first = await world.session(act=abort)
-        told = read_status(world.file)
+        status = read_status(world.file)
         assert (await world.session()).complete
-        return world, first, told
+        return world, first, status
 
-    world, first, told = run_virtual(go())
+    world, first, status = run_virtual(go())
 
-    assert (first.complete, first.exit_code, told.finished_at) == (False, 75, None)
+    assert (first.complete, first.exit_code, status.finished_at) == (False, 75, None)
     world.check(range(5))
 
 
-def test_the_first_reason_to_stop_is_the_one_told(folder):
+def test_the_first_reason_to_stop_is_raised(folder):
     async def go():
         world = World(folder, mappings(5_000), script=[{"from": 5, "status": 404, "code": 10200}])
         with pytest.raises(ServiceRefused) as raised:
@@ -834,7 +838,7 @@ def test_the_first_reason_to_stop_is_the_one_told(folder):
     assert not error.summary.complete
 
 
-def test_a_refusal_that_comes_after_a_drain_is_not_its_reason(folder):
+def test_a_refusal_after_a_drain_is_not_raised(folder):
     async def go():
         world = World(folder, mappings(300), script=[{"status": 401, "latency_s": 2.0}])
 
@@ -850,7 +854,7 @@ def test_a_refusal_that_comes_after_a_drain_is_not_its_reason(folder):
     assert (summary.complete, summary.pending) == (False, 300)
 
 
-def test_an_outage_ends_the_run_for_now_and_a_later_one_finishes_it(folder):
+def test_a_run_that_an_outage_ended_is_finished_by_the_next(folder):
     async def go():
         options = Options(rate=FAST, retry=RetryPolicy(max_outage_s=300))
         script = [{"after_s": 2, "until_s": 4_000, "status": 502}, {"latency_s": 1.0}]
@@ -869,7 +873,7 @@ def test_an_outage_ends_the_run_for_now_and_a_later_one_finishes_it(folder):
     world.check(range(5_000))
 
 
-def test_rejected_rows_pass_the_limit_and_the_run_stops(folder):
+def test_the_run_stops_when_too_many_rows_are_rejected(folder):
     async def go():
         world = World(folder, mappings(2_000), script=[{"refuse_ids": "[5-9]$"}])
         with pytest.raises(ServiceRefused) as raised:
@@ -882,7 +886,7 @@ def test_rejected_rows_pass_the_limit_and_the_run_stops(folder):
     assert summary.created + summary.rejected + summary.pending == summary.rows
 
 
-def test_an_input_that_breaks_off_ends_the_run_and_keeps_what_was_read(folder):
+def test_a_failing_source_ends_the_run_and_keeps_what_was_read(folder):
     def rows():
         yield from mappings(700)
         raise OSError("the disk is gone")
@@ -900,7 +904,7 @@ def test_an_input_that_breaks_off_ends_the_run_and_keeps_what_was_read(folder):
     assert error.summary.created == len(world.ids)
 
 
-def test_a_checkpoint_that_can_be_written_no_more_stops_all_sending(folder):
+def test_a_checkpoint_that_can_not_be_written_stops_all_sending(folder):
     async def go():
         world = World(folder, mappings(50_000), script=[{"latency_s": 0.5}])
 
@@ -962,7 +966,7 @@ def test_a_pause_is_never_shortened_by_a_later_order(folder):
     assert world.transport.requests[2].at >= 900
 
 
-def test_a_stored_pause_over_the_longest_outage_ends_the_next_session_before_it_sends(folder):
+def test_a_stored_pause_over_max_outage_ends_the_session_unsent(folder):
     async def go():
         world = World(folder, mappings(300), script=[{"request": 1, "status": 429, "retry_after": 3_000}])
         for _ in range(2):
@@ -973,7 +977,7 @@ def test_a_stored_pause_over_the_longest_outage_ends_the_next_session_before_it_
     assert len(run_virtual(go()).transport.requests) <= 3
 
 
-def test_a_stored_pause_of_more_than_a_day_is_not_believed(folder, caplog):
+def test_a_stored_pause_of_more_than_a_day_is_ignored(folder, caplog):
     async def go():
         world = World(folder, mappings(300))
         await world.session(options=Options(rate=FAST, first=0))
@@ -988,7 +992,7 @@ def test_a_stored_pause_of_more_than_a_day_is_not_believed(folder, caplog):
     assert "which is ignored" in caplog.text
 
 
-def test_the_time_of_silence_is_counted_once(folder):
+def test_overlapping_pauses_are_counted_once(folder):
     _world, summary = run(folder, mappings(3_000), script=[{"from": 1, "to": 16, "status": 429, "retry_after": 50}])
 
     assert 50 <= summary.paused_s <= 52
@@ -997,7 +1001,7 @@ def test_the_time_of_silence_is_counted_once(folder):
 # --- what never changes -------------------------------------------------------------------------------------------
 
 
-def test_params_reach_the_service_as_the_list_had_them(folder):
+def test_params_reach_the_service_byte_for_byte(folder):
     rows = [
         b'{"instance_id":"a","params":{"big":123456789012345678901234567890,"f":1.10}}\n',
         b'{"instance_id":"b","params":null}\n',
@@ -1023,7 +1027,7 @@ def test_params_reach_the_service_as_the_list_had_them(folder):
     assert bodies == [b"[" + b",".join(row[:-1] for row in rows) + b"]"]
 
 
-def test_requests_that_were_never_sent_leave_no_doubt(folder):
+def test_requests_that_were_not_sent_leave_no_row_in_doubt(folder):
     async def go():
         world = World(folder, mappings(1_000))
         world.transport.before = lambda number: fault(FaultKind.NOT_SENT, "refused") if number % 3 else None
@@ -1035,7 +1039,7 @@ def test_requests_that_were_never_sent_leave_no_doubt(folder):
     assert summary.created == 1_000
 
 
-def test_each_session_notes_its_requests(folder):
+def test_each_request_is_stored_as_an_attempt(folder):
     world, _ = run(folder, mappings(1_000), script=TROUBLE, seed=3)
 
     with contextlib.closing(sqlite3.connect(world.file)) as db:
@@ -1090,7 +1094,7 @@ def test_the_states_of_each_session_add_up_to_its_length(folder):
     )
 
 
-def test_a_run_whose_list_is_slow_waits_for_its_source(folder):
+def test_a_run_with_a_slow_list_waits_for_its_source(folder):
     async def slowly():
         for row in mappings(50):
             await asyncio.sleep(1.0)
@@ -1102,7 +1106,7 @@ def test_a_run_whose_list_is_slow_waits_for_its_source(folder):
     assert spent["source"] >= 45.0
 
 
-def test_each_session_says_how_it_ended(folder):
+def test_each_session_stores_how_it_ended(folder):
     async def terminate(engine):
         await asyncio.sleep(0.05)
         engine.drain(signal=15)
@@ -1115,6 +1119,81 @@ def test_each_session_says_how_it_ended(folder):
     run_virtual(go())
 
     assert stored(folder, "SELECT reason, exit_code FROM session") == [("drained", 128 + 15), ("finished", 0)]
+
+
+def cancelled(folder, after_s, *, drained=False, **more):
+    """A session that is cancelled after *after_s*: the world, its events, and its stored session."""
+
+    async def go():
+        world, events = World(folder, mappings(5_000), **more), []
+
+        async def cancel(run):
+            await asyncio.sleep(after_s)
+            if drained:
+                run.drain()
+            world.task.cancel()
+
+        with pytest.raises(asyncio.CancelledError):
+            await world.session(act=cancel, observers=[events.append])
+        (session,) = stored(folder, "SELECT reason, exit_code, ended_at - started_at FROM session")
+        return world, events, session
+
+    return go()
+
+
+def test_a_cancelled_run_has_its_last_event_and_a_reason(folder):
+    world, events, session = run_virtual(cancelled(folder, 12.0, script=[{"latency_s": [1.0, 9.0]}]))
+
+    assert session == ("cancelled", None, pytest.approx(12.0, abs=0.1))
+    ended = events[-1]
+    assert isinstance(ended, RunEnded)
+    assert ended.reason == "cancelled"
+    assert not ended.summary.complete
+    assert 0 < ended.summary.created == len(world.emitted) <= len(world.ids)
+    assert sum(sum(states.values()) for _, states in timeline(folder)) == pytest.approx(session[2], rel=0.01)
+
+
+def test_a_run_cancelled_while_it_drains_has_drained(folder):
+    _, events, session = run_virtual(cancelled(folder, 12.0, drained=True, script=[{"latency_s": [1.0, 9.0]}]))
+
+    assert session[:2] == ("drained", 75)
+    assert events[-1].reason == "drained"
+
+
+def test_a_run_cancelled_during_its_last_commit_is_not_complete(folder):
+    async def go():
+        world, events = World(folder, mappings(5), commit_s=1.0), []
+
+        async def cancel(_):
+            await asyncio.sleep(2.5)
+            world.task.cancel()
+
+        with pytest.raises(asyncio.CancelledError):
+            await world.session(act=cancel, observers=[events.append])
+        return events[-1], await world.session()
+
+    ended, summary = run_virtual(go())
+
+    assert (ended.reason, ended.summary.complete, ended.summary.created) == ("cancelled", False, 5)
+    assert (summary.complete, summary.settled_now) == (True, 0)
+
+
+def test_a_session_that_ends_before_its_run_has_a_reason(folder):
+    async def go():
+        world = World(folder, mappings(300), script=[{"request": 1, "status": 429, "retry_after": 3_000}])
+        assert (
+            await world.session(options=Options(rate=FAST, retry=RetryPolicy(max_outage_s=4_000)), kill_after=5) is None
+        )
+        with pytest.raises(TemporaryStop):
+            await world.session()
+
+    run_virtual(go())
+
+    assert stored(folder, "SELECT reason, exit_code, ended_at - started_at FROM session")[-1] == (
+        "TemporaryStop",
+        75,
+        0.0,
+    )
 
 
 def test_each_attempt_is_stored_with_what_it_sent_and_waited_for(folder):

@@ -1,4 +1,4 @@
-"""The exit code of a run or a verification: by the rules of `bulkwf.errors.exit_code`, and as the documents say."""
+"""The exit code of a run or a verification, as `bulkwf.errors.exit_code` and the documents define it."""
 
 import re
 import signal
@@ -65,7 +65,7 @@ TABLE = re.compile(r"^\| exit .*\n\|[-|]+\n((?:\|.*\n)+)", re.MULTILINE)
 
 
 def documented():
-    """The documents' table: each code, and its meaning."""
+    """The table in the documents: each exit code with its meaning."""
     texts = [file.read_text("utf-8") for file in (ROOT / "README.md", *ROOT.glob("docs/*.md"))]
     [table] = [found for text in texts for found in TABLE.findall(text)]
     return dict([cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines())

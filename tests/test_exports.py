@@ -1,4 +1,4 @@
-"""What a program may import, and that it comes with its types."""
+"""The public names, and that the package ships its types."""
 
 import importlib
 import pkgutil
@@ -16,7 +16,7 @@ MODULES = [found.name for found in pkgutil.walk_packages(bulkwf.__path__, "bulkw
 
 
 def test_the_public_names_are_these_and_no_others():
-    """A name that goes away breaks programs; one that comes has to be kept: change this list on purpose only."""
+    """Removing a name breaks programs, and a new name must be kept: change this list only on purpose."""
     assert bulkwf.__all__ == [
         "BatchLimits",
         "BulkwfError",
@@ -50,22 +50,22 @@ def test_the_public_names_are_these_and_no_others():
 
 
 @pytest.mark.parametrize("name", bulkwf.__all__)
-def test_each_public_name_is_there_and_says_what_it_is(name):
+def test_each_public_name_exists_and_has_a_docstring(name):
     assert getattr(bulkwf, name).__doc__
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_each_name_that_a_module_offers_is_there(module):
+def test_each_name_in_all_exists(module):
     found = importlib.import_module(module)
 
     assert all(hasattr(found, name) for name in getattr(found, "__all__", ()))
 
 
-def test_the_walk_over_the_modules_has_met_them():
+def test_every_module_is_checked():
     assert {"bulkwf.submission.engine", "bulkwf.sources.files", "bulkwf.checkpoint.writer"} <= set(MODULES)
 
 
-def test_the_commands_that_tests_start_import_the_package_that_the_tests_import(tmp_path):
+def test_started_commands_import_the_tested_package(tmp_path):
     words = (sys.executable, "-c", "import bulkwf; print(bulkwf.__file__)")
 
     found = subprocess.run(words, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=True).stdout
@@ -73,5 +73,5 @@ def test_the_commands_that_tests_start_import_the_package_that_the_tests_import(
     assert Path(found.strip()).samefile(bulkwf.__file__)
 
 
-def test_the_package_ships_the_mark_of_its_types():
+def test_the_package_ships_py_typed():
     assert files(bulkwf).joinpath("py.typed").is_file()

@@ -1,4 +1,4 @@
-"""Options: their defaults are the documented ones, and a value out of bounds is refused with the field's name."""
+"""Options: the documented defaults, and bounds whose errors name the field."""
 
 import dataclasses
 import pickle
@@ -40,7 +40,7 @@ def test_the_defaults_are_those_that_the_documentation_names():
 
 
 @pytest.mark.parametrize("value", [Options(), BatchLimits(), RateLimits(), RetryPolicy(), target()])
-def test_no_option_can_be_changed_after_it_was_checked(value):
+def test_options_are_immutable(value):
     name = dataclasses.fields(value)[0].name
 
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -117,8 +117,8 @@ def test_the_repr_of_options_hides_the_password_of_the_proxy():
     assert "hunter2" not in repr(Options(proxy="http://user:hunter2@proxy:3128"))
 
 
-def test_the_error_of_a_setting_survives_pickling():
-    """Process pools pickle what their workers raise."""
+def test_a_setting_error_can_be_pickled():
+    """Process pools pickle the exceptions of their workers."""
     with pytest.raises(ConfigError) as caught:
         RateLimits(concurrency=0)
 
@@ -129,7 +129,7 @@ def test_the_error_of_a_setting_survives_pickling():
 # --- the target ---------------------------------------------------------------------------------------------------
 
 
-def test_the_text_of_options_has_the_proxy_without_its_password_and_all_else():
+def test_the_repr_of_options_shows_all_settings_but_the_password():
     text = repr(Options(proxy="http://me:a-secret@proxy.example:8080", run_key="night"))
     assert "proxy='proxy.example:8080'" in text
     assert "me" not in re.findall(r"proxy='[^']*'", text)[0].replace("example", "")
@@ -140,7 +140,7 @@ def test_the_text_of_options_has_the_proxy_without_its_password_and_all_else():
     assert "proxy=None" in repr(Options())
 
 
-def test_the_path_of_the_instances_is_made_of_the_account_and_the_workflow():
+def test_the_instances_path_names_account_and_workflow():
     assert target().instances_path == "/accounts/acc/workflows/resize/instances"
 
 
@@ -159,7 +159,7 @@ def test_a_name_that_could_change_the_path_is_refused(name, value):
 
 
 @given(name=st.builds(str.__add__, st.sampled_from(HEAD), st.text(TAIL, max_size=63)), part=st.sampled_from(["a", "w"]))
-def test_every_name_of_the_allowed_characters_becomes_one_segment_of_the_path(name, part):
+def test_an_allowed_name_becomes_one_segment_of_the_path(name, part):
     made = target(workflow=name) if part == "w" else target(account_id=name)
 
     segments = made.instances_path.split("/")
@@ -168,7 +168,7 @@ def test_every_name_of_the_allowed_characters_becomes_one_segment_of_the_path(na
 
 
 @given(st.text())
-def test_no_text_at_all_gets_a_name_past_the_check_that_is_not_of_the_allowed_characters(text):
+def test_only_names_of_allowed_characters_pass_the_check(text):
     allowed = 1 <= len(text) <= 64 and text[0] in HEAD and all(c in TAIL for c in text)
 
     try:
@@ -242,7 +242,7 @@ def test_a_base_url_with_a_credential_is_refused_without_repeating_the_credentia
     ("error", "code"),
     [(ConfigError, 2), (ServiceRefused, 3), (InputError, 4), (CheckpointError, 4), (TemporaryStop, 75)],
 )
-def test_each_error_carries_the_exit_code_of_who_must_act(error, code):
+def test_each_error_class_has_the_exit_code_of_who_must_act(error, code):
     raised = error("why")
 
     assert isinstance(raised, BulkwfError)

@@ -1,4 +1,4 @@
-"""Counts of what is durable, and what follows from them."""
+"""Counts of what is durable: rate, time left, summary."""
 
 import pytest
 from hypothesis import given
@@ -23,7 +23,7 @@ COUNTS = st.lists(st.tuples(*[st.integers(0, 20)] * 4), max_size=8)
 
 
 @given(counts=COUNTS, invalid=st.integers(0, 9), more=st.integers(0, 9))
-def test_the_totals_are_the_sum_of_what_was_settled_and_the_rest_is_pending(counts, invalid, more):
+def test_counts_add_up_settled_rows_and_leave_the_rest_pending(counts, invalid, more):
     progress = Progress(started_at=0.0)
     progress.begun(sum(map(sum, counts)) + more, invalid)
     for created, existed, rejected, told_otherwise in counts:
@@ -40,7 +40,7 @@ def test_the_totals_are_the_sum_of_what_was_settled_and_the_rest_is_pending(coun
     assert found.settled == found.rows - more
 
 
-def test_what_earlier_sessions_settled_counts_in_the_totals_but_not_for_this_session():
+def test_rows_of_earlier_sessions_are_counted_but_not_settled_now():
     progress = Progress(started_at=0.0, counts=Counts(created=500, rejected=2, pending=10), settled_before=502)
     progress.settled(outcome(created=10), 0, 2.0)
 
@@ -61,22 +61,20 @@ ENDS = [
 
 
 @pytest.mark.parametrize(("totals", "fail_on_existed", "exit_code"), ENDS)
-def test_a_run_that_is_not_complete_is_to_be_run_again_whatever_else_it_came_to(totals, fail_on_existed, exit_code):
+def test_an_incomplete_run_exits_with_75_whatever_its_rows(totals, fail_on_existed, exit_code):
     found = summary(Progress(started_at=0.0, counts=totals), complete=False, fail_on_existed=fail_on_existed)
 
     assert (found.complete, found.exit_code) == (False, 75)
 
 
 @pytest.mark.parametrize(("totals", "fail_on_existed", "exit_code"), ENDS)
-def test_the_exit_code_is_1_if_a_row_was_refused_or_existed_where_that_was_not_wanted(
-    totals, fail_on_existed, exit_code
-):
+def test_the_exit_code_is_1_if_rows_failed(totals, fail_on_existed, exit_code):
     found = summary(Progress(started_at=0.0, counts=totals), fail_on_existed=fail_on_existed)
 
     assert found.exit_code == exit_code
 
 
-def test_the_summary_tells_the_session_its_attempts_its_length_and_its_pauses():
+def test_the_summary_has_attempts_length_and_pauses_of_the_session():
     progress = Progress(started_at=100.0, attempts=7, paused_s=30.0)
 
     found = progress.summary(160.0, complete=False, fail_on_existed=False)
@@ -84,7 +82,7 @@ def test_the_summary_tells_the_session_its_attempts_its_length_and_its_pauses():
     assert (found.attempts, found.elapsed_s, found.paused_s, found.complete) == (7, 60.0, 30.0, False)
 
 
-def test_the_rate_is_that_of_the_last_half_minute_not_of_the_whole_run():
+def test_the_rate_is_measured_over_the_last_half_minute():
     progress = Progress(started_at=0.0)
     for second in range(1, 201):
         progress.settled(outcome(created=10 if second <= 100 else 50), 0, float(second))
@@ -101,13 +99,13 @@ def test_the_rate_falls_while_nothing_is_settled():
     assert progress.rate(40.0) > 2 * progress.rate(120.0) > 0
 
 
-def test_before_anything_is_settled_the_rate_is_nothing_and_the_end_unknown():
+def test_the_rate_is_0_before_anything_is_settled():
     progress = Progress(started_at=5.0, reading=lambda: 0.5)
 
     assert (progress.rate(5.0), progress.left_s(5.0)) == (0, None)
 
 
-def test_the_time_left_is_told_from_the_share_of_the_list_that_was_read():
+def test_the_time_left_follows_from_the_share_that_was_read():
     progress = Progress(started_at=0.0, reading=lambda: 0.25)
     progress.begun(500, 0)
     progress.settled(outcome(created=400), 0, 4.0)
@@ -117,7 +115,7 @@ def test_the_time_left_is_told_from_the_share_of_the_list_that_was_read():
 
 
 @pytest.mark.parametrize("share", [None, 0.0])
-def test_the_time_left_is_unknown_where_the_length_of_the_list_is(share):
+def test_the_time_left_is_unknown_without_the_length_of_the_list(share):
     progress = Progress(started_at=0.0, reading=lambda: share)
     progress.begun(10, 0)
     progress.settled(outcome(created=10), 0, 1.0)

@@ -1,4 +1,4 @@
-"""Settings: which layer wins, where each value comes from, and that errors name it."""
+"""Settings: which layer wins, the origin of each value, and that errors name the origin."""
 
 import re
 from dataclasses import fields, is_dataclass
@@ -41,7 +41,7 @@ def test_no_flag_has_a_default_of_its_own():
     assert flag_layer(ListFlags(), RunFlags(), ServiceFlags()) == {}
 
 
-def test_a_flag_wins_over_the_environment_and_a_file_between_it_and_the_default():
+def test_a_flag_wins_over_the_environment_and_that_over_a_file():
     variables = {"BULKWF_PROXY": "http://variable", "CLOUDFLARE_BASE_URL": "https://variable", **ACCOUNT}
     file = {
         "rate.concurrency": Given(3, "bulkwf.toml: rate.concurrency"),
@@ -107,7 +107,7 @@ def test_every_flag_reaches_its_field_of_options():
     )
 
 
-def test_every_flag_and_variable_and_notation_is_of_a_setting():
+def test_every_flag_variable_and_notation_belongs_to_a_setting():
     flags = {field.name for group in (ListFlags, RunFlags, ServiceFlags) for field in fields(group)}
     assert {SETTINGS.get(flag, flag) for flag in flags} <= NAMES
     assert {*SETTINGS.values(), *VARIABLES, *NOTATIONS} <= NAMES
@@ -115,7 +115,7 @@ def test_every_flag_and_variable_and_notation_is_of_a_setting():
     assert parts == {"batch", "rate", "retry"}, "parts are found by their type"
 
 
-def test_a_setting_that_does_not_exist_is_a_bug():
+def test_an_unknown_setting_is_a_bug():
     with pytest.raises(AssertionError, match=r"rate\.instances"):
         Settings({"rate.instances": Given(1, "--rate")})
 
@@ -145,7 +145,7 @@ def test_an_argument_that_is_none_is_not_given():
     ],
     ids=str,
 )
-def test_the_environment_gives_what_is_set_without_the_white_space_around_it(variables, expected):
+def test_the_environment_is_read_without_surrounding_white_space(variables, expected):
     assert environment(variables) == expected
 
 

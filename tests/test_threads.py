@@ -1,4 +1,4 @@
-"""Calls in daemon threads: their results, and that nothing waits for the ones that hang."""
+"""Calls in daemon threads: their results, and that nothing waits for a call that hangs."""
 
 import asyncio
 import contextvars
@@ -27,7 +27,7 @@ print("ended")
 """
 
 
-async def test_a_call_gives_what_the_function_returns_and_sees_the_callers_context():
+async def test_a_call_returns_the_result_and_has_the_callers_context():
     VARIABLE.set("here")
     assert await in_daemon_thread(lambda: (VARIABLE.get(), threading.current_thread().daemon)) == ("here", True)
 
@@ -37,7 +37,7 @@ async def test_a_call_raises_what_the_function_raises():
         await in_daemon_thread(lambda: 1 / 0)
 
 
-async def test_a_cancelled_call_whose_function_ends_later_disturbs_nobody():
+async def test_the_late_end_of_a_cancelled_call_has_no_effect():
     begun, goes_on, ended = threading.Event(), threading.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -56,7 +56,7 @@ async def test_a_cancelled_call_whose_function_ends_later_disturbs_nobody():
     await ended.wait()
 
 
-def test_a_call_that_hangs_holds_up_neither_the_loop_nor_the_interpreter():
+def test_a_hanging_call_delays_neither_loop_nor_interpreter():
     ended = subprocess.run([sys.executable, "-c", HANGING], capture_output=True, text=True, timeout=60, check=False)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "ended\n", "")
 

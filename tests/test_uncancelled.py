@@ -1,4 +1,4 @@
-"""What must come to its end before something is closed does so, whatever is cancelled meanwhile."""
+"""Waits that cancellation does not end."""
 
 import asyncio
 
@@ -14,31 +14,31 @@ async def turns(number=5):
 
 
 @pytest.mark.parametrize("outcome", ["result", "error", "cancelled"])
-async def test_a_wait_ends_with_what_is_awaited_and_a_cancellation_is_raised_then(outcome):
-    future, told = asyncio.get_running_loop().create_future(), []
-    waiting = asyncio.ensure_future(until_done(future, lambda: told.append(1)))
+async def test_a_cancellation_is_raised_once_the_wait_is_over(outcome):
+    future, called = asyncio.get_running_loop().create_future(), []
+    waiting = asyncio.ensure_future(until_done(future, lambda: called.append(1)))
     for _ in range(3):
         await turns()
         waiting.cancel()
     await turns()
-    assert (waiting.done(), told) == (False, [1, 1, 1])
+    assert (waiting.done(), called) == (False, [1, 1, 1])
     if outcome == "cancelled":
         future.cancel()
     elif outcome == "error":
-        future.set_exception(ValueError("nobody asks for it"))
+        future.set_exception(ValueError("never retrieved"))
     else:
         future.set_result(None)
     with pytest.raises(asyncio.CancelledError):
         await waiting
 
 
-async def test_a_wait_that_nobody_cancels_raises_nothing():
+async def test_a_wait_without_a_cancellation_raises_nothing():
     future = asyncio.get_running_loop().create_future()
     future.set_exception(ValueError)
     await until_done(future)
 
 
-async def test_a_cancelled_scope_does_not_end_a_wait_and_its_deadline_holds_afterwards():
+async def test_a_cancelled_scope_takes_effect_after_the_wait():
     future = asyncio.get_running_loop().create_future()
     with anyio.CancelScope() as scope:
         scope.cancel()
@@ -50,7 +50,7 @@ async def test_a_cancelled_scope_does_not_end_a_wait_and_its_deadline_holds_afte
     assert future.done()
 
 
-async def test_a_timeout_of_asyncio_is_told_as_one_after_the_wait():
+async def test_a_timeout_of_asyncio_is_raised_after_the_wait():
     future = asyncio.get_running_loop().create_future()
     asyncio.get_running_loop().call_later(0.02, future.set_result, None)
     with pytest.raises(TimeoutError):
@@ -59,7 +59,7 @@ async def test_a_timeout_of_asyncio_is_told_as_one_after_the_wait():
     assert future.done()
 
 
-async def test_closing_goes_on_where_its_own_task_is_cancelled_and_the_caller_is_cancelled_afterwards():
+async def test_closing_continues_after_its_own_task_was_cancelled():
     steps, go_on = [], asyncio.Event()
 
     async def close():
@@ -81,7 +81,7 @@ async def test_closing_goes_on_where_its_own_task_is_cancelled_and_the_caller_is
     assert steps[-1] == "done"
 
 
-async def test_what_closing_raises_is_raised_and_so_is_a_cancellation_of_its_own():
+async def test_errors_and_own_cancellations_of_closing_are_raised():
     async def broken():
         raise ValueError("no")
 

@@ -10,7 +10,6 @@ import contextlib
 import logging
 import os
 import sqlite3
-import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -97,6 +96,7 @@ class Checkpoint:
         executor: Executor,
         found: Survey,
         boot: Boot,
+        now: float,
     ) -> None:
         self.path = path
         self.boot = boot
@@ -107,6 +107,7 @@ class Checkpoint:
         self._executor = executor
         self.lost_since = lost_since(db)
         """Rows that no batch holds may have been sent since then (Unix time): a log was lost. None: they were not."""
+        self._began_at = now
         self._end: tuple[float, str | None, int | None] | None = None
         self._log = None if path is None else path.with_name(path.name + "-wal")
         self._inodes = inode(path), inode(self._log)
@@ -152,7 +153,7 @@ class Checkpoint:
             create(db, header, now, boot)
             found = survey(db)
             begin_session(db, None, header, now, boot)
-            return cls(None, db, db, None, executor, found, boot)
+            return cls(None, db, db, None, executor, found, boot, now)
         path = Path(os.path.realpath(path))
         with explained(path):
             refuse_place(path)
@@ -180,7 +181,7 @@ class Checkpoint:
                 boot = boot.going_on(found.run.boot)
                 begin_session(db, path, header, now, boot, in_doubt=found.in_doubt, log_lost=log_lost)
                 reader = if_it_fails.enter_context(contextlib.closing(connect_reader(path)))
-                opened = cls(path, db, reader, lock, executor, found, boot)
+                opened = cls(path, db, reader, lock, executor, found, boot, now)
                 if log_lost and opened.lost_since is not None:
                     tell_of_lost_log(path, opened.lost_since)
                 if_it_fails.pop_all()
@@ -201,15 +202,15 @@ class Checkpoint:
                 self._begin_closing()
         await until_done(self._closed)
 
-    def end(self, now: float, reason: str, exit_code: int | None = None) -> None:
-        """Say how the session ends: `aclose` writes it down.
+    def end(self, now: float, reason: str | None, exit_code: int | None = None) -> None:
+        """Say how the session ends: `aclose` writes it down. Only the first call counts.
 
         Args:
             now: Unix time.
-            reason: `finished`, `drained`, or the class of the error that ended it.
+            reason: `finished`, `drained`, `cancelled`, or the class of the error that ended it; None if not known.
             exit_code: Of the command, where it is known.
         """
-        self._end = now, reason, exit_code
+        self._end = self._end or (now, reason, exit_code)
 
     def _begin_closing(self) -> None:
         if self._reader is not self._db:
@@ -240,7 +241,7 @@ class Checkpoint:
         ended = False
         if intact:
             with contextlib.suppress(sqlite3.Error):
-                end_session(self._db, *(self._end or (time.time(),)))
+                end_session(self._db, *(self._end or (self._began_at,)))
                 ended = True
         with contextlib.ExitStack() as afterwards:
             # SQLite folds the log when its last connection is closed, unless that is a reader. A log that was deleted

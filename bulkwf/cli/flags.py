@@ -105,7 +105,7 @@ class RunFlags:
     """Flags that say how a run behaves."""
 
     max_rejects: int | None = None
-    "Maximum number of rejected rows: one more stops the run. By default 100 and 1 % of the rows read so far."
+    "Maximum number of rejected rows: one more stops the run. By default 100, or 1 % of the rows so far if more."
     reject_omitted: bool | None = None
     "Reject the last one or two rows of a list if the service keeps omitting them from its answers. By default the run \
 waits for them."

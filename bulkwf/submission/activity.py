@@ -1,6 +1,6 @@
-"""What a run waits for: its one state at each instant, and how long it has been in each. Pure.
+"""What a run waits for: its state at each instant, and the time in each state. Pure.
 
-A run is in exactly one state at each instant. Where several things hold it up at once, the first of `RunState` counts.
+A run is in exactly one state at each instant: the first in `RunState` of all the things that it waits for.
 """
 
 from collections.abc import Mapping, Sequence
@@ -54,14 +54,14 @@ def state_at(now: float, activity: Activity) -> RunState:
 
 
 class StateClock:
-    """Adds up how long a run is in each state.
+    """Adds up the time that a run is in each state.
 
     Args:
         now: Monotonic seconds.
 
     Attributes:
         state: The present state.
-        seconds: Time in each state so far.
+        seconds: Time in each state so far, in seconds.
     """
 
     def __init__(self, now: float) -> None:
@@ -71,7 +71,11 @@ class StateClock:
         self._since = now
 
     def update(self, now: float, activity: Activity) -> bool:
-        """Count the time up to *now* for the state until now; from now on the run does *activity*.
+        """Add the time until *now* to the present state; from now on the run does *activity*.
+
+        Args:
+            now: Monotonic seconds.
+            activity: What the run is doing from now on.
 
         Returns:
             Whether the state has changed.
@@ -106,14 +110,20 @@ class Timeline:
     _latencies: list[float] = field(default_factory=list)
 
     def attempted(self, elapsed_s: float, *, created: int, failed: bool) -> None:
-        """Count an attempt that ended after *elapsed_s*."""
+        """Count an attempt that took *elapsed_s* seconds.
+
+        Args:
+            elapsed_s: From the start of its request to the answer or fault.
+            created: Instances that it created.
+            failed: It counts as an error.
+        """
         self._attempts += 1
         self._errors += failed
         self._created += created
         self._latencies.append(elapsed_s)
 
     def due(self, now: float) -> bool:
-        """Whether the present interval is long enough."""
+        """Whether the present interval has lasted `TIMELINE_S`."""
         return now - self.started_at >= TIMELINE_S
 
     def cut(self, now: float, seconds: Mapping[RunState, float]) -> Interval:
@@ -121,7 +131,7 @@ class Timeline:
 
         Args:
             now: Monotonic seconds.
-            seconds: Time in each state since the session began.
+            seconds: Time in each state since the session began, in seconds.
         """
         spent = {state: seconds[state] - self._before.get(state, 0.0) for state in seconds}
         latencies = sorted(self._latencies)
@@ -140,5 +150,5 @@ class Timeline:
 
 
 def quantile(ordered: Sequence[float], share: float) -> float:
-    """The smallest of *ordered*, in rising order, that at least *share* of them do not exceed."""
+    """The quantile of sorted values: the lowest of them that a *share* (0 to 1) of them or more do not exceed."""
     return ordered[max(0, ceil(share * len(ordered)) - 1)]

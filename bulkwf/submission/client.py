@@ -1,11 +1,10 @@
 """The client of the Workflows API: one attempt in one straight function, and retries.
 
 `ServiceClient.attempt` makes one request of any kind: slot → send → judge → feedback to the limiter → journal → comply.
-`with_retries` repeats an attempt while its verdict asks for that: tenacity keeps the loop, `verdicts` and
-`retries` decide.
+`with_retries` repeats an attempt while its verdict asks for that: `verdicts` and `retries` decide, tenacity loops.
 
-One odd answer ends no run. Once the service has settled something in this session, a refusal of the whole run pauses
-all sending, and single probes over fresh connections show whether it stays refused.
+A single unexpected answer does not end the run. Once the service has settled something in this session, a refusal of
+the whole run pauses all sending. Then single probes over fresh connections show whether the service still refuses it.
 """
 
 from collections.abc import Awaitable, Callable
@@ -16,6 +15,7 @@ from tenacity import AsyncRetrying, retry_if_result
 
 from bulkwf.attempt import Fault, Judgement, Reply, Request, RequestKind, Transport, Verdict
 from bulkwf.batching.batch_state import BatchState
+from bulkwf.clock import Clock
 from bulkwf.errors import TemporaryStop
 from bulkwf.events import AttemptFinished
 from bulkwf.limits.slots import Limiter
@@ -23,7 +23,7 @@ from bulkwf.options import RetryPolicy
 from bulkwf.service.verdicts import HANDLING, Action
 from bulkwf.submission.retries import PROBE_AFTER_S, Probe, Stop, Wait, plan
 
-__all__ = ["AttemptJournal", "OutageTracker", "ServiceClient"]
+__all__ = ["AttemptJournal", "OutageTracker", "ServiceClient", "open_client"]
 
 
 class AttemptJournal(Protocol):
@@ -33,13 +33,13 @@ class AttemptJournal(Protocol):
         """Make an attempt durable, with all that it has settled and the pause that it orders.
 
         Args:
-            attempt: What was sent, and what came of it.
-            state: The batch that it was for; it takes in what the attempt has settled.
+            attempt: The request and its judgement.
+            state: The batch that it was for; what the attempt settled is added to it. None if it was for no batch.
         """
         ...
 
     async def pause(self, seconds: float) -> None:
-        """Make a pause durable that no answer has ordered."""
+        """Make a pause durable that no answer ordered; *seconds* from now."""
         ...
 
 
@@ -48,10 +48,10 @@ class OutageTracker:
     """How long the service has been failing, and which probe comes next.
 
     Attributes:
-        failing_since: When the failures began that no success has followed; None if there are none.
+        failing_since: When the present outage began, in monotonic seconds; None if there is none.
         proven: The service has settled something in this session.
-        probes: Pauses in a row for refusals of the whole run; a probe follows each.
-        probe_at: When the last of them ends.
+        probes: Number of pauses in a row for refusals of the whole run; a probe follows each pause.
+        probe_at: When the last of these pauses ends, in monotonic seconds.
     """
 
     failing_since: float | None = None
@@ -65,7 +65,7 @@ class OutageTracker:
         self.failing_since = None
 
     def accepted(self, *, settles: bool) -> None:
-        """The service accepts requests of this run; *settles*: one of them has settled something."""
+        """The service has accepted a request of this run; *settles*: it has settled something."""
         self.proven = self.proven or settles
         self.probes = 0
 
@@ -74,8 +74,8 @@ class OutageTracker:
 
         Args:
             now: Monotonic seconds.
-            sent_at: When the refused request was sent.
-            tries: How many times in a row this same request has been refused before: others may go through.
+            sent_at: When the refused request was sent, in monotonic seconds.
+            tries: How many times in a row this request was refused before, also if others are accepted meanwhile.
 
         Returns:
             Seconds to pause before the next probe; None if enough probes have been refused.
@@ -90,7 +90,7 @@ class OutageTracker:
         return PROBE_AFTER_S[tries]
 
     def failing_s(self, now: float) -> float:
-        """Note a failure; returns for how long the service has been failing, in seconds."""
+        """Note a failure; returns how long the present outage has lasted, in seconds."""
         if self.failing_since is None:
             self.failing_since = now
         return now - self.failing_since
@@ -101,14 +101,14 @@ class ServiceClient:
     """Makes requests to the service under its limits.
 
     Attributes:
-        transport: Sends them.
+        transport: Sends requests.
         limiter: Gives the slots.
         policy: Bounds of backoffs and outages.
-        outage: What all requests of the run know together of the service.
+        outage: How long the service has been failing, over all requests of the session.
         journal: Makes each attempt durable.
-        sleep: Sleep for a number of seconds; raises `Draining` as soon as the run drains.
-        clock: Monotonic seconds.
-        random: A random number from 0 to 1.
+        sleep: Sleeps for a number of seconds; raises `Draining` as soon as the run drains.
+        clock: Returns monotonic seconds.
+        random: Returns a random number from 0 to 1.
     """
 
     transport: Transport
@@ -132,18 +132,18 @@ class ServiceClient:
         """Make one request, judge its answer, and make durable what it has settled.
 
         Args:
-            kind: What it asks for.
-            request: Builds it, once the slot is held.
-            judge: What the answer means.
-            instances: How many instances it carries: what it costs of the limits.
-            state: The batch that it is for.
+            kind: What the request asks for.
+            request: Builds the request, once the slot is held.
+            judge: Says what the answer means.
+            instances: Number of instances in the request, which count against the limits.
+            state: The batch that it is for; None if it is for no batch.
 
         Returns:
-            The judgement; `RENEWED` in place of `UNAUTHORIZED` where there is another credential.
+            The judgement. Its verdict is `RENEWED` instead of `UNAUTHORIZED` if there is another credential.
 
         Raises:
             TemporaryStop: The service orders a longer pause than the policy allows.
-            Draining: The run is to stop.
+            Draining: The run is draining.
         """
         asked_at = self.clock()
         async with self.limiter.slot(instances) as slot:
@@ -153,7 +153,7 @@ class ServiceClient:
             judgement = judge(reply)
             if judgement.verdict is Verdict.NOT_SENT:
                 slot.unsent()
-        pause_s = self._learn(judgement, reply)  # before the first await: nothing may be sent after a 429
+        pause_s = self._learn(judgement, reply)  # before the first await, so that nothing is sent after a 429
         finished = AttemptFinished(
             kind=kind,
             first_row=None if state is None else state.batch.first_row,
@@ -169,18 +169,21 @@ class ServiceClient:
         return await self._comply(finished)
 
     async def with_retries(self, attempt: Callable[[], Awaitable[Judgement]]) -> Judgement:
-        """Make attempts until a verdict asks for something else than another attempt; returns its judgement.
+        """Repeat an attempt until its verdict asks for something else than another attempt; returns its judgement.
+
+        Args:
+            attempt: Makes one attempt.
 
         Raises:
             ServiceRefused: The service refuses the run as a whole.
-            TemporaryStop: The service has been failing for too long.
-            Draining: The run is to stop.
+            TemporaryStop: The outage is longer than the policy allows.
+            Draining: The run is draining.
         """
         judgement = await attempt()
         if not HANDLING[judgement.verdict].repeats:
             return judgement
         attempts = _Attempts(self, attempt, judgement)
-        # The call form: tenacity's `with attempt:` form swallows a cancellation in the second attempt.
+        # Not tenacity's `with attempt:` form, which swallows a cancellation in the second attempt.
         retrying = AsyncRetrying(
             sleep=self.sleep,
             wait=lambda _: attempts.wait_s,
@@ -190,22 +193,28 @@ class ServiceClient:
         return found
 
     async def pause(self, judgement: Judgement) -> None:
-        """Pause all sending though no answer orders it: the service creates nothing.
+        """Pause all sending because the service creates nothing, though no answer orders a pause.
 
         Args:
-            judgement: What shows that.
+            judgement: What shows that it creates nothing.
+
+        Raises:
+            TemporaryStop: The outage is longer than the policy allows.
         """
         seconds = self.limiter.pause()
         await self.journal.pause(seconds)
         self.refuse_outage(seconds, judgement)
 
     async def probe(self, refusal: Probe, judgement: Judgement, tries: int) -> None:
-        """Pause all sending, then let one request try again over a fresh connection.
+        """Pause all sending; after that the limiter lets one request go first, over a fresh connection.
 
         Args:
-            refusal: What ends the run if the probes are refused, too.
-            judgement: Of the refused attempt.
-            tries: How many times in a row the same request has been refused before.
+            refusal: Holds the error that ends the run once enough probes are refused.
+            judgement: What the refused attempt means.
+            tries: How many times in a row the same request was refused before.
+
+        Raises:
+            BulkwfError: Enough probes have been refused.
         """
         now = self.clock()
         seconds = self.outage.run_refused(now, now - judgement.elapsed_s, tries)
@@ -215,7 +224,7 @@ class ServiceClient:
         await self.journal.pause(self.limiter.hold(seconds))
 
     def refuse_outage(self, wait_s: float, judgement: Judgement) -> None:
-        """End the run rather than wait longer than the policy allows."""
+        """Raise `TemporaryStop` if the outage is longer than the policy allows after another *wait_s* seconds."""
         longest_s = self.policy.max_outage_s
         failing_s = self.outage.failing_s(self.clock())
         if failing_s + wait_s > longest_s:
@@ -225,13 +234,13 @@ class ServiceClient:
             )
 
     def _learn(self, judgement: Judgement, reply: Reply | Fault) -> float | None:
-        """Let limiter, outage tracker and transport learn from an answer; returns the pause that it orders."""
+        """Update limiter, outage tracker and transport with an answer; returns the pause that it orders."""
         handling = HANDLING[judgement.verdict]
         pause_s = self.limiter.feedback(judgement, reply)
         if handling.accepted:
             self.outage.accepted(settles=judgement.settles)
         elif pause_s is None and not handling.overload and self.outage.probes:
-            # The probe was refused. `with_retries` decides what follows; until then nothing else may be sent.
+            # A probe was refused. Nothing else may be sent until `with_retries` has decided what follows.
             self.limiter.hold(PROBE_AFTER_S[min(self.outage.probes, len(PROBE_AFTER_S) - 1)])
         if handling.drop_connections:
             self.transport.drop_connections()
@@ -248,12 +257,43 @@ class ServiceClient:
             return judgement
         if not await self.transport.refresh_credential(reply.credential):
             return judgement
-        self.refuse_outage(0.0, judgement)  # a source of ever new tokens, all refused, must come to an end
+        self.refuse_outage(0.0, judgement)  # else a source of always new tokens, all refused, would never end the run
         return replace(judgement, verdict=Verdict.RENEWED)
 
 
+def open_client(
+    transport: Transport,
+    limiter: Limiter,
+    journal: AttemptJournal,
+    policy: RetryPolicy,
+    clock: Clock,
+    *,
+    sleep: Callable[[float], Awaitable[None]] | None = None,
+) -> ServiceClient:
+    """The client of one session, which has met no outage yet.
+
+    Args:
+        transport: Sends requests.
+        limiter: Gives the slots.
+        journal: Makes each attempt durable.
+        policy: Bounds of backoffs and outages.
+        clock: Time and random numbers.
+        sleep: See `ServiceClient`. None takes the clock's: nothing drains the session.
+    """
+    return ServiceClient(
+        transport=transport,
+        limiter=limiter,
+        policy=policy,
+        outage=OutageTracker(),
+        journal=journal,
+        sleep=sleep or clock.sleep,
+        clock=clock.now,
+        random=clock.random,
+    )
+
+
 class _Attempts:
-    """The attempts of `with_retries`, as tenacity sees them: `next` makes one, `wait_s` is the wait that follows it."""
+    """The attempts of `with_retries`, for tenacity: `next` makes one, `wait_s` is the wait after it in seconds."""
 
     def __init__(self, client: ServiceClient, attempt: Callable[[], Awaitable[Judgement]], first: Judgement) -> None:
         self._client = client
@@ -265,7 +305,7 @@ class _Attempts:
         self.wait_s = 0.0
 
     async def next(self) -> Judgement:
-        """The first attempt's judgement, which is there already; then one request a call."""
+        """The judgement of the first attempt, which has been made; each later call makes another attempt."""
         judgement, self._made = self._made or await self._attempt(), None
         self.wait_s = 0.0
         if HANDLING[judgement.verdict].action is Action.BACK_OFF:

@@ -2,16 +2,18 @@
 
 Rules:
 
-1. Batches begin in the order of the rows. A batch is begun only when it can be sent soon: at most `AHEAD` more than
-   could go by the time that it is durable, so that a kill leaves few in doubt, and commits cost little of the rate.
-2. At most two batches for each place on the wire are open, those in backoff and those waiting to be settled included:
-   a slow service or a slow disk holds up the reading of the list, and memory stays flat.
-3. One stop value ends the run. The first reason wins: waits for slots and backoffs end at once, answers in flight are
-   read until the deadline, and what they settle is kept.
+1. Batches begin in the order of the rows. A batch begins only when it can be sent soon: at most `AHEAD` batches more
+   than the limits admit by the time that it is durable. So a kill leaves few batches in doubt, and commits cost little
+   of the rate.
+2. At most two batches for each place are open, those in backoff and those waiting for a commit included. So a slow
+   service or a slow disk stops the reading of the list, and memory stays flat.
+3. The first reason to stop ends the run. Waits for slots and backoffs end at once, answers in flight are read until the
+   deadline, and what they settle is kept.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from itertools import groupby
 
 import anyio
@@ -29,7 +31,7 @@ from bulkwf.model import Batch, Result, Summary
 from bulkwf.options import Options, Target
 from bulkwf.sources import Source
 from bulkwf.submission.activity import Activity
-from bulkwf.submission.client import OutageTracker, ServiceClient
+from bulkwf.submission.client import open_client
 from bulkwf.submission.delivery import BatchDelivery, RunContext
 from bulkwf.submission.journal import Journal, Observers
 from bulkwf.submission.progress import Progress
@@ -37,28 +39,34 @@ from bulkwf.submission.progress import Progress
 __all__ = ["Engine"]
 
 AHEAD = 2
-"""Batches that may be begun beside those that could go by the time they are durable."""
+"""Number of batches that may begin beyond those that the limits will admit by the time that a new one is durable."""
 
 _Work = tuple[BatchState, float, Awaitable[None] | None]
-"""A batch to be seen through, since when its ids are durable, and what ends when they are."""
+"""A batch to deliver, when it began (Unix time), and what ends once its ids are durable (None: they are already)."""
 
 
 class Engine:
-    """Runs one list through to one target.
+    """Runs one session: submits a list to one target.
 
     Args:
         target: The workflow.
         source: The list, at its beginning.
-        checkpoint: What is known of it, and where results go.
-        transport: The way to the target.
+        checkpoint: What earlier sessions left, and where results go.
+        transport: Sends requests to the target.
         limiter: The target's limits.
         scheme: How rows get ids.
-        options: Everything else.
+        options: All other settings.
         progress: Counts what is durable.
-        clock: Time and chance.
-        source_change: How the list's files differ from those of the last session, in words; empty if they do not.
-        emit: Given each batch of results once it is durable; None if nobody asks for them.
-        observers: Given each event of the run.
+        clock: Time and random numbers.
+        source_change: How the list's files differ from those of the last session, as sentences; empty if they do not.
+        emit: Called with each batch of results once it is durable; None if no caller wants them.
+        observers: Called with each event of the run.
+
+    Attributes:
+        progress: Counts what is durable.
+        summary: What has become of the rows; None until the run has ended.
+        error: What ended the run; None if nothing but a drain or a cancellation did.
+        drained: Nothing more is to be sent.
     """
 
     def __init__(
@@ -94,17 +102,8 @@ class Engine:
         self._journal = Journal(
             checkpoint, progress, clock=clock, emit=emit, observe=self._observe, activity=self._activity
         )
-        self._outage = OutageTracker()
-        client = ServiceClient(
-            transport=transport,
-            limiter=limiter,
-            policy=options.retry,
-            outage=self._outage,
-            journal=self._journal,
-            sleep=self._sleep,
-            clock=clock.now,
-            random=clock.draw,
-        )
+        client = open_client(transport, limiter, self._journal, options.retry, clock, sleep=self._sleep)
+        self._outage = client.outage
         self._batcher = Batcher(source, scheme, options, linger_s=options.batch.linger_s)
         self._context = RunContext(
             client=client,
@@ -116,23 +115,28 @@ class Engine:
             where=source.where,
         )
         self._work: asyncio.Queue[_Work | None] = asyncio.Queue()
-        self._carriers = 0
+        self._workers = 0
+        """Number of tasks that deliver batches."""
         self._open = 0
-        self._beginning = 0
-        self._reading = False
-        self._rate_factor = limiter.rate_factor
-        self._commit_s = 0.0
-        """How long batches take to become durable: the longest of late."""
+        """Number of batches that are begun and not settled."""
         self._most_open = 2 * options.rate.concurrency
+        self._not_durable = 0
+        """Number of open batches whose ids are not durable yet."""
+        self._commit_s = 0.0
+        """How long a new batch takes to become durable, in seconds: the longest recent time."""
+        self._reading = False
+        """The next batch waits for the source."""
+        self._rate_factor = limiter.rate_factor
         self._room = asyncio.Event()
-        self._whole = anyio.CancelScope()
-        self._feeding = anyio.CancelScope()
-        self._sleeping: dict[anyio.CancelScope, None] = {}  # in the order in which they began
+        """Set when one more batch may have room."""
+        self._run_scope = anyio.CancelScope()
+        self._feed_scope = anyio.CancelScope()
+        self._sleep_scopes: dict[anyio.CancelScope, None] = {}  # in the order in which they began
         limiter.watch(self._limits_changed)
 
     @property
     def last_error(self) -> str:
-        """What the last attempt failed for, while nothing has been settled since; empty otherwise."""
+        """Why the last attempt failed; empty if none has, or if something has been settled since."""
         return self._journal.last_error
 
     @property
@@ -145,59 +149,69 @@ class Engine:
     async def run(self) -> None:
         """Run until every row is settled or the run is stopped.
 
-        What stopped the run is in `error`; with `drained` and no error it was `drain`. `summary` says what has become
-        of the rows.
+        Afterwards `summary` says what has become of the rows, and `error` holds what ended the run; also if the caller
+        was cancelled.
         """
-        ended = False
         self._observe(RunStarted(workflow=self._target.workflow, counts=self.progress.counts))
         self._journal.update()
-        with self._whole:
-            async with anyio.create_task_group() as carriers:
-                with self._feeding:
-                    ended = await self._feed(carriers)
-                for _ in range(self._carriers):
+        try:
+            complete = await self._submit()
+            await self._close(complete=complete)
+        except asyncio.CancelledError:
+            with suppress(BulkwfError):
+                self._journal.close(complete=False)  # the checkpoint's own close awaits it
+            self._end(complete=False)
+            raise
+
+    async def _submit(self) -> bool:
+        """Submit the list; True if it was read to its end and every row is settled."""
+        ended = False
+        with self._run_scope:
+            async with anyio.create_task_group() as workers:
+                with self._feed_scope:
+                    ended = await self._feed(workers)
+                for _ in range(self._workers):
                     self._work.put_nowait(None)
         if self._context.unknown and not self.drained:
             self.error = self.error or self._unknown()
-        cut = self._whole.cancelled_caught  # batches on their way to the disk may be known to nobody
-        complete = ended and not cut and self.error is None and not self.progress.counts.pending
-        await self._close(complete=complete)
+        cut = self._run_scope.cancelled_caught  # batches whose commit was under way are not counted
+        return ended and not cut and self.error is None and not self.progress.counts.pending
 
     def drain(self, error: Exception | None = None, signal: int | None = None) -> None:
-        """Stop: send nothing more, read the answers in flight, keep what they settle. The first reason wins.
+        """Send nothing more, read the answers in flight, keep what they settle. Only the first call counts.
 
         Args:
-            error: What ends the run.
-            signal: Number of the signal that ends it.
+            error: What ends the run; None if the caller or a signal asks for the drain.
+            signal: Number of the signal; None if there is none.
         """
         if self.drained:
             return
         self.drained, self.error, self._signal = True, error, signal
-        self._whole.deadline = self._clock.now() + self._options.drain_timeout_s
-        self._feeding.cancel()
+        self._run_scope.deadline = self._clock.now() + self._options.drain_timeout_s
+        self._feed_scope.cancel()
         self._limiter.stop()
-        for scope in self._sleeping:
+        for scope in self._sleep_scopes:
             scope.cancel()
 
     def abort(self) -> None:
         """Stop at once; requests in flight stay in doubt."""
         self.drain()
-        self._whole.cancel()
+        self._run_scope.cancel()
 
-    async def _feed(self, carriers: anyio.abc.TaskGroup) -> bool:
-        """Begin every batch of the list, the ones of earlier sessions first; True at the end of the list."""
+    async def _feed(self, workers: anyio.abc.TaskGroup) -> bool:
+        """Begin every batch of the list, after those that earlier sessions began; True at the end of the list."""
         try:
-            await self._resume(carriers)
+            await self._resume(workers)
             while (batch := await self._read_batch()) is not None:
-                await self._have_room(len(batch.ids))
-                self._start(carriers, BatchState(batch))
-        except Exception as error:  # noqa: BLE001 - a bug, or the caller's own code: the run ends in order all the same
+                await self._wait_for_room(len(batch.ids))
+                self._begin(workers, BatchState(batch))
+        except Exception as error:  # noqa: BLE001 - a bug, or the caller's own code: drain all the same
             self.drain(error)
             return False
         return True
 
     async def _read_batch(self) -> Batch | None:
-        """The next batch, counting how long the source takes for it."""
+        """The next batch; None at the end of the list."""
         self._reading = True
         self._journal.update()
         try:
@@ -206,103 +220,111 @@ class Engine:
             self._reading = False
             self._journal.update()
 
-    async def _have_room(self, instances: int) -> None:
-        """Wait until one more batch may be begun."""
+    async def _wait_for_room(self, instances: int) -> None:
+        """Wait until one more batch may begin; see rules 1 and 2."""
         while (
             self._open >= self._most_open
-            or self._beginning + self._limiter.waiting >= AHEAD + self._limiter.capacity(instances, self._commit_s)
+            or self._not_durable + self._limiter.waiting >= AHEAD + self._limiter.capacity(instances, self._commit_s)
         ):  # fmt: skip
             self._room.clear()
             await self._room.wait()
 
-    # --- a batch's life -------------------------------------------------------------------------------------------
+    # --- batches --------------------------------------------------------------------------------------------------
 
-    def _start(self, carriers: anyio.abc.TaskGroup, ledger: BatchState) -> None:
+    def _begin(self, workers: anyio.abc.TaskGroup, state: BatchState) -> None:
         wall = self._clock.wall()
         if self._checkpoint.lost_since is not None:  # an earlier session may have sent these rows
             wall = min(wall, self._checkpoint.lost_since)
-            ledger.in_doubt.update(ledger.pending)
-        begun = self._checkpoint.begin(ledger, wall)
-        self._beginning += 1
-        self._hand_over(carriers, (ledger, wall, begun))
+            state.in_doubt.update(state.pending)
+        begun = self._checkpoint.begin(state, wall)
+        self._not_durable += 1
+        self._enqueue(workers, (state, wall, begun))
 
-    def _hand_over(self, carriers: anyio.abc.TaskGroup, work: _Work) -> None:
-        """Let a carrier see a batch through: one that is idle, or a new one."""
+    def _enqueue(self, workers: anyio.abc.TaskGroup, work: _Work) -> None:
+        """Have an idle worker deliver a batch, or a new worker if none is idle."""
         self._open += 1
         self._work.put_nowait(work)
-        if self._open > self._carriers:
-            self._carriers += 1
-            carriers.start_soon(self._carry_all)
+        if self._open > self._workers:
+            self._workers += 1
+            workers.start_soon(self._work_loop)
 
-    async def _carry_all(self) -> None:
-        # A task for each batch would cost more than all that the engine does for it.
+    async def _work_loop(self) -> None:
+        # A task for each batch would cost more CPU than all else that the engine does for it.
         while (work := await self._work.get()) is not None:
-            await self._carry(*work)
-            del work  # or its rows would stay until there are others
+            await self._deliver(*work)
+            del work  # else a settled batch would stay in memory until the next one
 
-    async def _carry(self, ledger: BatchState, begun_at: float, begun: Awaitable[None] | None) -> None:
-        """See a batch through; *begun* ends when a new one is durable."""
+    async def _deliver(self, state: BatchState, begun_at: float, begun: Awaitable[None] | None) -> None:
         try:
             if begun is not None:
-                await self._count(ledger.batch, begun)
-            if ledger.pending:
-                await BatchDelivery(self._context, ledger, begun_at).deliver()
+                await self._count(state.batch, begun)
+            if state.pending:
+                await BatchDelivery(self._context, state, begun_at).deliver()
         except Draining:
             pass
-        except Exception as error:  # noqa: BLE001 - a bug, or the caller's own code: the run ends in order all the same
+        except Exception as error:  # noqa: BLE001 - a bug, or the caller's own code: drain all the same
             self.drain(error)
         finally:
             self._open -= 1
             self._room.set()
 
     async def _count(self, batch: Batch, begun: Awaitable[None]) -> None:
-        """Count a new batch, once it is durable."""
+        """Count a new batch once it is durable, and measure how long that takes."""
         since = self._clock.now()
 
         async def durable() -> None:
             try:
                 await begun
             finally:
-                self._beginning -= 1
+                self._not_durable -= 1
             self._commit_s = max(0.9 * self._commit_s, self._clock.now() - since)
 
         await self._journal.begun(batch, durable())
 
     async def _sleep(self, seconds: float) -> None:
+        """Sleep; raise `Draining` as soon as the run drains."""
         if self.drained:
             raise Draining
         with anyio.CancelScope() as scope:
-            self._sleeping[scope] = None
+            self._sleep_scopes[scope] = None
             try:
                 await self._clock.sleep(seconds)
             finally:
-                del self._sleeping[scope]
+                del self._sleep_scopes[scope]
         if scope.cancelled_caught:
             raise Draining
 
     async def _close(self, *, complete: bool) -> None:
-        """Store what only waits for another write, whether the run is finished, and how the session ends."""
+        """Make durable what only waits for another write, and whether the run is finished; then end the session."""
         try:
             await self._journal.close(complete=complete)
-        except BulkwfError as failed:
-            self.error = self.error or failed
+        except BulkwfError as error:
+            self.error = self.error or error
+        self._end(complete=complete and self.error is None)
+
+    def _end(self, *, complete: bool) -> None:
+        """Store how the session ends, and announce it."""
         error = self.error
-        complete = complete and error is None
-        stopped = type(error).__name__ if error is not None else "drained"
-        reason = "finished" if complete else stopped
+        known = error if isinstance(error, BulkwfError) else None
+        if complete:
+            reason = "finished"
+        elif error is not None:
+            reason = type(error).__name__
+        else:
+            reason = "drained" if self.drained else "cancelled"
         self.summary = self.progress.summary(
             self._clock.now(),
             complete=complete,
             fail_on_existed=self._options.fail_on_existed,
-            error=error if isinstance(error, BulkwfError) else None,
+            error=known,
             signal=self._signal,
         )
-        known = error is None or isinstance(error, BulkwfError)
-        self._checkpoint.end(self._clock.wall(), reason, self.summary.exit_code if known else None)
+        exit_code = self.summary.exit_code if error is known and reason != "cancelled" else None
+        self._checkpoint.end(self._clock.wall(), reason, exit_code)
         self._observe(RunEnded(summary=self.summary, reason=reason))
 
     def _activity(self, committing: bool) -> Activity:
-        """What the run is doing."""
+        """What the run is doing now; *committing*: a commit is under way."""
         limiter = self._limiter
         return Activity(
             paused_until=limiter.paused_until,
@@ -331,8 +353,8 @@ class Engine:
 
     # --- resuming -------------------------------------------------------------------------------------------------
 
-    async def _resume(self, carriers: anyio.abc.TaskGroup) -> None:
-        """Read again what earlier sessions have begun: compare it, and take up the batches in doubt."""
+    async def _resume(self, workers: anyio.abc.TaskGroup) -> None:
+        """Read again the rows of all batches that earlier sessions began: compare them, and resume batches in doubt."""
         for settled, batches in groupby(self._checkpoint.begun(), lambda begun: begun.settled and begun.whole):
             if settled:
                 if (differing := await self._source.skip(batches)) is not None:
@@ -340,37 +362,32 @@ class Engine:
                     raise self._differs(begun, ended=ended)
             else:
                 for begun in batches:
-                    await self._take_up(carriers, begun)
+                    await self._resume_batch(workers, begun)
 
-    async def _take_up(self, carriers: anyio.abc.TaskGroup, begun: Begun) -> None:
+    async def _resume_batch(self, workers: anyio.abc.TaskGroup, begun: Begun) -> None:
+        """Compare one batch with its rows, and deliver what is left of it."""
         piece = await self._source.take_rows(begun.rows)
         if piece.rows < begun.rows:
             raise self._differs(begun, ended=True)
-        ledger = self._checkpoint.ledger(begun, piece.data, self._options.row_shape)
-        if ledger.fingerprint() != (begun.size, begun.digest):
+        state = self._checkpoint.ledger(begun, piece.data, self._options.row_shape)
+        if state.fingerprint() != (begun.size, begun.digest):
             raise self._differs(begun, ended=False)
         if not begun.settled:
-            if not has_its_ids(ledger.batch, self._scheme, ledger.refused()):
+            if not has_its_ids(state.batch, self._scheme, state.refused()):
                 raise damaged(
                     self._checkpoint.path, f"the rows from row {begun.first_row} on do not have the ids that it holds"
                 )
-            await self._have_room(len(ledger.pending))
-            self._hand_over(carriers, (ledger, begun.begun_at, None))
+            await self._wait_for_room(len(state.pending))
+            self._enqueue(workers, (state, begun.begun_at, None))
 
     def _differs(self, begun: Begun, *, ended: bool) -> InputError:
+        """The error of a list that differs from the batch *begun*; *ended*: it ends inside the batch."""
+        end = begun.first_row + begun.rows
         if ended:
-            sentences = (
-                f"the list ends before row {begun.first_row + begun.rows}, which the checkpoint says was begun.",
-                self._source_change,
-                "Give the whole list that the run began with.",
-                ANOTHER,
-            )
-            return InputError(" ".join(filter(None, sentences)))
-        first, last = self._source.where(begun.first_row), self._source.where(begun.first_row + begun.rows - 1)
-        sentences = (
-            f"the list is not the one that the run began with: something between {first} and {last} has changed since.",
-            self._source_change,
-            "Give the list as it was (rows may be added at its end).",
-            ANOTHER,
-        )
-        return InputError(" ".join(filter(None, sentences)))
+            fault = f"the list ends before row {end}, and the run has begun rows up to there."
+            advice = "Give the whole list that the run began with."
+        else:
+            first, last = self._source.where(begun.first_row), self._source.where(end - 1)
+            fault = f"this is not the list that the run began with: something between {first} and {last} has changed."
+            advice = "Give the list as it was (rows may be added at its end)."
+        return InputError(" ".join(filter(None, (fault, self._source_change, advice, ANOTHER))))

@@ -1,6 +1,6 @@
-"""Makes attempts and results durable, then counts and announces them.
+"""Makes batches, attempts and results durable, then counts and announces them.
 
-Rule: nothing is counted, shown or handed to the caller before it is durable.
+Rule: nothing is counted, shown or returned to the caller before it is durable.
 """
 
 import logging
@@ -23,18 +23,19 @@ log = logging.getLogger("bulkwf")
 
 
 class Journal:
-    """The one way from an attempt to the checkpoint, to the counts, and to all that observes a run.
+    """Writes what happens in a run to the checkpoint; then counts it, emits results, and calls the observers.
 
     Args:
-        checkpoint: Where all of it goes first.
+        checkpoint: The run's checkpoint.
         progress: The counts of what is durable.
         clock: Time.
-        emit: Given each batch of results once it is durable; None if nobody asks for them.
-        observe: Given each event; must not block or raise.
-        activity: Tells what the run is doing, given whether a commit is under way.
+        emit: Called with each batch of results once it is durable; None if no caller wants them.
+        observe: Called with each event; must not block or raise.
+        activity: Given whether a commit is under way, returns what the run is doing.
 
     Attributes:
-        last_error: What the last attempt failed for, while nothing has been settled since; empty otherwise.
+        progress: The counts of what is durable.
+        last_error: Why the last attempt failed; empty if none has, or if something has been settled since.
     """
 
     def __init__(
@@ -67,8 +68,8 @@ class Journal:
         self._observe(BatchBegun(first_row=batch.first_row, instances=len(batch.ids), invalid=len(batch.refused)))
 
     async def record(self, attempt: AttemptFinished, state: BatchState | None) -> None:
-        """See `client.AttemptJournal.record`: one commit for the attempt, its results and its pause."""
-        assert state is not None  # a run asks for nothing that belongs to no batch
+        """See `client.AttemptJournal.record`. Attempt, results and pause are one commit."""
+        assert state is not None  # every request of a run is for a batch
         judgement, wall = attempt.judgement, self._clock.wall()
         self.progress.attempts += 1
         self._timeline.attempted(
@@ -94,26 +95,27 @@ class Journal:
             await self._announce(state, judgement)
 
     async def settle(self, state: BatchState, judgement: Judgement) -> None:
-        """Make results durable that no attempt of their own has settled: `existed` or `rejected` by inference."""
+        """Make results durable that follow from several attempts, not from one alone."""
         state.add(judgement)
         await self._committed(self._checkpoint.settle(state, self._clock.wall()))
         await self._announce(state, judgement)
 
     async def pause(self, seconds: float) -> None:
-        """Make a pause durable that no answer has ordered."""
+        """See `client.AttemptJournal.pause`."""
         await self._committed(self._checkpoint.pause(self._pause_until()))
         self._observe(Paused(seconds=seconds))
 
-    async def close(self, *, complete: bool) -> None:
-        """Make durable what only waits for another write, and whether the run is finished."""
+    def close(self, *, complete: bool) -> Awaitable[None]:
+        """Write what only waits for another write, and whether the run is finished.
+
+        Returns:
+            What ends once all that is durable. It is written also if nothing awaits it.
+        """
         self.update(ends=True)
-        if complete:
-            await self._checkpoint.finish(self._clock.wall())
-        else:
-            await self._checkpoint.flush()
+        return self._checkpoint.finish(self._clock.wall()) if complete else self._checkpoint.flush()
 
     def update(self, *, ends: bool = False) -> None:
-        """Take note of what the run is doing; to be called whenever that may have changed.
+        """Update the run's state and timeline. To be called whenever what the run is doing may have changed.
 
         Args:
             ends: The session ends here.
@@ -128,7 +130,7 @@ class Journal:
             self._observe(StateChanged(state=self._states.state))
 
     async def _committed(self, durable: Awaitable[None]) -> None:
-        """Wait for a commit, and count the time that it takes."""
+        """Wait for a commit; meanwhile the run counts as committing."""
         self._commits += 1
         self.update()
         try:
@@ -138,7 +140,7 @@ class Journal:
             self.update()
 
     async def _announce(self, state: BatchState, judgement: Judgement) -> None:
-        """Count results that are durable, and hand them on."""
+        """Count results that are durable, emit them, and call the observers."""
         self.last_error = ""
         in_doubt = sum(state.others[position].in_doubt for position, _ in judgement.others)
         self.progress.settled(judgement, in_doubt, self._clock.now())
@@ -165,12 +167,12 @@ class Journal:
         )
 
     def _pause_until(self) -> float:
-        """The end of the present pause, in Unix time."""
+        """When the present pause ends, in Unix time."""
         return self._clock.wall() + self._activity(False).paused_until - self._clock.now()
 
 
 class Observers:
-    """Hands each event on to every observer.
+    """Calls every observer with each event.
 
     Args:
         observers: The observers, in the order in which they are called.
@@ -181,11 +183,11 @@ class Observers:
         self._failed: set[int] = set()
 
     def __call__(self, event: Event) -> None:
-        """Hand *event* on."""
+        """Call every observer; the first exception of each is logged, later ones are ignored."""
         for number, observer in enumerate(self._observers):
             try:
                 observer(event)
-            except Exception:  # an observer's fault is no fault of the run
+            except Exception:  # observers are the caller's code: their errors do not end the run
                 if number not in self._failed:
                     self._failed.add(number)
                     log.exception("an observer of the run failed at %s; its later failures are not logged", event)

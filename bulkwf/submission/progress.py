@@ -1,4 +1,4 @@
-"""Counts of what is durable, and what follows from them: rate, time left, summary, exit code. Pure."""
+"""Counts what is durable, and computes rate, time left and summary from the counts. Pure."""
 
 from collections import deque
 from collections.abc import Callable
@@ -11,19 +11,20 @@ from bulkwf.model import Counts, Summary
 __all__ = ["Progress"]
 
 RATE_WINDOW_S = 30.0
+"""Time over which `Progress.rate` is measured, in seconds."""
 
 
 @dataclass(slots=True)
 class Progress:
-    """The account of one session. Only what is durable on disk is counted.
+    """Counts one session. Only what is durable is counted.
 
     Attributes:
-        started_at: When the session began, on the monotonic clock.
+        started_at: When the session began, in monotonic seconds.
         counts: Rows by outcome, over all sessions.
         settled_before: Rows that earlier sessions had settled.
         attempts: Requests of this session.
         paused_s: How long all sending was paused in this session, in seconds.
-        reading: Tells how much of the list has been read, from 0 to 1; None if its length is unknown.
+        reading: Returns how much of the list has been read, from 0 to 1; None if its length is unknown.
     """
 
     started_at: float
@@ -35,11 +36,17 @@ class Progress:
     _marks: deque[tuple[float, int]] = field(default_factory=deque)
 
     def begun(self, instances: int, invalid: int) -> None:
-        """A batch is durable: *instances* are pending, *invalid* rows were refused."""
+        """Count a new batch: *instances* of its rows are pending, *invalid* of them invalid."""
         self.counts += Counts(pending=instances, invalid=invalid)
 
     def settled(self, judgement: Judgement, in_doubt: int, now: float) -> None:
-        """Results are durable; *in_doubt* of their instances existed after an attempt in doubt."""
+        """Count the results of a judgement.
+
+        Args:
+            judgement: What it settled.
+            in_doubt: Number of its `existed` instances that an attempt in doubt may have created.
+            now: Monotonic seconds.
+        """
         outcomes = [result.outcome for _, result in judgement.others]
         existed, rejected = outcomes.count("existed"), outcomes.count("rejected")
         self.counts += Counts(
@@ -64,12 +71,12 @@ class Progress:
         return self.counts.settled - self.settled_before
 
     def rate(self, now: float) -> float:
-        """Rows settled a second, over the last half minute."""
+        """Rows settled per second, over the last `RATE_WINDOW_S`."""
         began, base = self._marks[0] if len(self._marks) > 2 else (self.started_at, self.settled_before)
         return max(0, self.counts.settled - base) / max(now - began, 1e-9)
 
     def left_s(self, now: float) -> float | None:
-        """Seconds to the end at the present rate; None while that can't be told."""
+        """Seconds to the end of the list at the present rate; None while that is unknown."""
         rate, done, share = self.rate(now), self.counts.settled, self.read_share
         if not share or not rate:
             return None
@@ -84,14 +91,14 @@ class Progress:
         error: BulkwfError | None = None,
         signal: int | None = None,
     ) -> Summary:
-        """What the run has come to.
+        """The summary of the session.
 
         Args:
             now: Monotonic seconds.
             complete: The list was read to its end, and every row is settled.
             fail_on_existed: A row whose instance existed before the run counts as failed.
-            error: What ended the run.
-            signal: Number of the signal that ended it.
+            error: What ended the run; None if no error did.
+            signal: Number of the signal that ended it; None if none did.
         """
         counts = self.counts
         failed = counts.rejected or counts.invalid

@@ -17,7 +17,7 @@ from bulkwf.parts import (
     restore,
     system_clock,
 )
-from bulkwf.submission.client import OutageTracker, ServiceClient
+from bulkwf.submission.client import open_client
 from bulkwf.transport.credentials import Credentials, TokenSource
 from bulkwf.verification.journal import VerificationJournal
 from bulkwf.verification.request_log import read_past
@@ -61,7 +61,7 @@ async def open_verification(
         target = _target(scope, account_id, base_url)
         credentials = Credentials(token)
         transport = open_transport(parts, target, credentials, options, clock)
-        opening = partial(VerificationStore.open, scope, clock.wall(), clock.draw, executor, clock.boot())
+        opening = partial(VerificationStore.open, scope, clock.wall(), clock.random, executor, clock.boot())
         store = await open_in_thread(parts, executor, opening)
         limiter = open_limiter(parts, target, options, clock, credentials)
         run_shift_s = clock.boot().shift_s(read_boot(checkpoint))
@@ -69,16 +69,7 @@ async def open_verification(
         sent, asked = (partial(read, checkpoint, boot=store.boot) for read in (read_run_past, read_past))
         restore(limiter, "verify", checkpoint, sent, asked, options, clock.wall())
         journal = VerificationJournal(store.requests, clock.wall)
-        client = ServiceClient(
-            transport=transport,
-            limiter=limiter,
-            policy=options.retry,
-            outage=OutageTracker(),
-            journal=journal,
-            sleep=clock.sleep,
-            clock=clock.now,
-            random=clock.draw,
-        )
+        client = open_client(transport, limiter, journal, options.retry, clock)
         yield Verification(
             target,
             scope,

@@ -27,12 +27,12 @@ PLANTED = (
     Mutant(
         "send before begin",
         "submission/engine.py",
-        "            if begun is not None:\n                await self._count(ledger.batch, begun)\n"
-        "            if ledger.pending:\n"
-        "                await BatchDelivery(self._context, ledger, begun_at).deliver()\n",
-        "            if ledger.pending:\n"
-        "                await BatchDelivery(self._context, ledger, begun_at).deliver()\n"
-        "            if begun is not None:\n                await self._count(ledger.batch, begun)\n",
+        "            if begun is not None:\n                await self._count(state.batch, begun)\n"
+        "            if state.pending:\n"
+        "                await BatchDelivery(self._context, state, begun_at).deliver()\n",
+        "            if state.pending:\n"
+        "                await BatchDelivery(self._context, state, begun_at).deliver()\n"
+        "            if begun is not None:\n                await self._count(state.batch, begun)\n",
     ),
     Mutant(
         "trust a 200 with foreign ids",
@@ -126,8 +126,8 @@ PLANTED = (
     Mutant(
         "call an aborted run finished",
         "submission/engine.py",
-        "        complete = ended and not cut and self.error",
-        "        complete = ended and self.error",
+        "        return ended and not cut and self.error",
+        "        return ended and self.error",
     ),
     Mutant(
         "reject after one refusal",
@@ -506,7 +506,7 @@ PLANTED = (
     Mutant(
         "resend other ids than the rows have",
         "submission/engine.py",
-        "            if not has_its_ids(ledger.batch, self._scheme, ledger.refused()):\n",
+        "            if not has_its_ids(state.batch, self._scheme, state.refused()):\n",
         "            if False:\n",
         by="fuzz",
     ),

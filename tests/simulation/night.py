@@ -193,7 +193,7 @@ class Job:
         self.sessions.append(session)
         loop = asyncio.get_running_loop()
         clock = Clock(
-            now=lambda: loop.time() - session.began_at, wall=self.wall, sleep=asyncio.sleep, draw=self.chance.random
+            now=lambda: loop.time() - session.began_at, wall=self.wall, sleep=asyncio.sleep, random=self.chance.random
         )
         opening = open_run(
             str(self.rows),
