@@ -430,7 +430,7 @@ ENDINGS = {
     "captive portal": (net.said(OK + b"\r\n<html>Please log in</html>"), ServiceRefused, "base URL and any proxy"),
     "another protocol for now": (net.said(b"HTTP/1.1 101 Switching Protocols\r\n\r\n"), ServiceRefused, "HTTP 101"),
     "resets": (net.cut_answer(0, "RST"), TemporaryStop, "--max-outage"),
-    "silence": (net.late_answer, TemporaryStop, "no answer in time"),
+    "silence": (net.late_answer, TemporaryStop, "no complete answer from 127.0.0.1:"),
 }
 
 
@@ -460,16 +460,17 @@ def words(through, listener, *more, scheme="http", rows=2):
     return ("run", file, "-w", "resize", *place, *more)
 
 
-@pytest.mark.parametrize(
-    ("kind", "reason"),
-    [
-        ("wrong host", "IP address mismatch"),
-        ("expired", "certificate has expired"),
-        ("self-signed", "self-signed certificate"),
-        ("plain HTTP", "WRONG_VERSION_NUMBER"),
-    ],
-)
-async def test_a_connection_that_is_not_secure_exits_with_3_and_sends_nothing(kind, reason, folder, certificates):
+INSECURE = {
+    # What the server shows, and how the message of the command begins.
+    "wrong host": "no connection can be made: the certificate of {} is not valid: IP address mismatch, ",
+    "expired": "no connection can be made: the certificate of {} is not valid: certificate has expired. Check ",
+    "self-signed": "no connection can be made: the certificate of {} is signed by an authority that ",
+    "plain HTTP": "no secure connection can be made: {} does not answer in TLS (WRONG_VERSION_NUMBER). Check ",
+}
+
+
+@pytest.mark.parametrize("kind", INSECURE)
+async def test_a_connection_that_is_not_secure_exits_with_3_and_sends_nothing(kind, folder, certificates):
     good, shown = certificates["good"], certificates.get(kind)
     trusted = shown if kind in ("wrong host", "expired") else good
     async with bench() as through:
@@ -481,7 +482,7 @@ async def test_a_connection_that_is_not_secure_exits_with_3_and_sends_nothing(ki
             ended = await asyncio.to_thread(bulkwf, *told)
             tries = 1 if shown else 4  # a server that speaks no TLS may be an overloaded one
             assert (ended.code, through.service.requests, way.connections) == (3, 0, tries), ended.err
-            assert f"no secure connection to the service: {reason}" in ended.err, ended.err
+            assert f"bulkwf: {INSECURE[kind].format(f'127.0.0.1:{way.port}')}" in ended.err, ended.err
         async with net.listening(net.Proxy, through.emulated, tls=good.server, port=way.port) as secure:
             told = words(through, secure, "--ca-file", good.file, scheme="https")
             assert (await asyncio.to_thread(bulkwf, *told)).code == 0

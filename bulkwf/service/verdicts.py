@@ -41,7 +41,7 @@ class Handling:
             service has settled nothing in this session.
         proven_retries: The same once it has settled something: address and credential are right then.
         probed: Once the service has settled something, probes decide before the run ends.
-        refuses: What the service refuses when the retries are used up.
+        failure: What the error says when the retries are used up, before the message of the last attempt.
         remedy: What the owner of the run can do then.
     """
 
@@ -54,7 +54,7 @@ class Handling:
     retries: float = 0
     proven_retries: float = 0
     probed: bool = True
-    refuses: str = "the run"
+    failure: str = "the service refuses the run"
     remedy: str = ""
 
     @property
@@ -80,6 +80,7 @@ HANDLING: Mapping[Verdict, Handling] = MappingProxyType(
             overload=True,
             retries=3,
             proven_retries=inf,
+            failure="no secure connection can be made",
             remedy="Check that the base URL's port speaks TLS, and that no proxy or firewall on the way breaks it.",
         ),
         Verdict.CONTRADICTION: Handling(
@@ -98,7 +99,7 @@ HANDLING: Mapping[Verdict, Handling] = MappingProxyType(
         Verdict.UNAUTHORIZED: Handling(
             action=Action.BACK_OFF,
             lookup_failed=True,
-            refuses="the credential",
+            failure="the service refuses the credential",
             remedy="The token needs the permission 'Workers Scripts Write' on this account (to verify, 'Read'); "
             "no row was rejected for this.",
         ),
@@ -132,6 +133,7 @@ HANDLING: Mapping[Verdict, Handling] = MappingProxyType(
         Verdict.FATAL: Handling(
             action=Action.BACK_OFF,
             probed=False,
+            failure="no connection can be made",
             remedy="Check the base URL, the proxy and the certificate authorities.",
         ),
         Verdict.ABSENT: Handling(accepted=True),

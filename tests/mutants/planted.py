@@ -189,14 +189,14 @@ PLANTED = (
     ),
     Mutant(
         "take an alert for a wrong certificate",
-        "transport/http.py",
-        "        kind, message = FaultKind.HANDSHAKE,",
-        "        kind, message = FaultKind.FATAL,",
+        "transport/faults.py",
+        "        return FaultKind.HANDSHAKE,",
+        "        return FaultKind.FATAL,",
         by="modules",
     ),
     Mutant(
         "wait for a proxy that refuses",
-        "transport/http.py",
+        "transport/faults.py",
         "        kind = FaultKind.FATAL if error.status in _PROXY_REFUSALS else FaultKind.NOT_SENT\n",
         "        kind = FaultKind.NOT_SENT\n",
         by="modules",
@@ -586,5 +586,12 @@ PLANTED = (
         "            if not pool.users and pool.clear(now):\n",
         "            if not pool.users:\n",
         by="budget",
+    ),
+    Mutant(
+        "call a request that has begun unsent",
+        "transport/http.py",
+        "        sending.began = True\n",
+        "",
+        by="modules",
     ),
 )
