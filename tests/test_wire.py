@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import uvloop
 from certificates import make_certificate
-from fakes import RUN_TARGET, Leave, now, run_virtual
+from fakes import RUN_TARGET, UNLIMITED, Leave, now, run_virtual
 
 from bulkwf.attempt import Reply
 from bulkwf.options import Options, Target
@@ -302,7 +302,7 @@ async def far(tls):
         await asyncio.gather(*tasks)
 
 
-async def left_behind(size, scheme, certificate, *, proxied=False):
+async def left_behind(size, scheme, certificate, *, proxied=False, **options):
     """How much of a body the process, and its socket, had not sent when `written` was called."""
     connected, left = [], []
 
@@ -323,7 +323,7 @@ async def left_behind(size, scheme, certificate, *, proxied=False):
         transport = AiohttpTransport(
             Target(base_url=f"{scheme}://{place}", account_id="a", workflow="w"),
             Credentials(lambda: {"Authorization": "Bearer token"}),
-            Options(ca_file=certificate.file, proxy=f"http://{place}" if proxied else None),
+            Options(ca_file=certificate.file, proxy=f"http://{place}" if proxied else None, **options),
             clock=time.monotonic,
             wall=time.time,
         )
@@ -343,6 +343,11 @@ def test_a_body_is_not_called_written_while_some_of_it_is_in_the_process_or_unse
     certificate, loop, size, scheme, proxied
 ):
     assert RUNS[loop](left_behind(size, scheme, certificate, proxied=proxied)) == [(0, 0), (0, 0)]
+
+
+def test_a_body_of_a_run_without_limits_is_not_called_written_too_early_either(certificate):
+    """Its requests count in the windows of other runs of the process."""
+    assert asyncio.run(left_behind(400_000, "https", certificate, rate=UNLIMITED)) == [(0, 0), (0, 0)]
 
 
 @pytest.mark.parametrize("loop", RUNS)

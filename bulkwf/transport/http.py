@@ -70,7 +70,6 @@ class AiohttpTransport:
         self._target = target
         self._credentials = credentials
         self._options = options
-        self._limited = options.rate.instances_per_s is not None or options.rate.requests_per_5m is not None
         self._clock = clock
         self._wall = wall
         self._tls = _tls_context(options.ca_file)
@@ -84,7 +83,7 @@ class AiohttpTransport:
         """See `Transport.send`."""
         if request.body is None:
             return await self._exchange(request, slot, None, slot.written)
-        body = _Body(request.body, slot, self._clock if self._limited else None)
+        body = _Body(request.body, slot, self._clock)
         try:
             return await self._exchange(request, slot, body, body.answered)
         finally:
@@ -264,10 +263,10 @@ class _Body(aiohttp.BytesPayload):
     Args:
         value: Its bytes.
         slot: Learns when the body has left this machine.
-        clock: Monotonic seconds. None if no rate is limited: then `written` is called when asyncio has the body.
+        clock: Monotonic seconds.
     """
 
-    def __init__(self, value: bytes, slot: Slot, clock: Callable[[], float] | None) -> None:
+    def __init__(self, value: bytes, slot: Slot, clock: Callable[[], float]) -> None:
         # Past BytesPayload's own constructor, which warns of bodies over 1 MiB.
         super(aiohttp.BytesPayload, self).__init__(value, content_type="application/json")
         self._size = len(value)
@@ -277,14 +276,12 @@ class _Body(aiohttp.BytesPayload):
 
     async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
         transport, size = getattr(writer, "transport", None), writer.output_size
-        if transport is not None and self._clock is not None:
+        if transport is not None:  # None: the connection is lost, and the write fails
             self._upload = Upload(transport, self._slot.written, self._clock)
         await super().write_with_length(writer, content_length)
         await writer.drain()
-        if self._upload is not None:  # which looks from timers of its own: what is waited for here delays the answer
+        if self._upload is not None:  # it looks from timers of its own: a wait here would delay the answer
             self._upload.follow(writer.output_size - size)
-        else:
-            self._slot.written()
 
     def answered(self) -> None:
         """The answer has begun."""
