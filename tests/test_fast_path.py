@@ -14,9 +14,9 @@ OTHERS = new_batch(ids=["w", "x", "y", "z"])
 
 
 def same_for(judging, *replies, batch=BATCH):
-    outcomes = [judging(batch, ALL, told) for told in replies]
-    assert outcomes == [judge(batch, ALL, told) for told in replies]
-    return outcomes
+    judgements = [judging(batch, ALL, told) for told in replies]
+    assert judgements == [judge(batch, ALL, told) for told in replies]
+    return judgements
 
 
 def test_an_answer_that_differs_from_a_known_one_only_in_its_ids_is_not_decoded(monkeypatch):
@@ -60,9 +60,9 @@ def test_the_bytes_of_an_id_in_another_field_are_not_taken_for_it(field):
 def test_an_answer_with_bytes_that_are_no_utf_8_is_known_too():
     body = good(named(*IDS)).body.replace(b'"messages": []', b'"messages": "\xff"')
 
-    outcomes = same_for(FastJudge(), reply(200, body), reply(200, body))
+    judgements = same_for(FastJudge(), reply(200, body), reply(200, body))
 
-    assert outcomes[0].created == ALL
+    assert judgements[0].created == ALL
 
 
 @pytest.mark.parametrize("odd", ["escaped", "far"])
@@ -77,12 +77,12 @@ def test_learning_an_answer_that_escapes_an_id_takes_little_memory(odd):
     told, judging = reply(200, b'{"success":true,"result":%b}' % items.encode()), FastJudge()
     tracemalloc.start()
     try:
-        outcome = judging(new_batch(ids), range(100), told)
+        judgement = judging(new_batch(ids), range(100), told)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
 
-    assert len(outcome.created) == 100
+    assert len(judgement.created) == 100
     assert peak < 10 * len(told.body)
 
 

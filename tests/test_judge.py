@@ -1,6 +1,7 @@
 """What each reply means: the table line by line. What holds for any reply whatever, `test_fuzz.py` says."""
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import format_datetime
 
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 
 from bulkwf.attempt import Fault, FaultKind, InstanceInfo, Reply, Verdict
 from bulkwf.model import Batch
-from bulkwf.service.judge import existence, judge, judge_lookup, judge_page, rejection, retry_after_s
+from bulkwf.service.judge import existence, judge, judge_lookup, judge_page, rejection
+from bulkwf.service.responses import retry_after_s
 
 IDS = ["a", "b", "c", "d"]
 ALL = range(4)
@@ -52,8 +54,8 @@ def failed(status, *codes, message="no"):
     return reply(status, {"success": False, "errors": errors, "messages": [], "result": None})
 
 
-def settled(outcome):
-    return {position: result.outcome for position, result in outcome.others}
+def settled(judgement):
+    return {position: result.outcome for position, result in judgement.others}
 
 
 # --- complete answers ---------------------------------------------------------------------------------------------
@@ -63,46 +65,50 @@ def settled(outcome):
 def test_a_complete_answer_that_names_every_id_settles_all_of_them_as_created(status):
     body = {"success": True, "result": named(*IDS, version_id="v", workflow_id="w")}
 
-    outcome = judge(BATCH, ALL, reply(status, body))
+    judgement = judge(BATCH, ALL, reply(status, body))
 
-    assert (outcome.verdict, list(outcome.created), outcome.others, outcome.unsettled) == (
+    assert (judgement.verdict, list(judgement.created), judgement.others, judgement.unsettled) == (
         Verdict.DONE,
         [0, 1, 2, 3],
         (),
         (),
     )
-    assert outcome.answer == InstanceInfo("queued", "v", "w")
+    assert judgement.answer == InstanceInfo("queued", "v", "w")
 
 
 def test_ids_are_matched_by_value_not_by_position():
-    outcome = judge(BATCH, (1, 2, 3), good(named("d", "b")))
+    judgement = judge(BATCH, (1, 2, 3), good(named("d", "b")))
 
-    assert (outcome.verdict, sorted(outcome.created), outcome.unsettled) == (Verdict.OMITTED, [1, 3], (2,))
+    assert (judgement.verdict, sorted(judgement.created), judgement.unsettled) == (Verdict.OMITTED, [1, 3], (2,))
     assert judge(BATCH, ALL, good(named("d", "c", "b", "a"))).verdict is Verdict.DONE
 
 
 def test_an_instance_of_another_status_is_settled_with_its_own():
-    outcome = judge(BATCH, ALL, good([*named("a", "b"), {"id": "c", "status": "running"}, {"id": "d"}]))
+    judgement = judge(BATCH, ALL, good([*named("a", "b"), {"id": "c", "status": "running"}, {"id": "d"}]))
 
-    assert (outcome.verdict, list(outcome.created), outcome.answer) == (Verdict.DONE, [0, 1], InstanceInfo("queued"))
-    assert [(p, r.outcome, r.status, r.row, r.id) for p, r in outcome.others] == [
+    assert (judgement.verdict, list(judgement.created), judgement.answer) == (
+        Verdict.DONE,
+        [0, 1],
+        InstanceInfo("queued"),
+    )
+    assert [(p, r.outcome, r.status, r.row, r.id) for p, r in judgement.others] == [
         (2, "created", "running", 105, "c"),
         (3, "created", None, 107, "d"),
     ]
 
 
 def test_ids_that_are_left_out_stay_unsettled_and_are_counted():
-    outcome = judge(BATCH, ALL, good(named("a", "c")))
+    judgement = judge(BATCH, ALL, good(named("a", "c")))
 
-    assert (outcome.verdict, outcome.unsettled) == (Verdict.OMITTED, (1, 3))
-    assert "2 of 4" in outcome.message
+    assert (judgement.verdict, judgement.unsettled) == (Verdict.OMITTED, (1, 3))
+    assert "2 of 4" in judgement.message
 
 
 @pytest.mark.parametrize("result", [[], None])
 def test_an_empty_answer_settles_nothing(result):
-    outcome = judge(BATCH, ALL, good(result))
+    judgement = judge(BATCH, ALL, good(result))
 
-    assert (outcome.verdict, outcome.created, outcome.unsettled) == (Verdict.OMITTED, [], (0, 1, 2, 3))
+    assert (judgement.verdict, judgement.created, judgement.unsettled) == (Verdict.OMITTED, [], (0, 1, 2, 3))
 
 
 @pytest.mark.parametrize(
@@ -124,10 +130,10 @@ def test_an_empty_answer_settles_nothing(result):
     ids=json.dumps,
 )
 def test_an_answer_about_ids_that_were_not_sent_or_one_id_twice_is_no_answer_to_this_request(result):
-    outcome = judge(BATCH, ALL, good(result))
+    judgement = judge(BATCH, ALL, good(result))
 
-    assert (outcome.verdict, outcome.created, outcome.others) == (Verdict.CONTRADICTION, (), ())
-    assert list(outcome.unsettled) == [0, 1, 2, 3]
+    assert (judgement.verdict, judgement.created, judgement.others) == (Verdict.CONTRADICTION, (), ())
+    assert list(judgement.unsettled) == [0, 1, 2, 3]
 
 
 def test_an_id_of_the_batch_that_this_request_did_not_contain_is_foreign():
@@ -140,9 +146,9 @@ def test_an_id_of_the_batch_that_this_request_did_not_contain_is_foreign():
 )
 @pytest.mark.parametrize("status", [200, 201, 204, 299])
 def test_a_2xx_that_is_not_the_expected_json_is_a_contradiction(status, body):
-    outcome = judge(BATCH, ALL, reply(status, body))
+    judgement = judge(BATCH, ALL, reply(status, body))
 
-    assert (outcome.verdict, outcome.unsettled) == (Verdict.CONTRADICTION, ALL)
+    assert (judgement.verdict, judgement.unsettled) == (Verdict.CONTRADICTION, ALL)
 
 
 # --- the newer result ---------------------------------------------------------------------------------------------
@@ -154,15 +160,15 @@ def test_the_newer_result_says_of_each_instance_what_became_of_it():
         {"index": 2, "code": 10010, "message": "bad\x1bparams"},
     ]
 
-    outcome = judge(BATCH, ALL, good({"created": named("a"), "errors": errors}))
+    judgement = judge(BATCH, ALL, good({"created": named("a"), "errors": errors}))
 
-    assert (outcome.verdict, list(outcome.created), settled(outcome)) == (
+    assert (judgement.verdict, list(judgement.created), settled(judgement)) == (
         Verdict.OMITTED,
         [0],
         {1: "existed", 2: "rejected"},
     )
-    assert outcome.unsettled == (3,)
-    existed, rejected = (result for _, result in outcome.others)
+    assert judgement.unsettled == (3,)
+    existed, rejected = (result for _, result in judgement.others)
     assert (existed.row, existed.id, existed.code) == (103, "b", None)
     assert (rejected.row, rejected.id, rejected.code, rejected.message) == (105, "c", 10010, "bad params")
 
@@ -170,39 +176,45 @@ def test_the_newer_result_says_of_each_instance_what_became_of_it():
 def test_a_duplicate_within_the_request_is_rejected_with_its_code():
     result = {"created": named("a", "b", "c"), "errors": [{"id": "d", "code": 10415, "message": "duplicate"}]}
 
-    outcome = judge(BATCH, ALL, good(result))
+    judgement = judge(BATCH, ALL, good(result))
 
-    assert (outcome.verdict, settled(outcome), outcome.others[0][1].code) == (Verdict.DONE, {3: "rejected"}, 10415)
+    assert (judgement.verdict, settled(judgement), judgement.others[0][1].code) == (
+        Verdict.DONE,
+        {3: "rejected"},
+        10415,
+    )
 
 
 def test_an_index_counts_the_instances_of_the_request_not_of_the_batch():
-    outcome = judge(BATCH, (1, 3), good({"created": named("b"), "errors": [{"index": 1, "code": 5}]}))
+    judgement = judge(BATCH, (1, 3), good({"created": named("b"), "errors": [{"index": 1, "code": 5}]}))
 
-    assert settled(outcome) == {3: "rejected"}
+    assert settled(judgement) == {3: "rejected"}
 
 
 def test_an_id_decides_where_the_index_says_something_else():
-    outcome = judge(BATCH, ALL, good({"created": named("a", "b", "d"), "errors": [{"index": 0, "id": "c", "code": 5}]}))
+    judgement = judge(
+        BATCH, ALL, good({"created": named("a", "b", "d"), "errors": [{"index": 0, "id": "c", "code": 5}]})
+    )
 
-    assert settled(outcome) == {2: "rejected"}
+    assert settled(judgement) == {2: "rejected"}
 
 
 def test_an_instance_that_failed_inside_the_service_is_in_doubt_not_rejected():
     errors = [{"id": one, "code": 10001, "message": "internal"} for one in ("d", "b")]
 
-    outcome = judge(BATCH, ALL, good({"created": named("a"), "errors": errors}))
+    judgement = judge(BATCH, ALL, good({"created": named("a"), "errors": errors}))
 
-    assert (outcome.verdict, outcome.others, list(outcome.created)) == (Verdict.IN_DOUBT, (), [0])
-    assert outcome.unsettled == (1, 2, 3), "in the order of the rows, in which a body is composed"
+    assert (judgement.verdict, judgement.others, list(judgement.created)) == (Verdict.IN_DOUBT, (), [0])
+    assert judgement.unsettled == (1, 2, 3), "in the order of the rows, in which a body is composed"
 
 
 @pytest.mark.parametrize("code", [971, 10429])
 def test_an_instance_that_was_too_fast_is_throttled_not_rejected(code):
     errors = [{"id": "b", "code": code, "message": "rate"}, {"id": "c", "code": 5, "message": "bad"}]
 
-    outcome = judge(BATCH, ALL, good({"created": named("a", "d"), "errors": errors}))
+    judgement = judge(BATCH, ALL, good({"created": named("a", "d"), "errors": errors}))
 
-    assert (outcome.verdict, settled(outcome), outcome.unsettled) == (Verdict.THROTTLED, {2: "rejected"}, (1,))
+    assert (judgement.verdict, settled(judgement), judgement.unsettled) == (Verdict.THROTTLED, {2: "rejected"}, (1,))
 
 
 def test_the_newer_result_without_errors_is_a_complete_answer():
@@ -224,9 +236,9 @@ def test_the_newer_result_without_errors_is_a_complete_answer():
 def test_a_fault_means_what_the_transport_knows_of_it(kind, verdict):
     fault = Fault(kind=kind, message="the connection was reset")
 
-    outcome = judge(BATCH, (1, 2), fault)
+    judgement = judge(BATCH, (1, 2), fault)
 
-    assert (outcome.verdict, outcome.unsettled, outcome.message) == (verdict, (1, 2), "the connection was reset")
+    assert (judgement.verdict, judgement.unsettled, judgement.message) == (verdict, (1, 2), "the connection was reset")
     assert judge_lookup(BATCH, 2, fault).verdict is verdict
 
 
@@ -276,9 +288,9 @@ ENVELOPE_TABLE = [
 
 @pytest.mark.parametrize(("status", "codes", "verdict"), ENVELOPE_TABLE)
 def test_an_envelope_of_failure_means_what_the_table_says(status, codes, verdict):
-    outcome = judge(BATCH, ALL, failed(status, *codes))
+    judgement = judge(BATCH, ALL, failed(status, *codes))
 
-    assert (outcome.verdict, outcome.created, outcome.others, outcome.unsettled) == (verdict, (), (), ALL)
+    assert (judgement.verdict, judgement.created, judgement.others, judgement.unsettled) == (verdict, (), (), ALL)
 
 
 HTML_TABLE = [
@@ -302,9 +314,9 @@ HTML_TABLE = [
 @pytest.mark.parametrize(("status", "headers", "verdict"), HTML_TABLE)
 @pytest.mark.parametrize("body", [HTML, b"", b"[]", b'{"errors":'])
 def test_a_page_that_is_not_the_services_own_json_never_makes_a_row_bad(status, headers, verdict, body):
-    outcome = judge(BATCH, (2,), reply(status, body, **headers))
+    judgement = judge(BATCH, (2,), reply(status, body, **headers))
 
-    assert (outcome.verdict, outcome.unsettled) == (verdict, (2,))
+    assert (judgement.verdict, judgement.unsettled) == (verdict, (2,))
 
 
 @pytest.mark.parametrize(
@@ -327,18 +339,18 @@ def test_a_503_envelope_that_quotes_a_challenge_is_still_the_services_own_word()
 
 @pytest.mark.parametrize("status", [400, 409, 422, 200, 500])
 def test_the_word_that_an_instance_exists_settles_a_row_that_stood_alone(status):
-    outcome = judge(BATCH, (3,), failed(status, 10405))
+    judgement = judge(BATCH, (3,), failed(status, 10405))
 
-    assert (outcome.verdict, settled(outcome), outcome.unsettled) == (Verdict.DONE, {3: "existed"}, ())
-    assert (outcome.others[0][1].row, outcome.others[0][1].id) == (107, "d")
+    assert (judgement.verdict, settled(judgement), judgement.unsettled) == (Verdict.DONE, {3: "existed"}, ())
+    assert (judgement.others[0][1].row, judgement.others[0][1].id) == (107, "d")
 
 
 def test_the_error_that_blames_the_credential_is_the_one_that_is_told():
     errors = [{"code": 7, "message": "other"}, {"code": 6003, "message": "x", "error_chain": [{"code": 6111}]}]
 
-    outcome = judge(BATCH, ALL, reply(400, {"success": False, "errors": errors}))
+    judgement = judge(BATCH, ALL, reply(400, {"success": False, "errors": errors}))
 
-    assert (outcome.verdict, outcome.code, outcome.message) == (Verdict.UNAUTHORIZED, 6003, "x")
+    assert (judgement.verdict, judgement.code, judgement.message) == (Verdict.UNAUTHORIZED, 6003, "x")
 
 
 def test_an_authentication_code_in_a_chain_is_found():
@@ -348,12 +360,12 @@ def test_an_authentication_code_in_a_chain_is_found():
 
 
 def test_a_message_tells_what_came_where_the_service_gave_no_reason():
-    outcome = judge(BATCH, ALL, reply(502, b"<h1>Bad\x1b[31m gateway</h1>", cf_ray="8f-AMS"))
+    judgement = judge(BATCH, ALL, reply(502, b"<h1>Bad\x1b[31m gateway</h1>", cf_ray="8f-AMS"))
 
-    assert outcome.code == 502
-    assert "502" in outcome.message
-    assert "8f-AMS" in outcome.message
-    assert "Bad [31m gateway" in outcome.message
+    assert judgement.code == 502
+    assert "502" in judgement.message
+    assert "8f-AMS" in judgement.message
+    assert "Bad [31m gateway" in judgement.message
     assert "an empty body" in judge(BATCH, ALL, reply(502)).message
     assert len(judge(BATCH, ALL, reply(502, b"x" * 10_000)).message) <= 300
 
@@ -363,10 +375,10 @@ def test_a_message_tells_what_came_where_the_service_gave_no_reason():
 
 @pytest.mark.parametrize("result", [{"id": "c", "status": "complete"}, {"status": "complete"}])
 def test_a_look_up_that_finds_the_instance_settles_it_as_existed(result):
-    outcome = judge_lookup(BATCH, 2, good(result))
+    judgement = judge_lookup(BATCH, 2, good(result))
 
-    assert (outcome.verdict, settled(outcome), outcome.unsettled) == (Verdict.DONE, {2: "existed"}, ())
-    assert (outcome.others[0][1].row, outcome.others[0][1].status) == (105, "complete")
+    assert (judgement.verdict, settled(judgement), judgement.unsettled) == (Verdict.DONE, {2: "existed"}, ())
+    assert (judgement.others[0][1].row, judgement.others[0][1].status) == (105, "complete")
 
 
 LOOKUP_TABLE = [
@@ -409,10 +421,10 @@ def failed_but_told(result, *codes):
 
 @pytest.mark.parametrize("result", [{"id": "c", "status": "complete"}, {"status": "complete"}])
 def test_a_look_up_that_is_called_failed_and_tells_the_status_settles_the_instance_as_existed(result):
-    outcome = judge_lookup(BATCH, 2, failed_but_told(result, 10001))
+    judgement = judge_lookup(BATCH, 2, failed_but_told(result, 10001))
 
-    assert (outcome.verdict, settled(outcome)) == (Verdict.DONE, {2: "existed"})
-    assert outcome.others[0][1].status == "complete"
+    assert (judgement.verdict, settled(judgement)) == (Verdict.DONE, {2: "existed"})
+    assert judgement.others[0][1].status == "complete"
 
 
 @pytest.mark.parametrize(
@@ -426,32 +438,32 @@ def test_a_look_up_that_is_called_failed_and_tells_the_status_settles_the_instan
     ],
 )
 def test_a_look_up_that_is_called_failed_settles_nothing_otherwise(answer, verdict):
-    outcome = judge_lookup(BATCH, 2, answer)
+    judgement = judge_lookup(BATCH, 2, answer)
 
-    assert (outcome.verdict, outcome.others) == (verdict, ())
+    assert (judgement.verdict, judgement.others) == (verdict, ())
 
 
 @pytest.mark.parametrize(("answer", "verdict"), LOOKUP_TABLE)
 def test_a_look_up_that_finds_nothing_proves_nothing_but_absence(answer, verdict):
-    outcome = judge_lookup(BATCH, 2, answer)
+    judgement = judge_lookup(BATCH, 2, answer)
 
-    assert (outcome.verdict, outcome.others, outcome.created, outcome.unsettled) == (verdict, (), (), (2,))
+    assert (judgement.verdict, judgement.others, judgement.created, judgement.unsettled) == (verdict, (), (), (2,))
 
 
 # --- pages of the list --------------------------------------------------------------------------------------------
 
 
 def test_a_page_of_the_list_is_handed_on():
-    outcome, page = judge_page(good([{"id": "a", "status": "running"}, {"id": "x"}]))
+    judgement, page = judge_page(good([{"id": "a", "status": "running"}, {"id": "x"}]))
 
-    assert (outcome.verdict, outcome.unsettled, outcome.others) == (Verdict.DONE, (), ())
+    assert (judgement.verdict, judgement.unsettled, judgement.others) == (Verdict.DONE, (), ())
     assert [(one.id, one.status) for one in page.listed] == [("a", "running"), ("x", None)]
 
 
 def test_an_empty_page_is_a_page():
-    outcome, page = judge_page(good([]))
+    judgement, page = judge_page(good([]))
 
-    assert (outcome.verdict, page.listed, page.cursor) == (Verdict.DONE, [], None)
+    assert (judgement.verdict, page.listed, page.cursor) == (Verdict.DONE, [], None)
 
 
 @pytest.mark.parametrize(
@@ -485,16 +497,19 @@ def test_an_empty_page_is_a_page():
     ],
 )
 def test_what_is_no_page_is_judged_as_any_failure_and_an_answer_without_a_list_refuses_it(answer, verdict):
-    outcome, page = judge_page(answer)
+    judgement, page = judge_page(answer)
 
-    assert (outcome.verdict, page) == (verdict, None)
-    assert outcome.message
+    assert (judgement.verdict, page) == (verdict, None)
+    assert judgement.message
 
 
 def test_a_refused_page_is_told_with_what_came_instead():
-    outcome, _ = judge_page(reply(200, {"success": True, "result": {"x": "y\x1b[2J"}}, cf_ray="8c1"))
+    judgement, _ = judge_page(reply(200, {"success": True, "result": {"x": "y\x1b[2J"}}, cf_ray="8c1"))
 
-    assert outcome.message == 'no list: HTTP 200, cf-ray 8c1: {"success": true, "result": {"x": "y\\u001b[2J"}}'
+    assert (
+        judgement.message
+        == 'the answer holds no list: HTTP 200, cf-ray 8c1: {"success": true, "result": {"x": "y\\u001b[2J"}}'
+    )
 
 
 def test_a_throttled_page_hands_its_pause_on():
@@ -557,6 +572,14 @@ def test_a_date_is_held_against_the_answers_own_and_else_against_our_clock():
         assert retry_after_s(undated) == 10.0
 
 
+@pytest.mark.parametrize("answer", [good(named("x")), reply(200, HTML), failed(500), failed(400, 10010)])
+def test_the_judgement_of_a_failure_holds_the_time_since_its_request_was_sent(answer):
+    late = replace(answer, elapsed_s=7.0)
+
+    assert judge(BATCH, ALL, late).elapsed_s == 7.0
+    assert judge_lookup(BATCH, 2, late).elapsed_s == 7.0
+
+
 @pytest.mark.parametrize("status", [429, 503, 500])
 def test_an_ordered_pause_is_handed_on(status):
     answer = reply(status, {"success": False, "errors": []}, retry_after="7")
@@ -587,10 +610,10 @@ def test_what_is_confirmed_or_given_up_is_settled_with_its_row():
 
 def test_a_redirect_is_named_with_where_it_leads():
     reply = Reply(status=302, headers={"location": "https://elsewhere.example/\x1b[31m"}, body=b"")
-    outcome = judge(new_batch(), (0,), reply)
+    judgement = judge(new_batch(), (0,), reply)
 
-    assert outcome.verdict is Verdict.WRONG_ADDRESS
-    assert "a redirect to https://elsewhere.example/ [31m, which is not followed" in outcome.message
+    assert judgement.verdict is Verdict.WRONG_ADDRESS
+    assert "a redirect to https://elsewhere.example/ [31m, which is not followed" in judgement.message
 
 
 @pytest.mark.parametrize("codes", [(10001, 971), (971, 10001)])

@@ -1,9 +1,12 @@
-"""The bodies of answers, decoded. Pure."""
+"""The bodies of answers, and the pauses that their headers order, decoded. Pure."""
 
+import re
+from email.utils import parsedate_to_datetime
 from typing import Annotated, Any, TypeVar
 
 import msgspec
 
+from bulkwf.attempt import Reply
 from bulkwf.nesting import _is_deeper
 from bulkwf.text import clean
 
@@ -19,6 +22,7 @@ __all__ = [
     "decode_errors",
     "decode_lookup",
     "decode_page",
+    "retry_after_s",
 ]
 
 MAX_ANSWER_NESTING = 600
@@ -30,6 +34,11 @@ every Python version reads an answer of this depth.
 
 MAX_ERRORS_BYTES = 262_144
 """A longer list of errors is not the service's. Decoded, a list of empty objects takes forty times its own size."""
+
+MAX_RETRY_AFTER_S = 1e9
+"""A longer `Retry-After` is cut to this, in seconds."""
+
+_SECONDS = re.compile("[0-9]+", re.ASCII)
 
 Code = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 """An error code that the checkpoint can hold."""
@@ -221,3 +230,29 @@ def _errors(value: Any, depth: int) -> list[ServiceError]:
             )
             found += _errors(entry.get("error_chain"), depth - 1)
     return found
+
+
+def retry_after_s(reply: Reply) -> float | None:
+    """The pause that a reply orders: seconds in ASCII digits, or an HTTP date minus the reply's own date.
+
+    Of several headers that give seconds, the longest counts.
+    """
+    text = reply.headers.get("retry-after", "").strip()
+    values = [value.strip() for value in text.split(",")]
+    if all(_SECONDS.fullmatch(value) for value in values):
+        return min(max(float(value) for value in values), MAX_RETRY_AFTER_S)
+    until = _http_date(text)
+    if until is None:
+        return None
+    now = _http_date(reply.headers.get("date", "")) or reply.received_at
+    return max(0.0, until - now)
+
+
+def _http_date(text: str) -> float | None:
+    """A date in HTTP's format, as Unix time; None for any other text."""
+    if not text.isascii() or not text.endswith("GMT"):
+        return None
+    try:
+        return parsedate_to_datetime(text).timestamp()
+    except (ValueError, TypeError, OverflowError):
+        return None

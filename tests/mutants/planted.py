@@ -37,9 +37,9 @@ PLANTED = (
     Mutant(
         "trust a 200 with foreign ids",
         "service/judge.py",
-        "        position = position_of.pop(one.id, None)\n        if position is None:\n",
-        "        position = position_of.pop(one.id, None)\n        if position is None:\n            continue\n"
-        "        if position is None:\n",
+        "    contradiction = _contradiction(ids, envelope)\n",
+        "    envelope.answered = [one for one in envelope.answered if one.id in ids]\n"
+        "    contradiction = _contradiction(ids, envelope)\n",
         by="modules",
     ),
     Mutant(
