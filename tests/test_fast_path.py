@@ -7,7 +7,7 @@ import pytest
 from test_judge import ALL, BATCH, IDS, good, named, new_batch, reply
 
 from bulkwf.attempt import Verdict
-from bulkwf.service.fast_path import MOST_FRAMES, FastJudge
+from bulkwf.service.fast_path import MAX_FRAMES, FastJudge
 from bulkwf.service.judge import judge
 
 OTHERS = new_batch(ids=["w", "x", "y", "z"])
@@ -19,7 +19,7 @@ def same_for(judging, *replies, batch=BATCH):
     return judgements
 
 
-def test_an_answer_that_differs_from_a_known_one_only_in_its_ids_is_not_decoded(monkeypatch):
+def test_answer_that_differs_from_the_frame_in_ids_alone_is_not_decoded(monkeypatch):
     judging = FastJudge()
     first = judging(BATCH, ALL, good(named(*IDS, version_id="v1")))
     monkeypatch.setattr("bulkwf.service.judge.decode_answer", lambda body: pytest.fail("decoded"))
@@ -39,14 +39,14 @@ def test_an_answer_that_differs_from_a_known_one_only_in_its_ids_is_not_decoded(
         [*named(*IDS[:3]), {"id": "d", "status": "running"}],
     ],
 )
-def test_an_answer_that_differs_from_the_known_one_is_judged_as_without_it(told):
+def test_answer_that_differs_from_the_frame_is_judged_by_judge(told):
     judging = FastJudge()
     same_for(judging, good(named(*IDS)), good(told), good(named(*IDS)))
     same_for(judging, good(named(*OTHERS.ids)), good(told), batch=OTHERS)
 
 
 @pytest.mark.parametrize("field", ['"name":"%s","id":"%s"', '"id":"%s","name":"%s"'])
-def test_the_bytes_of_an_id_in_another_field_are_not_taken_for_it(field):
+def test_text_of_an_id_in_another_field_is_not_taken_for_the_id(field):
     def answer(names, ids):
         items = ",".join("{" + field % pair + "}" for pair in zip(names, ids, strict=True))
         return reply(200, b'{"success":true,"result":[%b]}' % items.encode())
@@ -57,7 +57,7 @@ def test_the_bytes_of_an_id_in_another_field_are_not_taken_for_it(field):
     same_for(judging, answer(OTHERS.ids, IDS), answer(IDS, OTHERS.ids), answer(OTHERS.ids, escaped), batch=OTHERS)
 
 
-def test_an_answer_with_bytes_that_are_no_utf_8_is_known_too():
+def test_answer_that_is_not_utf_8_can_make_a_frame():
     body = good(named(*IDS)).body.replace(b'"messages": []', b'"messages": "\xff"')
 
     judgements = same_for(FastJudge(), reply(200, body), reply(200, body))
@@ -66,7 +66,7 @@ def test_an_answer_with_bytes_that_are_no_utf_8_is_known_too():
 
 
 @pytest.mark.parametrize("odd", ["escaped", "far"])
-def test_learning_an_answer_that_escapes_an_id_takes_little_memory(odd):
+def test_making_a_frame_of_an_odd_answer_takes_little_memory(odd):
     ids = [f"id-{number}" for number in range(100)]
     items = json.dumps(named(*ids))
     items = (
@@ -86,11 +86,11 @@ def test_learning_an_answer_that_escapes_an_id_takes_little_memory(odd):
     assert peak < 10 * len(told.body)
 
 
-def test_answers_that_are_never_alike_are_not_learnt_without_end(monkeypatch):
+def test_number_of_frames_is_bounded_when_no_two_answers_are_alike(monkeypatch):
     learnt = []
     monkeypatch.setattr("bulkwf.service.fast_path._frame", lambda *given: learnt.append(given))
     judging = FastJudge()
-    for number in range(MOST_FRAMES + 5):
+    for number in range(MAX_FRAMES + 5):
         judging(BATCH, ALL, good(named(*IDS, version_id=f"v{number}")))
 
-    assert len(learnt) == MOST_FRAMES
+    assert len(learnt) == MAX_FRAMES

@@ -62,7 +62,7 @@ def settled(judgement):
 
 
 @pytest.mark.parametrize("status", [200, 201, 202])
-def test_a_complete_answer_that_names_every_id_settles_all_of_them_as_created(status):
+def test_answer_that_names_every_id_settles_all_as_created(status):
     body = {"success": True, "result": named(*IDS, version_id="v", workflow_id="w")}
 
     judgement = judge(BATCH, ALL, reply(status, body))
@@ -83,7 +83,7 @@ def test_ids_are_matched_by_value_not_by_position():
     assert judge(BATCH, ALL, good(named("d", "c", "b", "a"))).verdict is Verdict.DONE
 
 
-def test_an_instance_of_another_status_is_settled_with_its_own():
+def test_instance_with_another_status_is_settled_with_its_own_status():
     judgement = judge(BATCH, ALL, good([*named("a", "b"), {"id": "c", "status": "running"}, {"id": "d"}]))
 
     assert (judgement.verdict, list(judgement.created), judgement.answer) == (
@@ -97,7 +97,7 @@ def test_an_instance_of_another_status_is_settled_with_its_own():
     ]
 
 
-def test_ids_that_are_left_out_stay_unsettled_and_are_counted():
+def test_omitted_ids_stay_unsettled_and_are_counted():
     judgement = judge(BATCH, ALL, good(named("a", "c")))
 
     assert (judgement.verdict, judgement.unsettled) == (Verdict.OMITTED, (1, 3))
@@ -105,7 +105,7 @@ def test_ids_that_are_left_out_stay_unsettled_and_are_counted():
 
 
 @pytest.mark.parametrize("result", [[], None])
-def test_an_empty_answer_settles_nothing(result):
+def test_empty_answer_settles_nothing(result):
     judgement = judge(BATCH, ALL, good(result))
 
     assert (judgement.verdict, judgement.created, judgement.unsettled) == (Verdict.OMITTED, [], (0, 1, 2, 3))
@@ -129,14 +129,14 @@ def test_an_empty_answer_settles_nothing(result):
     ],
     ids=json.dumps,
 )
-def test_an_answer_about_ids_that_were_not_sent_or_one_id_twice_is_no_answer_to_this_request(result):
+def test_answer_with_foreign_or_repeated_ids_is_a_contradiction(result):
     judgement = judge(BATCH, ALL, good(result))
 
     assert (judgement.verdict, judgement.created, judgement.others) == (Verdict.CONTRADICTION, (), ())
     assert list(judgement.unsettled) == [0, 1, 2, 3]
 
 
-def test_an_id_of_the_batch_that_this_request_did_not_contain_is_foreign():
+def test_id_of_another_part_of_the_batch_is_foreign():
     assert judge(BATCH, (0, 1), good(named("a", "b", "c"))).verdict is Verdict.CONTRADICTION
 
 
@@ -145,7 +145,7 @@ def test_an_id_of_the_batch_that_this_request_did_not_contain_is_foreign():
     [b"", b"ok", HTML, b"{}", b"[]", b"null", b'{"success":true,"result":[{"id":"a"', b'{"success":true,"result":"x"}'],
 )
 @pytest.mark.parametrize("status", [200, 201, 204, 299])
-def test_a_2xx_that_is_not_the_expected_json_is_a_contradiction(status, body):
+def test_2xx_that_is_not_the_expected_json_is_a_contradiction(status, body):
     judgement = judge(BATCH, ALL, reply(status, body))
 
     assert (judgement.verdict, judgement.unsettled) == (Verdict.CONTRADICTION, ALL)
@@ -154,7 +154,7 @@ def test_a_2xx_that_is_not_the_expected_json_is_a_contradiction(status, body):
 # --- the newer result ---------------------------------------------------------------------------------------------
 
 
-def test_the_newer_result_says_of_each_instance_what_became_of_it():
+def test_newer_result_settles_each_instance_by_its_own_entry():
     errors = [
         {"index": 1, "id": "b", "code": 10405, "message": "instance.already_exists"},
         {"index": 2, "code": 10010, "message": "bad\x1bparams"},
@@ -173,7 +173,7 @@ def test_the_newer_result_says_of_each_instance_what_became_of_it():
     assert (rejected.row, rejected.id, rejected.code, rejected.message) == (105, "c", 10010, "bad params")
 
 
-def test_a_duplicate_within_the_request_is_rejected_with_its_code():
+def test_duplicate_within_the_request_is_rejected_with_its_code():
     result = {"created": named("a", "b", "c"), "errors": [{"id": "d", "code": 10415, "message": "duplicate"}]}
 
     judgement = judge(BATCH, ALL, good(result))
@@ -185,13 +185,13 @@ def test_a_duplicate_within_the_request_is_rejected_with_its_code():
     )
 
 
-def test_an_index_counts_the_instances_of_the_request_not_of_the_batch():
+def test_index_of_an_error_counts_the_instances_of_the_request():
     judgement = judge(BATCH, (1, 3), good({"created": named("b"), "errors": [{"index": 1, "code": 5}]}))
 
     assert settled(judgement) == {3: "rejected"}
 
 
-def test_an_id_decides_where_the_index_says_something_else():
+def test_id_of_an_error_decides_where_its_index_differs():
     judgement = judge(
         BATCH, ALL, good({"created": named("a", "b", "d"), "errors": [{"index": 0, "id": "c", "code": 5}]})
     )
@@ -199,7 +199,7 @@ def test_an_id_decides_where_the_index_says_something_else():
     assert settled(judgement) == {2: "rejected"}
 
 
-def test_an_instance_that_failed_inside_the_service_is_in_doubt_not_rejected():
+def test_instance_with_an_internal_error_is_in_doubt_not_rejected():
     errors = [{"id": one, "code": 10001, "message": "internal"} for one in ("d", "b")]
 
     judgement = judge(BATCH, ALL, good({"created": named("a"), "errors": errors}))
@@ -209,7 +209,7 @@ def test_an_instance_that_failed_inside_the_service_is_in_doubt_not_rejected():
 
 
 @pytest.mark.parametrize("code", [971, 10429])
-def test_an_instance_that_was_too_fast_is_throttled_not_rejected(code):
+def test_instance_with_a_rate_error_is_throttled_not_rejected(code):
     errors = [{"id": "b", "code": code, "message": "rate"}, {"id": "c", "code": 5, "message": "bad"}]
 
     judgement = judge(BATCH, ALL, good({"created": named("a", "d"), "errors": errors}))
@@ -217,7 +217,7 @@ def test_an_instance_that_was_too_fast_is_throttled_not_rejected(code):
     assert (judgement.verdict, settled(judgement), judgement.unsettled) == (Verdict.THROTTLED, {2: "rejected"}, (1,))
 
 
-def test_the_newer_result_without_errors_is_a_complete_answer():
+def test_newer_result_without_errors_is_a_complete_answer():
     assert judge(BATCH, ALL, good({"created": named(*IDS)})).verdict is Verdict.DONE
 
 
@@ -233,7 +233,7 @@ def test_the_newer_result_without_errors_is_a_complete_answer():
         (FaultKind.FATAL, Verdict.FATAL),
     ],
 )
-def test_a_fault_means_what_the_transport_knows_of_it(kind, verdict):
+def test_fault_is_judged_by_its_kind(kind, verdict):
     fault = Fault(kind=kind, message="the connection was reset")
 
     judgement = judge(BATCH, (1, 2), fault)
@@ -287,7 +287,7 @@ ENVELOPE_TABLE = [
 
 
 @pytest.mark.parametrize(("status", "codes", "verdict"), ENVELOPE_TABLE)
-def test_an_envelope_of_failure_means_what_the_table_says(status, codes, verdict):
+def test_failed_envelope_is_judged_by_status_and_codes(status, codes, verdict):
     judgement = judge(BATCH, ALL, failed(status, *codes))
 
     assert (judgement.verdict, judgement.created, judgement.others, judgement.unsettled) == (verdict, (), (), ALL)
@@ -313,7 +313,7 @@ HTML_TABLE = [
 
 @pytest.mark.parametrize(("status", "headers", "verdict"), HTML_TABLE)
 @pytest.mark.parametrize("body", [HTML, b"", b"[]", b'{"errors":'])
-def test_a_page_that_is_not_the_services_own_json_never_makes_a_row_bad(status, headers, verdict, body):
+def test_answer_that_is_not_json_never_blames_a_row(status, headers, verdict, body):
     judgement = judge(BATCH, (2,), reply(status, body, **headers))
 
     assert (judgement.verdict, judgement.unsettled) == (verdict, (2,))
@@ -329,23 +329,23 @@ def test_a_page_that_is_not_the_services_own_json_never_makes_a_row_bad(status, 
         b"<title>JUST A MOMENT</title>",
     ],
 )
-def test_a_503_with_the_signs_of_a_challenge_is_one(page):
+def test_503_with_signs_of_a_challenge_is_a_challenge(page):
     assert judge(BATCH, ALL, reply(503, page)).verdict is Verdict.CHALLENGED
 
 
-def test_a_503_envelope_that_quotes_a_challenge_is_still_the_services_own_word():
+def test_503_envelope_that_quotes_a_challenge_is_not_a_challenge():
     assert judge(BATCH, ALL, failed(503, 10001, message="Just a moment")).verdict is Verdict.IN_DOUBT
 
 
 @pytest.mark.parametrize("status", [400, 409, 422, 200, 500])
-def test_the_word_that_an_instance_exists_settles_a_row_that_stood_alone(status):
+def test_error_already_exists_settles_a_row_that_was_sent_alone(status):
     judgement = judge(BATCH, (3,), failed(status, 10405))
 
     assert (judgement.verdict, settled(judgement), judgement.unsettled) == (Verdict.DONE, {3: "existed"}, ())
     assert (judgement.others[0][1].row, judgement.others[0][1].id) == (107, "d")
 
 
-def test_the_error_that_blames_the_credential_is_the_one_that_is_told():
+def test_message_quotes_the_error_that_blames_the_credential():
     errors = [{"code": 7, "message": "other"}, {"code": 6003, "message": "x", "error_chain": [{"code": 6111}]}]
 
     judgement = judge(BATCH, ALL, reply(400, {"success": False, "errors": errors}))
@@ -353,13 +353,13 @@ def test_the_error_that_blames_the_credential_is_the_one_that_is_told():
     assert (judgement.verdict, judgement.code, judgement.message) == (Verdict.UNAUTHORIZED, 6003, "x")
 
 
-def test_an_authentication_code_in_a_chain_is_found():
+def test_authentication_code_in_an_error_chain_is_found():
     errors = [{"code": 7, "message": "other", "error_chain": [{"code": 9109, "message": "Unauthorized"}]}]
 
     assert judge(BATCH, ALL, reply(400, {"success": False, "errors": errors})).verdict is Verdict.UNAUTHORIZED
 
 
-def test_a_message_tells_what_came_where_the_service_gave_no_reason():
+def test_message_quotes_the_answer_where_it_gives_no_reason():
     judgement = judge(BATCH, ALL, reply(502, b"<h1>Bad\x1b[31m gateway</h1>", cf_ray="8f-AMS"))
 
     assert judgement.code == 502
@@ -374,7 +374,7 @@ def test_a_message_tells_what_came_where_the_service_gave_no_reason():
 
 
 @pytest.mark.parametrize("result", [{"id": "c", "status": "complete"}, {"status": "complete"}])
-def test_a_look_up_that_finds_the_instance_settles_it_as_existed(result):
+def test_look_up_that_finds_the_instance_settles_it_as_existed(result):
     judgement = judge_lookup(BATCH, 2, good(result))
 
     assert (judgement.verdict, settled(judgement), judgement.unsettled) == (Verdict.DONE, {2: "existed"}, ())
@@ -420,7 +420,7 @@ def failed_but_told(result, *codes):
 
 
 @pytest.mark.parametrize("result", [{"id": "c", "status": "complete"}, {"status": "complete"}])
-def test_a_look_up_that_is_called_failed_and_tells_the_status_settles_the_instance_as_existed(result):
+def test_failed_look_up_with_a_status_settles_the_instance_as_existed(result):
     judgement = judge_lookup(BATCH, 2, failed_but_told(result, 10001))
 
     assert (judgement.verdict, settled(judgement)) == (Verdict.DONE, {2: "existed"})
@@ -437,14 +437,14 @@ def test_a_look_up_that_is_called_failed_and_tells_the_status_settles_the_instan
         (failed_but_told({"status": "complete"}, 10001, 10400), Verdict.IN_DOUBT),
     ],
 )
-def test_a_look_up_that_is_called_failed_settles_nothing_otherwise(answer, verdict):
+def test_failed_look_up_without_a_status_settles_nothing(answer, verdict):
     judgement = judge_lookup(BATCH, 2, answer)
 
     assert (judgement.verdict, judgement.others) == (verdict, ())
 
 
 @pytest.mark.parametrize(("answer", "verdict"), LOOKUP_TABLE)
-def test_a_look_up_that_finds_nothing_proves_nothing_but_absence(answer, verdict):
+def test_look_up_that_finds_nothing_settles_nothing(answer, verdict):
     judgement = judge_lookup(BATCH, 2, answer)
 
     assert (judgement.verdict, judgement.others, judgement.created, judgement.unsettled) == (verdict, (), (), (2,))
@@ -453,14 +453,14 @@ def test_a_look_up_that_finds_nothing_proves_nothing_but_absence(answer, verdict
 # --- pages of the list --------------------------------------------------------------------------------------------
 
 
-def test_a_page_of_the_list_is_handed_on():
+def test_page_of_the_list_is_returned():
     judgement, page = judge_page(good([{"id": "a", "status": "running"}, {"id": "x"}]))
 
     assert (judgement.verdict, judgement.unsettled, judgement.others) == (Verdict.DONE, (), ())
     assert [(one.id, one.status) for one in page.listed] == [("a", "running"), ("x", None)]
 
 
-def test_an_empty_page_is_a_page():
+def test_empty_page_is_a_page():
     judgement, page = judge_page(good([]))
 
     assert (judgement.verdict, page.listed, page.cursor) == (Verdict.DONE, [], None)
@@ -496,14 +496,14 @@ def test_an_empty_page_is_a_page():
         (Fault(kind=FaultKind.IN_DOUBT, message="no"), Verdict.IN_DOUBT),
     ],
 )
-def test_what_is_no_page_is_judged_as_any_failure_and_an_answer_without_a_list_refuses_it(answer, verdict):
+def test_answer_without_a_page_is_judged_as_a_failure(answer, verdict):
     judgement, page = judge_page(answer)
 
     assert (judgement.verdict, page) == (verdict, None)
     assert judgement.message
 
 
-def test_a_refused_page_is_told_with_what_came_instead():
+def test_message_of_a_refused_page_quotes_the_answer():
     judgement, _ = judge_page(reply(200, {"success": True, "result": {"x": "y\x1b[2J"}}, cf_ray="8c1"))
 
     assert (
@@ -512,7 +512,7 @@ def test_a_refused_page_is_told_with_what_came_instead():
     )
 
 
-def test_a_throttled_page_hands_its_pause_on():
+def test_judgement_of_a_throttled_page_holds_its_pause():
     answer = reply(429, {"success": False, "errors": []}, retry_after="7")
 
     assert judge_page(answer)[0].retry_after_s == 7.0
@@ -558,11 +558,11 @@ def at(seconds):
         (at(-90), 0.0),
     ],
 )
-def test_a_retry_after_is_ascii_digits_or_an_http_date_and_all_else_is_none(text, seconds):
+def test_retry_after_is_ascii_digits_or_an_http_date_or_none(text, seconds):
     assert retry_after_s(reply(429, retry_after=text, date=at(0))) == seconds
 
 
-def test_a_date_is_held_against_the_answers_own_and_else_against_our_clock():
+def test_retry_date_is_compared_with_the_date_of_the_answer_or_else_the_clock():
     late = Reply(
         status=429, headers={"retry-after": at(60), "date": at(0)}, body=b"", received_at=NOON.timestamp() + 50
     )
@@ -573,7 +573,7 @@ def test_a_date_is_held_against_the_answers_own_and_else_against_our_clock():
 
 
 @pytest.mark.parametrize("answer", [good(named("x")), reply(200, HTML), failed(500), failed(400, 10010)])
-def test_the_judgement_of_a_failure_holds_the_time_since_its_request_was_sent(answer):
+def test_judgement_of_a_failure_holds_the_time_since_its_request_was_sent(answer):
     late = replace(answer, elapsed_s=7.0)
 
     assert judge(BATCH, ALL, late).elapsed_s == 7.0
@@ -581,7 +581,7 @@ def test_the_judgement_of_a_failure_holds_the_time_since_its_request_was_sent(an
 
 
 @pytest.mark.parametrize("status", [429, 503, 500])
-def test_an_ordered_pause_is_handed_on(status):
+def test_judgement_of_a_failure_holds_the_ordered_pause(status):
     answer = reply(status, {"success": False, "errors": []}, retry_after="7")
 
     assert judge(BATCH, ALL, answer).retry_after_s == 7.0
@@ -589,7 +589,7 @@ def test_an_ordered_pause_is_handed_on(status):
 
 
 @given(st.text(max_size=40) | st.text("0123456789 :,GMTSepMon-+", max_size=40).map(lambda text: text + "GMT"))
-def test_no_retry_after_at_all_fails_or_orders_less_than_nothing(text):
+def test_retry_after_of_any_text_is_none_or_a_finite_pause(text):
     seconds = retry_after_s(reply(429, retry_after=text))
 
     assert seconds is None or 0 <= seconds < float("inf")
@@ -598,7 +598,7 @@ def test_no_retry_after_at_all_fails_or_orders_less_than_nothing(text):
 # --- results ------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_confirmed_or_given_up_is_settled_with_its_row():
+def test_existence_and_rejection_settle_instances_with_their_rows():
     existed, rejected = existence(BATCH, (0, 2)), rejection(BATCH, 1, 42, "why")
 
     assert settled(existed) == {0: "existed", 2: "existed"}
@@ -608,7 +608,7 @@ def test_what_is_confirmed_or_given_up_is_settled_with_its_row():
     assert (existed.unsettled, rejected.unsettled) == ((), ())
 
 
-def test_a_redirect_is_named_with_where_it_leads():
+def test_message_of_a_redirect_names_its_target():
     reply = Reply(status=302, headers={"location": "https://elsewhere.example/\x1b[31m"}, body=b"")
     judgement = judge(new_batch(), (0,), reply)
 
@@ -617,7 +617,7 @@ def test_a_redirect_is_named_with_where_it_leads():
 
 
 @pytest.mark.parametrize("codes", [(10001, 971), (971, 10001)])
-def test_a_rate_error_of_one_row_pauses_all_for_what_the_answer_orders(codes):
+def test_rate_error_of_one_row_throttles_with_the_pause_of_the_answer(codes):
     refused = [{"id": one, "code": code, "message": "no"} for one, code in zip("cd", codes, strict=True)]
     body = {"success": True, "errors": [], "result": {"created": named("a", "b"), "errors": refused}}
 

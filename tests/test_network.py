@@ -232,7 +232,7 @@ PATIENCE = {name: {"timeout_s": IMPATIENT_S} for name in (*HANG, "endless head o
 
 
 @pytest.mark.parametrize("name", FAULTS)
-async def test_a_run_survives_a_fault_of_the_network(name, caplog):
+async def test_run_completes_after_a_fault_of_the_network(name, caplog):
     caplog.set_level(0)
     asyncio.get_running_loop().set_debug(True)
     fault, (least, most) = FAULTS[name]
@@ -249,7 +249,7 @@ async def test_a_run_survives_a_fault_of_the_network(name, caplog):
 
 
 @pytest.mark.parametrize("name", [name for name, (fault, _) in FAULTS.items() if fault not in net.UNASKED])
-async def test_a_look_up_survives_a_fault_of_the_network(name):
+async def test_look_up_completes_after_a_fault_of_the_network(name):
     fault, _ = FAULTS[name]
     async with bench(net.cut_answer(0, "FIN"), net.untouched, fault) as through:
         summary = await through.run("a", rows=1, **PATIENCE.get(name, {}))
@@ -260,7 +260,7 @@ async def test_a_look_up_survives_a_fault_of_the_network(name):
         assert through.proxy.requests == summary.attempts  # or some were not held against the limits
 
 
-async def test_a_row_that_a_copied_answer_leaves_out_is_in_doubt():
+async def test_row_that_a_copied_answer_omits_is_in_doubt():
     """An answer that names no id, for all of its rows existed, may come again as the answer to the next request."""
     async with bench() as through:
         await through.run("a", rows=BATCH)
@@ -274,7 +274,7 @@ async def test_a_row_that_a_copied_answer_leaves_out_is_in_doubt():
 
 
 @pytest.mark.parametrize(("what", "cut"), [("request", net.cut_request), ("answer", net.cut_answer)])
-async def test_a_connection_may_be_cut_at_any_byte(what, cut, certificates):
+async def test_run_completes_when_a_connection_is_cut_at_any_byte(what, cut, certificates):
     lengths = {}
 
     async def measure(link):
@@ -298,7 +298,7 @@ async def test_a_connection_may_be_cut_at_any_byte(what, cut, certificates):
 
 
 @pytest.mark.parametrize("way", ["up", "down"])
-async def test_a_connection_of_tls_may_be_cut_at_any_byte(way, certificates):
+async def test_run_completes_when_a_tls_connection_is_cut_at_any_byte(way, certificates):
     """A handshake that is cut is no reason to end a run, either."""
     certificate = certificates["good"]
     async with (
@@ -324,7 +324,7 @@ async def test_a_connection_of_tls_may_be_cut_at_any_byte(way, certificates):
 
 
 @pytest.mark.parametrize("seed", range(20260401, 20260401 + scaled(1, 10)))
-async def test_a_long_run_survives_a_mixture_of_all_faults(seed):
+async def test_long_run_completes_under_a_mixture_of_all_faults(seed):
     rows, share = scaled(2_000, 10_000), 0.4
     chance, faults = random.Random(seed), [fault for fault, _ in FAULTS.values()]
     plan = [chance.choice(faults) if chance.random() < share else net.untouched for _ in range(rows)]
@@ -366,7 +366,7 @@ ODD_ANSWERS = [
 
 
 @pytest.mark.parametrize("number", scaled([1], [1, 2]))
-async def test_an_odd_answer_after_rows_were_created_ends_no_run(folder, number):
+async def test_one_odd_answer_does_not_end_a_run_that_has_created_rows(folder, number):
     """All kinds at once, each in a run of its own: the runs wait for their probes side by side."""
 
     async def go(kind, odd):
@@ -382,7 +382,7 @@ async def test_an_odd_answer_after_rows_were_created_ends_no_run(folder, number)
     assert [(summary.created + summary.existed, summary.exit_code) for summary in summaries] == [(2_000, 0)] * 10
 
 
-async def test_an_alert_in_a_handshake_after_rows_were_created_ends_no_run(certificates):
+async def test_alert_in_a_later_handshake_does_not_end_the_run(certificates):
     good = certificates["good"]
     async with bench() as through:
         async with (
@@ -397,7 +397,7 @@ async def test_an_alert_in_a_handshake_after_rows_were_created_ends_no_run(certi
         assert set(through.ends("a")) == {"created"}
 
 
-async def test_an_alert_in_the_first_handshake_ends_no_run_either(certificates):
+async def test_alert_in_the_first_handshake_does_not_end_the_run(certificates):
     good = certificates["good"]
     async with bench() as through:
         async with (
@@ -411,7 +411,7 @@ async def test_an_alert_in_the_first_handshake_ends_no_run_either(certificates):
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-async def test_a_redirect_ends_the_run_and_the_other_place_hears_nothing(status):
+async def test_redirect_ends_the_run_and_its_target_receives_nothing(status):
     async with bench() as through, net.listening(net.Proxy, through.emulated) as other:
         place = f"{base_url(other)}/login?for={TOKEN}"
         redirect = f"HTTP/1.1 {status} Elsewhere\r\nLocation: {place}\r\nContent-Length: 0\r\n\r\n"
@@ -435,7 +435,7 @@ ENDINGS = {
 
 
 @pytest.mark.parametrize("name", ENDINGS)
-async def test_a_fault_that_stays_ends_the_run_with_its_reason_and_the_same_run_goes_on(name):
+async def test_persistent_fault_ends_the_run_with_its_reason_and_the_run_resumes(name):
     fault, kind, reason = ENDINGS[name]
     async with bench(*[fault] * 10_000) as through:
         told = await through.refused(
@@ -470,7 +470,7 @@ INSECURE = {
 
 
 @pytest.mark.parametrize("kind", INSECURE)
-async def test_a_connection_that_is_not_secure_exits_with_3_and_sends_nothing(kind, folder, certificates):
+async def test_insecure_connection_exits_with_3_and_sends_nothing(kind, folder, certificates):
     good, shown = certificates["good"], certificates.get(kind)
     trusted = shown if kind in ("wrong host", "expired") else good
     async with bench() as through:
@@ -504,7 +504,7 @@ def usual_mb(tmp_path_factory):
 @pytest.mark.parametrize(
     "name", scaled(["gzip bomb", "endless chunks", "endless head of a chunk", "endless trailer"], list(TOO_MUCH))
 )
-async def test_an_answer_that_is_too_much_takes_no_memory(name, folder, usual_mb):
+async def test_endless_answer_takes_little_memory(name, folder, usual_mb):
     async with bench(TOO_MUCH[name]) as through:
         ended = await asyncio.to_thread(measured, *words(through, through.proxy, "--timeout", "2"))
         assert (ended.code, set(through.ends("a"))) == (0, {"existed"}), ended.err

@@ -144,7 +144,7 @@ async def answered(answer, **options):
 # --- a good day ---------------------------------------------------------------------------------------------------
 
 
-async def test_a_request_arrives_as_it_was_given_and_its_answer_comes_back_whole():
+async def test_request_and_answer_pass_unchanged():
     async with (
         raw(http(b'{"ok":1}', "201 Created", CF_Ray="abc", Retry_After="7")) as server,
         way_to(server.url) as way,
@@ -165,7 +165,7 @@ async def test_a_request_arrives_as_it_was_given_and_its_answer_comes_back_whole
     assert abs(reply.received_at - time.time()) < 5
 
 
-async def test_a_look_up_asks_for_one_instance_in_brief():
+async def test_look_up_asks_for_one_instance_without_its_steps():
     async with raw(http()) as server, way_to(server.url) as way:
         calls = []
         reply = await way.send(get_instance(TARGET, "order-1"), Leave(lambda _: calls.append(1)))
@@ -174,7 +174,7 @@ async def test_a_look_up_asks_for_one_instance_in_brief():
     assert (reply.status, calls) == (200, [1])
 
 
-async def test_a_page_of_the_list_is_asked_for_with_its_parameters():
+async def test_request_for_a_page_holds_its_parameters():
     async with raw(http()) as server, way_to(server.url) as way:
         calls = []
         query = {"per_page": "100", "date_start": "2026-01-01T00:00:00Z"}
@@ -187,7 +187,7 @@ async def test_a_page_of_the_list_is_asked_for_with_its_parameters():
     assert (reply.status, calls) == (200, [1])
 
 
-async def test_whatever_a_cursor_holds_it_goes_back_as_it_came():
+async def test_cursor_of_any_characters_is_sent_back_unchanged():
     cursors = ["a+/b==", "a b", "x&per_page=1", "y#z", "%2B", "\u00e9\u20ac", "a;b", "?", "\r\nX: y"]
     async with raw(http()) as server, way_to(server.url) as way:
         for cursor in cursors:
@@ -197,14 +197,14 @@ async def test_whatever_a_cursor_holds_it_goes_back_as_it_came():
     assert [parse_qs(query, strict_parsing=True) for query in queries] == [{"cursor": [cursor]} for cursor in cursors]
 
 
-async def test_a_list_without_an_answer_is_a_fault():
+async def test_request_for_a_page_without_an_answer_is_a_fault():
     async with emulated({"method": "GET", "reset": True}) as way:
         calls = []
         assert (await way.send(list_instances(TARGET, {}), Leave(lambda _: calls.append(1)))).kind is FaultKind.IN_DOUBT
         assert calls == []
 
 
-async def test_the_emulators_service_is_spoken_to():
+async def test_emulator_answers_each_kind_of_request():
     async with emulated() as way:
         reply, written = await post(way)
         found = await way.send(get_instance(TARGET, "a"), Leave())
@@ -219,14 +219,14 @@ async def test_the_emulators_service_is_spoken_to():
 
 
 @pytest.mark.parametrize("size", [10, 70_000, 3_000_000])
-async def test_bodies_of_any_size_go_out_whole_and_without_a_warning(size):
+async def test_body_of_any_size_is_sent_whole_and_without_a_warning(size):
     async with raw(http()) as server, way_to(server.url) as way:
         _, written = await post(way, b"x" * size)
 
     assert ([len(body) for body in server.bodies], written) == ([size], 1)
 
 
-async def test_written_is_told_after_the_body_has_gone_and_before_the_answer():
+async def test_written_is_called_after_the_body_has_left_and_before_the_answer():
     told = asyncio.Event()
 
     async def answer(writer, number):
@@ -240,7 +240,7 @@ async def test_written_is_told_after_the_body_has_gone_and_before_the_answer():
     assert (reply.status, len(server.bodies[0])) == (200, 500_000)
 
 
-async def test_written_is_not_told_while_the_body_is_held_up():
+async def test_written_is_not_called_while_the_body_is_held_up():
     """A server that does not read fills the buffers on the way; the body has not been written then."""
     told, go_on, met = [], asyncio.Event(), asyncio.Event()
 
@@ -265,7 +265,7 @@ async def test_written_is_not_told_while_the_body_is_held_up():
     assert told == [True]
 
 
-async def test_an_id_is_one_segment_of_the_path_whatever_stands_in_it():
+async def test_id_of_any_characters_is_one_segment_of_the_path():
     async with raw(http()) as server, way_to(server.url) as way:
         for made_up in ("order-1", "../../user/tokens", "a?b#c", "%2e%2e"):
             await way.send(get_instance(TARGET, made_up), Leave())
@@ -279,7 +279,7 @@ async def test_an_id_is_one_segment_of_the_path_whatever_stands_in_it():
     ]
 
 
-async def test_connections_are_used_again():
+async def test_connection_is_used_again_for_the_next_request():
     async with raw(http()) as server, way_to(server.url) as way:
         for _ in range(5):
             await post(way)
@@ -296,14 +296,14 @@ def free_port():
         return listening.getsockname()[1]
 
 
-async def test_a_refused_connection_means_not_sent():
+async def test_refused_connection_means_not_sent():
     async with way_to(f"http://127.0.0.1:{free_port()}") as way:
         reply, written = await post(way)
 
     assert (reply.kind, written) == (FaultKind.NOT_SENT, 0)
 
 
-async def test_a_name_that_is_not_known_means_not_sent():
+async def test_name_that_is_not_known_means_not_sent():
     async with way_to("https://nowhere.invalid") as way:
         reply, written = await post(way)
 
@@ -325,7 +325,7 @@ def unanswering():
         yield listening.getsockname()[1]
 
 
-async def test_a_connection_that_is_not_made_in_time_means_not_sent(monkeypatch):
+async def test_connection_that_is_not_made_in_time_means_not_sent(monkeypatch):
     monkeypatch.setattr(transport, "CONNECT_TIMEOUT_S", 0.2)
     with unanswering() as port:
         async with way_to(f"http://127.0.0.1:{port}") as way:
@@ -340,7 +340,7 @@ def reset(writer):
     writer.transport.abort()
 
 
-async def test_a_reset_before_the_body_is_read_means_in_doubt():
+async def test_reset_before_the_body_is_read_means_in_doubt():
     async def serve(reader, writer):
         await reader.read(1)
         reset(writer)
@@ -351,7 +351,7 @@ async def test_a_reset_before_the_body_is_read_means_in_doubt():
     assert reply.kind is FaultKind.IN_DOUBT
 
 
-async def test_a_reset_after_the_body_means_in_doubt():
+async def test_reset_after_the_body_means_in_doubt():
     async def answer(writer, number):
         reset(writer)
 
@@ -389,7 +389,7 @@ async def test_a_reset_after_the_body_means_in_doubt():
         "headers",
     ],
 )
-async def test_an_answer_that_is_no_answer_means_in_doubt_whatever_status_it_seems_to_have(answer):
+async def test_answer_that_is_not_http_means_in_doubt_whatever_its_status_seems_to_be(answer):
     async def say(writer, number):
         writer.write(answer)
         with contextlib.suppress(ConnectionError):
@@ -411,7 +411,7 @@ async def test_no_answer_in_time_means_in_doubt():
     assert 0.15 < reply.elapsed_s < 5
 
 
-async def test_an_answer_that_never_ends_is_cut_at_the_time_limit():
+async def test_answer_that_never_ends_is_cut_at_the_time_limit():
     async def drip(writer, number):
         writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
         while True:
@@ -429,7 +429,7 @@ async def test_an_answer_that_never_ends_is_cut_at_the_time_limit():
     [{"reset": True}, {"close": True}, {"truncate": 10}, {"truncate": 0}, {"raw": "HTTP/1.1 2oo OK"}],
     ids=["reset", "close", "truncate", "nothing", "raw"],
 )
-async def test_the_emulators_broken_answers_mean_in_doubt(rule):
+async def test_broken_answers_of_the_emulator_mean_in_doubt(rule):
     async with emulated(rule) as way:
         reply, written = await post(way)
 
@@ -437,14 +437,14 @@ async def test_the_emulators_broken_answers_mean_in_doubt(rule):
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 413, 429, 500, 503, 526, 599])
-async def test_an_answer_that_is_read_to_its_end_is_a_reply_whatever_its_status(status):
+async def test_complete_answer_is_a_reply_whatever_its_status(status):
     async with emulated({"status": status}) as way:
         reply, _ = await post(way)
 
     assert (reply.status, json.loads(reply.body)["success"]) == (status, False)
 
 
-async def test_a_late_second_answer_is_met_on_its_own_connection_only():
+async def test_late_copy_of_an_answer_does_not_reach_a_new_connection():
     """What comes over the connection next may be a copy of the last answer; after `drop_connections` it is not."""
     async with emulated({"request": 1, "twice": True}) as way:
         first, _ = await post(way)
@@ -455,7 +455,7 @@ async def test_a_late_second_answer_is_met_on_its_own_connection_only():
     assert ids == ["a", "b"]
 
 
-async def test_an_answer_with_the_mark_of_another_is_not_believed_and_those_behind_it_are_met_by_nobody():
+async def test_copied_answer_is_not_believed_and_its_connection_is_dropped():
     """The copy is taken for the next request's answer; from then on each would be met by the request after its own."""
     behind = {}  # the answer that a connection owes
 
@@ -477,7 +477,7 @@ async def test_an_answer_with_the_mark_of_another_is_not_believed_and_those_behi
     assert server.connections == 2
 
 
-async def test_only_the_marks_of_the_last_answers_are_remembered():
+async def test_marks_of_the_latest_answers_only_are_remembered():
     async with raw(http(CF_Ray="ever the same")) as server, way_to(server.url) as way:
         way._marks.update(dict.fromkeys(map(str, range(transport.MARKS))))
         told = [await way.send(get_instance(TARGET, "a"), Leave()) for _ in range(3)]
@@ -486,7 +486,7 @@ async def test_only_the_marks_of_the_last_answers_are_remembered():
     assert len(way._marks) == transport.MARKS
 
 
-async def test_a_header_of_any_bytes_is_read():
+async def test_header_of_any_bytes_is_read():
     reply = await answered(b"HTTP/1.1 200 OK\r\nLocation: caf\xe9\xff\r\nRetry-After: 7\r\nContent-Length: 2\r\n\r\n{}")
 
     assert (reply.status, reply.headers["retry-after"], reply.body) == (200, "7", b"{}")
@@ -508,7 +508,7 @@ async def test_cancelling_a_request_ends_it():
 
 
 @pytest.mark.parametrize("status", ["301 Moved", "302 Found", "303 See Other", "307 Temporary", "308 Permanent"])
-async def test_a_redirect_is_not_followed_and_the_other_place_hears_nothing(status):
+async def test_redirect_is_not_followed_and_its_target_receives_nothing(status):
     async with raw(http()) as other:
         reply = await answered(http(b"", status, Location=f"{other.url}/elsewhere"))
 
@@ -533,7 +533,7 @@ async def test_proxies_and_credentials_of_the_environment_are_not_used(monkeypat
     assert f"Bearer {TOKEN}".encode() in server.heads[0]
 
 
-async def test_a_proxy_that_is_named_is_used():
+async def test_proxy_of_the_options_is_used():
     async with raw(http(b"", "502 Bad Gateway")) as proxy, way_to("https://api.example", proxy=proxy.url) as way:
         reply, written = await post(way)
 
@@ -543,7 +543,7 @@ async def test_a_proxy_that_is_named_is_used():
 
 
 @pytest.mark.parametrize("status", ["407 Proxy Authentication Required", "403 Forbidden"])
-async def test_a_proxy_that_refuses_to_connect_is_named_with_its_status_and_without_its_password(status):
+async def test_proxy_that_refuses_connect_is_named_with_its_status_and_without_its_password(status):
     async with raw(http(b"", status)) as proxy:
         url = proxy.url.replace("http://", "http://me:proxy-password@")
         async with way_to("https://api.example", proxy=url) as way:
@@ -570,7 +570,7 @@ def test_names_that_would_alter_the_path_are_refused(name):
 
 
 @pytest.mark.parametrize("url", ["http://api.example", "ftp://localhost", "https://u:p@api.example", "https://", "/v4"])
-def test_the_token_goes_nowhere_unencrypted(url):
+def test_base_url_without_encryption_is_refused(url):
     with pytest.raises(ConfigError) as raised:
         Target(base_url=url, account_id="a", workflow="w")
     assert "u:p" not in str(raised.value)
@@ -579,7 +579,7 @@ def test_the_token_goes_nowhere_unencrypted(url):
 # --- answers that are too much ------------------------------------------------------------------------------------
 
 
-async def test_an_endless_body_is_cut_and_memory_stays_flat():
+async def test_endless_body_is_cut_and_memory_stays_flat():
     sent = 0
 
     async def pour(writer, number):
@@ -604,14 +604,14 @@ async def test_an_endless_body_is_cut_and_memory_stays_flat():
     assert peak < 40_000_000
 
 
-async def test_an_answer_just_as_large_as_allowed_is_read():
+async def test_largest_allowed_answer_is_read():
     reply = await answered(http(b"x" * transport.MAX_BODY_BYTES))
 
     assert len(reply.body) == transport.MAX_BODY_BYTES
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "GZIP"])
-async def test_a_compressed_answer_is_refused_before_it_is_unpacked(encoding):
+async def test_compressed_answer_is_refused_before_it_is_unpacked(encoding):
     bomb = gzip.compress(b"\0" * 50_000_000)
     tracemalloc.start()
     try:
@@ -625,7 +625,7 @@ async def test_a_compressed_answer_is_refused_before_it_is_unpacked(encoding):
     assert peak < 10_000_000
 
 
-async def test_the_connection_of_a_refused_answer_is_not_used_again():
+async def test_connection_of_a_refused_answer_is_not_used_again():
     async with raw(http(os.urandom(5_000_000), Content_Encoding="gzip")) as server, way_to(server.url) as way:
         await post(way)
         await post(way)
@@ -636,7 +636,7 @@ async def test_the_connection_of_a_refused_answer_is_not_used_again():
 # --- dropped connections ------------------------------------------------------------------------------------------
 
 
-async def test_dropping_connections_closes_idle_ones_and_lets_those_in_use_end():
+async def test_dropping_connections_closes_idle_ones_and_completes_requests_in_flight():
     go_on = asyncio.Event()
 
     async def answer(writer, number):
@@ -667,7 +667,7 @@ async def test_dropping_connections_closes_idle_ones_and_lets_those_in_use_end()
 # --- credentials --------------------------------------------------------------------------------------------------
 
 
-async def test_a_renewed_credential_is_used_by_the_next_request():
+async def test_refreshed_credential_is_used_by_the_next_request():
     tokens = ["one", "one", "two"]
     credentials = Credentials(lambda: bearer(tokens.pop(0)))
     async with raw(http()) as server, way_to(server.url, credentials=credentials) as way:
@@ -684,7 +684,7 @@ async def test_a_renewed_credential_is_used_by_the_next_request():
 
 
 @pytest.mark.parametrize("error", [ConfigError("no token"), OSError("gone")])
-def test_a_source_of_credentials_that_fails_has_no_other(error):
+def test_failing_source_of_credentials_has_no_other_credential(error):
     answers = [bearer(), error]
 
     def source():
@@ -693,20 +693,20 @@ def test_a_source_of_credentials_that_fails_has_no_other(error):
             raise answer
         return answer
 
-    assert Credentials(source).renew(0) is False
+    assert Credentials(source).refresh(0) is False
 
 
-def test_a_credential_that_was_replaced_while_its_answers_were_on_the_way_is_hidden_too():
+def test_replaced_credentials_are_redacted_in_late_answers_too():
     tokens = [f"token-{number:03}-of-our-own" for number in range(3)]
     given = iter(tokens)
     credentials = Credentials(lambda: bearer(next(given)))
-    assert [credentials.renew(0), credentials.renew(1)] == [True, True]
+    assert [credentials.refresh(0), credentials.refresh(1)] == [True, True]
 
     assert credentials.hide(" ".join(tokens).encode()) == b"*** *** ***"
 
 
 @pytest.mark.parametrize("value", ["", "  ", "a b", "a\nb", "tökén", "a\x00"])
-def test_a_malformed_secret_is_refused_and_never_quoted(value):
+def test_malformed_secret_is_refused_and_never_quoted(value):
     with pytest.raises(ConfigError) as raised:
         check_secret("the API token", value)
     assert "the API token" in str(raised.value)
@@ -726,7 +726,7 @@ def certificate(tmp_path_factory):
     return make_certificate(tmp_path_factory.mktemp("tls"))
 
 
-async def test_a_certificate_that_is_not_trusted_ends_the_run_and_nothing_is_sent(certificate):
+async def test_untrusted_certificate_is_fatal_and_nothing_is_sent(certificate):
     context, _ = certificate
     async with raw(http(), tls=context) as server, way_to(f"https://localhost:{server.port}") as way:
         reply, written = await post(way)
@@ -735,7 +735,7 @@ async def test_a_certificate_that_is_not_trusted_ends_the_run_and_nothing_is_sen
     assert "self-signed" in reply.message or "self signed" in reply.message
 
 
-async def test_a_certificate_of_ones_own_authority_is_trusted(certificate):
+async def test_certificate_of_an_authority_in_the_ca_file_is_trusted(certificate):
     context, ca_file = certificate
     async with raw(http(), tls=context) as server, way_to(f"https://localhost:{server.port}", ca_file=ca_file) as way:
         reply, written = await post(way)
@@ -743,7 +743,7 @@ async def test_a_certificate_of_ones_own_authority_is_trusted(certificate):
     assert (reply.status, written) == (200, 1)
 
 
-async def test_a_server_without_tls_fails_the_handshake_and_hears_no_token():
+async def test_server_without_tls_fails_the_handshake_and_receives_no_token():
     async def hang_up(reader, writer):
         told.append(await reader.read(1_000))
         writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
@@ -757,7 +757,7 @@ async def test_a_server_without_tls_fails_the_handshake_and_hears_no_token():
     assert TOKEN.encode() not in told[0]
 
 
-async def test_an_alert_in_the_handshake_means_not_sent_and_is_no_wrong_certificate():
+async def test_alert_in_the_handshake_is_not_fatal():
     async def alert(reader, writer):
         await reader.read(1_000)
         writer.write(b"\x15\x03\x03\x00\x02\x02\x50")  # internal_error, as an overloaded edge sends it
@@ -771,7 +771,7 @@ async def test_an_alert_in_the_handshake_means_not_sent_and_is_no_wrong_certific
 
 
 @pytest.mark.parametrize("manner", ["close", "reset"])
-async def test_a_connection_that_breaks_in_the_handshake_means_not_sent(manner):
+async def test_connection_that_breaks_in_the_handshake_means_not_sent(manner):
     """A balancer that restarts must not end a run of a night."""
 
     async def hang_up(reader, writer):
@@ -785,7 +785,7 @@ async def test_a_connection_that_breaks_in_the_handshake_means_not_sent(manner):
 
 
 @pytest.mark.parametrize("content", [None, "no certificate"])
-async def test_authorities_that_can_not_be_read_are_a_mistake_of_configuration(tmp_path, content):
+async def test_unreadable_ca_file_is_a_configuration_error(tmp_path, content):
     name = tmp_path / "ca.pem"
     if content is not None:
         name.write_text(content)
@@ -797,7 +797,7 @@ async def test_authorities_that_can_not_be_read_are_a_mistake_of_configuration(t
 # --- secrets ------------------------------------------------------------------------------------------------------
 
 
-async def test_neither_token_nor_params_are_in_any_fault_representation_or_traceback(caplog):
+async def test_token_and_params_are_in_no_fault_representation_or_log(caplog):
     caplog.set_level(0)
     seen = []
 
@@ -820,7 +820,7 @@ async def test_neither_token_nor_params_are_in_any_fault_representation_or_trace
     assert not any(TOKEN in text or "canary-params" in text for text in texts)
 
 
-async def test_a_mistake_in_a_callback_shows_no_token_in_its_traceback():
+async def test_traceback_of_an_error_in_a_callback_holds_no_token():
     def broken(at=None):
         raise KeyError("the caller's own mistake")
 

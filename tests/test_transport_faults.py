@@ -33,24 +33,24 @@ async def fault_of_answer(answer, scheme="http", tls=None, **options):
 # --- no connection ------------------------------------------------------------------------------------------------
 
 
-async def test_a_refused_connection_names_host_and_port():
+async def test_refused_connection_names_host_and_port():
     assert await fault_of(f"http://127.0.0.1:{free_port()}") == (NOT_SENT, "connection refused by 127.0.0.1:PORT")
 
 
-async def test_an_address_of_ipv6_is_named_in_brackets():
+async def test_address_of_ipv6_is_named_in_brackets():
     _, message = await fault_of(f"http://[::1]:{free_port()}")
 
     assert " [::1]:PORT" in message
 
 
-async def test_a_name_that_can_not_be_resolved_is_named():
+async def test_name_that_can_not_be_resolved_is_named():
     kind, message = await fault_of("https://nowhere.invalid")
 
     assert kind is NOT_SENT
     assert re.fullmatch(r"the name nowhere\.invalid can't be resolved \([a-z][^()]+\)", message)
 
 
-async def test_a_name_with_two_addresses_that_fail_differently_names_both_causes(monkeypatch):
+async def test_name_with_two_addresses_that_fail_differently_names_both_causes(monkeypatch):
     """As on a machine whose network has no IPv6."""
     port = free_port()
 
@@ -66,7 +66,7 @@ async def test_a_name_with_two_addresses_that_fail_differently_names_both_causes
     assert "connection refused" in message
 
 
-async def test_a_host_that_is_no_address_ends_the_run():
+async def test_host_that_is_no_canonical_address_is_fatal():
     kind, message = await fault_of("https://127.1:9")
 
     assert (kind, message) == (
@@ -75,7 +75,7 @@ async def test_a_host_that_is_no_address_ends_the_run():
     )
 
 
-async def test_a_connection_that_is_not_made_in_time_says_after_how_many_seconds(monkeypatch):
+async def test_connection_that_is_not_made_in_time_says_after_how_many_seconds(monkeypatch):
     monkeypatch.setattr(transport, "CONNECT_TIMEOUT_S", 0.2)
     with unanswering() as port:
         kind, message = await fault_of(f"http://127.0.0.1:{port}")
@@ -84,7 +84,7 @@ async def test_a_connection_that_is_not_made_in_time_says_after_how_many_seconds
     assert re.fullmatch(r"no connection to 127\.0\.0\.1:PORT within \d\.\d s", message)
 
 
-async def test_the_time_limit_of_the_whole_request_means_not_sent_while_there_is_no_connection():
+async def test_time_limit_of_the_whole_request_means_not_sent_while_there_is_no_connection():
     with unanswering() as port:
         kind, message = await fault_of(f"http://127.0.0.1:{port}", timeout_s=0.2)
 
@@ -92,7 +92,7 @@ async def test_the_time_limit_of_the_whole_request_means_not_sent_while_there_is
     assert message.startswith("no connection to 127.0.0.1:PORT within ")
 
 
-async def test_the_time_limit_of_the_whole_request_means_not_sent_in_a_handshake_too():
+async def test_time_limit_of_the_whole_request_means_not_sent_in_a_handshake_too():
     kind, message = await fault_of_answer(b"", "https", timeout_s=0.2)  # the server waits for the end of a header
 
     assert kind is NOT_SENT
@@ -114,21 +114,21 @@ SET = "; HTTPS_PROXY is set and not used: give --proxy or BULKWF_PROXY"
         ("127.0.0.1", {"HTTPS_PROXY": "http://proxy.example:3128"}, ""),
     ],
 )
-async def test_a_proxy_of_the_environment_that_is_not_used_is_named(monkeypatch, host, environment, hint):
+async def test_proxy_of_the_environment_that_is_not_used_is_named(monkeypatch, host, environment, hint):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
 
     assert await fault_of(f"https://{host}:{free_port()}") == (NOT_SENT, f"connection refused by {host}:PORT{hint}")
 
 
-async def test_a_proxy_that_refuses_the_connection_is_named_and_no_other_is_advised(monkeypatch):
+async def test_proxy_that_refuses_the_connection_is_named_and_no_other_is_advised(monkeypatch):
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example:3128")
     found = await fault_of("https://api.example", proxy=f"http://me:proxy-password@127.0.0.1:{free_port()}")
 
     assert found == (NOT_SENT, "connection refused by the proxy 127.0.0.1:PORT")
 
 
-async def test_the_name_of_a_proxy_that_can_not_be_resolved_is_named():
+async def test_name_of_a_proxy_that_can_not_be_resolved_is_named():
     kind, message = await fault_of("https://api.example", proxy="http://me:proxy-password@nowhere.invalid:3128")
 
     assert kind is NOT_SENT
@@ -143,7 +143,7 @@ async def test_the_name_of_a_proxy_that_can_not_be_resolved_is_named():
         (http(b"", "502 Bad Gateway"), "the proxy 127.0.0.1:PORT answers CONNECT with HTTP 502"),
     ],
 )
-async def test_a_proxy_that_fails_before_the_first_byte_means_not_sent(answer, message):
+async def test_proxy_that_fails_before_the_first_byte_means_not_sent(answer, message):
     async def say(writer, number):
         writer.write(answer)
         writer.close()
@@ -152,7 +152,7 @@ async def test_a_proxy_that_fails_before_the_first_byte_means_not_sent(answer, m
         assert await fault_of("https://api.example", proxy=proxy.url) == (NOT_SENT, message)
 
 
-async def test_a_proxy_that_does_not_answer_in_time_is_named():
+async def test_proxy_that_does_not_answer_in_time_is_named():
     async def hang(writer, number):
         await asyncio.get_running_loop().create_future()
 
@@ -173,7 +173,7 @@ def certificates(tmp_path_factory):
     return {kind: make_certificate(tmp_path_factory.mktemp("tls"), **how) for kind, how in kinds.items()}
 
 
-async def test_an_unknown_authority_names_the_option_that_trusts_it(certificates):
+async def test_unknown_authority_names_the_option_that_trusts_it(certificates):
     kind, message = await fault_of_answer(http(), "https", certificates["good"].server)
 
     assert kind is FaultKind.FATAL
@@ -183,7 +183,7 @@ async def test_an_unknown_authority_names_the_option_that_trusts_it(certificates
     )
 
 
-async def test_an_authority_that_the_named_file_does_not_hold_names_the_file(certificates):
+async def test_authority_that_the_named_file_does_not_hold_names_the_file(certificates):
     other = certificates["expired"].file
     kind, message = await fault_of_answer(http(), "https", certificates["good"].server, ca_file=other)
 
@@ -198,7 +198,7 @@ async def test_an_authority_that_the_named_file_does_not_hold_names_the_file(cer
         ("expired", "certificate has expired"),
     ],
 )
-async def test_a_certificate_that_is_not_valid_says_why(certificates, which, reason):
+async def test_certificate_that_is_not_valid_says_why(certificates, which, reason):
     shown = certificates[which]
 
     assert await fault_of_answer(http(), "https", shown.server, ca_file=shown.file) == (
@@ -220,7 +220,7 @@ HANDSHAKES = {
 
 
 @pytest.mark.parametrize("which", HANDSHAKES)
-async def test_a_handshake_that_fails_says_how(which):
+async def test_handshake_that_fails_says_how(which):
     answer, kind, message = HANDSHAKES[which]
 
     async def serve(reader, writer):
@@ -238,7 +238,7 @@ async def test_a_handshake_that_fails_says_how(which):
     assert re.fullmatch(message.format(r"localhost:\d+"), fault.message)
 
 
-async def test_a_connection_whose_tls_breaks_is_named_as_such(certificates):
+async def test_connection_whose_tls_breaks_is_named_as_such(certificates):
     """Bytes that are no TLS come after the handshake."""
     good = certificates["good"]
 
@@ -257,7 +257,7 @@ async def test_a_connection_whose_tls_breaks_is_named_as_such(certificates):
 # --- no complete answer -------------------------------------------------------------------------------------------
 
 
-async def test_an_answer_that_does_not_come_in_time_says_after_how_many_seconds():
+async def test_answer_that_does_not_come_in_time_says_after_how_many_seconds():
     async def hang(writer, number):
         await asyncio.get_running_loop().create_future()
 
@@ -278,7 +278,7 @@ async def test_an_answer_that_does_not_come_in_time_says_after_how_many_seconds(
     ],
     ids=["close", "header cut", "reset", "body cut", "not HTTP"],
 )
-async def test_an_answer_that_is_not_complete_says_what_came(answer, message):
+async def test_answer_that_is_not_complete_says_what_came(answer, message):
     async def say(writer, number):
         if answer is None:
             reset(writer)
@@ -298,7 +298,7 @@ def headed(lines, line_bytes):
     return b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nX-Large: " + b"x" * line_bytes + b"\r\n" + many + b"\r\n"
 
 
-async def test_an_answer_with_the_largest_header_section_is_read():
+async def test_answer_with_the_largest_header_section_is_read():
     largest = headed(MAX_HEADER_LINES, MAX_HEADER_LINE_BYTES - len("X-Large"))
     async with raw(largest) as server, way_to(server.url) as way:
         reply, _ = await post(way)
@@ -310,7 +310,7 @@ async def test_an_answer_with_the_largest_header_section_is_read():
 @pytest.mark.parametrize(
     ("lines", "line_bytes"), [(2, MAX_HEADER_LINE_BYTES + 1), (MAX_HEADER_LINES + 1, 1)], ids=["line", "lines"]
 )
-async def test_an_answer_with_a_larger_header_section_says_so_with_the_limits(lines, line_bytes):
+async def test_answer_with_a_larger_header_section_says_so_with_the_limits(lines, line_bytes):
     async def say(writer, number):
         writer.write(headed(lines, line_bytes))
         with contextlib.suppress(ConnectionError):

@@ -80,11 +80,11 @@ def soon(moment):
     return pytest.approx(moment, abs=SHORTEST_S + moment / LOOKS)
 
 
-def test_what_has_left_at_once_is_told_at_once(watched):
+def test_body_that_leaves_at_once_is_written_at_once(watched):
     assert watched(Connection({0: SIZE}, {0: SIZE})) == [(0, 0)]
 
 
-def test_a_body_counts_from_when_its_last_byte_was_sent_if_no_queue_held_it(watched):
+def test_body_counts_from_its_last_sent_byte_where_no_queue_delays_it(watched):
     """Its acknowledgement comes a round trip later, and costs nothing."""
     [(at, left_at)] = watched(Connection({0.0: 4_000, 0.4: SIZE}, {0.3: 8_000, 0.4 + RTT_S: SIZE}))
 
@@ -93,24 +93,24 @@ def test_a_body_counts_from_when_its_last_byte_was_sent_if_no_queue_held_it(watc
     assert (at, left_at) == (soon(0.46), soon(0.4))
 
 
-def test_a_body_that_stood_in_a_queue_counts_from_a_round_trip_before_its_acknowledgement(watched):
+def test_queued_body_counts_from_one_round_trip_before_its_acknowledgement(watched):
     [(at, left_at)] = watched(Connection({0.0: SIZE}, {0.1: 1_000, 0.5: SIZE}))
 
     assert (at, left_at) == (soon(0.5), soon(0.5 - RTT_S))
 
 
-def test_an_acknowledgement_that_the_receiver_may_delay_is_not_waited_for(watched):
+def test_acknowledgement_that_may_be_delayed_is_not_waited_for(watched):
     [(at, left_at)] = watched(Connection({0.0: SIZE}, {0.1: SIZE - 2 * SEGMENT, 0.3: SIZE}))
 
     assert (at, left_at) == (soon(0.1), soon(0.1 - RTT_S))
 
 
-def test_the_answer_ends_the_wait(watched):
+def test_body_is_written_at_the_latest_when_the_answer_begins(watched):
     assert watched(Connection({0.0: 4_000}, {}), answered_s=0.3) == [(0.3, 0.3)]
     assert watched(Connection({0.0: SIZE}, {0.2999: SIZE}), answered_s=0.3) == [(0.3, 0.3 - RTT_S)]
 
 
-def test_an_answer_that_comes_before_the_event_loop_has_the_whole_body_counts_from_then(watched):
+def test_body_counts_from_an_answer_that_begins_before_it_is_sent_whole(watched):
     async def run():
         calls = []
         upload = Upload(Connection({0: SIZE}, {0: SIZE}), lambda at=None: calls.append(round(at, 6)), now)
@@ -123,7 +123,7 @@ def test_an_answer_that_comes_before_the_event_loop_has_the_whole_body_counts_fr
     assert run_virtual(run()) == [0.2]
 
 
-def test_a_connection_that_closes_tells_nothing(watched):
+def test_body_on_a_closing_connection_is_not_written_before_the_answer(watched):
     connection = Connection({0.0: 4_000, 0.2: SIZE}, {0.2: SIZE})
     connection.closing_at = 0.1
 
@@ -131,11 +131,11 @@ def test_a_connection_that_closes_tells_nothing(watched):
     assert watched(connection, answered_s=0.3) == [(0.3, 0.3)]
 
 
-def test_a_request_that_has_ended_is_watched_no_longer(watched):
+def test_watching_stops_when_the_request_ends(watched):
     assert watched(Connection({0.2: SIZE}, {0.2: SIZE}), closed_s=0.1) == []
 
 
-def test_a_long_upload_is_looked_at_less_and_less_often(watched):
+def test_looks_at_a_long_upload_become_less_frequent(watched):
     looks = 0
 
     class Counted(Connection):
@@ -168,13 +168,13 @@ class Layer:
         return self.buffered
 
 
-def test_all_layers_buffers_count():
+def test_buffers_of_all_layers_count():
     assert wire._buffered(Layer(7)) == 7
     assert wire._buffered(Layer(7, Layer(30))) == 37
     assert wire._buffered(Layer(7, Layer(0, Layer(30)))) == 37
 
 
-def test_buffers_that_are_hidden_are_unknown():
+def test_buffers_that_the_event_loop_hides_are_unknown():
     hidden = Layer(0, Layer(0))
     del hidden._ssl_protocol
     assert wire._buffered(hidden) is None
@@ -199,7 +199,7 @@ def fresh():
         ("linux", lambda _: wire.TCP_INFO.unpack(b"too short")),
     ],
 )
-def test_a_kernel_that_does_not_count_is_known(monkeypatch, fresh, platform, count):
+def test_kernel_without_counts_is_recognised(monkeypatch, fresh, platform, count):
     monkeypatch.setattr(wire.sys, "platform", platform)
     monkeypatch.setattr(wire, "_count", count)
     assert not kernel_counts()
@@ -339,20 +339,18 @@ async def left_behind(size, scheme, certificate, *, proxied=False, **options):
 @pytest.mark.parametrize("loop", RUNS)
 @pytest.mark.parametrize("size", [60_000, 100_000, 200_000, 400_000])
 @pytest.mark.parametrize(("scheme", "proxied"), [("http", False), ("https", False), ("https", True)])
-def test_a_body_is_not_called_written_while_some_of_it_is_in_the_process_or_unsent(
-    certificate, loop, size, scheme, proxied
-):
+def test_written_is_not_called_while_bytes_of_the_body_are_unsent(certificate, loop, size, scheme, proxied):
     assert RUNS[loop](left_behind(size, scheme, certificate, proxied=proxied)) == [(0, 0), (0, 0)]
 
 
-def test_a_body_of_a_run_without_limits_is_not_called_written_too_early_either(certificate):
+def test_written_is_not_called_too_early_in_a_run_without_limits(certificate):
     """Its requests count in the windows of other runs of the process."""
     assert asyncio.run(left_behind(400_000, "https", certificate, rate=UNLIMITED)) == [(0, 0), (0, 0)]
 
 
 @pytest.mark.parametrize("loop", RUNS)
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_where_the_kernel_does_not_count_no_buffer_of_the_process_holds_any_of_it(
+def test_written_is_not_called_while_buffers_hold_bytes_where_the_kernel_does_not_count(
     monkeypatch, certificate, loop, scheme
 ):
     monkeypatch.setattr(wire, "kernel_counts", lambda: False)

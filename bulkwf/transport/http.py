@@ -51,9 +51,9 @@ class AiohttpTransport:
     """A `Transport` over aiohttp. Made inside the running loop, closed by `aclose`.
 
     Args:
-        target: Where to.
+        target: The service.
         credentials: Sent with each request.
-        options: Time-outs, proxy, certificate authorities, connections.
+        options: Time limit, proxy and certificate authorities.
         clock: Monotonic seconds.
         wall: Unix time in seconds.
     """
@@ -87,15 +87,15 @@ class AiohttpTransport:
         try:
             return await self._exchange(request, slot, body, body.answered)
         finally:
-            body.unwatch()
+            body.stop()
 
     async def refresh_credential(self, credential: int) -> bool:
         """See `Transport.refresh_credential`."""
         async with self._refreshing:
-            return await in_daemon_thread(lambda: self._credentials.renew(credential))
+            return await in_daemon_thread(lambda: self._credentials.refresh(credential))
 
     def drop_connections(self) -> None:
-        """See `Transport.drop_connections`. Requests under way on the old connections are let through to their end."""
+        """See `Transport.drop_connections`. Requests in flight on the old connections are completed."""
         self._retired = [pool for pool in self._retired if not pool.session.closed]
         self._retired.append(self._pool)
         self._pool.retire()
@@ -144,7 +144,7 @@ class AiohttpTransport:
                 answer = await _read(response)
                 status, received = response.status, self._headers(response)
                 if self._is_copy(received):
-                    self.drop_connections()  # the answer that it came before is still on its way there
+                    self.drop_connections()  # the answer to this request may still arrive on that connection
                     raise _UselessAnswerError("the answer is a copy of an earlier one: it has the same cf-ray")
         return Reply(
             status=status,
@@ -174,7 +174,7 @@ class AiohttpTransport:
 
     def _open_pool(self) -> "_Pool":
         connector = aiohttp.TCPConnector(
-            limit=0,  # the limiter's business
+            limit=0,  # the limiter bounds the number of requests
             ssl=self._tls,
             ttl_dns_cache=60,
             keepalive_timeout=KEEPALIVE_S,
@@ -258,16 +258,16 @@ class _Pool:
 
 
 class _Body(aiohttp.BytesPayload):
-    """A body that says when it has left: aiohttp's own trace hook fires before the write.
+    """A body that reports when it has left this machine. aiohttp's own trace hook is called before the write.
 
     Args:
         value: Its bytes.
-        slot: Learns when the body has left this machine.
+        slot: `written` is called on it.
         clock: Monotonic seconds.
     """
 
     def __init__(self, value: bytes, slot: Slot, clock: Callable[[], float]) -> None:
-        # Past BytesPayload's own constructor, which warns of bodies over 1 MiB.
+        # Not BytesPayload's own constructor, which warns of bodies over 1 MiB.
         super(aiohttp.BytesPayload, self).__init__(value, content_type="application/json")
         self._size = len(value)
         self._slot = slot
@@ -288,8 +288,8 @@ class _Body(aiohttp.BytesPayload):
         if self._upload is not None:
             self._upload.answered()
 
-    def unwatch(self) -> None:
-        """The request has ended."""
+    def stop(self) -> None:
+        """The request has ended: stop watching."""
         if self._upload is not None:
             self._upload.close()
 

@@ -372,8 +372,8 @@ PLANTED = (
     Mutant(
         "ask for the token in the pool",
         "transport/http.py",
-        "            return await in_daemon_thread(lambda: self._credentials.renew(credential))\n",
-        "            return await asyncio.to_thread(self._credentials.renew, credential)\n",
+        "            return await in_daemon_thread(lambda: self._credentials.refresh(credential))\n",
+        "            return await asyncio.to_thread(self._credentials.refresh, credential)\n",
         by="signals",
     ),
     Mutant(
