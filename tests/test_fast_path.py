@@ -1,4 +1,4 @@
-"""The fast path: it may never say other than `judge`."""
+"""The fast path: its judgement is always that of `judge`."""
 
 import json
 import tracemalloc
@@ -14,8 +14,8 @@ OTHERS = new_batch(ids=["w", "x", "y", "z"])
 
 
 def same_for(judging, *replies, batch=BATCH):
-    judgements = [judging(batch, ALL, told) for told in replies]
-    assert judgements == [judge(batch, ALL, told) for told in replies]
+    judgements = [judging(batch, ALL, one) for one in replies]
+    assert judgements == [judge(batch, ALL, one) for one in replies]
     return judgements
 
 
@@ -30,7 +30,7 @@ def test_answer_that_differs_from_the_frame_in_ids_alone_is_not_decoded(monkeypa
 
 
 @pytest.mark.parametrize(
-    "told",
+    "result",
     [
         named(*IDS, version_id="v2"),
         named("b", "a", "c", "d"),
@@ -39,10 +39,10 @@ def test_answer_that_differs_from_the_frame_in_ids_alone_is_not_decoded(monkeypa
         [*named(*IDS[:3]), {"id": "d", "status": "running"}],
     ],
 )
-def test_answer_that_differs_from_the_frame_is_judged_by_judge(told):
+def test_answer_that_differs_from_the_frame_is_judged_by_judge(result):
     judging = FastJudge()
-    same_for(judging, good(named(*IDS)), good(told), good(named(*IDS)))
-    same_for(judging, good(named(*OTHERS.ids)), good(told), batch=OTHERS)
+    same_for(judging, good(named(*IDS)), good(result), good(named(*IDS)))
+    same_for(judging, good(named(*OTHERS.ids)), good(result), batch=OTHERS)
 
 
 @pytest.mark.parametrize("field", ['"name":"%s","id":"%s"', '"id":"%s","name":"%s"'])
@@ -74,23 +74,23 @@ def test_making_a_frame_of_an_odd_answer_takes_little_memory(odd):
         if odd == "escaped"
         else items.replace("{", '{"x": "' + "x" * 10_000 + '",')
     )
-    told, judging = reply(200, b'{"success":true,"result":%b}' % items.encode()), FastJudge()
+    answer, judging = reply(200, b'{"success":true,"result":%b}' % items.encode()), FastJudge()
     tracemalloc.start()
     try:
-        judgement = judging(new_batch(ids), range(100), told)
+        judgement = judging(new_batch(ids), range(100), answer)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
 
     assert len(judgement.created) == 100
-    assert peak < 10 * len(told.body)
+    assert peak < 10 * len(answer.body)
 
 
 def test_number_of_frames_is_bounded_when_no_two_answers_are_alike(monkeypatch):
-    learnt = []
-    monkeypatch.setattr("bulkwf.service.fast_path._frame", lambda *given: learnt.append(given))
+    made = []
+    monkeypatch.setattr("bulkwf.service.fast_path._frame", lambda *given: made.append(given))
     judging = FastJudge()
     for number in range(MAX_FRAMES + 5):
         judging(BATCH, ALL, good(named(*IDS, version_id=f"v{number}")))
 
-    assert len(learnt) == MAX_FRAMES
+    assert len(made) == MAX_FRAMES

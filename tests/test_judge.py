@@ -1,4 +1,4 @@
-"""What each reply means: the table line by line. What holds for any reply whatever, `test_fuzz.py` says."""
+"""What each reply means, line by line of the table. `test_fuzz.py` checks what holds for every reply."""
 
 import json
 from dataclasses import replace

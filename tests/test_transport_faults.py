@@ -1,4 +1,4 @@
-"""What a fault of the network says: each fault really happens on loopback, and its message names host and cause."""
+"""Messages of faults: each fault really happens on loopback, and its message names host and cause."""
 
 import asyncio
 import contextlib
@@ -8,10 +8,10 @@ import socket
 
 import pytest
 from certificates import make_certificate
-from test_transport import connected, free_port, http, post, raw, reset, unanswering, way_to
+from test_transport import connected, free_port, http, post, raw, reset, transport_to, unanswering
 
 from bulkwf.attempt import FaultKind, Reply
-from bulkwf.transport import http as transport
+from bulkwf.transport import http as http_module
 from bulkwf.transport.faults import MAX_HEADER_LINE_BYTES, MAX_HEADER_LINES
 
 NOT_SENT, IN_DOUBT = FaultKind.NOT_SENT, FaultKind.IN_DOUBT
@@ -19,8 +19,8 @@ NOT_SENT, IN_DOUBT = FaultKind.NOT_SENT, FaultKind.IN_DOUBT
 
 async def fault_of(base_url, **options):
     """Kind and message of the fault of a request, with `PORT` in place of the port."""
-    async with way_to(base_url, **options) as way:
-        fault, _ = await post(way)
+    async with transport_to(base_url, **options) as transport:
+        fault, _ = await post(transport)
     return fault.kind, re.sub(r"(?<=:)\d{4,5}\b", "PORT", fault.message)
 
 
@@ -76,7 +76,7 @@ async def test_host_that_is_no_canonical_address_is_fatal():
 
 
 async def test_connection_that_is_not_made_in_time_says_after_how_many_seconds(monkeypatch):
-    monkeypatch.setattr(transport, "CONNECT_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(http_module, "CONNECT_TIMEOUT_S", 0.2)
     with unanswering() as port:
         kind, message = await fault_of(f"http://127.0.0.1:{port}")
 
@@ -231,8 +231,8 @@ async def test_handshake_that_fails_says_how(which):
             writer.write(answer)
             writer.close()
 
-    async with connected(serve, "https") as way:
-        fault, written = await post(way)
+    async with connected(serve, "https") as transport:
+        fault, written = await post(transport)
 
     assert (fault.kind, written) == (kind, 0)
     assert re.fullmatch(message.format(r"localhost:\d+"), fault.message)
@@ -300,8 +300,8 @@ def headed(lines, line_bytes):
 
 async def test_answer_with_the_largest_header_section_is_read():
     largest = headed(MAX_HEADER_LINES, MAX_HEADER_LINE_BYTES - len("X-Large"))
-    async with raw(largest) as server, way_to(server.url) as way:
-        reply, _ = await post(way)
+    async with raw(largest) as server, transport_to(server.url) as transport:
+        reply, _ = await post(transport)
 
     assert isinstance(reply, Reply)
     assert reply.status == 200

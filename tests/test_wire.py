@@ -52,7 +52,7 @@ class Connection:
 
 @pytest.fixture
 def watched(monkeypatch):
-    """Watches a body from 0 on; (when `written` was called, what it was told)."""
+    """Watches a body from 0 on; for each call of `written`, when it was called and with which moment."""
     monkeypatch.setattr(wire, "kernel_counts", lambda: True)
     monkeypatch.setattr(wire, "_count", Connection.count)
 
@@ -76,7 +76,7 @@ def watched(monkeypatch):
 
 
 def soon(moment):
-    """A moment that is found by looking for it."""
+    """A moment that is found by looking at intervals."""
     return pytest.approx(moment, abs=SHORTEST_S + moment / LOOKS)
 
 
@@ -85,7 +85,7 @@ def test_body_that_leaves_at_once_is_written_at_once(watched):
 
 
 def test_body_counts_from_its_last_sent_byte_where_no_queue_delays_it(watched):
-    """Its acknowledgement comes a round trip later, and costs nothing."""
+    """The acknowledgement, one round trip later, does not change that."""
     [(at, left_at)] = watched(Connection({0.0: 4_000, 0.4: SIZE}, {0.3: 8_000, 0.4 + RTT_S: SIZE}))
 
     assert (at, left_at) == (soon(0.4), soon(0.4))
@@ -185,7 +185,7 @@ def test_buffers_that_the_event_loop_hides_are_unknown():
 
 @pytest.fixture
 def fresh():
-    """The kernel is asked again."""
+    """`kernel_counts` forgets its result, before and after the test."""
     kernel_counts.cache_clear()
     yield
     kernel_counts.cache_clear()
@@ -195,7 +195,7 @@ def fresh():
     ("platform", "count"),
     [
         ("darwin", wire._count),
-        ("linux", lambda _: wire._Counts(0, 0, 0, 536, 0)),  # gVisor fills in next to nothing
+        ("linux", lambda _: wire._Counts(0, 0, 0, 536, 0)),  # gVisor leaves most fields zero
         ("linux", lambda _: wire.TCP_INFO.unpack(b"too short")),
     ],
 )
@@ -210,7 +210,7 @@ def test_kernel_without_counts_is_recognised(monkeypatch, fresh, platform, count
 PIECE = 8_192
 SIOCOUTQNSD = 0x894B
 SENT_BUFFER = 46_080
-"""What the kernel gives a connection that has just begun, on a path with segments of 1,460 bytes."""
+"""Send buffer of a new connection on a path with segments of 1,460 bytes."""
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
 RUNS = {"asyncio": asyncio.run, "uvloop": uvloop.run}
 
@@ -222,12 +222,12 @@ def certificate(tmp_path_factory):
 
 
 def in_socket(connected, number):
-    """What the kernel says of a socket's bytes."""
+    """A count of the kernel of a socket's bytes."""
     return struct.unpack("i", fcntl.ioctl(connected.fileno(), number, bytes(4)))[0]
 
 
 class Uplink:
-    """Passes a connection on in small pieces. It takes `CONNECT`, as a proxy does."""
+    """Forwards a connection in small pieces. It accepts `CONNECT`, as a proxy does."""
 
     def __init__(self):
         self.port = 0
@@ -285,7 +285,7 @@ async def answer(reader, writer):
 
 @contextlib.asynccontextmanager
 async def far(tls):
-    """An uplink that takes little at a time, with a service behind it; at the end all connections have ended."""
+    """A slow uplink in front of a service; at the end, all connections have ended."""
     uplink, tasks = Uplink(), []
 
     def kept(serve):
@@ -303,7 +303,7 @@ async def far(tls):
 
 
 async def left_behind(size, scheme, certificate, *, proxied=False, **options):
-    """How much of a body the process, and its socket, had not sent when `written` was called."""
+    """Bytes of the body in this process, and unsent in its socket, when `written` was called: for two requests."""
     connected, left = [], []
 
     def small(address):
