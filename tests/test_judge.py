@@ -414,14 +414,14 @@ LOOKUP_TABLE = [
 ]
 
 
-def failed_but_told(result, *codes):
+def failed_with_result(result, *codes):
     errors = [{"code": code, "message": "x"} for code in codes]
     return reply(200, {"success": False, "errors": errors, "messages": [], "result": result})
 
 
 @pytest.mark.parametrize("result", [{"id": "c", "status": "complete"}, {"status": "complete"}])
 def test_failed_look_up_with_a_status_settles_the_instance_as_existed(result):
-    judgement = judge_lookup(BATCH, 2, failed_but_told(result, 10001))
+    judgement = judge_lookup(BATCH, 2, failed_with_result(result, 10001))
 
     assert (judgement.verdict, settled(judgement)) == (Verdict.DONE, {2: "existed"})
     assert judgement.others[0][1].status == "complete"
@@ -430,11 +430,11 @@ def test_failed_look_up_with_a_status_settles_the_instance_as_existed(result):
 @pytest.mark.parametrize(
     ("answer", "verdict"),
     [
-        (failed_but_told({"id": "other", "status": "complete"}, 10001), Verdict.CONTRADICTION),
-        (failed_but_told({"id": "c"}, 10001), Verdict.IN_DOUBT),
-        (failed_but_told({"status": "complete"}), Verdict.CONTRADICTION),
-        (failed_but_told({"status": "complete"}, 10400), Verdict.CONTRADICTION),
-        (failed_but_told({"status": "complete"}, 10001, 10400), Verdict.IN_DOUBT),
+        (failed_with_result({"id": "other", "status": "complete"}, 10001), Verdict.CONTRADICTION),
+        (failed_with_result({"id": "c"}, 10001), Verdict.IN_DOUBT),
+        (failed_with_result({"status": "complete"}), Verdict.CONTRADICTION),
+        (failed_with_result({"status": "complete"}, 10400), Verdict.CONTRADICTION),
+        (failed_with_result({"status": "complete"}, 10001, 10400), Verdict.IN_DOUBT),
     ],
 )
 def test_failed_look_up_without_a_status_settles_nothing(answer, verdict):

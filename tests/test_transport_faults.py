@@ -75,6 +75,13 @@ async def test_host_that_is_no_canonical_address_is_fatal():
     )
 
 
+async def test_host_that_can_not_be_encoded_is_named():
+    kind, message = await fault_of(f"https://{'a' * 70}.example:4443")
+
+    assert kind is NOT_SENT
+    assert re.fullmatch(r"no connection to a+\.example:PORT \(\w*Error\)", message)
+
+
 async def test_connection_that_is_not_made_in_time_says_after_how_many_seconds(monkeypatch):
     monkeypatch.setattr(http_module, "CONNECT_TIMEOUT_S", 0.2)
     with unanswering() as port:

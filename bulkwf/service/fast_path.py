@@ -1,4 +1,4 @@
-"""`judge`, without decoding an answer whose like has been decoded already.
+"""`judge`, with a shortcut for answers that differ from an earlier one in their ids alone.
 
 Nearly all answers of a run differ in their ids alone: all instances of the batch are created, with the same status and
 version. Such an answer need not be decoded (0.2 of 6.2 µs an instance). The judgement is always that of `judge`: an

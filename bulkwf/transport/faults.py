@@ -19,9 +19,9 @@ from bulkwf.options import Options, Target
 __all__ = ["MAX_HEADER_LINES", "MAX_HEADER_LINE_BYTES", "explain"]
 
 MAX_HEADER_LINE_BYTES = 32_768
-"""Longest header line of an answer that is read, and the longest status line."""
+"""Maximum size of a header line and of the status line of an answer, in bytes."""
 MAX_HEADER_LINES = 256
-"""Most header lines of an answer that are read: together they are no larger than the largest body."""
+"""Maximum number of header lines of an answer. All together are no larger than the largest body."""
 
 _PROXY_REFUSALS = frozenset({403, 407})
 """With these a proxy refuses every CONNECT alike: the address is forbidden, or a password is wanted."""
@@ -43,7 +43,7 @@ def explain(
     Args:
         error: What was raised.
         target: Where the request was to go.
-        options: Time-out, proxy and certificate authorities of the request.
+        options: Time limit, proxy and certificate authorities of the request.
         elapsed_s: Seconds since the request was started.
         began: The first byte may have been sent.
     """
@@ -74,8 +74,10 @@ def _no_connection(error: Exception, service: str, options: Options, elapsed_s: 
     if isinstance(error, aiohttp.ClientConnectorDNSError):
         whose = "the name" if options.proxy is None else "the proxy's name"
         return f"{whose} {error.host} can't be resolved ({_lower(error.os_error.strerror or 'no reason is known')})"
-    if not isinstance(error, aiohttp.ClientConnectorError):  # only CONNECT is sent before the first byte
-        return _broken(error, _proxy(options), options.timeout_s)
+    if not isinstance(error, aiohttp.ClientConnectorError):
+        if options.proxy is None:
+            return f"no connection to {service} ({type(error).__name__})"
+        return _broken(error, _proxy(options), options.timeout_s)  # it has not answered CONNECT
     there, numbers = _other_side(error, options), _numbers(error.os_error)
     if numbers == [errno.ECONNREFUSED]:
         return f"connection refused by {there}"
@@ -112,7 +114,7 @@ def _failed_handshake(error: aiohttp.ClientConnectorSSLError, there: str) -> str
     return f"the TLS handshake with {there} failed ({reason})"
 
 
-# --- afterwards ---------------------------------------------------------------------------------------------------
+# --- after the first byte -----------------------------------------------------------------------------------------
 
 
 def _broken(error: Exception, there: str, timeout_s: float) -> str:
@@ -157,20 +159,21 @@ def _proxy(options: Options) -> str:
 
 
 def _other_side(error: aiohttp.ClientConnectorError, options: Options) -> str:
-    """Who the connection was to be made to: the proxy, or the service."""
+    """The other side of the connection that failed: the proxy, or the service."""
     there = _joined(error.host, error.port)
     return f"the proxy {there}" if options.proxy is not None and _proxy(options).endswith(f" {there}") else there
 
 
 def _unused_proxy(target: Target, options: Options) -> str:
     """A hint where the environment names a proxy for the service, and no option does."""
-    host = urlsplit(target.base_url).hostname or ""
-    if options.proxy is not None or target.loopback or proxy_bypass(host):
-        return ""
     name = next((name for name in _PROXY_VARIABLES if os.environ.get(name)), None)
-    return "" if name is None else f"; {name} is set and not used: give --proxy or BULKWF_PROXY"
+    if name is None or options.proxy is not None or target.loopback:
+        return ""
+    if proxy_bypass(urlsplit(target.base_url).hostname or ""):  # NO_PROXY names the service
+        return ""
+    return f"; {name} is set and not used: give --proxy or BULKWF_PROXY"
 
 
 def _lower(text: str) -> str:
-    """A message of the system, to go on with in a sentence."""
+    """A message of the system, for use inside a sentence."""
     return text[:1].lower() + text[1:]
