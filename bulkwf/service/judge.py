@@ -170,7 +170,7 @@ def _word(given: str | None) -> str | None:
 
 def _match(batch: Batch, part: Sequence[int], envelope: Envelope, reply: Reply) -> Judgement:
     """Match a complete answer with the request, id by id."""
-    ids = sent_ids(batch, part)
+    ids = [batch.ids[position] for position in part]
     contradiction = _contradiction(ids, envelope)
     if contradiction is not None:
         return _unsettled(part, reply, Verdict.CONTRADICTION, contradiction.code, contradiction.message)
