@@ -12,9 +12,9 @@ class Certificate(NamedTuple):
     """A certificate whose authority no system trusts."""
 
     server: ssl.SSLContext
-    """A server that shows it."""
+    """Context of a server that shows it."""
     file: str
-    """The authority, for a client that is to trust it."""
+    """Path of the authority's certificate, for clients that trust it."""
 
 
 def make_certificate(

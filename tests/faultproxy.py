@@ -1,8 +1,8 @@
-"""A TCP proxy that spoils what passes through it, between the real engine and the real emulator.
+"""A TCP proxy that injects faults between the real engine and the real emulator.
 
-A `Proxy` reads whole HTTP messages, so that a fault can be aimed at one request, at its answer, or at a byte of either:
-each request meets the next fault of a list, and none once the list is used up. A `Tunnel` passes bytes on and knows
-nothing of what they mean: it cuts what TLS has made unreadable.
+A `Proxy` reads whole HTTP messages, so that a fault can be aimed at one request, at its answer, or at a byte of either.
+Each request takes the next fault of a list, and none once the list is used up. A `Tunnel` forwards bytes that it can't
+read, such as those of TLS, and cuts them.
 
 A fault is a coroutine function of the `Link` whose next request has begun to arrive.
 """
@@ -22,12 +22,12 @@ End = Literal["FIN", "RST"]
 ENDS: tuple[End, ...] = ("FIN", "RST")
 HOST = "127.0.0.1"
 GONE = (ConnectionError, asyncio.IncompleteReadError, ssl.SSLError)
-"""What it looks like when the other side has left."""
+"""What is raised once the other side has closed the connection."""
 _LENGTH = re.compile(rb"(?<=\r\nContent-Length: )[0-9]+")
 
 
 class Wire:
-    """One TCP connection, as one of its ends has it."""
+    """One end of a TCP connection."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -43,11 +43,11 @@ class Wire:
         return await self._reader.readexactly(int(length[0])) if length else b""
 
     async def some(self) -> bytes:
-        """What comes next; nothing at the end."""
+        """The next bytes; none at the end."""
         return await self._reader.read(65_536)
 
     async def silence(self) -> None:
-        """Wait until the other side has left."""
+        """Read until the other side closes the connection."""
         with contextlib.suppress(*GONE):
             while await self.some():
                 pass
@@ -63,11 +63,11 @@ class Wire:
             await asyncio.sleep(every_s)
 
     def half_close(self) -> None:
-        """Send nothing more, but go on reading."""
+        """Close the direction of writing alone."""
         self._writer.write_eof()
 
     def end(self, how: End = "FIN") -> None:
-        """Leave."""
+        """Close the connection, or reset it."""
         if how == "RST":
             # A linger time of zero makes the kernel send RST instead of FIN.
             linger = struct.pack("ii", 1, 0)
@@ -90,7 +90,7 @@ class _Listener:
         self._serving: set[asyncio.Task[None]] = set()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Serve one connection; whoever leaves, the other side is left, too."""
+        """Serve one connection. When one side closes it, the other side is closed too."""
         self.connections += 1
         task = asyncio.current_task()
         self._serving.add(task)
@@ -114,7 +114,7 @@ class _Listener:
         return wires[-1]
 
     async def quiet(self) -> None:
-        """Wait until every connection has ended, and what was held up on it has gone its way."""
+        """Wait until every connection has ended, and everything that was held up on it has been forwarded."""
         await asyncio.gather(*self._serving)
 
     async def stop(self) -> None:
@@ -127,13 +127,13 @@ class _Listener:
 
 
 class Proxy(_Listener):
-    """Passes on requests and answers, and lets each request meet the next of `faults`."""
+    """Forwards requests and answers, and applies the next of `faults` to each request."""
 
     def __init__(self, upstream: int, faults: Iterable["Fault"] = ()) -> None:
         super().__init__(upstream)
         self.faults = deque(faults)
         self.requests = 0
-        """Requests whose heads have come."""
+        """Number of requests whose headers have arrived."""
         self._answer = asyncio.get_running_loop().create_future()
 
     async def _serve(self, wires: list[Wire]) -> None:
@@ -150,12 +150,12 @@ class Proxy(_Listener):
 
     @property
     def next_answer(self) -> asyncio.Future[None]:
-        """Done when the service has answered once more."""
+        """Done when the service has sent its next answer."""
         return self._answer
 
 
 class Link:
-    """A client's connection, and the one to the service that belongs to it."""
+    """A client's connection, and the connection to the service that belongs to it."""
 
     def __init__(self, proxy: Proxy, wires: list[Wire]) -> None:
         self.proxy = proxy
@@ -176,7 +176,7 @@ class Link:
         return self._wires[1] if self._wires[1:] else await self.proxy.connect(self._wires)
 
     async def ask(self, request: bytes) -> bytes:
-        """What the service answers."""
+        """The service's answer to *request*."""
         server = await self.server()
         await server.send(request)
         return await self.answer()
@@ -188,8 +188,8 @@ class Link:
         self.proxy.has_answered()
         return whole
 
-    async def asked(self) -> bytes:
-        """What the service answers to the request that is arriving."""
+    async def exchange(self) -> bytes:
+        """Forward the request that is arriving; the service's answer."""
         return await self.ask(await self.request())
 
 
@@ -198,7 +198,7 @@ Fault = Callable[[Link], Awaitable[None]]
 
 async def untouched(link: Link) -> None:
     """No fault."""
-    await link.client.send(await link.asked())
+    await link.client.send(await link.exchange())
 
 
 # --- faults: the connection ---------------------------------------------------------------------------------------
@@ -224,7 +224,7 @@ async def reset_in_request(link: Link) -> None:
 
 
 async def half_closed_to_service(link: Link) -> None:
-    """The service gets the request, and is told that no other will follow."""
+    """The service gets the request, then the end of that direction of the connection."""
     server = await link.server()
     await server.send(await link.request())
     server.half_close()
@@ -232,14 +232,14 @@ async def half_closed_to_service(link: Link) -> None:
 
 
 async def half_closed_to_client(link: Link) -> None:
-    """The service acts; its answer is an end without a word, by somebody who still listens."""
-    await link.asked()
+    """The service acts on the request. In place of its answer, the direction to the client is closed."""
+    await link.exchange()
     link.client.half_close()
     await link.client.silence()
 
 
 def cut_request(at: int, how: End) -> Fault:
-    """The service gets so many bytes of the request; then both connections end."""
+    """The service gets *at* bytes of the request; then both connections end."""
 
     async def fault(link: Link) -> None:
         request = await link.request()
@@ -252,10 +252,10 @@ def cut_request(at: int, how: End) -> Fault:
 
 
 def cut_answer(at: int, how: End) -> Fault:
-    """The client gets so many bytes of the answer; then its connection ends."""
+    """The client gets *at* bytes of the answer; then its connection ends."""
 
     async def fault(link: Link) -> None:
-        answer = await link.asked()
+        answer = await link.exchange()
         await link.client.send(answer[:at])
         link.client.end(how)
 
@@ -288,14 +288,14 @@ def dripped(size: int, every_s: float) -> Fault:
 
 
 async def late_answer(link: Link) -> None:
-    """The service acts; its answer comes when the client has given up."""
-    answer = await link.asked()
+    """The service acts on the request; its answer is sent when the client has given up."""
+    answer = await link.exchange()
     await link.client.silence()
     await link.client.send(answer)
 
 
 async def late_request(link: Link) -> None:
-    """The client gives up; its request is at the service only when that has answered the next one."""
+    """The client gives up; its request reaches the service after the answer to the next request."""
     request = await link.request()
     overtaken = link.proxy.next_answer
     await link.client.silence()
@@ -304,22 +304,22 @@ async def late_request(link: Link) -> None:
 
 
 async def twice(link: Link) -> None:
-    """The answer comes twice, at once."""
-    await link.client.send(2 * await link.asked())
+    """The answer is sent twice, at once."""
+    await link.client.send(2 * await link.exchange())
 
 
 async def again(link: Link) -> None:
-    """The answer comes once more, as the answer to the next request; that one's own then answers the one after it."""
-    await link.client.send(answer := await link.asked())
+    """Each request from the next one on gets the answer to the request before it."""
+    await link.client.send(answer := await link.exchange())
     while True:
         await link.arrival()
         await link.client.send(answer)
-        answer = await link.asked()
+        answer = await link.exchange()
 
 
 async def in_place_of_the_next(link: Link) -> None:
-    """The answer comes once more in place of the next one: that request is lost."""
-    answer = await link.asked()
+    """The answer is sent again in place of the next one, whose request is lost."""
+    answer = await link.exchange()
     await link.client.send(answer)
     await link.arrival()
     await link.client.send(answer)
@@ -329,10 +329,10 @@ async def in_place_of_the_next(link: Link) -> None:
 # --- faults: another answer ---------------------------------------------------------------------------------------
 
 
-def said(answer: bytes, *, end: bool = True, acts: bool = True) -> Fault:
-    """These bytes come in place of the answer.
+def answered_with(answer: bytes, *, end: bool = True, acts: bool = True) -> Fault:
+    """These bytes are sent in place of the answer.
 
-    `end`: the connection ends then. `acts`: the service has got the request all the same.
+    `end`: the connection ends after them. `acts`: the service gets the request.
     """
 
     async def fault(link: Link) -> None:
@@ -346,11 +346,11 @@ def said(answer: bytes, *, end: bool = True, acts: bool = True) -> Fault:
     return fault
 
 
-def poured(head: bytes, part: bytes) -> Fault:
-    """The service acts; its answer has no end."""
+def endless(head: bytes, part: bytes) -> Fault:
+    """The service acts on the request; *head* is sent in place of its answer, then *part* without end."""
 
     async def fault(link: Link) -> None:
-        await link.asked()
+        await link.exchange()
         await link.client.send(head)
         while True:
             await link.client.send(part)
@@ -359,28 +359,28 @@ def poured(head: bytes, part: bytes) -> Fault:
 
 
 def altered(change: Callable[[bytes], bytes], *, end: bool = True) -> Fault:
-    """The answer is another than the service's; the connection ends then, or stays."""
+    """The answer is changed. `end`: the connection ends after it."""
 
     async def fault(link: Link) -> None:
-        await link.client.send(change(await link.asked()))
+        await link.client.send(change(await link.exchange()))
         if end:
             link.client.end()
 
     return fault
 
 
-def headed(*lines: bytes) -> Callable[[bytes], bytes]:
-    """An answer with more lines in its head."""
+def with_headers(*lines: bytes) -> Callable[[bytes], bytes]:
+    """Adds header lines to an answer."""
     return lambda answer: answer.replace(b"\r\n", b"\r\n" + b"".join(line + b"\r\n" for line in lines), 1)
 
 
-def lengthened(more: int) -> Callable[[bytes], bytes]:
-    """An answer whose length is said to be another."""
+def with_longer_length(more: int) -> Callable[[bytes], bytes]:
+    """Adds *more* to the value of an answer's Content-Length."""
     return lambda answer: _LENGTH.sub(lambda length: b"%d" % (int(length[0]) + more), answer, count=1)
 
 
 def chunked(size: int) -> Callable[[bytes], bytes]:
-    """An answer in chunks, with a trailer."""
+    """Sends an answer in chunks, with a trailer."""
 
     def change(answer: bytes) -> bytes:
         head, body = answer.split(b"\r\n\r\n", 1)
@@ -391,8 +391,8 @@ def chunked(size: int) -> Callable[[bytes], bytes]:
     return change
 
 
-def unmeasured(answer: bytes) -> bytes:
-    """An answer as of old: its body ends with the connection."""
+def without_length(answer: bytes) -> bytes:
+    """An answer of HTTP/1.0, whose body ends with the connection."""
     return re.sub(rb"\r\nContent-Length: [0-9]+", b"", answer.replace(b"HTTP/1.1", b"HTTP/1.0", 1))
 
 
@@ -404,7 +404,7 @@ ALERT = b"\x15\x03\x03\x00\x02\x02\x50"
 
 
 class Tunnel(_Listener):
-    """Passes on bytes; the next connection is cut after so many bytes in one direction, if `cut` says so.
+    """Forwards bytes; `cut` cuts the next connection after a number of bytes in one direction.
 
     The connection numbered `alert_at` (from 1) is answered with a TLS alert instead, as an overloaded edge does.
     """
@@ -414,7 +414,7 @@ class Tunnel(_Listener):
         self.cut: tuple[Literal["up", "down"], int, End] | None = None
         self.alert_at = 0
         self.passed = {"up": 0, "down": 0}
-        """Bytes that have passed in all."""
+        """Number of bytes forwarded in each direction."""
 
     async def _serve(self, wires: list[Wire]) -> None:
         if self.connections == self.alert_at:

@@ -512,7 +512,7 @@ def test_runs_on_the_clock_of_the_process_share_its_pools(monkeypatch, shared):
             other = wiring.open_limiter(parts, replace(TARGET, workflow="b"), Options(), at)
             assert (one.budget._account is other.budget._account) == shared
             assert one.budget._token is not other.budget._token
-            assert credentials.renew(0)
+            assert credentials.refresh(0)
             third = wiring.open_limiter(parts, TARGET, Options(), at, Credentials(lambda: {"Authorization": "second"}))
             assert (third.budget._token is one.budget._token) == shared
         return one.budget.closed, "second" in repr(wiring.POOLS._pools)

@@ -305,7 +305,7 @@ def test_a_service_that_is_down_exits_with_75_and_the_printed_command_finishes_t
     with closed_port() as base_url:
         ended = bulkwf("run", rows, "-w", "resize", "--base-url", base_url, "--max-outage", "1s")
     assert ended.code == 75
-    assert "ECONNREFUSED" in ended.err
+    assert "(--max-outage): connection refused by 127.0.0.1:" in ended.err
     assert set(outcomes("rows.jsonl.bulkwf")) == {"pending"}
     assert "--max-outage 1s" in ended.resume_command
 

@@ -1,4 +1,4 @@
-"""The fast path: it may never say other than `judge`."""
+"""The fast path: its judgement is always that of `judge`."""
 
 import json
 import tracemalloc
@@ -7,19 +7,19 @@ import pytest
 from test_judge import ALL, BATCH, IDS, good, named, new_batch, reply
 
 from bulkwf.attempt import Verdict
-from bulkwf.service.fast_path import MOST_FRAMES, FastJudge
+from bulkwf.service.fast_path import MAX_FRAMES, FastJudge
 from bulkwf.service.judge import judge
 
 OTHERS = new_batch(ids=["w", "x", "y", "z"])
 
 
 def same_for(judging, *replies, batch=BATCH):
-    outcomes = [judging(batch, ALL, told) for told in replies]
-    assert outcomes == [judge(batch, ALL, told) for told in replies]
-    return outcomes
+    judgements = [judging(batch, ALL, one) for one in replies]
+    assert judgements == [judge(batch, ALL, one) for one in replies]
+    return judgements
 
 
-def test_an_answer_that_differs_from_a_known_one_only_in_its_ids_is_not_decoded(monkeypatch):
+def test_answer_that_differs_from_the_frame_in_ids_alone_is_not_decoded(monkeypatch):
     judging = FastJudge()
     first = judging(BATCH, ALL, good(named(*IDS, version_id="v1")))
     monkeypatch.setattr("bulkwf.service.judge.decode_answer", lambda body: pytest.fail("decoded"))
@@ -30,7 +30,7 @@ def test_an_answer_that_differs_from_a_known_one_only_in_its_ids_is_not_decoded(
 
 
 @pytest.mark.parametrize(
-    "told",
+    "result",
     [
         named(*IDS, version_id="v2"),
         named("b", "a", "c", "d"),
@@ -39,14 +39,14 @@ def test_an_answer_that_differs_from_a_known_one_only_in_its_ids_is_not_decoded(
         [*named(*IDS[:3]), {"id": "d", "status": "running"}],
     ],
 )
-def test_an_answer_that_differs_from_the_known_one_is_judged_as_without_it(told):
+def test_answer_that_differs_from_the_frame_is_judged_by_judge(result):
     judging = FastJudge()
-    same_for(judging, good(named(*IDS)), good(told), good(named(*IDS)))
-    same_for(judging, good(named(*OTHERS.ids)), good(told), batch=OTHERS)
+    same_for(judging, good(named(*IDS)), good(result), good(named(*IDS)))
+    same_for(judging, good(named(*OTHERS.ids)), good(result), batch=OTHERS)
 
 
 @pytest.mark.parametrize("field", ['"name":"%s","id":"%s"', '"id":"%s","name":"%s"'])
-def test_the_bytes_of_an_id_in_another_field_are_not_taken_for_it(field):
+def test_text_of_an_id_in_another_field_is_not_taken_for_the_id(field):
     def answer(names, ids):
         items = ",".join("{" + field % pair + "}" for pair in zip(names, ids, strict=True))
         return reply(200, b'{"success":true,"result":[%b]}' % items.encode())
@@ -57,16 +57,16 @@ def test_the_bytes_of_an_id_in_another_field_are_not_taken_for_it(field):
     same_for(judging, answer(OTHERS.ids, IDS), answer(IDS, OTHERS.ids), answer(OTHERS.ids, escaped), batch=OTHERS)
 
 
-def test_an_answer_with_bytes_that_are_no_utf_8_is_known_too():
+def test_answer_that_is_not_utf_8_can_make_a_frame():
     body = good(named(*IDS)).body.replace(b'"messages": []', b'"messages": "\xff"')
 
-    outcomes = same_for(FastJudge(), reply(200, body), reply(200, body))
+    judgements = same_for(FastJudge(), reply(200, body), reply(200, body))
 
-    assert outcomes[0].created == ALL
+    assert judgements[0].created == ALL
 
 
 @pytest.mark.parametrize("odd", ["escaped", "far"])
-def test_learning_an_answer_that_escapes_an_id_takes_little_memory(odd):
+def test_making_a_frame_of_an_odd_answer_takes_little_memory(odd):
     ids = [f"id-{number}" for number in range(100)]
     items = json.dumps(named(*ids))
     items = (
@@ -74,23 +74,23 @@ def test_learning_an_answer_that_escapes_an_id_takes_little_memory(odd):
         if odd == "escaped"
         else items.replace("{", '{"x": "' + "x" * 10_000 + '",')
     )
-    told, judging = reply(200, b'{"success":true,"result":%b}' % items.encode()), FastJudge()
+    answer, judging = reply(200, b'{"success":true,"result":%b}' % items.encode()), FastJudge()
     tracemalloc.start()
     try:
-        outcome = judging(new_batch(ids), range(100), told)
+        judgement = judging(new_batch(ids), range(100), answer)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
 
-    assert len(outcome.created) == 100
-    assert peak < 10 * len(told.body)
+    assert len(judgement.created) == 100
+    assert peak < 10 * len(answer.body)
 
 
-def test_answers_that_are_never_alike_are_not_learnt_without_end(monkeypatch):
-    learnt = []
-    monkeypatch.setattr("bulkwf.service.fast_path._frame", lambda *given: learnt.append(given))
+def test_number_of_frames_is_bounded_when_no_two_answers_are_alike(monkeypatch):
+    made = []
+    monkeypatch.setattr("bulkwf.service.fast_path._frame", lambda *given: made.append(given))
     judging = FastJudge()
-    for number in range(MOST_FRAMES + 5):
+    for number in range(MAX_FRAMES + 5):
         judging(BATCH, ALL, good(named(*IDS, version_id=f"v{number}")))
 
-    assert len(learnt) == MOST_FRAMES
+    assert len(made) == MAX_FRAMES

@@ -57,7 +57,8 @@ from bulkwf.errors import ConfigError, InputError
 from bulkwf.limits.pause import pause_s
 from bulkwf.model import Slice
 from bulkwf.options import Options, Target
-from bulkwf.service.judge import judge, retry_after_s
+from bulkwf.service.judge import judge
+from bulkwf.service.responses import retry_after_s
 from bulkwf.settings import Settings, parse_duration, parse_rate
 from bulkwf.sources.files import GZIP_MAGIC
 from bulkwf.transport.credentials import check_secret, file_credential

@@ -1,6 +1,7 @@
-"""What each reply means: the table line by line. What holds for any reply whatever, `test_fuzz.py` says."""
+"""What each reply means, line by line of the table. `test_fuzz.py` checks what holds for every reply."""
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import format_datetime
 
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 
 from bulkwf.attempt import Fault, FaultKind, InstanceInfo, Reply, Verdict
 from bulkwf.model import Batch
-from bulkwf.service.judge import existence, judge, judge_lookup, judge_page, rejection, retry_after_s
+from bulkwf.service.judge import existence, judge, judge_lookup, judge_page, rejection
+from bulkwf.service.responses import retry_after_s
 
 IDS = ["a", "b", "c", "d"]
 ALL = range(4)
@@ -52,57 +54,61 @@ def failed(status, *codes, message="no"):
     return reply(status, {"success": False, "errors": errors, "messages": [], "result": None})
 
 
-def settled(outcome):
-    return {position: result.outcome for position, result in outcome.others}
+def settled(judgement):
+    return {position: result.outcome for position, result in judgement.others}
 
 
 # --- complete answers ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("status", [200, 201, 202])
-def test_a_complete_answer_that_names_every_id_settles_all_of_them_as_created(status):
+def test_answer_that_names_every_id_settles_all_as_created(status):
     body = {"success": True, "result": named(*IDS, version_id="v", workflow_id="w")}
 
-    outcome = judge(BATCH, ALL, reply(status, body))
+    judgement = judge(BATCH, ALL, reply(status, body))
 
-    assert (outcome.verdict, list(outcome.created), outcome.others, outcome.unsettled) == (
+    assert (judgement.verdict, list(judgement.created), judgement.others, judgement.unsettled) == (
         Verdict.DONE,
         [0, 1, 2, 3],
         (),
         (),
     )
-    assert outcome.answer == InstanceInfo("queued", "v", "w")
+    assert judgement.answer == InstanceInfo("queued", "v", "w")
 
 
 def test_ids_are_matched_by_value_not_by_position():
-    outcome = judge(BATCH, (1, 2, 3), good(named("d", "b")))
+    judgement = judge(BATCH, (1, 2, 3), good(named("d", "b")))
 
-    assert (outcome.verdict, sorted(outcome.created), outcome.unsettled) == (Verdict.OMITTED, [1, 3], (2,))
+    assert (judgement.verdict, sorted(judgement.created), judgement.unsettled) == (Verdict.OMITTED, [1, 3], (2,))
     assert judge(BATCH, ALL, good(named("d", "c", "b", "a"))).verdict is Verdict.DONE
 
 
-def test_an_instance_of_another_status_is_settled_with_its_own():
-    outcome = judge(BATCH, ALL, good([*named("a", "b"), {"id": "c", "status": "running"}, {"id": "d"}]))
+def test_instance_with_another_status_is_settled_with_its_own_status():
+    judgement = judge(BATCH, ALL, good([*named("a", "b"), {"id": "c", "status": "running"}, {"id": "d"}]))
 
-    assert (outcome.verdict, list(outcome.created), outcome.answer) == (Verdict.DONE, [0, 1], InstanceInfo("queued"))
-    assert [(p, r.outcome, r.status, r.row, r.id) for p, r in outcome.others] == [
+    assert (judgement.verdict, list(judgement.created), judgement.answer) == (
+        Verdict.DONE,
+        [0, 1],
+        InstanceInfo("queued"),
+    )
+    assert [(p, r.outcome, r.status, r.row, r.id) for p, r in judgement.others] == [
         (2, "created", "running", 105, "c"),
         (3, "created", None, 107, "d"),
     ]
 
 
-def test_ids_that_are_left_out_stay_unsettled_and_are_counted():
-    outcome = judge(BATCH, ALL, good(named("a", "c")))
+def test_omitted_ids_stay_unsettled_and_are_counted():
+    judgement = judge(BATCH, ALL, good(named("a", "c")))
 
-    assert (outcome.verdict, outcome.unsettled) == (Verdict.OMITTED, (1, 3))
-    assert "2 of 4" in outcome.message
+    assert (judgement.verdict, judgement.unsettled) == (Verdict.OMITTED, (1, 3))
+    assert "2 of 4" in judgement.message
 
 
 @pytest.mark.parametrize("result", [[], None])
-def test_an_empty_answer_settles_nothing(result):
-    outcome = judge(BATCH, ALL, good(result))
+def test_empty_answer_settles_nothing(result):
+    judgement = judge(BATCH, ALL, good(result))
 
-    assert (outcome.verdict, outcome.created, outcome.unsettled) == (Verdict.OMITTED, [], (0, 1, 2, 3))
+    assert (judgement.verdict, judgement.created, judgement.unsettled) == (Verdict.OMITTED, [], (0, 1, 2, 3))
 
 
 @pytest.mark.parametrize(
@@ -123,14 +129,14 @@ def test_an_empty_answer_settles_nothing(result):
     ],
     ids=json.dumps,
 )
-def test_an_answer_about_ids_that_were_not_sent_or_one_id_twice_is_no_answer_to_this_request(result):
-    outcome = judge(BATCH, ALL, good(result))
+def test_answer_with_foreign_or_repeated_ids_is_a_contradiction(result):
+    judgement = judge(BATCH, ALL, good(result))
 
-    assert (outcome.verdict, outcome.created, outcome.others) == (Verdict.CONTRADICTION, (), ())
-    assert list(outcome.unsettled) == [0, 1, 2, 3]
+    assert (judgement.verdict, judgement.created, judgement.others) == (Verdict.CONTRADICTION, (), ())
+    assert list(judgement.unsettled) == [0, 1, 2, 3]
 
 
-def test_an_id_of_the_batch_that_this_request_did_not_contain_is_foreign():
+def test_id_of_another_part_of_the_batch_is_foreign():
     assert judge(BATCH, (0, 1), good(named("a", "b", "c"))).verdict is Verdict.CONTRADICTION
 
 
@@ -139,73 +145,79 @@ def test_an_id_of_the_batch_that_this_request_did_not_contain_is_foreign():
     [b"", b"ok", HTML, b"{}", b"[]", b"null", b'{"success":true,"result":[{"id":"a"', b'{"success":true,"result":"x"}'],
 )
 @pytest.mark.parametrize("status", [200, 201, 204, 299])
-def test_a_2xx_that_is_not_the_expected_json_is_a_contradiction(status, body):
-    outcome = judge(BATCH, ALL, reply(status, body))
+def test_2xx_that_is_not_the_expected_json_is_a_contradiction(status, body):
+    judgement = judge(BATCH, ALL, reply(status, body))
 
-    assert (outcome.verdict, outcome.unsettled) == (Verdict.CONTRADICTION, ALL)
+    assert (judgement.verdict, judgement.unsettled) == (Verdict.CONTRADICTION, ALL)
 
 
 # --- the newer result ---------------------------------------------------------------------------------------------
 
 
-def test_the_newer_result_says_of_each_instance_what_became_of_it():
+def test_newer_result_settles_each_instance_by_its_own_entry():
     errors = [
         {"index": 1, "id": "b", "code": 10405, "message": "instance.already_exists"},
         {"index": 2, "code": 10010, "message": "bad\x1bparams"},
     ]
 
-    outcome = judge(BATCH, ALL, good({"created": named("a"), "errors": errors}))
+    judgement = judge(BATCH, ALL, good({"created": named("a"), "errors": errors}))
 
-    assert (outcome.verdict, list(outcome.created), settled(outcome)) == (
+    assert (judgement.verdict, list(judgement.created), settled(judgement)) == (
         Verdict.OMITTED,
         [0],
         {1: "existed", 2: "rejected"},
     )
-    assert outcome.unsettled == (3,)
-    existed, rejected = (result for _, result in outcome.others)
+    assert judgement.unsettled == (3,)
+    existed, rejected = (result for _, result in judgement.others)
     assert (existed.row, existed.id, existed.code) == (103, "b", None)
     assert (rejected.row, rejected.id, rejected.code, rejected.message) == (105, "c", 10010, "bad params")
 
 
-def test_a_duplicate_within_the_request_is_rejected_with_its_code():
+def test_duplicate_within_the_request_is_rejected_with_its_code():
     result = {"created": named("a", "b", "c"), "errors": [{"id": "d", "code": 10415, "message": "duplicate"}]}
 
-    outcome = judge(BATCH, ALL, good(result))
+    judgement = judge(BATCH, ALL, good(result))
 
-    assert (outcome.verdict, settled(outcome), outcome.others[0][1].code) == (Verdict.DONE, {3: "rejected"}, 10415)
-
-
-def test_an_index_counts_the_instances_of_the_request_not_of_the_batch():
-    outcome = judge(BATCH, (1, 3), good({"created": named("b"), "errors": [{"index": 1, "code": 5}]}))
-
-    assert settled(outcome) == {3: "rejected"}
+    assert (judgement.verdict, settled(judgement), judgement.others[0][1].code) == (
+        Verdict.DONE,
+        {3: "rejected"},
+        10415,
+    )
 
 
-def test_an_id_decides_where_the_index_says_something_else():
-    outcome = judge(BATCH, ALL, good({"created": named("a", "b", "d"), "errors": [{"index": 0, "id": "c", "code": 5}]}))
+def test_index_of_an_error_counts_the_instances_of_the_request():
+    judgement = judge(BATCH, (1, 3), good({"created": named("b"), "errors": [{"index": 1, "code": 5}]}))
 
-    assert settled(outcome) == {2: "rejected"}
+    assert settled(judgement) == {3: "rejected"}
 
 
-def test_an_instance_that_failed_inside_the_service_is_in_doubt_not_rejected():
+def test_id_of_an_error_decides_where_its_index_differs():
+    judgement = judge(
+        BATCH, ALL, good({"created": named("a", "b", "d"), "errors": [{"index": 0, "id": "c", "code": 5}]})
+    )
+
+    assert settled(judgement) == {2: "rejected"}
+
+
+def test_instance_with_an_internal_error_is_in_doubt_not_rejected():
     errors = [{"id": one, "code": 10001, "message": "internal"} for one in ("d", "b")]
 
-    outcome = judge(BATCH, ALL, good({"created": named("a"), "errors": errors}))
+    judgement = judge(BATCH, ALL, good({"created": named("a"), "errors": errors}))
 
-    assert (outcome.verdict, outcome.others, list(outcome.created)) == (Verdict.IN_DOUBT, (), [0])
-    assert outcome.unsettled == (1, 2, 3), "in the order of the rows, in which a body is composed"
+    assert (judgement.verdict, judgement.others, list(judgement.created)) == (Verdict.IN_DOUBT, (), [0])
+    assert judgement.unsettled == (1, 2, 3), "in the order of the rows, in which a body is composed"
 
 
 @pytest.mark.parametrize("code", [971, 10429])
-def test_an_instance_that_was_too_fast_is_throttled_not_rejected(code):
+def test_instance_with_a_rate_error_is_throttled_not_rejected(code):
     errors = [{"id": "b", "code": code, "message": "rate"}, {"id": "c", "code": 5, "message": "bad"}]
 
-    outcome = judge(BATCH, ALL, good({"created": named("a", "d"), "errors": errors}))
+    judgement = judge(BATCH, ALL, good({"created": named("a", "d"), "errors": errors}))
 
-    assert (outcome.verdict, settled(outcome), outcome.unsettled) == (Verdict.THROTTLED, {2: "rejected"}, (1,))
+    assert (judgement.verdict, settled(judgement), judgement.unsettled) == (Verdict.THROTTLED, {2: "rejected"}, (1,))
 
 
-def test_the_newer_result_without_errors_is_a_complete_answer():
+def test_newer_result_without_errors_is_a_complete_answer():
     assert judge(BATCH, ALL, good({"created": named(*IDS)})).verdict is Verdict.DONE
 
 
@@ -221,12 +233,12 @@ def test_the_newer_result_without_errors_is_a_complete_answer():
         (FaultKind.FATAL, Verdict.FATAL),
     ],
 )
-def test_a_fault_means_what_the_transport_knows_of_it(kind, verdict):
+def test_fault_is_judged_by_its_kind(kind, verdict):
     fault = Fault(kind=kind, message="the connection was reset")
 
-    outcome = judge(BATCH, (1, 2), fault)
+    judgement = judge(BATCH, (1, 2), fault)
 
-    assert (outcome.verdict, outcome.unsettled, outcome.message) == (verdict, (1, 2), "the connection was reset")
+    assert (judgement.verdict, judgement.unsettled, judgement.message) == (verdict, (1, 2), "the connection was reset")
     assert judge_lookup(BATCH, 2, fault).verdict is verdict
 
 
@@ -275,10 +287,10 @@ ENVELOPE_TABLE = [
 
 
 @pytest.mark.parametrize(("status", "codes", "verdict"), ENVELOPE_TABLE)
-def test_an_envelope_of_failure_means_what_the_table_says(status, codes, verdict):
-    outcome = judge(BATCH, ALL, failed(status, *codes))
+def test_failed_envelope_is_judged_by_status_and_codes(status, codes, verdict):
+    judgement = judge(BATCH, ALL, failed(status, *codes))
 
-    assert (outcome.verdict, outcome.created, outcome.others, outcome.unsettled) == (verdict, (), (), ALL)
+    assert (judgement.verdict, judgement.created, judgement.others, judgement.unsettled) == (verdict, (), (), ALL)
 
 
 HTML_TABLE = [
@@ -301,10 +313,10 @@ HTML_TABLE = [
 
 @pytest.mark.parametrize(("status", "headers", "verdict"), HTML_TABLE)
 @pytest.mark.parametrize("body", [HTML, b"", b"[]", b'{"errors":'])
-def test_a_page_that_is_not_the_services_own_json_never_makes_a_row_bad(status, headers, verdict, body):
-    outcome = judge(BATCH, (2,), reply(status, body, **headers))
+def test_answer_that_is_not_json_never_blames_a_row(status, headers, verdict, body):
+    judgement = judge(BATCH, (2,), reply(status, body, **headers))
 
-    assert (outcome.verdict, outcome.unsettled) == (verdict, (2,))
+    assert (judgement.verdict, judgement.unsettled) == (verdict, (2,))
 
 
 @pytest.mark.parametrize(
@@ -317,43 +329,43 @@ def test_a_page_that_is_not_the_services_own_json_never_makes_a_row_bad(status, 
         b"<title>JUST A MOMENT</title>",
     ],
 )
-def test_a_503_with_the_signs_of_a_challenge_is_one(page):
+def test_503_with_signs_of_a_challenge_is_a_challenge(page):
     assert judge(BATCH, ALL, reply(503, page)).verdict is Verdict.CHALLENGED
 
 
-def test_a_503_envelope_that_quotes_a_challenge_is_still_the_services_own_word():
+def test_503_envelope_that_quotes_a_challenge_is_not_a_challenge():
     assert judge(BATCH, ALL, failed(503, 10001, message="Just a moment")).verdict is Verdict.IN_DOUBT
 
 
 @pytest.mark.parametrize("status", [400, 409, 422, 200, 500])
-def test_the_word_that_an_instance_exists_settles_a_row_that_stood_alone(status):
-    outcome = judge(BATCH, (3,), failed(status, 10405))
+def test_error_already_exists_settles_a_row_that_was_sent_alone(status):
+    judgement = judge(BATCH, (3,), failed(status, 10405))
 
-    assert (outcome.verdict, settled(outcome), outcome.unsettled) == (Verdict.DONE, {3: "existed"}, ())
-    assert (outcome.others[0][1].row, outcome.others[0][1].id) == (107, "d")
+    assert (judgement.verdict, settled(judgement), judgement.unsettled) == (Verdict.DONE, {3: "existed"}, ())
+    assert (judgement.others[0][1].row, judgement.others[0][1].id) == (107, "d")
 
 
-def test_the_error_that_blames_the_credential_is_the_one_that_is_told():
+def test_message_quotes_the_error_that_blames_the_credential():
     errors = [{"code": 7, "message": "other"}, {"code": 6003, "message": "x", "error_chain": [{"code": 6111}]}]
 
-    outcome = judge(BATCH, ALL, reply(400, {"success": False, "errors": errors}))
+    judgement = judge(BATCH, ALL, reply(400, {"success": False, "errors": errors}))
 
-    assert (outcome.verdict, outcome.code, outcome.message) == (Verdict.UNAUTHORIZED, 6003, "x")
+    assert (judgement.verdict, judgement.code, judgement.message) == (Verdict.UNAUTHORIZED, 6003, "x")
 
 
-def test_an_authentication_code_in_a_chain_is_found():
+def test_authentication_code_in_an_error_chain_is_found():
     errors = [{"code": 7, "message": "other", "error_chain": [{"code": 9109, "message": "Unauthorized"}]}]
 
     assert judge(BATCH, ALL, reply(400, {"success": False, "errors": errors})).verdict is Verdict.UNAUTHORIZED
 
 
-def test_a_message_tells_what_came_where_the_service_gave_no_reason():
-    outcome = judge(BATCH, ALL, reply(502, b"<h1>Bad\x1b[31m gateway</h1>", cf_ray="8f-AMS"))
+def test_message_quotes_the_answer_where_it_gives_no_reason():
+    judgement = judge(BATCH, ALL, reply(502, b"<h1>Bad\x1b[31m gateway</h1>", cf_ray="8f-AMS"))
 
-    assert outcome.code == 502
-    assert "502" in outcome.message
-    assert "8f-AMS" in outcome.message
-    assert "Bad [31m gateway" in outcome.message
+    assert judgement.code == 502
+    assert "502" in judgement.message
+    assert "8f-AMS" in judgement.message
+    assert "Bad [31m gateway" in judgement.message
     assert "an empty body" in judge(BATCH, ALL, reply(502)).message
     assert len(judge(BATCH, ALL, reply(502, b"x" * 10_000)).message) <= 300
 
@@ -362,11 +374,11 @@ def test_a_message_tells_what_came_where_the_service_gave_no_reason():
 
 
 @pytest.mark.parametrize("result", [{"id": "c", "status": "complete"}, {"status": "complete"}])
-def test_a_look_up_that_finds_the_instance_settles_it_as_existed(result):
-    outcome = judge_lookup(BATCH, 2, good(result))
+def test_look_up_that_finds_the_instance_settles_it_as_existed(result):
+    judgement = judge_lookup(BATCH, 2, good(result))
 
-    assert (outcome.verdict, settled(outcome), outcome.unsettled) == (Verdict.DONE, {2: "existed"}, ())
-    assert (outcome.others[0][1].row, outcome.others[0][1].status) == (105, "complete")
+    assert (judgement.verdict, settled(judgement), judgement.unsettled) == (Verdict.DONE, {2: "existed"}, ())
+    assert (judgement.others[0][1].row, judgement.others[0][1].status) == (105, "complete")
 
 
 LOOKUP_TABLE = [
@@ -402,56 +414,56 @@ LOOKUP_TABLE = [
 ]
 
 
-def failed_but_told(result, *codes):
+def failed_with_result(result, *codes):
     errors = [{"code": code, "message": "x"} for code in codes]
     return reply(200, {"success": False, "errors": errors, "messages": [], "result": result})
 
 
 @pytest.mark.parametrize("result", [{"id": "c", "status": "complete"}, {"status": "complete"}])
-def test_a_look_up_that_is_called_failed_and_tells_the_status_settles_the_instance_as_existed(result):
-    outcome = judge_lookup(BATCH, 2, failed_but_told(result, 10001))
+def test_failed_look_up_with_a_status_settles_the_instance_as_existed(result):
+    judgement = judge_lookup(BATCH, 2, failed_with_result(result, 10001))
 
-    assert (outcome.verdict, settled(outcome)) == (Verdict.DONE, {2: "existed"})
-    assert outcome.others[0][1].status == "complete"
+    assert (judgement.verdict, settled(judgement)) == (Verdict.DONE, {2: "existed"})
+    assert judgement.others[0][1].status == "complete"
 
 
 @pytest.mark.parametrize(
     ("answer", "verdict"),
     [
-        (failed_but_told({"id": "other", "status": "complete"}, 10001), Verdict.CONTRADICTION),
-        (failed_but_told({"id": "c"}, 10001), Verdict.IN_DOUBT),
-        (failed_but_told({"status": "complete"}), Verdict.CONTRADICTION),
-        (failed_but_told({"status": "complete"}, 10400), Verdict.CONTRADICTION),
-        (failed_but_told({"status": "complete"}, 10001, 10400), Verdict.IN_DOUBT),
+        (failed_with_result({"id": "other", "status": "complete"}, 10001), Verdict.CONTRADICTION),
+        (failed_with_result({"id": "c"}, 10001), Verdict.IN_DOUBT),
+        (failed_with_result({"status": "complete"}), Verdict.CONTRADICTION),
+        (failed_with_result({"status": "complete"}, 10400), Verdict.CONTRADICTION),
+        (failed_with_result({"status": "complete"}, 10001, 10400), Verdict.IN_DOUBT),
     ],
 )
-def test_a_look_up_that_is_called_failed_settles_nothing_otherwise(answer, verdict):
-    outcome = judge_lookup(BATCH, 2, answer)
+def test_failed_look_up_without_a_status_settles_nothing(answer, verdict):
+    judgement = judge_lookup(BATCH, 2, answer)
 
-    assert (outcome.verdict, outcome.others) == (verdict, ())
+    assert (judgement.verdict, judgement.others) == (verdict, ())
 
 
 @pytest.mark.parametrize(("answer", "verdict"), LOOKUP_TABLE)
-def test_a_look_up_that_finds_nothing_proves_nothing_but_absence(answer, verdict):
-    outcome = judge_lookup(BATCH, 2, answer)
+def test_look_up_that_finds_nothing_settles_nothing(answer, verdict):
+    judgement = judge_lookup(BATCH, 2, answer)
 
-    assert (outcome.verdict, outcome.others, outcome.created, outcome.unsettled) == (verdict, (), (), (2,))
+    assert (judgement.verdict, judgement.others, judgement.created, judgement.unsettled) == (verdict, (), (), (2,))
 
 
 # --- pages of the list --------------------------------------------------------------------------------------------
 
 
-def test_a_page_of_the_list_is_handed_on():
-    outcome, page = judge_page(good([{"id": "a", "status": "running"}, {"id": "x"}]))
+def test_page_of_the_list_is_returned():
+    judgement, page = judge_page(good([{"id": "a", "status": "running"}, {"id": "x"}]))
 
-    assert (outcome.verdict, outcome.unsettled, outcome.others) == (Verdict.DONE, (), ())
+    assert (judgement.verdict, judgement.unsettled, judgement.others) == (Verdict.DONE, (), ())
     assert [(one.id, one.status) for one in page.listed] == [("a", "running"), ("x", None)]
 
 
-def test_an_empty_page_is_a_page():
-    outcome, page = judge_page(good([]))
+def test_empty_page_is_a_page():
+    judgement, page = judge_page(good([]))
 
-    assert (outcome.verdict, page.listed, page.cursor) == (Verdict.DONE, [], None)
+    assert (judgement.verdict, page.listed, page.cursor) == (Verdict.DONE, [], None)
 
 
 @pytest.mark.parametrize(
@@ -484,20 +496,23 @@ def test_an_empty_page_is_a_page():
         (Fault(kind=FaultKind.IN_DOUBT, message="no"), Verdict.IN_DOUBT),
     ],
 )
-def test_what_is_no_page_is_judged_as_any_failure_and_an_answer_without_a_list_refuses_it(answer, verdict):
-    outcome, page = judge_page(answer)
+def test_answer_without_a_page_is_judged_as_a_failure(answer, verdict):
+    judgement, page = judge_page(answer)
 
-    assert (outcome.verdict, page) == (verdict, None)
-    assert outcome.message
-
-
-def test_a_refused_page_is_told_with_what_came_instead():
-    outcome, _ = judge_page(reply(200, {"success": True, "result": {"x": "y\x1b[2J"}}, cf_ray="8c1"))
-
-    assert outcome.message == 'no list: HTTP 200, cf-ray 8c1: {"success": true, "result": {"x": "y\\u001b[2J"}}'
+    assert (judgement.verdict, page) == (verdict, None)
+    assert judgement.message
 
 
-def test_a_throttled_page_hands_its_pause_on():
+def test_message_of_a_refused_page_quotes_the_answer():
+    judgement, _ = judge_page(reply(200, {"success": True, "result": {"x": "y\x1b[2J"}}, cf_ray="8c1"))
+
+    assert (
+        judgement.message
+        == 'the answer holds no list: HTTP 200, cf-ray 8c1: {"success": true, "result": {"x": "y\\u001b[2J"}}'
+    )
+
+
+def test_judgement_of_a_throttled_page_holds_its_pause():
     answer = reply(429, {"success": False, "errors": []}, retry_after="7")
 
     assert judge_page(answer)[0].retry_after_s == 7.0
@@ -543,11 +558,11 @@ def at(seconds):
         (at(-90), 0.0),
     ],
 )
-def test_a_retry_after_is_ascii_digits_or_an_http_date_and_all_else_is_none(text, seconds):
+def test_retry_after_is_ascii_digits_or_an_http_date_or_none(text, seconds):
     assert retry_after_s(reply(429, retry_after=text, date=at(0))) == seconds
 
 
-def test_a_date_is_held_against_the_answers_own_and_else_against_our_clock():
+def test_retry_date_is_compared_with_the_date_of_the_answer_or_else_the_clock():
     late = Reply(
         status=429, headers={"retry-after": at(60), "date": at(0)}, body=b"", received_at=NOON.timestamp() + 50
     )
@@ -557,8 +572,16 @@ def test_a_date_is_held_against_the_answers_own_and_else_against_our_clock():
         assert retry_after_s(undated) == 10.0
 
 
+@pytest.mark.parametrize("answer", [good(named("x")), reply(200, HTML), failed(500), failed(400, 10010)])
+def test_judgement_of_a_failure_holds_the_time_since_its_request_was_sent(answer):
+    late = replace(answer, elapsed_s=7.0)
+
+    assert judge(BATCH, ALL, late).elapsed_s == 7.0
+    assert judge_lookup(BATCH, 2, late).elapsed_s == 7.0
+
+
 @pytest.mark.parametrize("status", [429, 503, 500])
-def test_an_ordered_pause_is_handed_on(status):
+def test_judgement_of_a_failure_holds_the_ordered_pause(status):
     answer = reply(status, {"success": False, "errors": []}, retry_after="7")
 
     assert judge(BATCH, ALL, answer).retry_after_s == 7.0
@@ -566,7 +589,7 @@ def test_an_ordered_pause_is_handed_on(status):
 
 
 @given(st.text(max_size=40) | st.text("0123456789 :,GMTSepMon-+", max_size=40).map(lambda text: text + "GMT"))
-def test_no_retry_after_at_all_fails_or_orders_less_than_nothing(text):
+def test_retry_after_of_any_text_is_none_or_a_finite_pause(text):
     seconds = retry_after_s(reply(429, retry_after=text))
 
     assert seconds is None or 0 <= seconds < float("inf")
@@ -575,7 +598,7 @@ def test_no_retry_after_at_all_fails_or_orders_less_than_nothing(text):
 # --- results ------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_confirmed_or_given_up_is_settled_with_its_row():
+def test_existence_and_rejection_settle_instances_with_their_rows():
     existed, rejected = existence(BATCH, (0, 2)), rejection(BATCH, 1, 42, "why")
 
     assert settled(existed) == {0: "existed", 2: "existed"}
@@ -585,16 +608,16 @@ def test_what_is_confirmed_or_given_up_is_settled_with_its_row():
     assert (existed.unsettled, rejected.unsettled) == ((), ())
 
 
-def test_a_redirect_is_named_with_where_it_leads():
+def test_message_of_a_redirect_names_its_target():
     reply = Reply(status=302, headers={"location": "https://elsewhere.example/\x1b[31m"}, body=b"")
-    outcome = judge(new_batch(), (0,), reply)
+    judgement = judge(new_batch(), (0,), reply)
 
-    assert outcome.verdict is Verdict.WRONG_ADDRESS
-    assert "a redirect to https://elsewhere.example/ [31m, which is not followed" in outcome.message
+    assert judgement.verdict is Verdict.WRONG_ADDRESS
+    assert "a redirect to https://elsewhere.example/ [31m, which is not followed" in judgement.message
 
 
 @pytest.mark.parametrize("codes", [(10001, 971), (971, 10001)])
-def test_a_rate_error_of_one_row_pauses_all_for_what_the_answer_orders(codes):
+def test_rate_error_of_one_row_throttles_with_the_pause_of_the_answer(codes):
     refused = [{"id": one, "code": code, "message": "no"} for one, code in zip("cd", codes, strict=True)]
     body = {"success": True, "errors": [], "result": {"created": named("a", "b"), "errors": refused}}
 

@@ -1,7 +1,7 @@
-"""The real engine and the real emulator, with a network between them that does what networks do.
+"""The real engine and the real emulator, with a proxy between them that injects the faults of networks.
 
-Whatever becomes of a request: the run, or the same run once more, comes to its end; every row has begun exactly once,
-with its own params; none is called what it is not; and nobody hears the token or a row's params.
+After each fault, the run or its next session completes the list. Every row has created exactly one instance, with its
+own params, and has the right outcome. Neither the token nor a row's params appear in an error, a log or a file.
 """
 
 import asyncio
@@ -38,16 +38,16 @@ from bulkwf.emulator import Created, Limits, Service, emulate, read_log
 
 pytestmark = pytest.mark.slow
 
-PATIENCE_S = 60.0
-"""Only a test that fails waits so long."""
-IMPATIENT_S = 0.4
-"""The client's patience where an answer never comes."""
+LIMIT_S = 60.0
+"""Only a test that fails takes this time."""
+SHORT_TIMEOUT_S = 0.4
+"""Time limit of a request in tests where an answer never comes."""
 AT_ONCE = RetryPolicy(base_s=0.001, max_wait_s=0.002)
 BATCH = 3
 EVERY = scaled(64, 1)
 """A connection is cut at each byte, or at some."""
 MEMORY_MB = 32
-"""What an answer may add to the memory of a run: what is read of it at most, as chunks and at once, and room."""
+"""Most that an answer may add to the memory of a run: the longest body twice, as chunks and joined, and a margin."""
 
 
 # --- runs through a proxy -----------------------------------------------------------------------------------------
@@ -73,14 +73,14 @@ class Bench:
     def checkpoint(self, name):
         return self.folder / f"{name}.bulkwf"
 
-    async def run(self, name, rows=2 * BATCH, batch=BATCH, concurrency=1, ca_file=None, within_s=PATIENCE_S, **options):
+    async def run(self, name, rows=2 * BATCH, batch=BATCH, concurrency=1, ca_file=None, within_s=LIMIT_S, **options):
         """Run a list, or run it once more; its summary."""
         self.lists[name] = rows
-        told = Options(
+        settings = Options(
             batch=BatchLimits(instances=batch, rows=batch),
             rate=RateLimits(instances_per_s=None, requests_per_5m=None, concurrency=concurrency),
             ca_file=ca_file,
-            **{"retry": AT_ONCE, "timeout_s": PATIENCE_S, **options},
+            **{"retry": AT_ONCE, "timeout_s": LIMIT_S, **options},
         )
         async with asyncio.timeout(within_s):
             return await submit_all(
@@ -90,21 +90,21 @@ class Bench:
                 base_url=self.base_url,
                 api_token=TOKEN,
                 checkpoint=self.checkpoint(name),
-                options=told,
+                options=settings,
             )
 
     async def refused(self, kind, name, **more):
-        """Run a list to an error that nobody learns a secret from; what it says."""
+        """Run a list that ends with an error; its message. The error holds no secret."""
         with pytest.raises(kind) as raised:
             await self.run(name, **more)
         assert_silent(report(raised.value), "an error with its locals")
         assert_silent_files(self.folder)
         return str(raised.value)
 
-    def ends(self, name, *, known=()):
-        """What the rows of a list that has come to its end are called, in their order.
+    def outcomes(self, name, *, known=()):
+        """The outcomes of the rows of a completed list, in their order.
 
-        `known`: those that the service may have held before.
+        `known`: rows whose instances the service may have held before.
         """
         file = self.checkpoint(name)
         results = list(read_results(file))
@@ -117,13 +117,13 @@ class Bench:
         return [one.outcome for one in results]
 
     def account(self):
-        """What of all lists is amiss: every row is to begin once, with its own params."""
+        """Check that every row of all lists has created one instance, with its own params; a line for the report."""
         rows = (row(name, number) for name, rows in self.lists.items() for number in range(rows))
         due = Counter(Created(one["instance_id"], f"{crc32(orjson.dumps(one['params'])):08x}") for one in rows)
-        begun = Counter(read_log(self.folder / "log"))
-        lost, extra = (due - begun).total(), (begun - due).total()
-        assert (lost, extra) == (0, 0), (due - begun, begun - due)
-        return f"{due.total():,} rows: {lost} lost, {extra} begun twice or with other params"
+        created = Counter(read_log(self.folder / "log"))
+        lost, extra = (due - created).total(), (created - due).total()
+        assert (lost, extra) == (0, 0), (due - created, created - due)
+        return f"{due.total():,} rows: {lost} lost, {extra} created twice or with other params"
 
 
 def attempts_around(file, row):
@@ -161,12 +161,13 @@ def certificates(tmp_path_factory):
 # --- each fault once ----------------------------------------------------------------------------------------------
 
 OK = b"HTTP/1.1 200 OK\r\n"
+PORTAL = OK + b"\r\n<html>Please log in</html>"
 EARLY = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\n\r\n"
 CHUNKS = OK + b"Transfer-Encoding: chunked\r\n\r\n"
 MEGABYTE = b" " * 0x100000
 BOMB = gzip.compress(300 * MEGABYTE, 1)
 CREATED, EXISTED, EITHER = (0, 0), (BATCH, 2 * BATCH), (0, 2 * BATCH)
-"""How many rows are called `existed` in the end, as the service did act or did not: at least, and at most."""
+"""Least and greatest number of rows whose outcome is `existed`: whether the service acted on the first request."""
 FAULTS = {
     "latency": (net.delayed(0.03, 0.03), CREATED),
     "slow drip": (net.dripped(64, 0.002), CREATED),
@@ -188,93 +189,93 @@ FAULTS = {
     "answer twice": (net.twice, EITHER),
     "answer again with the next": (net.again, EITHER),
     "answer in place of the next": (net.in_place_of_the_next, EITHER),
-    "garbage": (net.said(b"\x00\xff" * 500), EXISTED),
-    "another protocol": (net.said(b"SSH-2.0-OpenSSH_9.6\r\n\r\n"), EXISTED),
+    "garbage": (net.answered_with(b"\x00\xff" * 500), EXISTED),
+    "another protocol": (net.answered_with(b"SSH-2.0-OpenSSH_9.6\r\n\r\n"), EXISTED),
     "garbage status line": (net.altered(lambda answer: answer.replace(b"200", b"2oo", 1)), EXISTED),
-    "status line of a refusal": (net.said(b"HTTP/1.1 400 Bad"), EXISTED),
-    "oversized header": (net.altered(net.headed(b"X-Large: " + b"x" * 200_000)), EXISTED),
-    "header after header": (net.altered(net.headed(*[b"X-Many: x"] * 20_000)), EXISTED),
-    "gzip": (net.altered(net.headed(b"Content-Encoding: gzip")), EXISTED),
-    "content-length too large": (net.altered(net.lengthened(+7)), EXISTED),
-    "content-length too large, and silence": (net.altered(net.lengthened(+7), end=False), EXISTED),
-    "content-length too small": (net.altered(net.lengthened(-7), end=False), EXISTED),
-    "content-length negative": (net.altered(net.lengthened(-100_000)), EXISTED),
-    "two content-lengths": (net.altered(net.headed(b"Content-Length: 5")), EXISTED),
-    "content-length and chunks": (net.altered(net.headed(b"Transfer-Encoding: chunked")), EXISTED),
-    "no content-length": (net.altered(net.unmeasured), CREATED),
+    "status line of a refusal": (net.answered_with(b"HTTP/1.1 400 Bad"), EXISTED),
+    "oversized header": (net.altered(net.with_headers(b"X-Large: " + b"x" * 200_000)), EXISTED),
+    "header after header": (net.altered(net.with_headers(*[b"X-Many: x"] * 20_000)), EXISTED),
+    "gzip": (net.altered(net.with_headers(b"Content-Encoding: gzip")), EXISTED),
+    "content-length too large": (net.altered(net.with_longer_length(+7)), EXISTED),
+    "content-length too large, and silence": (net.altered(net.with_longer_length(+7), end=False), EXISTED),
+    "content-length too small": (net.altered(net.with_longer_length(-7), end=False), EXISTED),
+    "content-length negative": (net.altered(net.with_longer_length(-100_000)), EXISTED),
+    "two content-lengths": (net.altered(net.with_headers(b"Content-Length: 5")), EXISTED),
+    "content-length and chunks": (net.altered(net.with_headers(b"Transfer-Encoding: chunked")), EXISTED),
+    "no content-length": (net.altered(net.without_length), CREATED),
     "chunks": (net.altered(net.chunked(5), end=False), CREATED),
     "chunks, cut": (net.altered(lambda answer: net.chunked(5)(answer)[:-20]), EXISTED),
     "100 and 103 first": (net.altered(lambda answer: EARLY + answer), CREATED),
-    "no body": (net.said(OK + b"Content-Length: 0\r\n\r\n"), EXISTED),
-    "204": (net.said(b"HTTP/1.1 204 No Content\r\n\r\n"), EXISTED),
-    "captive portal": (net.said(OK + b"\r\n<html>Please log in</html>", acts=False), CREATED),
-    "bad gateway": (net.said(b"HTTP/1.1 502 Bad Gateway\r\n\r\n<html>"), EXISTED),
+    "no body": (net.answered_with(OK + b"Content-Length: 0\r\n\r\n"), EXISTED),
+    "204": (net.answered_with(b"HTTP/1.1 204 No Content\r\n\r\n"), EXISTED),
+    "captive portal": (net.answered_with(PORTAL, acts=False), CREATED),
+    "bad gateway": (net.answered_with(b"HTTP/1.1 502 Bad Gateway\r\n\r\n<html>"), EXISTED),
 }
 TOO_MUCH = {
-    "gzip bomb": net.said(OK + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(BOMB) + BOMB),
-    "chunked gzip bomb": net.said(CHUNKS[:-2] + b"Content-Encoding: gzip\r\n\r\n%x\r\n" % len(BOMB) + BOMB),
-    "endless chunks": net.poured(CHUNKS, b"%x\r\n%s\r\n" % (len(MEGABYTE), MEGABYTE)),
-    "endless chunk": net.poured(CHUNKS + b"fffffffffff\r\n", MEGABYTE),
-    "endless head of a chunk": net.poured(CHUNKS + b"5;", MEGABYTE.replace(b" ", b"x")),
-    "endless trailer": net.poured(CHUNKS + b"0\r\n", 60_000 * b"X-Many: x\r\n"),
-    "endless header": net.poured(OK + b"X-Long: ", MEGABYTE.replace(b" ", b"x")),
-    "endless headers": net.poured(OK, 60_000 * b"X-Many: x\r\n"),
-    "endless status line": net.poured(b"HTTP/1.1 200 ", MEGABYTE),
-    "huge content-length": net.poured(OK + b"Content-Length: 999999999999999\r\n\r\n", MEGABYTE),
-    "no content-length, no end": net.poured(OK + b"\r\n", MEGABYTE),
-    "100 for ever": net.poured(b"", 2_000 * b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "gzip bomb": net.answered_with(OK + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(BOMB) + BOMB),
+    "chunked gzip bomb": net.answered_with(CHUNKS[:-2] + b"Content-Encoding: gzip\r\n\r\n%x\r\n" % len(BOMB) + BOMB),
+    "endless chunks": net.endless(CHUNKS, b"%x\r\n%s\r\n" % (len(MEGABYTE), MEGABYTE)),
+    "endless chunk": net.endless(CHUNKS + b"fffffffffff\r\n", MEGABYTE),
+    "endless head of a chunk": net.endless(CHUNKS + b"5;", MEGABYTE.replace(b" ", b"x")),
+    "endless trailer": net.endless(CHUNKS + b"0\r\n", 60_000 * b"X-Many: x\r\n"),
+    "endless header": net.endless(OK + b"X-Long: ", MEGABYTE.replace(b" ", b"x")),
+    "endless headers": net.endless(OK, 60_000 * b"X-Many: x\r\n"),
+    "endless status line": net.endless(b"HTTP/1.1 200 ", MEGABYTE),
+    "huge content-length": net.endless(OK + b"Content-Length: 999999999999999\r\n\r\n", MEGABYTE),
+    "no content-length, no end": net.endless(OK + b"\r\n", MEGABYTE),
+    "100 for ever": net.endless(b"", 2_000 * b"HTTP/1.1 100 Continue\r\n\r\n"),
 }
-"""Answers that have no end, or none that is worth waiting for."""
+"""Answers that are endless, or too large to be read to their end."""
 FAULTS |= {name: (fault, EXISTED) for name, fault in TOO_MUCH.items()}
 HANG = ("late answer", "late request", "content-length too large, and silence")
-PATIENCE = {name: {"timeout_s": IMPATIENT_S} for name in (*HANG, "endless head of a chunk", "100 for ever")}
-"""What lasts until the client has no more patience."""
+TIMEOUTS = {name: {"timeout_s": SHORT_TIMEOUT_S} for name in (*HANG, "endless head of a chunk", "100 for ever")}
+"""Faults that last until the time limit of the request."""
 
 
 @pytest.mark.parametrize("name", FAULTS)
-async def test_a_run_survives_a_fault_of_the_network(name, caplog):
+async def test_run_completes_after_a_fault_of_the_network(name, caplog):
     caplog.set_level(0)
     asyncio.get_running_loop().set_debug(True)
     fault, (least, most) = FAULTS[name]
     async with bench(fault) as through:
-        summary = await through.run("a", **PATIENCE.get(name, {}))
+        summary = await through.run("a", **TIMEOUTS.get(name, {}))
         await through.proxy.quiet()
 
         assert not through.proxy.faults
         assert (summary.exit_code, summary.complete) == (0, True)
-        told = through.ends("a")
-    assert least <= told.count("existed") <= most
+        found = through.outcomes("a")
+    assert least <= found.count("existed") <= most
     assert summary.attempts <= 8
     assert_silent(caplog.text, "a log")
 
 
 @pytest.mark.parametrize("name", [name for name, (fault, _) in FAULTS.items() if fault not in net.UNASKED])
-async def test_a_look_up_survives_a_fault_of_the_network(name):
+async def test_look_up_completes_after_a_fault_of_the_network(name):
     fault, _ = FAULTS[name]
     async with bench(net.cut_answer(0, "FIN"), net.untouched, fault) as through:
-        summary = await through.run("a", rows=1, **PATIENCE.get(name, {}))
+        summary = await through.run("a", rows=1, **TIMEOUTS.get(name, {}))
         await through.proxy.quiet()
 
         assert not through.proxy.faults
-        assert through.ends("a") == ["existed"]
-        assert through.proxy.requests == summary.attempts  # or some were not held against the limits
+        assert through.outcomes("a") == ["existed"]
+        assert through.proxy.requests == summary.attempts  # else some did not count in the limits
 
 
-async def test_a_row_that_a_copied_answer_leaves_out_is_in_doubt():
-    """An answer that names no id, for all of its rows existed, may come again as the answer to the next request."""
+async def test_row_that_a_copied_answer_omits_is_in_doubt():
+    """An answer without ids (all of its rows existed) is sent again as the answer to the next request."""
     async with bench() as through:
         await through.run("a", rows=BATCH)
         through.checkpoint("a").unlink()
         through.proxy.faults.append(net.again)
         await through.run("a", rows=2 * BATCH)
-        through.ends("a", known=range(BATCH))
+        through.outcomes("a", known=range(BATCH))
 
 
 # --- a cut at any byte --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("what", "cut"), [("request", net.cut_request), ("answer", net.cut_answer)])
-async def test_a_connection_may_be_cut_at_any_byte(what, cut, certificates):
+async def test_run_completes_when_a_connection_is_cut_at_any_byte(what, cut, certificates):
     lengths = {}
 
     async def measure(link):
@@ -293,13 +294,13 @@ async def test_a_connection_may_be_cut_at_any_byte(what, cut, certificates):
                 through.proxy.faults.append(cut(at, how))
                 assert (await through.run(name, rows=BATCH, ca_file=quick)).exit_code == 0
                 expected = "created" if what == "request" else "existed"
-                assert through.ends(name) == BATCH * [expected] or at >= whole, name
+                assert through.outcomes(name) == BATCH * [expected] or at >= whole, name
         figures.append(f"{2 * len(places):,} cuts of {what}s of {whole} bytes, {through.account()}")
 
 
 @pytest.mark.parametrize("way", ["up", "down"])
-async def test_a_connection_of_tls_may_be_cut_at_any_byte(way, certificates):
-    """A handshake that is cut is no reason to end a run, either."""
+async def test_run_completes_when_a_tls_connection_is_cut_at_any_byte(way, certificates):
+    """A handshake that is cut does not end a run."""
     certificate = certificates["good"]
     async with (
         bench() as through,
@@ -315,7 +316,7 @@ async def test_a_connection_of_tls_may_be_cut_at_any_byte(way, certificates):
                 name = f"{at:05}-{how}"
                 tunnel.cut = (way, at, how)
                 assert (await through.run(name, rows=BATCH, ca_file=certificate.file)).exit_code == 0
-                through.ends(name)
+                through.outcomes(name)
                 assert tunnel.cut is None
         figures.append(f"{2 * len(places):,} cuts of TLS, {way}, of {whole} bytes, {through.account()}")
 
@@ -324,7 +325,7 @@ async def test_a_connection_of_tls_may_be_cut_at_any_byte(way, certificates):
 
 
 @pytest.mark.parametrize("seed", range(20260401, 20260401 + scaled(1, 10)))
-async def test_a_long_run_survives_a_mixture_of_all_faults(seed):
+async def test_long_run_completes_under_a_mixture_of_all_faults(seed):
     rows, share = scaled(2_000, 10_000), 0.4
     chance, faults = random.Random(seed), [fault for fault, _ in FAULTS.values()]
     plan = [chance.choice(faults) if chance.random() < share else net.untouched for _ in range(rows)]
@@ -333,17 +334,17 @@ async def test_a_long_run_survives_a_mixture_of_all_faults(seed):
         while summary is None:
             sessions += 1
             with contextlib.suppress(ServiceRefused):  # three answers in a row that are not the service's
-                summary = await through.run("a", rows, 20, 8, within_s=10 * PATIENCE_S, timeout_s=IMPATIENT_S)
+                summary = await through.run("a", rows, 20, 8, within_s=10 * LIMIT_S, timeout_s=SHORT_TIMEOUT_S)
             assert sessions <= 20
         await through.proxy.quiet()
 
         assert (summary.exit_code, summary.complete) == (0, True)
-        ends = Counter(through.ends("a"))
-        met = plan[: len(plan) - len(through.proxy.faults)]
-        spoiled = len(met) - met.count(net.untouched)
-        assert spoiled >= rows // 100
+        found = Counter(through.outcomes("a"))
+        applied = plan[: len(plan) - len(through.proxy.faults)]
+        faulty = len(applied) - applied.count(net.untouched)
+        assert faulty >= rows // 100
         figures.append(
-            f"seed {seed}: {spoiled:,} of {len(met):,} requests met a fault, {sessions} sessions, {dict(ends)}, "
+            f"seed {seed}: {faulty:,} of {len(applied):,} requests had a fault, {sessions} sessions, {dict(found)}, "
             f"{through.account()}"
         )
 
@@ -366,8 +367,8 @@ ODD_ANSWERS = [
 
 
 @pytest.mark.parametrize("number", scaled([1], [1, 2]))
-async def test_an_odd_answer_after_rows_were_created_ends_no_run(folder, number):
-    """All kinds at once, each in a run of its own: the runs wait for their probes side by side."""
+async def test_one_odd_answer_does_not_end_a_run_that_has_created_rows(folder, number):
+    """Each kind in a run of its own, all at the same time: each waits for its probes."""
 
     async def go(kind, odd):
         service = Service(Limits.none(), time.monotonic)
@@ -382,7 +383,7 @@ async def test_an_odd_answer_after_rows_were_created_ends_no_run(folder, number)
     assert [(summary.created + summary.existed, summary.exit_code) for summary in summaries] == [(2_000, 0)] * 10
 
 
-async def test_an_alert_in_a_handshake_after_rows_were_created_ends_no_run(certificates):
+async def test_alert_in_a_later_handshake_does_not_end_the_run(certificates):
     good = certificates["good"]
     async with bench() as through:
         async with (
@@ -394,10 +395,10 @@ async def test_an_alert_in_a_handshake_after_rows_were_created_ends_no_run(certi
             summary = await through.run("a", rows=4 * BATCH, ca_file=good.file)
 
         assert (summary.created, way.connections) == (4 * BATCH, 5)
-        assert set(through.ends("a")) == {"created"}
+        assert set(through.outcomes("a")) == {"created"}
 
 
-async def test_an_alert_in_the_first_handshake_ends_no_run_either(certificates):
+async def test_alert_in_the_first_handshake_does_not_end_the_run(certificates):
     good = certificates["good"]
     async with bench() as through:
         async with (
@@ -407,52 +408,60 @@ async def test_an_alert_in_the_first_handshake_ends_no_run_either(certificates):
             way.alert_at, through.base_url = 1, base_url(way, "https")
             await through.run("a", ca_file=good.file)
 
-        assert set(through.ends("a")) == {"created"}
+        assert set(through.outcomes("a")) == {"created"}
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-async def test_a_redirect_ends_the_run_and_the_other_place_hears_nothing(status):
+async def test_redirect_ends_the_run_and_its_target_receives_nothing(status):
     async with bench() as through, net.listening(net.Proxy, through.emulated) as other:
         place = f"{base_url(other)}/login?for={TOKEN}"
         redirect = f"HTTP/1.1 {status} Elsewhere\r\nLocation: {place}\r\nContent-Length: 0\r\n\r\n"
-        through.proxy.faults.extend(10 * [net.said(redirect.encode(), acts=False, end=False)])
-        told = await through.refused(ServiceRefused, "a")
+        through.proxy.faults.extend(10 * [net.answered_with(redirect.encode(), acts=False, end=False)])
+        message = await through.refused(ServiceRefused, "a")
 
-        assert f"HTTP {status}, a redirect to {base_url(other)}" in told
+        assert f"HTTP {status}, a redirect to {base_url(other)}" in message
         assert (other.connections, through.service.requests) == (0, 0)
         through.proxy.faults.clear()
         await through.run("a")
-        assert set(through.ends("a")) == {"created"}
+        assert set(through.outcomes("a")) == {"created"}
 
 
 ENDINGS = {
-    # What every request meets, the error that ends the run, and what it says.
-    "captive portal": (net.said(OK + b"\r\n<html>Please log in</html>"), ServiceRefused, "base URL and any proxy"),
-    "another protocol for now": (net.said(b"HTTP/1.1 101 Switching Protocols\r\n\r\n"), ServiceRefused, "HTTP 101"),
+    # The fault of every request, the error that ends the run, and a part of its message.
+    "captive portal": (
+        net.answered_with(PORTAL),
+        ServiceRefused,
+        "base URL and any proxy",
+    ),
+    "switched protocol": (
+        net.answered_with(b"HTTP/1.1 101 Switching Protocols\r\n\r\n"),
+        ServiceRefused,
+        "HTTP 101",
+    ),
     "resets": (net.cut_answer(0, "RST"), TemporaryStop, "--max-outage"),
-    "silence": (net.late_answer, TemporaryStop, "no answer in time"),
+    "silence": (net.late_answer, TemporaryStop, "no complete answer from 127.0.0.1:"),
 }
 
 
 @pytest.mark.parametrize("name", ENDINGS)
-async def test_a_fault_that_stays_ends_the_run_with_its_reason_and_the_same_run_goes_on(name):
+async def test_persistent_fault_ends_the_run_with_its_reason_and_the_run_resumes(name):
     fault, kind, reason = ENDINGS[name]
     async with bench(*[fault] * 10_000) as through:
-        told = await through.refused(
-            kind, "a", timeout_s=IMPATIENT_S, retry=RetryPolicy(base_s=0.001, max_wait_s=0.002, max_outage_s=0.5)
+        message = await through.refused(
+            kind, "a", timeout_s=SHORT_TIMEOUT_S, retry=RetryPolicy(base_s=0.001, max_wait_s=0.002, max_outage_s=0.5)
         )
-        assert reason in told
+        assert reason in message
         through.proxy.faults.clear()
-        begun = through.service.created
+        created = through.service.created
         await through.run("a")
-        assert through.ends("a").count("existed") == begun >= BATCH
+        assert through.outcomes("a").count("existed") == created >= BATCH
 
 
 # --- the command: TLS, and memory ---------------------------------------------------------------------------------
 
 
 def words(through, listener, *more, scheme="http", rows=2):
-    """What the command is given to run a list through a listener."""
+    """Arguments of the command that runs a list through a listener."""
     through.lists["a"] = rows
     file = through.folder / "rows.jsonl"
     file.write_bytes(b"".join(orjson.dumps(row("a", number)) + b"\n" for number in range(rows)))
@@ -460,16 +469,17 @@ def words(through, listener, *more, scheme="http", rows=2):
     return ("run", file, "-w", "resize", *place, *more)
 
 
-@pytest.mark.parametrize(
-    ("kind", "reason"),
-    [
-        ("wrong host", "IP address mismatch"),
-        ("expired", "certificate has expired"),
-        ("self-signed", "self-signed certificate"),
-        ("plain HTTP", "WRONG_VERSION_NUMBER"),
-    ],
-)
-async def test_a_connection_that_is_not_secure_exits_with_3_and_sends_nothing(kind, reason, folder, certificates):
+INSECURE = {
+    # What the server shows, and how the message of the command begins.
+    "wrong host": "no connection can be made: the certificate of {} is not valid: IP address mismatch, ",
+    "expired": "no connection can be made: the certificate of {} is not valid: certificate has expired. Check ",
+    "self-signed": "no connection can be made: the certificate of {} is signed by an authority that ",
+    "plain HTTP": "no secure connection can be made: {} does not answer in TLS (WRONG_VERSION_NUMBER). Check ",
+}
+
+
+@pytest.mark.parametrize("kind", INSECURE)
+async def test_insecure_connection_exits_with_3_and_sends_nothing(kind, folder, certificates):
     good, shown = certificates["good"], certificates.get(kind)
     trusted = shown if kind in ("wrong host", "expired") else good
     async with bench() as through:
@@ -477,20 +487,20 @@ async def test_a_connection_that_is_not_secure_exits_with_3_and_sends_nothing(ki
             net.listening(net.Proxy, through.emulated, tls=shown and shown.server) as insecure,
             net.listening(net.Tunnel, insecure.port if shown else through.emulated) as way,
         ):
-            told = words(through, way, "--ca-file", trusted.file, scheme="https")
-            ended = await asyncio.to_thread(bulkwf, *told)
+            arguments = words(through, way, "--ca-file", trusted.file, scheme="https")
+            ended = await asyncio.to_thread(bulkwf, *arguments)
             tries = 1 if shown else 4  # a server that speaks no TLS may be an overloaded one
             assert (ended.code, through.service.requests, way.connections) == (3, 0, tries), ended.err
-            assert f"no secure connection to the service: {reason}" in ended.err, ended.err
+            assert f"bulkwf: {INSECURE[kind].format(f'127.0.0.1:{way.port}')}" in ended.err, ended.err
         async with net.listening(net.Proxy, through.emulated, tls=good.server, port=way.port) as secure:
-            told = words(through, secure, "--ca-file", good.file, scheme="https")
-            assert (await asyncio.to_thread(bulkwf, *told)).code == 0
-            assert set(through.ends("a")) == {"created"}
+            arguments = words(through, secure, "--ca-file", good.file, scheme="https")
+            assert (await asyncio.to_thread(bulkwf, *arguments)).code == 0
+            assert set(through.outcomes("a")) == {"created"}
 
 
 @pytest.fixture(scope="module")
 def usual_mb(tmp_path_factory):
-    """The memory that a run takes where nothing is amiss."""
+    """Peak memory of a run without a fault, in MB."""
 
     async def run():
         async with bench() as through:
@@ -503,10 +513,10 @@ def usual_mb(tmp_path_factory):
 @pytest.mark.parametrize(
     "name", scaled(["gzip bomb", "endless chunks", "endless head of a chunk", "endless trailer"], list(TOO_MUCH))
 )
-async def test_an_answer_that_is_too_much_takes_no_memory(name, folder, usual_mb):
+async def test_endless_answer_takes_little_memory(name, folder, usual_mb):
     async with bench(TOO_MUCH[name]) as through:
         ended = await asyncio.to_thread(measured, *words(through, through.proxy, "--timeout", "2"))
-        assert (ended.code, set(through.ends("a"))) == (0, {"existed"}), ended.err
+        assert (ended.code, set(through.outcomes("a"))) == (0, {"existed"}), ended.err
     more_mb = ended.peak_mb - usual_mb
     figures.append(f"{name}: {more_mb:.0f} MB more than a run takes anyway")
     assert more_mb < MEMORY_MB

@@ -18,7 +18,7 @@ def test_only_an_attempt_that_may_have_created_instances_is_in_doubt():
     assert verdicts_where("in_doubt") == {Verdict.IN_DOUBT, Verdict.CONTRADICTION}
 
 
-def test_a_verdict_that_shows_that_the_service_accepts_requests_is_no_failure():
+def test_accepted_verdict_is_neither_an_overload_nor_a_failed_look_up():
     assert not verdicts_where("accepted") & (verdicts_where("overload") | verdicts_where("lookup_failed"))
 
 
@@ -32,14 +32,14 @@ def test_only_a_verdict_that_backs_off_has_retries_and_a_remedy(verdict):
 @pytest.mark.parametrize(
     "verdict", [v for v, h in HANDLING.items() if h.action is Action.BACK_OFF and h.retries < 1_000], ids=str
 )
-def test_a_verdict_that_can_end_the_run_has_a_remedy_of_its_own(verdict):
+def test_verdict_that_can_end_the_run_has_a_remedy_of_its_own(verdict):
     remedy = HANDLING[verdict].remedy
 
     assert remedy.endswith(".")
     assert [handling.remedy for handling in HANDLING.values()].count(remedy) == 1
 
 
-def test_the_documented_table_has_a_line_for_each_verdict():
+def test_documented_table_has_a_line_for_each_verdict():
     heading, rule, *lines = table()
 
     assert heading.count("|") == rule.count("|")

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import uvloop
 from certificates import make_certificate
-from fakes import RUN_TARGET, Leave, now, run_virtual
+from fakes import RUN_TARGET, UNLIMITED, Leave, now, run_virtual
 
 from bulkwf.attempt import Reply
 from bulkwf.options import Options, Target
@@ -52,7 +52,7 @@ class Connection:
 
 @pytest.fixture
 def watched(monkeypatch):
-    """Watches a body from 0 on; (when `written` was called, what it was told)."""
+    """Watches a body from 0 on; for each call of `written`, when it was called and with which moment."""
     monkeypatch.setattr(wire, "kernel_counts", lambda: True)
     monkeypatch.setattr(wire, "_count", Connection.count)
 
@@ -76,16 +76,16 @@ def watched(monkeypatch):
 
 
 def soon(moment):
-    """A moment that is found by looking for it."""
+    """A moment that is found by looking at intervals."""
     return pytest.approx(moment, abs=SHORTEST_S + moment / LOOKS)
 
 
-def test_what_has_left_at_once_is_told_at_once(watched):
+def test_body_that_leaves_at_once_is_written_at_once(watched):
     assert watched(Connection({0: SIZE}, {0: SIZE})) == [(0, 0)]
 
 
-def test_a_body_counts_from_when_its_last_byte_was_sent_if_no_queue_held_it(watched):
-    """Its acknowledgement comes a round trip later, and costs nothing."""
+def test_body_counts_from_its_last_sent_byte_where_no_queue_delays_it(watched):
+    """The acknowledgement, one round trip later, does not change that."""
     [(at, left_at)] = watched(Connection({0.0: 4_000, 0.4: SIZE}, {0.3: 8_000, 0.4 + RTT_S: SIZE}))
 
     assert (at, left_at) == (soon(0.4), soon(0.4))
@@ -93,24 +93,24 @@ def test_a_body_counts_from_when_its_last_byte_was_sent_if_no_queue_held_it(watc
     assert (at, left_at) == (soon(0.46), soon(0.4))
 
 
-def test_a_body_that_stood_in_a_queue_counts_from_a_round_trip_before_its_acknowledgement(watched):
+def test_queued_body_counts_from_one_round_trip_before_its_acknowledgement(watched):
     [(at, left_at)] = watched(Connection({0.0: SIZE}, {0.1: 1_000, 0.5: SIZE}))
 
     assert (at, left_at) == (soon(0.5), soon(0.5 - RTT_S))
 
 
-def test_an_acknowledgement_that_the_receiver_may_delay_is_not_waited_for(watched):
+def test_acknowledgement_that_may_be_delayed_is_not_waited_for(watched):
     [(at, left_at)] = watched(Connection({0.0: SIZE}, {0.1: SIZE - 2 * SEGMENT, 0.3: SIZE}))
 
     assert (at, left_at) == (soon(0.1), soon(0.1 - RTT_S))
 
 
-def test_the_answer_ends_the_wait(watched):
+def test_body_is_written_at_the_latest_when_the_answer_begins(watched):
     assert watched(Connection({0.0: 4_000}, {}), answered_s=0.3) == [(0.3, 0.3)]
     assert watched(Connection({0.0: SIZE}, {0.2999: SIZE}), answered_s=0.3) == [(0.3, 0.3 - RTT_S)]
 
 
-def test_an_answer_that_comes_before_the_event_loop_has_the_whole_body_counts_from_then(watched):
+def test_body_counts_from_an_answer_that_begins_before_it_is_sent_whole(watched):
     async def run():
         calls = []
         upload = Upload(Connection({0: SIZE}, {0: SIZE}), lambda at=None: calls.append(round(at, 6)), now)
@@ -123,7 +123,7 @@ def test_an_answer_that_comes_before_the_event_loop_has_the_whole_body_counts_fr
     assert run_virtual(run()) == [0.2]
 
 
-def test_a_connection_that_closes_tells_nothing(watched):
+def test_body_on_a_closing_connection_is_not_written_before_the_answer(watched):
     connection = Connection({0.0: 4_000, 0.2: SIZE}, {0.2: SIZE})
     connection.closing_at = 0.1
 
@@ -131,11 +131,11 @@ def test_a_connection_that_closes_tells_nothing(watched):
     assert watched(connection, answered_s=0.3) == [(0.3, 0.3)]
 
 
-def test_a_request_that_has_ended_is_watched_no_longer(watched):
+def test_watching_stops_when_the_request_ends(watched):
     assert watched(Connection({0.2: SIZE}, {0.2: SIZE}), closed_s=0.1) == []
 
 
-def test_a_long_upload_is_looked_at_less_and_less_often(watched):
+def test_looks_at_a_long_upload_become_less_frequent(watched):
     looks = 0
 
     class Counted(Connection):
@@ -168,13 +168,13 @@ class Layer:
         return self.buffered
 
 
-def test_all_layers_buffers_count():
+def test_buffers_of_all_layers_count():
     assert wire._buffered(Layer(7)) == 7
     assert wire._buffered(Layer(7, Layer(30))) == 37
     assert wire._buffered(Layer(7, Layer(0, Layer(30)))) == 37
 
 
-def test_buffers_that_are_hidden_are_unknown():
+def test_buffers_that_the_event_loop_hides_are_unknown():
     hidden = Layer(0, Layer(0))
     del hidden._ssl_protocol
     assert wire._buffered(hidden) is None
@@ -185,7 +185,7 @@ def test_buffers_that_are_hidden_are_unknown():
 
 @pytest.fixture
 def fresh():
-    """The kernel is asked again."""
+    """`kernel_counts` forgets its result, before and after the test."""
     kernel_counts.cache_clear()
     yield
     kernel_counts.cache_clear()
@@ -195,11 +195,11 @@ def fresh():
     ("platform", "count"),
     [
         ("darwin", wire._count),
-        ("linux", lambda _: wire._Counts(0, 0, 0, 536, 0)),  # gVisor fills in next to nothing
+        ("linux", lambda _: wire._Counts(0, 0, 0, 536, 0)),  # gVisor leaves most fields zero
         ("linux", lambda _: wire.TCP_INFO.unpack(b"too short")),
     ],
 )
-def test_a_kernel_that_does_not_count_is_known(monkeypatch, fresh, platform, count):
+def test_kernel_without_counts_is_recognised(monkeypatch, fresh, platform, count):
     monkeypatch.setattr(wire.sys, "platform", platform)
     monkeypatch.setattr(wire, "_count", count)
     assert not kernel_counts()
@@ -210,7 +210,7 @@ def test_a_kernel_that_does_not_count_is_known(monkeypatch, fresh, platform, cou
 PIECE = 8_192
 SIOCOUTQNSD = 0x894B
 SENT_BUFFER = 46_080
-"""What the kernel gives a connection that has just begun, on a path with segments of 1,460 bytes."""
+"""Send buffer of a new connection on a path with segments of 1,460 bytes."""
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
 RUNS = {"asyncio": asyncio.run, "uvloop": uvloop.run}
 
@@ -222,12 +222,12 @@ def certificate(tmp_path_factory):
 
 
 def in_socket(connected, number):
-    """What the kernel says of a socket's bytes."""
+    """A count of the kernel of a socket's bytes."""
     return struct.unpack("i", fcntl.ioctl(connected.fileno(), number, bytes(4)))[0]
 
 
 class Uplink:
-    """Passes a connection on in small pieces. It takes `CONNECT`, as a proxy does."""
+    """Forwards a connection in small pieces. It accepts `CONNECT`, as a proxy does."""
 
     def __init__(self):
         self.port = 0
@@ -285,7 +285,7 @@ async def answer(reader, writer):
 
 @contextlib.asynccontextmanager
 async def far(tls):
-    """An uplink that takes little at a time, with a service behind it; at the end all connections have ended."""
+    """A slow uplink in front of a service; at the end, all connections have ended."""
     uplink, tasks = Uplink(), []
 
     def kept(serve):
@@ -302,8 +302,8 @@ async def far(tls):
         await asyncio.gather(*tasks)
 
 
-async def left_behind(size, scheme, certificate, *, proxied=False):
-    """How much of a body the process, and its socket, had not sent when `written` was called."""
+async def left_behind(size, scheme, certificate, *, proxied=False, **options):
+    """Bytes of the body in this process, and unsent in its socket, when `written` was called: for two requests."""
     connected, left = [], []
 
     def small(address):
@@ -323,7 +323,7 @@ async def left_behind(size, scheme, certificate, *, proxied=False):
         transport = AiohttpTransport(
             Target(base_url=f"{scheme}://{place}", account_id="a", workflow="w"),
             Credentials(lambda: {"Authorization": "Bearer token"}),
-            Options(ca_file=certificate.file, proxy=f"http://{place}" if proxied else None),
+            Options(ca_file=certificate.file, proxy=f"http://{place}" if proxied else None, **options),
             clock=time.monotonic,
             wall=time.time,
         )
@@ -339,15 +339,18 @@ async def left_behind(size, scheme, certificate, *, proxied=False):
 @pytest.mark.parametrize("loop", RUNS)
 @pytest.mark.parametrize("size", [60_000, 100_000, 200_000, 400_000])
 @pytest.mark.parametrize(("scheme", "proxied"), [("http", False), ("https", False), ("https", True)])
-def test_a_body_is_not_called_written_while_some_of_it_is_in_the_process_or_unsent(
-    certificate, loop, size, scheme, proxied
-):
+def test_written_is_not_called_while_bytes_of_the_body_are_unsent(certificate, loop, size, scheme, proxied):
     assert RUNS[loop](left_behind(size, scheme, certificate, proxied=proxied)) == [(0, 0), (0, 0)]
+
+
+def test_written_is_not_called_too_early_in_a_run_without_limits(certificate):
+    """Its requests count in the windows of other runs of the process."""
+    assert asyncio.run(left_behind(400_000, "https", certificate, rate=UNLIMITED)) == [(0, 0), (0, 0)]
 
 
 @pytest.mark.parametrize("loop", RUNS)
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_where_the_kernel_does_not_count_no_buffer_of_the_process_holds_any_of_it(
+def test_written_is_not_called_while_buffers_hold_bytes_where_the_kernel_does_not_count(
     monkeypatch, certificate, loop, scheme
 ):
     monkeypatch.setattr(wire, "kernel_counts", lambda: False)

@@ -1,1 +1,1 @@
-"""What the Workflows API takes, says and means. Pure."""
+"""The Workflows API: its requests, its answers, and what the answers mean. Pure."""

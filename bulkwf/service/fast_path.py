@@ -1,9 +1,9 @@
-"""`judge`, without decoding answers that are known already.
+"""`judge`, with a shortcut for answers that differ from an earlier one in their ids alone.
 
-Nearly all answers of a run are alike to the byte, but for the ids: all instances of the batch are created, with the
-same status and version. Such an answer need not be decoded again (0.2 of 6.2 µs an instance). It never says other than
-`judge`: an answer takes the fast path only if it is, byte for byte, one that `judge` has judged, with the ids of this
-request in the place of the others.
+Nearly all answers of a run differ in their ids alone: all instances of the batch are created, with the same status and
+version. Such an answer need not be decoded (0.2 of 6.2 µs an instance). The judgement is always that of `judge`: an
+answer takes the fast path only if it equals, byte for byte, one that `judge` has judged, with the ids of this request
+in place of the others.
 """
 
 from collections.abc import Sequence
@@ -16,8 +16,8 @@ from bulkwf.service.responses import decode_answer
 
 __all__ = ["FastJudge"]
 
-MOST_FRAMES = 8
-"""Learn at most this many frames: to learn one costs as much as to decode two answers."""
+MAX_FRAMES = 8
+"""Number of frames that are made at most: making one costs as much as decoding two answers."""
 
 
 class FastJudge:
@@ -25,7 +25,7 @@ class FastJudge:
 
     def __init__(self) -> None:
         self._frame: _Frame | None = None
-        self._left = MOST_FRAMES
+        self._left = MAX_FRAMES
 
     def __call__(self, batch: Batch, part: Sequence[int], reply: Reply | Fault) -> Judgement:
         """See `judge`."""
@@ -42,14 +42,14 @@ class FastJudge:
 
 
 class _Frame(NamedTuple):
-    """An answer without its ids, and what it says of them.
+    """An answer without its ids.
 
     Attributes:
-        ids: How many ids it names.
+        ids: Number of ids in the answer.
         head: The text before the first id.
         between: The text between two ids, the same everywhere.
-        tail: The text behind the last id.
-        info: What the answer says of each instance.
+        tail: The text after the last id.
+        info: What the answer says of every instance.
     """
 
     ids: int
@@ -74,12 +74,12 @@ def _frame(ids: Sequence[str], body: bytes, info: InstanceInfo | None) -> _Frame
     between, _, _ = rest.partition(f'"{ids[1]}"')
     head, between = head + '"', f'"{between}"'
     named = len(head) + len(between) * (len(ids) - 1) + sum(map(len, ids))
-    if named >= len(text):  # to join such a frame could take any amount of memory
+    if named >= len(text):  # a wrong guess, whose join could take any amount of memory
         return None
     frame = _Frame(len(ids), head, between, text[named:], info)
     if not frame.holds(ids, body):
         return None
-    # Text that only looks like the id (another field holds it too) shows when other ids stand in its place.
+    # Another field may hold the same text as the id. With other ids in their place, decoding shows the difference.
     others = [f"{one}_" for one in ids]
     decoded = decode_answer(frame.around(others))
     return frame if decoded is not None and [one.id for one in decoded.answered] == others else None

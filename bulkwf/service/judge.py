@@ -6,11 +6,14 @@ Three questions, in this order:
 2. Is it an answer to *this* request? Only the ids show it: an idle connection can deliver a late copy of an earlier
    answer.
 3. What does it say of each id? Ids are matched by value, never by position, and an omitted id proves nothing.
+
+*part* is always a sequence of positions in `Batch.ids`: the instances that one request carried.
 """
 
 import re
 from collections.abc import Sequence
-from email.utils import parsedate_to_datetime
+from dataclasses import replace
+from typing import TypeGuard
 
 from bulkwf.attempt import Fault, FaultKind, InstanceInfo, Judgement, Reply, Verdict
 from bulkwf.model import Batch, Result, RowOutcome
@@ -25,10 +28,11 @@ from bulkwf.service.responses import (
     decode_errors,
     decode_lookup,
     decode_page,
+    retry_after_s,
 )
 from bulkwf.text import clean
 
-__all__ = ["existence", "judge", "judge_lookup", "judge_page", "rejection", "retry_after_s", "sent_ids"]
+__all__ = ["existence", "judge", "judge_lookup", "judge_page", "rejection", "sent_ids"]
 
 ALREADY_EXISTS = 10405
 WORKFLOW_NOT_FOUND = 10200
@@ -36,14 +40,18 @@ INTERNAL_ERRORS = frozenset({10001})
 """Codes with which the service says that it failed, whatever the HTTP status around them."""
 RATE_ERRORS = frozenset({971, 10429})
 """Codes that blame the rate, whatever the HTTP status around them."""
+SERVICE_ERRORS = INTERNAL_ERRORS | RATE_ERRORS
+"""Codes that say nothing of the row that they are given for."""
 AUTHENTICATION_ERRORS = frozenset({6003, *range(6100, 6200), 9106, 9109, 10000})
 """Codes that blame the credential; some of them come with status 400."""
 ROUTE_ERRORS = frozenset({WORKFLOW_NOT_FOUND, 7000, 7003})
 """Codes of a 404 that is about the address, not about an instance."""
+REFUSALS = frozenset({400, 409, 422})
+"""Statuses with which the service refuses what is in the request."""
 
 _BY_STATUS = {
     **dict.fromkeys((408, 425, 499), Verdict.IN_DOUBT),
-    **dict.fromkeys((400, 409, 422), Verdict.BAD_REQUEST),
+    **dict.fromkeys(REFUSALS, Verdict.BAD_REQUEST),
     **dict.fromkeys((525, 526), Verdict.ORIGIN_TLS),
     401: Verdict.UNAUTHORIZED,
     403: Verdict.UNAUTHORIZED,
@@ -52,6 +60,7 @@ _BY_STATUS = {
     413: Verdict.TOO_LARGE,
     501: Verdict.WRONG_ADDRESS,
 }
+"""Verdicts of statuses where no error code decides. Of the others, 5xx is IN_DOUBT, and all else WRONG_ADDRESS."""
 _BY_FAULT = {
     FaultKind.NOT_SENT: Verdict.NOT_SENT,
     FaultKind.IN_DOUBT: Verdict.IN_DOUBT,
@@ -59,90 +68,77 @@ _BY_FAULT = {
     FaultKind.FATAL: Verdict.FATAL,
 }
 _CHALLENGE = re.compile(rb"cdn-cgi/challenge-platform|cf-chl|Just a moment|Attention Required", re.IGNORECASE)
-_SECONDS = re.compile("[0-9]+", re.ASCII)
-LONGEST_ORDER_S = 1e9
-LONGEST_WORD = 100
+MAX_WORD_CHARACTERS = 100
+"""Longer statuses and ids of the service are cut to this."""
 
 
 def judge(batch: Batch, part: Sequence[int], reply: Reply | Fault) -> Judgement:
     """What the reply to a batch create says of the instances at positions *part*."""
-    if isinstance(reply, Fault) or not 200 <= reply.status < 300:
-        return _judge_failure(batch, part, reply)
+    if not _is_success(reply):
+        return _judge_failed_create(batch, part, reply)
     envelope = decode_answer(reply.body)
     if envelope is None or not envelope.success:
-        return _judge_failure(batch, part, reply)
+        return _judge_failed_create(batch, part, reply)
     answered = envelope.answered
     if not envelope.refused and [one.id for one in answered] == sent_ids(batch, part) and _alike(answered):
-        return Judgement(verdict=Verdict.DONE, created=part, answer=_answer(answered[0]))
-    return _match(batch, part, envelope, retry_after_s(reply))
+        return Judgement(verdict=Verdict.DONE, created=part, answer=_info(answered[0]))
+    return _match(batch, part, envelope, reply)
 
 
 def judge_lookup(batch: Batch, position: int, reply: Reply | Fault) -> Judgement:
     """What the reply to a look-up says of the instance at *position*: `existed`, `ABSENT`, or nothing yet."""
     part = (position,)
-    if isinstance(reply, Reply) and 200 <= reply.status < 300:
+    if _is_success(reply):
         found = decode_lookup(reply.body)
         if found is None or found.id not in (None, batch.ids[position]):
-            return _unsettled(part, Verdict.CONTRADICTION, reply.status, "no answer to a look-up: " + _excerpt(reply))
-        if found.success or _says_how_it_fares(found, reply):
+            message = "not an answer to this look-up: " + _excerpt(reply)
+            return _unsettled(part, reply, Verdict.CONTRADICTION, reply.status, message)
+        if found.success or _failed_but_found(found, reply):
             existed = _result(batch, position, "existed", status=found.status)
             return Judgement(verdict=Verdict.DONE, others=((position, existed),))
-    outcome = _failure(part, reply)
-    missing = outcome.verdict is Verdict.NO_SUCH_WORKFLOW and outcome.code not in (*ROUTE_ERRORS, ALREADY_EXISTS)
-    if isinstance(reply, Reply) and missing:
-        told = decode_lookup(reply.body)  # a proxy's 404 has no such envelope
-        verdict = Verdict.CONTRADICTION if told is None or told.success else Verdict.ABSENT
-        return _unsettled(part, verdict, outcome.code, outcome.message)
-    if outcome.verdict in (Verdict.BAD_REQUEST, Verdict.TOO_LARGE):
-        return _unsettled(part, Verdict.CONTRADICTION, outcome.code, outcome.message)
-    return outcome
-
-
-def _says_how_it_fares(found: Lookup, reply: Reply) -> bool:
-    """Whether a look-up that the service calls failed tells the instance's status all the same.
-
-    The service is known to answer 200 with `success: false`, code 10001 and a complete result.
-    """
-    codes = {error.code for error in decode_errors(reply.body) or ()}
-    return found.status is not None and bool(codes) and codes <= INTERNAL_ERRORS
+    failure = _failure(part, reply)
+    if failure.verdict in (Verdict.BAD_REQUEST, Verdict.TOO_LARGE):  # a look-up has no rows to blame
+        return replace(failure, verdict=Verdict.CONTRADICTION)
+    if (
+        isinstance(reply, Reply)
+        and failure.verdict is Verdict.NO_SUCH_WORKFLOW
+        and failure.code not in (*ROUTE_ERRORS, ALREADY_EXISTS)
+    ):
+        envelope = decode_lookup(reply.body)  # only the service's own 404 has one
+        is_absent = envelope is not None and not envelope.success
+        return replace(failure, verdict=Verdict.ABSENT if is_absent else Verdict.CONTRADICTION)
+    return failure
 
 
 def judge_page(reply: Reply | Fault) -> tuple[Judgement, Page | None]:
-    """What the reply to a request for a page of the list says, and the page; `BAD_REQUEST` if there can be none."""
-    if isinstance(reply, Reply) and 200 <= reply.status < 300:
+    """What the reply to a request for a page of the list says, and the page.
+
+    Returns:
+        The page is None unless the verdict is `DONE`. `BAD_REQUEST`: the service has no list to give.
+    """
+    if _is_success(reply):
         page = decode_page(reply.body)
         if page is not None:
             return Judgement(verdict=Verdict.DONE), page
         if decode_errors(reply.body) == ():
-            return _unsettled((), Verdict.BAD_REQUEST, reply.status, "no list: " + _excerpt(reply)), None
+            message = "the answer holds no list: " + _excerpt(reply)
+            return _unsettled((), reply, Verdict.BAD_REQUEST, reply.status, message), None
     return _failure((), reply), None
 
 
 def existence(batch: Batch, part: Sequence[int]) -> Judgement:
-    """The outcome that settles *part* as `existed`."""
+    """The judgement that settles *part* as `existed`."""
     others = tuple((position, _result(batch, position, "existed")) for position in part)
     return Judgement(verdict=Verdict.DONE, others=others)
 
 
 def rejection(batch: Batch, position: int, code: int | None, message: str) -> Judgement:
-    """The outcome that settles one instance as `rejected`."""
+    """The judgement that settles one instance as `rejected`; as `existed` if *code* says so."""
     return Judgement(verdict=Verdict.DONE, others=((position, _refusal(batch, position, code, message)),))
 
 
-def retry_after_s(reply: Reply) -> float | None:
-    """The pause that a reply orders: seconds in ASCII digits, or an HTTP date held against the reply's own.
-
-    Of several headers that give seconds, the longest counts.
-    """
-    text = reply.headers.get("retry-after", "").strip()
-    orders = [order.strip() for order in text.split(",")]
-    if all(_SECONDS.fullmatch(order) for order in orders):
-        return min(max(float(order) for order in orders), LONGEST_ORDER_S)
-    until = _http_date(text)
-    if until is None:
-        return None
-    now = _http_date(reply.headers.get("date", "")) or reply.received_at
-    return max(0.0, until - now)
+def _is_success(reply: Reply | Fault) -> TypeGuard[Reply]:
+    return isinstance(reply, Reply) and 200 <= reply.status < 300
 
 
 # --- a complete answer --------------------------------------------------------------------------------------------
@@ -154,6 +150,7 @@ def sent_ids(batch: Batch, part: Sequence[int]) -> Sequence[str]:
 
 
 def _alike(answered: Sequence[Answered]) -> bool:
+    """Whether the answer says the same of all instances."""
     first = answered[0]
     status, version, workflow = first.status, first.version_id, first.workflow_id
     for one in answered:  # a generator would take three times as long
@@ -162,92 +159,109 @@ def _alike(answered: Sequence[Answered]) -> bool:
     return True
 
 
-def _answer(one: Answered) -> InstanceInfo:
+def _info(one: Answered) -> InstanceInfo:
     return InstanceInfo(_word(one.status), _word(one.version_id), _word(one.workflow_id))
 
 
 def _word(given: str | None) -> str | None:
-    """What the service calls something, fit for a terminal and for a million rows."""
-    return None if given is None else clean(given, LONGEST_WORD)
+    """A status or an id of the service, printable, and short enough for a million rows."""
+    return None if given is None else clean(given, MAX_WORD_CHARACTERS)
 
 
-def _match(batch: Batch, part: Sequence[int], envelope: Envelope, after_s: float | None) -> Judgement:
-    """Match an answer that differs from the request, id by id."""
-    position_of = {batch.ids[position]: position for position in part}
-    common = _answer(envelope.answered[0]) if envelope.answered else None
+def _match(batch: Batch, part: Sequence[int], envelope: Envelope, reply: Reply) -> Judgement:
+    """Match a complete answer with the request, id by id."""
+    ids = [batch.ids[position] for position in part]
+    contradiction = _contradiction(ids, envelope)
+    if contradiction is not None:
+        return _unsettled(part, reply, Verdict.CONTRADICTION, contradiction.code, contradiction.message)
+    position_of: dict[str | None, int] = dict(zip(ids, part, strict=True))
+    common = _info(envelope.answered[0]) if envelope.answered else None
     created: list[int] = []
     others: list[tuple[int, Result]] = []
+    failures: set[int | None] = set()
     for one in envelope.answered:
-        position = position_of.pop(one.id, None)
-        if position is None:
-            message = f"the answer names the id {clean(one.id, 100)!r}, which was not sent or is named twice"
-            return _unsettled(part, Verdict.CONTRADICTION, None, message)
-        if _answer(one) == common:
+        position = position_of.pop(one.id)
+        if _info(one) == common:
             created.append(position)
         else:
             others.append((position, _created(batch, position, one)))
-    verdict = Verdict.OMITTED
     for refused in envelope.refused:
-        position = _refused_position(batch, part, refused)
-        if position is None or position_of.pop(batch.ids[position], None) is None:
-            message = "the answer refuses an instance that was not sent, or that it also calls created"
-            return _unsettled(part, Verdict.CONTRADICTION, refused.code, message)
-        if refused.code in INTERNAL_ERRORS or refused.code in RATE_ERRORS:
-            position_of[batch.ids[position]] = position
-            if refused.code in RATE_ERRORS:  # wins over an internal error: the rate concerns all batches
-                verdict = Verdict.THROTTLED
-            elif verdict is Verdict.OMITTED:
-                verdict = Verdict.IN_DOUBT
+        if refused.code in SERVICE_ERRORS:
+            failures.add(refused.code)
         else:
+            position = position_of.pop(_refused_id(ids, refused))
             others.append((position, _refusal(batch, position, refused.code, clean(refused.message))))
     unsettled = tuple(sorted(position_of.values()))
     return Judgement(
-        verdict=verdict if unsettled else Verdict.DONE,
+        verdict=_verdict_of_match(failures) if unsettled else Verdict.DONE,
         created=created,
         answer=common,
         others=tuple(others),
         unsettled=unsettled,
         message=f"the answer leaves out {len(unsettled)} of {len(part)} ids" if unsettled else "",
-        retry_after_s=after_s if verdict is Verdict.THROTTLED else None,
+        retry_after_s=retry_after_s(reply) if unsettled else None,
+        elapsed_s=reply.elapsed_s,
     )
 
 
-def _refused_position(batch: Batch, part: Sequence[int], refused: Refused) -> int | None:
-    if refused.id is not None:
-        return next((position for position in part if batch.ids[position] == refused.id), None)
-    if refused.index is not None and 0 <= refused.index < len(part):
-        return part[refused.index]
+def _contradiction(ids: Sequence[str], envelope: Envelope) -> ServiceError | None:
+    """Why a complete answer can't be the answer to a request with these ids; None if it can."""
+    left = set(ids)
+    for one in envelope.answered:
+        if one.id not in left:
+            name = clean(one.id, 100)
+            return ServiceError(None, f"the answer names the id {name!r}, which was not sent or is named twice")
+        left.remove(one.id)
+    for refused in envelope.refused:
+        refused_id = _refused_id(ids, refused)
+        if refused_id not in left:
+            message = "the answer refuses an instance that was not sent, or that it has named before"
+            return ServiceError(refused.code, message)
+        if refused.code not in SERVICE_ERRORS:
+            left.remove(refused_id)
     return None
+
+
+def _verdict_of_match(failures: set[int | None]) -> Verdict:
+    """Why a complete answer leaves instances unsettled; *failures*: codes with which the service failed to create."""
+    if failures & RATE_ERRORS:  # more than an internal error: the rate concerns all batches
+        return Verdict.THROTTLED
+    return Verdict.IN_DOUBT if failures else Verdict.OMITTED
+
+
+def _refused_id(ids: Sequence[str], refused: Refused) -> str | None:
+    """The id that an error is about: the one it names, or else the one at its index in the request."""
+    if refused.id is None and refused.index is not None and 0 <= refused.index < len(ids):
+        return ids[refused.index]
+    return refused.id
 
 
 # --- a failure ----------------------------------------------------------------------------------------------------
 
 
-def _judge_failure(batch: Batch, part: Sequence[int], reply: Reply | Fault) -> Judgement:
-    outcome = _failure(part, reply)
-    if len(part) == 1 and outcome.code == ALREADY_EXISTS and outcome.verdict is not Verdict.THROTTLED:
-        return Judgement(
-            verdict=Verdict.DONE, others=((part[0], _refusal(batch, part[0], outcome.code, outcome.message)),)
-        )
-    return outcome
+def _judge_failed_create(batch: Batch, part: Sequence[int], reply: Reply | Fault) -> Judgement:
+    failure = _failure(part, reply)
+    if len(part) == 1 and failure.code == ALREADY_EXISTS and failure.verdict is not Verdict.THROTTLED:
+        return existence(batch, part)
+    return failure
 
 
 def _failure(part: Sequence[int], reply: Reply | Fault) -> Judgement:
+    """What a reply that is no success says of the request as a whole."""
     if isinstance(reply, Fault):
-        return _unsettled(part, _BY_FAULT[reply.kind], None, reply.message, elapsed_s=reply.elapsed_s)
+        return _unsettled(part, reply, _BY_FAULT[reply.kind], None, reply.message)
     errors = decode_errors(reply.body)
-    told = _main_error(errors or ())
-    code = told.code if told.code is not None else reply.status
-    message = told.message or _excerpt(reply)
+    main = _main_error(errors or ())
+    code = main.code if main.code is not None else reply.status
+    message = main.message or _excerpt(reply)
     if 300 <= reply.status < 400:
-        message = (
-            f"HTTP {reply.status}, a redirect to {clean(reply.headers.get('location', '?'))}, which is not followed"
-        )
-    verdict = _failure_verdict(reply, errors)
-    return _unsettled(part, verdict, code, message, retry_after_s(reply), reply.elapsed_s)
+        location = clean(reply.headers.get("location", "?"))
+        message = f"HTTP {reply.status}, a redirect to {location}, which is not followed"
+    return _unsettled(part, reply, _failure_verdict(reply, errors), code, message)
 
 
 def _failure_verdict(reply: Reply, errors: tuple[ServiceError, ...] | None) -> Verdict:
+    """The verdict of a reply that is no success; *errors* is None if its body is no JSON object."""
     codes = {error.code for error in errors or ()}
     if reply.status == 429 or codes & RATE_ERRORS:
         return Verdict.THROTTLED
@@ -255,23 +269,32 @@ def _failure_verdict(reply: Reply, errors: tuple[ServiceError, ...] | None) -> V
         return Verdict.IN_DOUBT if codes & INTERNAL_ERRORS else Verdict.CONTRADICTION
     if reply.status < 500 and codes & AUTHENTICATION_ERRORS:
         return Verdict.UNAUTHORIZED
-    if errors is None and reply.status in (403, 503) and _is_challenge(reply):
+    if errors is None and _is_challenge(reply):
         return Verdict.CHALLENGED
-    if not errors and reply.status in (400, 409, 422):
-        # Only the service's own word makes a row bad; this is somebody else's: a proxy's, a captive portal's.
+    if not errors and reply.status in REFUSALS:
+        # Only the service's own errors make a row bad. This answer is of somebody else: a proxy, a captive portal.
         return Verdict.CONTRADICTION
-    verdict = _BY_STATUS.get(reply.status)
-    return verdict or (Verdict.IN_DOUBT if reply.status >= 500 else Verdict.WRONG_ADDRESS)
+    return _BY_STATUS.get(reply.status, Verdict.IN_DOUBT if reply.status >= 500 else Verdict.WRONG_ADDRESS)
 
 
 def _is_challenge(reply: Reply) -> bool:
-    if reply.status == 403 or "cf-mitigated" in reply.headers:
-        return True
-    return _CHALLENGE.search(reply.body[:65_536]) is not None
+    """Whether a reply that is no JSON is a page that blocks programs at the edge."""
+    if reply.status != 503:
+        return reply.status == 403
+    return "cf-mitigated" in reply.headers or _CHALLENGE.search(reply.body[:65_536]) is not None
+
+
+def _failed_but_found(found: Lookup, reply: Reply) -> bool:
+    """Whether a look-up that the service calls failed gives the instance's status all the same.
+
+    The service is known to answer 200 with `success: false`, code 10001 and a complete result.
+    """
+    codes = {error.code for error in decode_errors(reply.body) or ()}
+    return found.status is not None and bool(codes) and codes <= INTERNAL_ERRORS
 
 
 def _main_error(errors: Sequence[ServiceError]) -> ServiceError:
-    """The error that decides: one that blames the rate, or else the credential; else the first."""
+    """The error that decides: the first that blames the rate, or else the credential; else the first of all."""
     for blamed in (RATE_ERRORS, AUTHENTICATION_ERRORS):
         for error in errors:
             if error.code in blamed:
@@ -280,31 +303,24 @@ def _main_error(errors: Sequence[ServiceError]) -> ServiceError:
 
 
 def _excerpt(reply: Reply) -> str:
+    """Status, mark and beginning of an answer, in one line."""
     text = clean(reply.body[:400].decode("utf-8", "replace"), 120)
     ray = clean(reply.headers.get("cf-ray", ""), 60)
     return f"HTTP {reply.status}{', cf-ray ' + ray if ray else ''}: {text or 'an empty body'}"
 
 
 def _unsettled(
-    part: Sequence[int],
-    verdict: Verdict,
-    code: int | None,
-    message: str,
-    after_s: float | None = None,
-    elapsed_s: float = 0.0,
+    part: Sequence[int], reply: Reply | Fault, verdict: Verdict, code: int | None, message: str
 ) -> Judgement:
+    """The judgement of a reply that settles nothing."""
     return Judgement(
-        verdict=verdict, unsettled=part, code=code, message=message, retry_after_s=after_s, elapsed_s=elapsed_s
+        verdict=verdict,
+        unsettled=part,
+        code=code,
+        message=message,
+        retry_after_s=retry_after_s(reply) if isinstance(reply, Reply) else None,
+        elapsed_s=reply.elapsed_s,
     )
-
-
-def _http_date(text: str) -> float | None:
-    if not text.isascii() or not text.endswith("GMT"):
-        return None
-    try:
-        return parsedate_to_datetime(text).timestamp()
-    except (ValueError, TypeError, OverflowError):
-        return None
 
 
 # --- results ------------------------------------------------------------------------------------------------------

@@ -1,9 +1,12 @@
-"""The bodies of answers, decoded. Pure."""
+"""The bodies of answers, and the pauses that their headers order, decoded. Pure."""
 
+import re
+from email.utils import parsedate_to_datetime
 from typing import Annotated, Any, TypeVar
 
 import msgspec
 
+from bulkwf.attempt import Reply
 from bulkwf.nesting import _is_deeper
 from bulkwf.text import clean
 
@@ -19,24 +22,30 @@ __all__ = [
     "decode_errors",
     "decode_lookup",
     "decode_page",
+    "retry_after_s",
 ]
 
 MAX_ANSWER_NESTING = 600
-"""The most levels of objects and arrays in an answer of the service.
+"""Maximum number of levels of objects and arrays in an answer of the service.
 
 It leaves room for a look-up that repeats a row's params inside its envelope, and is small enough that the parser of
 every Python version reads an answer of this depth.
 """
 
 MAX_ERRORS_BYTES = 262_144
-"""A longer list of errors is not the service's. Decoded, a list of empty objects takes forty times its own size."""
+"""Maximum size of a list of errors, in bytes. Decoded, a list of empty objects takes forty times its own size."""
+
+MAX_RETRY_AFTER_S = 1e9
+"""A longer `Retry-After` is cut to this, in seconds."""
+
+_SECONDS = re.compile("[0-9]+", re.ASCII)
 
 Code = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 """An error code that the checkpoint can hold."""
 
 
 class Answered(msgspec.Struct, gc=False):
-    """One instance in the service's answer. Unknown keys are welcome."""
+    """One instance in the service's answer. Unknown keys are ignored."""
 
     id: str
     status: str | None = None
@@ -74,7 +83,7 @@ class Envelope(msgspec.Struct):
     """The service's answer to a batch create: `{success, errors, messages, result}`.
 
     Attributes:
-        success: What the answer says of itself.
+        success: Its `success`.
         answered: The instances that the answer names as created.
         refused: The instances that the answer names as refused.
     """
@@ -85,7 +94,7 @@ class Envelope(msgspec.Struct):
 
 
 class Listed(msgspec.Struct, gc=False):
-    """One instance in a page of the list. Unknown keys are welcome."""
+    """One instance in a page of the list. Unknown keys are ignored."""
 
     id: str
     status: str | None = None
@@ -96,11 +105,11 @@ class Page(msgspec.Struct, frozen=True):
 
     listed: list[Listed]
     cursor: str | None
-    """Leads to the next page; None if there is none."""
+    """Cursor of the next page; None if there is none."""
 
 
 class Lookup(msgspec.Struct):
-    """What a look-up says of one instance. `id` is not in every service's answer."""
+    """What a look-up says of one instance. Not every answer has an `id`."""
 
     success: bool
     id: str | None = None
@@ -192,8 +201,8 @@ def decode_errors(body: bytes) -> tuple[ServiceError, ...] | None:
     """The errors that an envelope lists, inner ones of an `error_chain` too.
 
     Returns:
-        None if *body* is no JSON object, or its errors take more than `MAX_ERRORS_BYTES`. All else that stands in it
-        is passed over: however large the body is, only its errors take memory.
+        None if *body* is not a JSON object, or its errors take more than `MAX_ERRORS_BYTES`. The rest of it is not
+        decoded: however large the body is, only its errors take memory.
     """
     try:
         errors = _decode(_ERROR_ENVELOPE, body).errors
@@ -221,3 +230,29 @@ def _errors(value: Any, depth: int) -> list[ServiceError]:
             )
             found += _errors(entry.get("error_chain"), depth - 1)
     return found
+
+
+def retry_after_s(reply: Reply) -> float | None:
+    """The pause that a reply orders: seconds in ASCII digits, or an HTTP date minus the reply's own date.
+
+    Of several headers that give seconds, the longest counts.
+    """
+    text = reply.headers.get("retry-after", "").strip()
+    values = [value.strip() for value in text.split(",")]
+    if all(_SECONDS.fullmatch(value) for value in values):
+        return min(max(float(value) for value in values), MAX_RETRY_AFTER_S)
+    until = _http_date(text)
+    if until is None:
+        return None
+    now = _http_date(reply.headers.get("date", "")) or reply.received_at
+    return max(0.0, until - now)
+
+
+def _http_date(text: str) -> float | None:
+    """A date in HTTP's format, as Unix time; None for any other text."""
+    if not text.isascii() or not text.endswith("GMT"):
+        return None
+    try:
+        return parsedate_to_datetime(text).timestamp()
+    except (ValueError, TypeError, OverflowError):
+        return None

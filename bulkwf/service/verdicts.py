@@ -1,7 +1,7 @@
 """What each verdict implies, in one table. Pure.
 
-`HANDLING` has a row a verdict. Delivery, verification, the limiter and the retry plan read it; nothing else says what a
-verdict implies. `table()` is the same table for the documentation.
+`HANDLING` has one row for each verdict. Delivery, verification, the limiter and the retry plan read it; nothing else
+says what a verdict implies. `table()` is the same table for the documentation.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,7 +21,7 @@ class Action(Enum):
     NONE = "nothing"
     BACK_OFF = "back off and retry"
     RETRY = "retry at once"
-    """Without a backoff: the limiter holds a pause, or there is a new credential."""
+    """Without a backoff: the limiter pauses all sending, or there is a new credential."""
     CONFIRM = "look up the omitted ids"
     SPLIT = "send in halves"
 
@@ -37,11 +37,11 @@ class Handling:
         accepted: The service accepts the credential and the address, whatever it says of the instances.
         drop_connections: No further request goes over a connection that is open now.
         lookup_failed: As the verdict of a look-up, it says nothing of the instance.
-        retries: For `BACK_OFF`: attempts in a row with this verdict that are followed by another attempt, while the
-            service has settled nothing in this session.
-        proven_retries: The same once it has settled something: address and credential are right then.
-        probed: Once the service has settled something, probes decide before the run ends.
-        refuses: What the service refuses when the retries are used up.
+        retries: For `BACK_OFF`: how many attempts in a row with this verdict are retried while nothing has been
+            settled in this session.
+        proven_retries: The same once something has been settled: address and credential are right then.
+        probed: Once something has been settled, the run ends only if probes are refused too.
+        failure: What the error says when the retries are used up, before the message of the last attempt.
         remedy: What the owner of the run can do then.
     """
 
@@ -54,7 +54,7 @@ class Handling:
     retries: float = 0
     proven_retries: float = 0
     probed: bool = True
-    refuses: str = "the run"
+    failure: str = "the service refuses the run"
     remedy: str = ""
 
     @property
@@ -80,6 +80,7 @@ HANDLING: Mapping[Verdict, Handling] = MappingProxyType(
             overload=True,
             retries=3,
             proven_retries=inf,
+            failure="no secure connection can be made",
             remedy="Check that the base URL's port speaks TLS, and that no proxy or firewall on the way breaks it.",
         ),
         Verdict.CONTRADICTION: Handling(
@@ -98,7 +99,7 @@ HANDLING: Mapping[Verdict, Handling] = MappingProxyType(
         Verdict.UNAUTHORIZED: Handling(
             action=Action.BACK_OFF,
             lookup_failed=True,
-            refuses="the credential",
+            failure="the service refuses the credential",
             remedy="The token needs the permission 'Workers Scripts Write' on this account (to verify, 'Read'); "
             "no row was rejected for this.",
         ),
@@ -108,7 +109,7 @@ HANDLING: Mapping[Verdict, Handling] = MappingProxyType(
             lookup_failed=True,
             retries=3,
             proven_retries=3,
-            remedy="The request is blocked at the edge: ask for this machine to be let through.",
+            remedy="The request is blocked at the edge: ask its operator to allow this machine.",
         ),
         Verdict.NO_SUCH_WORKFLOW: Handling(
             action=Action.BACK_OFF,
@@ -132,13 +133,14 @@ HANDLING: Mapping[Verdict, Handling] = MappingProxyType(
         Verdict.FATAL: Handling(
             action=Action.BACK_OFF,
             probed=False,
+            failure="no connection can be made",
             remedy="Check the base URL, the proxy and the certificate authorities.",
         ),
         Verdict.ABSENT: Handling(accepted=True),
         Verdict.UNANSWERED: Handling(),
     }
 )
-"""A row a verdict."""
+"""One row for each verdict."""
 
 
 def table() -> Iterator[str]:

@@ -55,7 +55,7 @@ def plan(policy: RetryPolicy, outcome: Judgement, streak: int, draw: float, *, p
     if streak <= (handling.proven_retries if proven else handling.retries):
         return Wait(max(backoff_s(policy, streak, draw), outcome.retry_after_s or 0.0))
     code = "" if outcome.code is None else f" (code {outcome.code})"
-    error = ServiceRefused(f"the service refuses {handling.refuses}: {outcome.message}{code}. {handling.remedy}")
+    error = ServiceRefused(f"{handling.failure}: {outcome.message}{code}. {handling.remedy}")
     return Probe(error) if proven and handling.probed else Stop(error)
 
 

@@ -1,1 +1,1 @@
-"""The way to the service: HTTP, credentials, and when a body has left this machine."""
+"""Requests to the service: HTTP, credentials, faults, and the moment when a body has left this machine."""

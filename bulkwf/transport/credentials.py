@@ -1,4 +1,4 @@
-"""The credential: where it comes from, and how the next one is read when the service refuses it."""
+"""The credential: its source, and how it is replaced when the service refuses it."""
 
 import hashlib
 import logging
@@ -24,16 +24,16 @@ __all__ = [
 log = logging.getLogger("bulkwf")
 
 SHORTEST_SECRET = 16
-"""Shorter values are not redacted: they would match ordinary text, and no real token is so short."""
+"""Characters. Shorter values are not redacted: they would match ordinary text, and no real token is that short."""
 
 LATEST_SECRETS = 8
-"""Number of credentials that are redacted: answers to requests with an earlier one may still arrive."""
+"""Number of credentials that are redacted. More than one: answers to requests with an earlier one may still arrive."""
 
 Token = str | Callable[[], str]
 
 
 class TokenSource(Protocol):
-    """Gives the credential. Called once at the start, and again each time the service refuses it."""
+    """Returns the credential. Called once at the start, and again each time the service refuses it."""
 
     def __call__(self) -> Mapping[str, str]:
         """The headers that carry the credential.
@@ -45,15 +45,15 @@ class TokenSource(Protocol):
 
 
 class Credentials:
-    """The credential in use, and how to get the next one.
+    """The credential in use.
 
     Args:
-        source: Where it comes from.
+        source: Returns the credential. Called at once, and by `refresh`.
 
     Attributes:
-        number: How many credentials there have been before it.
+        number: Number of the credential in use, counted from 0.
         headers: The headers that carry it.
-        changed: Called with the new fingerprint when there is another credential, in whatever thread that is.
+        changed: Called with the new fingerprint when the credential changes, in the thread that calls `refresh`.
     """
 
     def __init__(self, source: TokenSource) -> None:
@@ -64,14 +64,17 @@ class Credentials:
         self._secrets: deque[bytes] = deque(maxlen=LATEST_SECRETS)
         self._use(dict(source()))
 
-    def renew(self, refused: int) -> bool:
-        """Whether there is another credential than the one numbered *refused*."""
+    def refresh(self, refused: int) -> bool:
+        """Ask the source again, unless number *refused* was replaced already; whether there is another credential."""
         if refused != self.number:
             return True
         try:
             headers = dict(self._source())
-        except Exception as error:  # noqa: BLE001 - the caller's own code; what it says may hold the token
-            log.warning("the source of the API token failed when it was asked again: %s", type(error).__name__)
+        except Exception as error:  # noqa: BLE001 - the caller's own code; its message may hold the token
+            log.warning(
+                "the API token could not be read again (%s): the token that the service refused stays in use",
+                type(error).__name__,
+            )
             return False
         if headers == self.headers:
             return False
@@ -82,7 +85,7 @@ class Credentials:
 
     @property
     def fingerprint(self) -> str:
-        """Names the credential without telling it."""
+        """A digest that identifies the credential and does not reveal it."""
         return hashlib.sha256(repr(sorted(self.headers.items())).encode()).hexdigest()
 
     def _use(self, headers: dict[str, str]) -> None:
@@ -91,7 +94,7 @@ class Credentials:
         self._secrets.extend(secret for secret in secrets if len(secret) >= SHORTEST_SECRET)
 
     def hide(self, text: bytes) -> bytes:
-        """*text* without the latest credentials, in case the service repeats what it was sent."""
+        """*text* with `***` in place of the latest credentials: an answer may repeat its request."""
         for secret in self._secrets:
             text = text.replace(secret, b"***")
         return text
@@ -101,15 +104,15 @@ class Credentials:
 
 
 def check_secret(name: str, value: object) -> str:
-    """*value* without white space around it, fit for a header; the error never quotes it.
+    """*value* without the white space around it, checked for use in a header. The error never quotes it.
 
     Raises:
-        ConfigError: It is no text, empty, or holds spaces, control characters or non-ASCII.
+        ConfigError: It is not a string, is empty, or holds a space, a control character or a non-ASCII character.
     """
     if isinstance(value, str) and (secret := value.strip()):
         if secret.isascii() and secret.isprintable() and " " not in secret:
             return secret
-        flaw = "holds a space, a control character or a non-ASCII one; it is not quoted here."
+        flaw = "holds a space, a control character or a non-ASCII character. Its value is not shown here."
         del secret
     elif isinstance(value, str):
         flaw = "is empty. Put the API token there."
@@ -120,7 +123,7 @@ def check_secret(name: str, value: object) -> str:
 
 
 def token_credential(token: Token | None) -> TokenSource:
-    """The source of a token given by a program; None is the environment."""
+    """The source of a token that a program passes; None is the environment."""
     if token is None:
         return environment_credential
     give = token if callable(token) else lambda: token
@@ -133,7 +136,7 @@ def _bearer(token: str) -> Mapping[str, str]:
 
 
 def environment_credential() -> Mapping[str, str]:
-    """The headers that carry the credential of the environment.
+    """The headers that carry the credential in the environment.
 
     Raises:
         ConfigError: There is none, or it is malformed.
@@ -152,7 +155,7 @@ def environment_credential() -> Mapping[str, str]:
 
 
 def file_credential(path: Path) -> TokenSource:
-    """The source of a token kept in a file, which is read again each time."""
+    """The source of a token in a file. The file is read at each call."""
 
     def read() -> Mapping[str, str]:
         try:
@@ -165,5 +168,5 @@ def file_credential(path: Path) -> TokenSource:
 
 
 def token_source(file: Path | None) -> TokenSource:
-    """Where the command's credential comes from: a file, or else the environment."""
+    """The source of the command's credential: a file, or else the environment."""
     return environment_credential if file is None else file_credential(file)

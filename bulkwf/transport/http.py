@@ -1,19 +1,19 @@
-"""The way to the service: one aiohttp session, and every trap of HTTP on the way closed.
+"""HTTP requests through aiohttp: one session, and a rule for each of HTTP's traps.
 
 Rules:
 
-1. The network never raises: whatever happens comes back as a `Reply` or a `Fault`. An exception's own `status` means
+1. The network never raises: whatever happens is returned as a `Reply` or a `Fault`. An exception's own `status` means
    nothing (a garbled status line looks like a 400); only an answer that was read to its end has a status.
-2. No redirect is followed, no environment read, no cookie kept, no body unpacked: rows and token go where they were
-   told to go, and an answer is never larger than `MAX_BODY_BYTES`.
-3. No exception of aiohttp leaves this file: their `repr` holds the token.
-4. A request goes out once. aiohttp would send a GET again by itself, which no limit would count.
-5. An answer is believed once: a copy, late on an idle connection, looks like the answer to the next request there.
+2. No redirect is followed, no proxy or password of the environment used, no cookie kept, no body unpacked: rows and
+   token go to the base URL alone, and an answer is never larger than `MAX_BODY_BYTES`.
+3. No exception of aiohttp leaves this package: their `repr` holds the token.
+4. A request is sent once. aiohttp would send a GET again by itself, which no limit would count.
+5. An answer is believed once: a late copy on an idle connection looks like the answer to the next request there.
    The service marks each of its answers (`cf-ray`).
+6. Before the first byte of a request, nothing is in doubt, whatever is raised.
 """
 
 import asyncio
-import errno
 import ssl
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -27,9 +27,11 @@ from aiohttp.connector import Connection
 
 from bulkwf.attempt import Fault, FaultKind, Reply, Request, Slot
 from bulkwf.errors import ConfigError
-from bulkwf.options import Options, Target, without_password
+from bulkwf.options import Options, Target
+from bulkwf.text import clean
 from bulkwf.threads import in_daemon_thread
 from bulkwf.transport.credentials import Credentials
+from bulkwf.transport.faults import MAX_HEADER_LINE_BYTES, MAX_HEADER_LINES, explain
 from bulkwf.transport.upload import Upload
 
 __all__ = ["AiohttpTransport"]
@@ -39,32 +41,19 @@ CONNECT_TIMEOUT_S = 10.0
 KEEPALIVE_S = 15.0
 USER_AGENT = "bulkwf"
 JSON_BODY = {"Content-Type": "application/json"}
-RAYS = 1_024
-"""So many answers' marks are remembered."""
+MARKS = 1_024
+"""Number of answers whose marks are remembered."""
 READ_HEADERS = ("cf-mitigated", "cf-ray", "date", "location", "ratelimit", "retry-after")
-"""What is read of an answer's headers; the others are nobody's business."""
-
-_NOT_SENT = (
-    aiohttp.ClientConnectorError,
-    aiohttp.ClientHttpProxyError,
-    aiohttp.ConnectionTimeoutError,
-)
-_FATAL = (
-    aiohttp.ClientConnectorCertificateError,
-    aiohttp.ServerFingerprintMismatch,
-    aiohttp.InvalidURL,
-)
-_PROXY_REFUSALS = frozenset({403, 407})
-"""With these a proxy refuses every CONNECT alike: the address is forbidden, or a password is wanted."""
+"""The headers of an answer that are read."""
 
 
 class AiohttpTransport:
     """A `Transport` over aiohttp. Made inside the running loop, closed by `aclose`.
 
     Args:
-        target: Where to.
+        target: The service.
         credentials: Sent with each request.
-        options: Time-outs, proxy, certificate authorities, connections.
+        options: Time limit, proxy and certificate authorities.
         clock: Monotonic seconds.
         wall: Unix time in seconds.
     """
@@ -78,10 +67,9 @@ class AiohttpTransport:
         clock: Callable[[], float],
         wall: Callable[[], float],
     ) -> None:
-        self._base_url = target.base_url
+        self._target = target
         self._credentials = credentials
         self._options = options
-        self._limited = options.rate.instances_per_s is not None or options.rate.requests_per_5m is not None
         self._clock = clock
         self._wall = wall
         self._tls = _tls_context(options.ca_file)
@@ -89,25 +77,25 @@ class AiohttpTransport:
         self._pool = self._open_pool()
         self._retired: list[_Pool] = []
         self._refreshing = asyncio.Lock()
-        self._rays: OrderedDict[str, None] = OrderedDict()
+        self._marks: OrderedDict[str, None] = OrderedDict()
 
     async def send(self, request: Request, slot: Slot) -> Reply | Fault:
         """See `Transport.send`."""
         if request.body is None:
             return await self._exchange(request, slot, None, slot.written)
-        body = _Body(request.body, slot, self._clock if self._limited else None)
+        body = _Body(request.body, slot, self._clock)
         try:
             return await self._exchange(request, slot, body, body.answered)
         finally:
-            body.unwatch()
+            body.stop()
 
     async def refresh_credential(self, credential: int) -> bool:
         """See `Transport.refresh_credential`."""
         async with self._refreshing:
-            return await in_daemon_thread(lambda: self._credentials.renew(credential))
+            return await in_daemon_thread(lambda: self._credentials.refresh(credential))
 
     def drop_connections(self) -> None:
-        """See `Transport.drop_connections`. Requests under way on the old connections are let through to their end."""
+        """See `Transport.drop_connections`. Requests in flight on the old connections are completed."""
         self._retired = [pool for pool in self._retired if not pool.session.closed]
         self._retired.append(self._pool)
         self._pool.retire()
@@ -122,36 +110,42 @@ class AiohttpTransport:
         self, request: Request, slot: Slot, body: "_Body | None", answer_began: Callable[[], None]
     ) -> Reply | Fault:
         started = self._clock()
-        number = self._credentials.number
-        url = self._base_url + request.path + ("?" + urlencode(request.query) if request.query else "")
-        headers = self._credentials.headers if body is None else JSON_BODY | self._credentials.headers
-        _slot.set(slot)
+        sending = _Sending(slot)
+        _sending.set(sending)
         try:
-            with self._pool as session:
-                async with session.request(
-                    request.method,
-                    url,
-                    data=body,
-                    headers=headers,
-                    allow_redirects=False,
-                    proxy=self._options.proxy,
-                    timeout=self._timeout,
-                ) as response:
-                    answer_began()
-                    answer = await _read(response)
-                    status, received = response.status, self._headers(response)
-                    if self._is_copy(received):
-                        self.drop_connections()  # the answer that it came before is still on its way there
-                        text = "a copy of an earlier answer: it has the same cf-ray"
-                        return Fault(kind=FaultKind.IN_DOUBT, message=text, elapsed_s=self._clock() - started)
-        except _LeaveLostError:
-            text = "the leave to send was lost before the first byte"
-            return Fault(kind=FaultKind.NOT_SENT, message=text, elapsed_s=self._clock() - started)
+            return await self._request(request, body, answer_began, started)
+        except _LeaseLostError:
+            kind, message = FaultKind.NOT_SENT, "the lease was lost before the first byte was sent"
+        except _UselessAnswerError as error:
+            kind, message = FaultKind.IN_DOUBT, str(error)
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            return _fault(error, self._clock() - started, self._options.proxy)
-        if answer is None:
-            text = f"an answer that is compressed, or larger than {MAX_BODY_BYTES:,} bytes"
-            return Fault(kind=FaultKind.IN_DOUBT, message=text, elapsed_s=self._clock() - started)
+            elapsed_s = self._clock() - started
+            kind, message = explain(error, self._target, self._options, elapsed_s, began=sending.began)
+        return Fault(kind=kind, message=message, elapsed_s=self._clock() - started)
+
+    async def _request(
+        self, request: Request, body: "_Body | None", answer_began: Callable[[], None], started: float
+    ) -> Reply:
+        """Send a request and read its answer. Raises what aiohttp raises, and the errors below."""
+        number = self._credentials.number
+        url = self._target.base_url + request.path + ("?" + urlencode(request.query) if request.query else "")
+        headers = self._credentials.headers if body is None else JSON_BODY | self._credentials.headers
+        with self._pool as session:
+            async with session.request(
+                request.method,
+                url,
+                data=body,
+                headers=headers,
+                allow_redirects=False,
+                proxy=self._options.proxy,
+                timeout=self._timeout,
+            ) as response:
+                answer_began()
+                answer = await _read(response)
+                status, received = response.status, self._headers(response)
+                if self._is_copy(received):
+                    self.drop_connections()  # the answer to this request may still arrive on that connection
+                    raise _UselessAnswerError("the answer is a copy of an earlier one: it has the same cf-ray")
         return Reply(
             status=status,
             headers=received,
@@ -172,15 +166,15 @@ class AiohttpTransport:
         ray = headers.get("cf-ray")
         if ray is None:
             return False
-        known = ray in self._rays
-        self._rays[ray] = None
-        if len(self._rays) > RAYS:
-            self._rays.popitem(last=False)
+        known = ray in self._marks
+        self._marks[ray] = None
+        if len(self._marks) > MARKS:
+            self._marks.popitem(last=False)
         return known
 
     def _open_pool(self) -> "_Pool":
         connector = aiohttp.TCPConnector(
-            limit=0,  # the limiter's business
+            limit=0,  # the limiter bounds the number of requests
             ssl=self._tls,
             ttl_dns_cache=60,
             keepalive_timeout=KEEPALIVE_S,
@@ -191,6 +185,9 @@ class AiohttpTransport:
             auto_decompress=False,
             trust_env=False,
             timeout=self._timeout,
+            max_line_size=MAX_HEADER_LINE_BYTES,
+            max_field_size=MAX_HEADER_LINE_BYTES,
+            max_headers=MAX_HEADER_LINES,
             request_class=_ClientRequest,
             headers={"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": USER_AGENT},
         )
@@ -198,20 +195,39 @@ class AiohttpTransport:
         return _Pool(session)
 
 
-_slot: ContextVar[Slot] = ContextVar("bulkwf_slot")
-"""The slot of the request that the running task sends: aiohttp hands nothing of ours on to `_ClientRequest`."""
+class _Sending:
+    """A request that is being sent.
+
+    Attributes:
+        slot: Its slot.
+        began: Its first byte may have been sent.
+    """
+
+    def __init__(self, slot: Slot) -> None:
+        self.slot = slot
+        self.began = False
 
 
-class _LeaveLostError(Exception):
-    """The slot's leave to send was lost before the first byte."""
+_sending: ContextVar[_Sending] = ContextVar("bulkwf_sending")
+"""The request that the running task sends: aiohttp passes nothing of ours to `_ClientRequest`."""
+
+
+class _LeaseLostError(Exception):
+    """The slot's lease was lost before the first byte."""
+
+
+class _UselessAnswerError(Exception):
+    """The service has answered, but its answer can't be used. The message says why."""
 
 
 class _ClientRequest(aiohttp.ClientRequest):
-    """A request that asks its slot just before its first byte, when the connection is there."""
+    """A request that asks its slot just before its first byte, once there is a connection."""
 
     async def send(self, conn: Connection) -> aiohttp.ClientResponse:
-        if not _slot.get().writing():
-            raise _LeaveLostError
+        sending = _sending.get()
+        if not sending.slot.writing():
+            raise _LeaseLostError
+        sending.began = True
         return await super().send(conn)
 
 
@@ -242,16 +258,16 @@ class _Pool:
 
 
 class _Body(aiohttp.BytesPayload):
-    """A body that says when it has left: aiohttp's own trace hook fires before the write.
+    """A body that reports when it has left this machine. aiohttp's own trace hook is called before the write.
 
     Args:
         value: Its bytes.
-        slot: Learns when the body has left this machine.
-        clock: Monotonic seconds. None if no rate is limited: then `written` is called when asyncio has the body.
+        slot: `written` is called on it.
+        clock: Monotonic seconds.
     """
 
-    def __init__(self, value: bytes, slot: Slot, clock: Callable[[], float] | None) -> None:
-        # Past BytesPayload's own constructor, which warns of bodies over 1 MiB.
+    def __init__(self, value: bytes, slot: Slot, clock: Callable[[], float]) -> None:
+        # Not BytesPayload's own constructor, which warns of bodies over 1 MiB.
         super(aiohttp.BytesPayload, self).__init__(value, content_type="application/json")
         self._size = len(value)
         self._slot = slot
@@ -260,68 +276,38 @@ class _Body(aiohttp.BytesPayload):
 
     async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
         transport, size = getattr(writer, "transport", None), writer.output_size
-        if transport is not None and self._clock is not None:
+        if transport is not None:  # None: the connection is lost, and the write fails
             self._upload = Upload(transport, self._slot.written, self._clock)
         await super().write_with_length(writer, content_length)
         await writer.drain()
-        if self._upload is not None:  # which looks from timers of its own: what is waited for here delays the answer
+        if self._upload is not None:  # it looks from timers of its own: a wait here would delay the answer
             self._upload.follow(writer.output_size - size)
-        else:
-            self._slot.written()
 
     def answered(self) -> None:
         """The answer has begun."""
         if self._upload is not None:
             self._upload.answered()
 
-    def unwatch(self) -> None:
-        """The request has ended."""
+    def stop(self) -> None:
+        """The request has ended: stop watching."""
         if self._upload is not None:
             self._upload.close()
 
 
-async def _read(response: aiohttp.ClientResponse) -> bytes | None:
-    """The answer's body; None if it is compressed after all, or too large. Then its connection is closed."""
+async def _read(response: aiohttp.ClientResponse) -> bytes:
+    """The answer's body. If it is compressed or too large, its connection is closed, and an error raised."""
     encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        response.close()
+        raise _UselessAnswerError(f"the answer is compressed ({clean(encoding, 20)}), which was not asked for")
     chunks, size = [], 0
-    if encoding in ("", "identity"):
-        async for chunk in response.content.iter_any():
-            size += len(chunk)
-            if size > MAX_BODY_BYTES:
-                break
-            chunks.append(chunk)
-        else:
-            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
-    response.close()
-    return None
-
-
-def _fault(error: Exception, elapsed_s: float, proxy: str | None) -> Fault:
-    """What is known of a request that raised. Only an error of connecting proves that nothing was sent."""
-    cause = getattr(error, "os_error", error)
-    what = type(error).__name__
-    number = getattr(cause, "errno", None)
-    if isinstance(cause, ssl.SSLError):  # its errno is OpenSSL's
-        what = cause.reason or what
-    elif isinstance(number, int) and number in errno.errorcode:
-        what = f"{what} {errno.errorcode[number]}"
-    if isinstance(error, aiohttp.ClientHttpProxyError):
-        what = f"the proxy {without_password(proxy or '')} answers CONNECT with HTTP {error.status}"
-        kind = FaultKind.FATAL if error.status in _PROXY_REFUSALS else FaultKind.NOT_SENT
-        message = f"no connection to the service: {what}"
-    elif isinstance(error, _FATAL):
-        certificate = getattr(error, "certificate_error", None)
-        reason = getattr(certificate, "verify_message", "") or what
-        kind, message = FaultKind.FATAL, f"no secure connection to the service: {reason}"
-    elif isinstance(error, aiohttp.ClientConnectorSSLError):
-        kind, message = FaultKind.HANDSHAKE, f"no secure connection to the service: {what}"
-    elif isinstance(error, _NOT_SENT):
-        kind, message = FaultKind.NOT_SENT, f"no connection to the service: {what}"
-    elif isinstance(error, TimeoutError):
-        kind, message = FaultKind.IN_DOUBT, "no answer in time"
-    else:
-        kind, message = FaultKind.IN_DOUBT, f"the connection broke before the answer was complete: {what}"
-    return Fault(kind=kind, message=message, elapsed_s=elapsed_s)
+    async for chunk in response.content.iter_any():
+        size += len(chunk)
+        if size > MAX_BODY_BYTES:
+            response.close()
+            raise _UselessAnswerError(f"the answer is larger than {MAX_BODY_BYTES:,} bytes")
+        chunks.append(chunk)
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
 def _tls_context(ca_file: str | Path | None) -> ssl.SSLContext:

@@ -26,33 +26,35 @@ from typing import Any, NamedTuple
 __all__ = ["Upload", "kernel_counts"]
 
 SIOCOUTQ = 0x5411
-"""Linux: how many bytes of a socket are not yet acknowledged, unsent ones included."""
+"""Linux ioctl: number of bytes in a socket that are not acknowledged yet, unsent ones included."""
 TCP_INFO = struct.Struct("=16x I 100x Q 16x I I")
 """Linux, `struct tcp_info`: snd_mss, bytes_acked, notsent_bytes, min_rtt in µs."""
 UNMEASURED_US = 0xFFFFFFFF
-"""The `min_rtt` of a connection that has measured none."""
+"""The `min_rtt` of a connection that has not measured a round trip."""
 UNACKNOWLEDGED_SEGMENTS = 2
-"""A receiver acknowledges every second segment at once, but may delay the last acknowledgement (Linux: 40 ms)."""
+"""The acknowledgement of this many last segments is not waited for. A receiver acknowledges every second segment at
+once, but may delay the last acknowledgement (Linux: 40 ms)."""
 SHORTEST_S = 0.001
+"""Shortest time between two looks at a connection, in seconds."""
 LOOKS = 64
-"""The next look comes after a 64th of the time that has passed: a moment is noticed late by 1.6 % of it at most."""
+"""The next look follows after a 64th of the time that has passed, so that a moment is noticed at most 1.6 % late."""
 
 
 class _Counts(NamedTuple):
-    """What the kernel has counted since a connection was made, in bytes."""
+    """What the kernel has counted on a connection since it was made, in bytes."""
 
     handed: int
     sent: int
     acknowledged: int
     segment: int
-    """The size of a full segment."""
+    """Size of a full segment."""
     round_trip_us: int
-    """The shortest of the last minutes."""
+    """The shortest round trip of the last minutes, in microseconds."""
 
 
 @functools.cache
 def kernel_counts() -> bool:
-    """Whether this kernel counts what a connection has sent. gVisor has the same call, but leaves most of it zero."""
+    """Whether this kernel counts what a connection has sent. gVisor has the same call, but leaves most fields zero."""
     if sys.platform != "linux":
         return False
     with socket.socket() as unconnected:
@@ -63,7 +65,7 @@ def kernel_counts() -> bool:
 
 
 class Upload:
-    """Watches the body of one request leave, and calls `written` once, with the moment from which it counts.
+    """Watches the body of one request leave, and calls `written` once, with the moment when it had left.
 
     Made just before the body is written, on a connection where every earlier request has been answered.
 
@@ -102,7 +104,7 @@ class Upload:
             self._finish(now if left_at is None else left_at)
 
     def close(self) -> None:
-        """Look no more."""
+        """Stop watching."""
         self._ended = True
         if self._timer is not None:
             self._timer.cancel()
@@ -146,7 +148,7 @@ def _count(connection: socket.socket) -> _Counts:
 
 
 def _buffered(transport: Any) -> int | None:
-    """How many bytes wait in the buffers of asyncio and TLS; None where the event loop hides them, as uvloop does."""
+    """Bytes in the buffers of asyncio and TLS; None where the event loop does not show them, as uvloop does not."""
     size = 0
     while transport.get_extra_info("sslcontext") is not None:
         size += transport.get_write_buffer_size()

@@ -31,7 +31,8 @@ from bulkwf.limits.pause import pause_s
 from bulkwf.limits.quota import QuotaPacer, Said, quota_text
 from bulkwf.options import BatchLimits, Options, RateLimits, RetryPolicy
 from bulkwf.service.fast_path import FastJudge
-from bulkwf.service.judge import judge, judge_lookup, judge_page, retry_after_s
+from bulkwf.service.judge import judge, judge_lookup, judge_page
+from bulkwf.service.responses import retry_after_s
 from bulkwf.service.verdicts import HANDLING, Action
 from bulkwf.sources import files, open_source
 from bulkwf.sources import source as reader

@@ -37,9 +37,9 @@ PLANTED = (
     Mutant(
         "trust a 200 with foreign ids",
         "service/judge.py",
-        "        position = position_of.pop(one.id, None)\n        if position is None:\n",
-        "        position = position_of.pop(one.id, None)\n        if position is None:\n            continue\n"
-        "        if position is None:\n",
+        "    contradiction = _contradiction(ids, envelope)\n",
+        "    envelope.answered = [one for one in envelope.answered if one.id in ids]\n"
+        "    contradiction = _contradiction(ids, envelope)\n",
         by="modules",
     ),
     Mutant(
@@ -189,14 +189,14 @@ PLANTED = (
     ),
     Mutant(
         "take an alert for a wrong certificate",
-        "transport/http.py",
-        "        kind, message = FaultKind.HANDSHAKE,",
-        "        kind, message = FaultKind.FATAL,",
+        "transport/faults.py",
+        "        return FaultKind.HANDSHAKE,",
+        "        return FaultKind.FATAL,",
         by="modules",
     ),
     Mutant(
         "wait for a proxy that refuses",
-        "transport/http.py",
+        "transport/faults.py",
         "        kind = FaultKind.FATAL if error.status in _PROXY_REFUSALS else FaultKind.NOT_SENT\n",
         "        kind = FaultKind.NOT_SENT\n",
         by="modules",
@@ -204,8 +204,8 @@ PLANTED = (
     Mutant(
         "call a buffered body written",
         "transport/http.py",
-        "        if transport is not None and self._clock is not None:\n",
-        "        if False:\n",
+        "        if transport is not None:  #",
+        "        if False:  #",
         by="wire",
     ),
     Mutant(
@@ -372,8 +372,8 @@ PLANTED = (
     Mutant(
         "ask for the token in the pool",
         "transport/http.py",
-        "            return await in_daemon_thread(lambda: self._credentials.renew(credential))\n",
-        "            return await asyncio.to_thread(self._credentials.renew, credential)\n",
+        "            return await in_daemon_thread(lambda: self._credentials.refresh(credential))\n",
+        "            return await asyncio.to_thread(self._credentials.refresh, credential)\n",
         by="signals",
     ),
     Mutant(
@@ -586,5 +586,12 @@ PLANTED = (
         "            if not pool.users and pool.clear(now):\n",
         "            if not pool.users:\n",
         by="budget",
+    ),
+    Mutant(
+        "call a request that has begun unsent",
+        "transport/http.py",
+        "        sending.began = True\n",
+        "",
+        by="modules",
     ),
 )

@@ -14,7 +14,7 @@ from bulkwf.attempt import Fault, FaultKind, Reply
 from bulkwf.checkpoint import read_results, read_status
 from bulkwf.errors import ServiceRefused, TemporaryStop
 from bulkwf.model import Result
-from bulkwf.service.judge import retry_after_s
+from bulkwf.service.responses import retry_after_s
 from simulation.world import Crash, Sent, World, params_crc
 
 ALLOWED = {

@@ -1,4 +1,4 @@
-"""See the package. The argument is a scenario, in JSON: `uplink.test_uplink` has them."""
+"""Runs one scenario of `uplink.test_uplink`, given in JSON; see the package."""
 
 import asyncio
 import contextlib
@@ -21,14 +21,14 @@ BATCH = 100
 
 
 def open_tun(name: str) -> int:
-    """A new TUN device; its file descriptor stays valid wherever the device is moved to."""
+    """A new TUN device. Its file descriptor stays valid when the device is moved to another namespace."""
     device = os.open("/dev/net/tun", os.O_RDWR)
     fcntl.ioctl(device, TUNSETIFF, struct.pack("16sH22x", name.encode(), IFF_TUN | IFF_NO_PI))
     return device
 
 
 def set_up(name: str, address: str, peer: str, pid: int | None = None) -> None:
-    """Give a device its addresses, in another process's namespace if one is named."""
+    """Give a device its addresses, in the namespace of process *pid* if that is given."""
     there = () if pid is None else ("nsenter", f"--net=/proc/{pid}/ns/net")
     for words in (f"address add {address} peer {peer} dev {name}", f"link set {name} up"):
         subprocess.run([*there, "ip", *words.split()], check=True)
@@ -82,7 +82,7 @@ def main() -> None:
         server.stdout.readline()
         folder = ends.enter_context(tempfile.TemporaryDirectory())
         if scenario["loop"] == "uvloop":
-            import uvloop  # noqa: PLC0415 - not everybody has it
+            import uvloop  # noqa: PLC0415 - it is optional
 
             uvloop.run(submit(scenario, folder))
         else:

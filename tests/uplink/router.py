@@ -1,4 +1,4 @@
-"""Passes packets between two TUN devices, as a slow uplink does: `python -m uplink.router NEAR FAR RATE DELAY BUFFER`.
+"""A slow uplink between two TUN devices: `python -m uplink.router NEAR FAR RATE DELAY BUFFER`.
 
 Packets from NEAR to FAR (file descriptors) leave at RATE bytes/s, after those before them; what doesn't fit into BUFFER
 bytes is dropped. Each packet takes DELAY seconds in either direction.
@@ -15,7 +15,7 @@ LONGEST_PACKET = 65_536
 
 
 def route(near: int, far: int, rate: float, delay_s: float, buffer: int) -> None:
-    """Until the devices are gone."""
+    """Forward packets until the devices are gone."""
     waiting = {far: deque(), near: deque()}
     free_at = 0.0
     while True:

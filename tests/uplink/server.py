@@ -1,9 +1,9 @@
 """A service at the far end that records when each request arrived: `python -m uplink.server CERTIFICATE KEY ADDRESS`.
 
-Times are the kernel's, of the packet that completed the data, so that it doesn't matter when this process runs. A batch
-that would make more than LIMIT instances in WINDOW_S seconds is refused.
+An arrival has the kernel's time of the packet that completed the data, whenever this process is scheduled. A batch that
+would make more than LIMIT instances in WINDOW_S seconds is refused.
 
-Told on stdin when its device has been set up; prints a line when it listens, and all arrivals when stdin is closed.
+A line on stdin says that the device has been set up. Prints a line when it listens, and all arrivals when stdin closes.
 """
 
 import json
@@ -33,13 +33,13 @@ class Service:
         self.chance = random.Random(1)
 
     def arrive(self, began_at: float, at: float, body: bytes) -> bytes:
-        """Record a request; its answer."""
+        """Record a request; returns its answer."""
         ids = [item["instance_id"] for item in json.loads(body)]
         with self.lock:
             recent = sum(one["instances"] for one in self.arrivals if one["at"] > at - WINDOW_S)
             refused = recent + len(ids) > LIMIT
-            told = {"began_at": began_at, "at": at, "instances": len(ids), "bytes": len(body), "refused": refused}
-            self.arrivals.append(told)
+            arrival = {"began_at": began_at, "at": at, "instances": len(ids), "bytes": len(body), "refused": refused}
+            self.arrivals.append(arrival)
             time_s = self.chance.uniform(*ANSWERS_AFTER_S)
         time.sleep(time_s)
         if refused:
@@ -49,12 +49,12 @@ class Service:
 
 def answer(status: int, result: list, errors: list) -> bytes:
     body = json.dumps({"success": not errors, "errors": errors, "messages": [], "result": result}).encode()
-    head = f"HTTP/1.1 {status} Said\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+    head = f"HTTP/1.1 {status} Status\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
     return head.encode() + ("Retry-After: 1\r\n" if errors else "").encode() + b"\r\n" + body
 
 
 class Connection:
-    """TLS over a socket whose every read has the kernel's time."""
+    """TLS over a socket that notes the kernel's time of each read."""
 
     def __init__(self, connected: socket.socket, context: ssl.SSLContext) -> None:
         self.socket = connected
@@ -79,7 +79,7 @@ class Connection:
             self.socket.sendall(self.outgoing.read())
 
     def pump(self, step):
-        """Take a step of TLS, with as much of the network as it needs."""
+        """Run a step of TLS, and send and receive what it needs."""
         while True:
             try:
                 return step()

@@ -1,7 +1,7 @@
 """The limit as the service sees it: over TLS, an uplink of 1 MB/s and a round trip of 60 ms, at the default limits.
 
 Rows of 4 KB and small rows take turns. A batch of the former takes 0.4 s on the uplink, one of the latter 0.01 s: if
-a body counts too early, the small one behind it arrives in the same second.
+a body counts too early, the small one that follows it arrives in the same second.
 """
 
 import json
@@ -27,7 +27,7 @@ MEASUREMENTS = 3
 """The share is measured again if the machine was busy; that the limit holds is required each time."""
 LINK = {"batches": BATCHES, "row_bytes": [4_000, 40], "rate": 1_000_000, "delay_s": 0.03}
 SHORT = {"loop": "asyncio", "buffer": 100_000, "sysctl": {}}
-"""The sender can't fill the buffer of the uplink, and what it has not sent is in its own."""
+"""The buffer of the uplink is small: unsent data waits in the sender."""
 DEEP = {
     "buffer": 2_000_000,
     "sysctl": {"tcp_congestion_control": "reno", "tcp_slow_start_after_idle": "0"},
@@ -50,7 +50,7 @@ def certificate(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def namespaces():
-    """Skips where no network of its own can be made."""
+    """Skips where no network namespace can be made."""
     words = ("unshare", "--net", "ip", "tuntap", "add", "near", "mode", "tun")
     try:
         problem = subprocess.run(words, capture_output=True, text=True, check=False).stderr.strip()
@@ -69,7 +69,7 @@ def start(scenario):
 
 
 def measure(scenarios):
-    """What arrived in each scenario; they run at the same time."""
+    """The arrivals of each scenario. The scenarios run at the same time."""
     running = {name: start(scenario) for name, scenario in scenarios.items()}
     outputs = {name: process.communicate() for name, process in running.items()}
     assert all(process.returncode == 0 for process in running.values()), outputs
@@ -83,16 +83,16 @@ def used(arrivals):
 
 
 def test_no_window_is_over_as_bodies_arrive_and_the_rate_is_used(namespaces, certificate):
-    left = {name: LINK | scenario | certificate for name, scenario in SCENARIOS.items()}
+    remaining = {name: LINK | scenario | certificate for name, scenario in SCENARIOS.items()}
     shares = {}
     for _ in range(MEASUREMENTS):
-        for name, arrivals in measure(left).items():
+        for name, arrivals in measure(remaining).items():
             assert not any(one["refused"] for one in arrivals), (name, f"over {LIMIT} in {WINDOW_S} s", arrivals)
             assert [one["instances"] for one in arrivals] == [100] * BATCHES
             shares[name] = used(arrivals)
             gap_s = min(after["at"] - before["at"] for before, after in pairwise(arrivals))
             figures.append(f"uplink, {name}: {shares[name]:.1%} of the rate, {gap_s:.3f} s between two batches")
-        left = {name: scenario for name, scenario in left.items() if shares[name] < LEAST_SHARE}
-        if not left:
+        remaining = {name: scenario for name, scenario in remaining.items() if shares[name] < LEAST_SHARE}
+        if not remaining:
             break
     assert min(shares.values()) >= LEAST_SHARE, shares
