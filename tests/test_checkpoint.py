@@ -29,6 +29,7 @@ from bulkwf.checkpoint import (
     Attempt,
     Begun,
     Checkpoint,
+    errors,
     file,
     inline,
     read_boot,
@@ -36,7 +37,9 @@ from bulkwf.checkpoint import (
     read_run_past,
     read_status,
 )
-from bulkwf.checkpoint.records import LAST_WORDS, read_batch, read_batches
+from bulkwf.checkpoint import lock as lock_file
+from bulkwf.checkpoint.attempts import LAST_WORDS
+from bulkwf.checkpoint.records import read_batch, read_batches
 from bulkwf.checkpoint.schema import FORMAT, IDENTITY
 from bulkwf.clock import Boot
 from bulkwf.errors import CheckpointError
@@ -65,13 +68,13 @@ async def opened(path, executor=inline, header=HEADER, **more):
         await checkpoint.aclose()
 
 
-def created(ledger, positions=None, answer=ANSWER):
+def created(state, positions=None, answer=ANSWER):
     """Take in that these instances, or all that are pending, have been created."""
-    ledger.attempts += 1
-    ledger.add(
+    state.attempts += 1
+    state.add(
         Judgement(
             verdict=Verdict.DONE,
-            created=sorted(ledger.pending) if positions is None else positions,
+            created=sorted(state.pending) if positions is None else positions,
             answer=answer,
         )
     )
@@ -98,10 +101,10 @@ async def fill(path, batches=3, rows=10, **more):
     """A checkpoint with so many settled batches."""
     async with opened(path, **more) as checkpoint:
         for number in range(batches):
-            ledger = BatchState(make_batch(rows, first_row=number * rows))
-            await checkpoint.begin(ledger, NOW)
-            created(ledger)
-            await checkpoint.settle(ledger, NOW + 1)
+            state = BatchState(make_batch(rows, first_row=number * rows))
+            await checkpoint.begin(state, NOW)
+            created(state)
+            await checkpoint.settle(state, NOW + 1)
         await checkpoint.finish(NOW + 2)
 
 
@@ -130,16 +133,16 @@ def child(code, *args, **more):
 
 async def test_what_is_begun_is_pending_and_what_is_settled_is_told(path):
     async with opened(path) as checkpoint:
-        ledger = BatchState(make_batch(4))
-        await checkpoint.begin(ledger, NOW)
+        state = BatchState(make_batch(4))
+        await checkpoint.begin(state, NOW)
         assert [result.outcome for result in every_result(path)] == ["pending"] * 4
         assert read_status(path).counts.pending == 4
-        created(ledger, [0, 2])
-        await checkpoint.settle(ledger, NOW + 1)
+        created(state, [0, 2])
+        await checkpoint.settle(state, NOW + 1)
         assert [result.outcome for result in every_result(path)] == ["created", "pending", "created", "pending"]
         assert read_status(path).batches_in_doubt == 1
-        created(ledger)
-        await checkpoint.settle(ledger, NOW + 2)
+        created(state)
+        await checkpoint.settle(state, NOW + 2)
         assert read_status(path).batches_in_doubt == 0
         await checkpoint.finish(NOW + 3)
 
@@ -180,35 +183,35 @@ def told(fate, row, attempts):
     }[fate]
 
 
-def settle_by(ledger, fates, steps):
+def settle_by(state, fates, steps):
     """Settle the rows of a batch as *fates* has it, in so many outcomes."""
-    positions = {offset: position for position, offset in enumerate(ledger.batch.offsets)}
+    positions = {offset: position for position, offset in enumerate(state.batch.offsets)}
     todo = [(positions[row], fate) for row, fate in enumerate(fates) if fate not in ("blank", "invalid", "pending")]
-    ledger.in_doubt = {positions[row] for row, fate in enumerate(fates) if fate == "existed in doubt"}
+    state.in_doubt = {positions[row] for row, fate in enumerate(fates) if fate == "existed in doubt"}
     for step in range(steps):
         part = todo[step::steps]
-        ledger.attempts += 1
+        state.attempts += 1
         alike = [position for position, fate in part if fate == "created"]
         others = tuple(
-            (position, replace(told(fate, ledger.batch.first_row + ledger.batch.offsets[position], 0), in_doubt=False))
+            (position, replace(told(fate, state.batch.first_row + state.batch.offsets[position], 0), in_doubt=False))
             for position, fate in part
             if fate != "created"
         )
-        ledger.add(Judgement(verdict=Verdict.DONE, created=alike, answer=ANSWER if alike else None, others=others))
+        state.add(Judgement(verdict=Verdict.DONE, created=alike, answer=ANSWER if alike else None, others=others))
 
 
-def ledger_of(fates, first_row):
+def state_of(fates, first_row):
     rows = {"blank": b"\n", "invalid": b"nonsense\n"}
     data = b"".join(rows.get(fate) or lines(1, first_row + i) for i, fate in enumerate(fates))
-    ledger = BatchState(make_batch(len(fates), first_row=first_row, data=data))
+    state = BatchState(make_batch(len(fates), first_row=first_row, data=data))
     flaw = told("invalid", 0, 0)
-    refused = tuple(replace(one, code=flaw.code, message=flaw.message) for one in ledger.batch.refused)
-    return BatchState(replace(ledger.batch, refused=refused))
+    refused = tuple(replace(one, code=flaw.code, message=flaw.message) for one in state.batch.refused)
+    return BatchState(replace(state.batch, refused=refused))
 
 
-def parsed(ledger):
-    """A ledger's record; the order in which rows came to differ is of no meaning."""
-    record = ledger.record()
+def parsed(state):
+    """A state's record; the order in which rows came to differ is of no meaning."""
+    record = state.record()
     return record._replace(exceptions=orjson.loads(record.exceptions or "null"))
 
 
@@ -218,21 +221,21 @@ def test_the_view_for_sql_the_reader_and_a_resumed_ledger_all_tell_the_same(batc
     async def run(path):
         expected = []
         async with opened(path) as checkpoint:
-            ledgers = []
+            states = []
             for fates in batches:
-                ledger = ledger_of(fates, first_row=sum(map(len, batches[: len(ledgers)])))
-                ledgers.append(ledger)
-                await checkpoint.begin(ledger, NOW)
-                settle_by(ledger, fates, steps)
-                await checkpoint.settle(ledger, NOW)
+                state = state_of(fates, first_row=sum(map(len, batches[: len(states)])))
+                states.append(state)
+                await checkpoint.begin(state, NOW)
+                settle_by(state, fates, steps)
+                await checkpoint.settle(state, NOW)
                 expected += [
-                    told(fate, ledger.batch.first_row + i, steps) for i, fate in enumerate(fates) if fate != "blank"
+                    told(fate, state.batch.first_row + i, steps) for i, fate in enumerate(fates) if fate != "blank"
                 ]
-            for begun, ledger in zip(checkpoint.begun(), ledgers, strict=True):
-                again = checkpoint.ledger(begun, ledger.batch.region, "instance")
-                assert parsed(again) == parsed(ledger)
-                assert again.in_doubt == again.pending == ledger.pending
-                assert begun.settled == (not ledger.pending)
+            for begun, state in zip(checkpoint.begun(), states, strict=True):
+                again = checkpoint.batch_state(begun, state.batch.region, "instance")
+                assert parsed(again) == parsed(state)
+                assert again.in_doubt == again.pending == state.pending
+                assert begun.settled == (not state.pending)
                 assert (begun.size, begun.digest) == again.fingerprint()
         assert every_result(path) == expected
         columns = "row, id, outcome, status, version_id, workflow_id, code, message"
@@ -268,11 +271,11 @@ async def test_neither_params_nor_credentials_are_in_the_file(path):
     canary = "canary-7f3a"
     data = orjson.dumps({"instance_id": "id-0", "params": {"secret": canary}}) + b"\n"
     checkpoint = start(path)
-    ledger = BatchState(make_batch(2, data=data + canary.encode() + b"\n"))
-    await checkpoint.begin(ledger, NOW)
+    state = BatchState(make_batch(2, data=data + canary.encode() + b"\n"))
+    await checkpoint.begin(state, NOW)
     note(checkpoint, attempt())
-    created(ledger)
-    await checkpoint.settle(ledger, NOW)
+    created(state)
+    await checkpoint.settle(state, NOW)
     files = [one.read_bytes() for one in path.parent.iterdir()]
     await checkpoint.aclose()
 
@@ -306,16 +309,16 @@ async def test_what_queues_up_during_a_commit_makes_the_next_one(path, threaded)
             function()
 
         async with opened(path, execute if threaded else at_once) as checkpoint:
-            ledgers = [BatchState(make_batch(10, first_row=10 * i)) for i in range(100)]
-            await asyncio.gather(*(checkpoint.begin(ledger, NOW) for ledger in ledgers))
+            states = [BatchState(make_batch(10, first_row=10 * i)) for i in range(100)]
+            await asyncio.gather(*(checkpoint.begin(state, NOW) for state in states))
             assert len(commits) == 1
             commits.clear()
 
-            async def settle(ledger):
-                created(ledger)
-                await checkpoint.settle(ledger, NOW)
+            async def settle(state):
+                created(state)
+                await checkpoint.settle(state, NOW)
 
-            await asyncio.gather(*(settle(ledger) for ledger in ledgers))
+            await asyncio.gather(*(settle(state) for state in states))
             assert len(commits) <= 2
             assert read_status(path).counts.created == 1_000
 
@@ -351,10 +354,10 @@ async def test_a_cancelled_wait_does_not_take_the_others_commit_away(path):
 
 async def test_a_checkpoint_in_memory_holds_the_same(folder, caplog):
     async with opened(None) as checkpoint:
-        ledger = BatchState(make_batch(3))
-        await checkpoint.begin(ledger, NOW)
-        created(ledger)
-        await checkpoint.settle(ledger, NOW)
+        state = BatchState(make_batch(3))
+        await checkpoint.begin(state, NOW)
+        created(state)
+        await checkpoint.settle(state, NOW)
         assert [begun.created for begun in checkpoint.begun()] == [3]
         assert (checkpoint.counts(), checkpoint.run_key, checkpoint.path) == (Counts(), "key", None)
     assert list(folder.iterdir()) == []
@@ -394,10 +397,10 @@ async def test_readers_read_while_the_writer_writes(path):
         pending = read_results(path, outcome="pending")
         first = next(pending)
         for number in range(1, 20):
-            ledger = BatchState(make_batch(5, first_row=5 * number))
-            await checkpoint.begin(ledger, NOW)
-            created(ledger)
-            await checkpoint.settle(ledger, NOW)
+            state = BatchState(make_batch(5, first_row=5 * number))
+            await checkpoint.begin(state, NOW)
+            created(state)
+            await checkpoint.settle(state, NOW)
         assert (first.row, [result.row for result in pending]) == (0, [1, 2, 3, 4])
         assert len(list(read_results(path))) == 95
     assert [one.name for one in path.parent.iterdir()] == [path.name]
@@ -528,11 +531,11 @@ async def three_batches(path):
     """A settled batch with rows that differ, one in doubt, and one that is begun."""
     async with opened(path) as checkpoint:
         for number, fates in enumerate((["created", "rejected", "existed", "invalid"], ["created", "pending"], None)):
-            ledger = BatchState(make_batch(4, first_row=6)) if fates is None else ledger_of(fates, first_row=4 * number)
-            await checkpoint.begin(ledger, NOW)
+            state = BatchState(make_batch(4, first_row=6)) if fates is None else state_of(fates, first_row=4 * number)
+            await checkpoint.begin(state, NOW)
             if fates is not None:
-                settle_by(ledger, fates, 1)
-                await checkpoint.settle(ledger, NOW)
+                settle_by(state, fates, 1)
+                await checkpoint.settle(state, NOW)
         await checkpoint.pause(NOW + 60)
 
 
@@ -578,7 +581,7 @@ async def test_damaged_ids_of_a_settled_batch_with_rows_to_compare_are_found_whe
     async with opened(path) as checkpoint:
         begun = next(checkpoint.begun())
         with pytest.raises(CheckpointError, match="the ids of the batch at row 0 do not match their checksum"):
-            checkpoint.ledger(begun, lines(4), "instance")
+            checkpoint.batch_state(begun, lines(4), "instance")
 
 
 def test_a_row_that_stands_in_no_batch_is_missing(path):
@@ -698,7 +701,7 @@ async def test_an_attempt_that_no_run_writes_is_refused_before_anything_is_writt
     before = path.read_bytes()
 
     with pytest.raises(
-        CheckpointError, match=r"damaged: it holds what no run writes \(\w+ at (records|quota).py:\d+\)"
+        CheckpointError, match=r"damaged: it holds what no run writes \(\w+ at (attempts|quota).py:\d+\)"
     ):
         start(path)
     assert path.read_bytes() == before
@@ -756,7 +759,7 @@ async def test_a_holder_that_has_not_signed_yet_is_waited_for_and_one_that_signs
         else:
             lock.write_bytes(signed if isinstance(signed, bytes) else signed.encode())
 
-    monkeypatch.setattr(file.time, "sleep", sign)
+    monkeypatch.setattr(lock_file.time, "sleep", sign)
     async with opened(path):
         lock.write_bytes(b"")
         with pytest.raises(CheckpointError) as refused:
@@ -766,7 +769,7 @@ async def test_a_holder_that_has_not_signed_yet_is_waited_for_and_one_that_signs
 
 async def test_a_holder_that_never_signs_is_not_named(path, monkeypatch):
     naps = []
-    monkeypatch.setattr(file.time, "sleep", naps.append)
+    monkeypatch.setattr(lock_file.time, "sleep", naps.append)
     async with opened(path):
         path.with_name(path.name + ".lock").write_bytes(b"")
         with pytest.raises(CheckpointError, match=r"another run is writing this checkpoint\. Wait"):
@@ -938,10 +941,10 @@ FILL_UP = """
         settled = 0
         try:
             for number in range(5_000):
-                ledger = BatchState(make_batch(100, first_row=100 * number))
-                await checkpoint.begin(ledger, NOW)
-                created(ledger)
-                await checkpoint.settle(ledger, NOW)
+                state = BatchState(make_batch(100, first_row=100 * number))
+                await checkpoint.begin(state, NOW)
+                created(state)
+                await checkpoint.settle(state, NOW)
                 settled = number + 1
         finally:
             print(settled, flush=True)
@@ -979,12 +982,12 @@ def test_a_full_quota_stops_the_writing_and_loses_nothing(path):
     [
         (errno.ENOSPC, "Make room on the disk and run"),
         (errno.EDQUOT, "Make room on the disk and run"),
-        (errno.EIO, "mend it where it fails"),
+        (errno.EIO, "repair it if it fails"),
         (errno.EACCES, "Its folder must exist and be writable"),
     ],
 )
 def test_an_error_of_the_system_is_told_with_what_to_do_about_it(path, number, advice):
-    with pytest.raises(CheckpointError, match=advice), file.explained(path):
+    with pytest.raises(CheckpointError, match=advice), errors.explained(path):
         raise OSError(number, os.strerror(number))
 
 
@@ -1008,7 +1011,7 @@ def test_a_full_disk_stops_the_writing_and_loses_nothing(disk):
     path = disk / "run.bulkwf"
     ended = child(FILL_UP, path)
 
-    assert f" bytes of it are in {path}-wal still, as the disk had no room" in ended.stderr
+    assert f" bytes of it are still in {path}-wal, because the disk has no room" in ended.stderr
     check_full(ended, path)
 
 
@@ -1021,10 +1024,10 @@ ALMOST_FULL = """
     async def run(path):
         checkpoint, number = start(path), 0
         while os.statvfs(path.parent).f_bavail * os.statvfs(path.parent).f_bsize > 24_000:
-            ledger = BatchState(make_batch(100, first_row=100 * number))
-            await checkpoint.begin(ledger, NOW)
-            created(ledger)
-            await checkpoint.settle(ledger, NOW)
+            state = BatchState(make_batch(100, first_row=100 * number))
+            await checkpoint.begin(state, NOW)
+            created(state)
+            await checkpoint.settle(state, NOW)
             number += 1
         print(number, flush=True)
         await checkpoint.aclose()
@@ -1038,7 +1041,7 @@ def test_where_there_is_no_room_for_one_file_a_closed_checkpoint_stays_two_and_s
     ended = child(ALMOST_FULL, path)
 
     assert ended.returncode == 0
-    assert f" bytes of it are in {path}-wal still, as the disk had no room" in ended.stderr
+    assert f" bytes of it are still in {path}-wal, because the disk has no room" in ended.stderr
     assert [r.row for r in read_results(path)] == list(range(100 * int(ended.stdout)))
 
 
@@ -1089,12 +1092,12 @@ async def test_recent_attempts_are_told_from_their_end_the_oldest_first(path):
 async def test_each_batch_in_doubt_counts_as_an_attempt_of_now(path):
     async with opened(path) as checkpoint:
         done, partly, begun = (BatchState(make_batch(10, first_row=10 * i)) for i in range(3))
-        for ledger in (done, partly, begun):
-            await checkpoint.begin(ledger, NOW - 1_000)
+        for state in (done, partly, begun):
+            await checkpoint.begin(state, NOW - 1_000)
         created(done)
         created(partly, [0, 1, 2])
-        for ledger in (done, partly):
-            await checkpoint.settle(ledger, NOW - 999)
+        for state in (done, partly):
+            await checkpoint.settle(state, NOW - 999)
     async with opened(path) as checkpoint:
         assert sorted(checkpoint.past(NOW - 300).attempts) == [(NOW, 7), (NOW, 10)]
         assert query(path, "SELECT DISTINCT verdict FROM attempt") == [("interrupted",)]

@@ -8,7 +8,7 @@ import pytest
 from fakes import EPOCH
 
 from bulkwf.checkpoint import Past
-from bulkwf.checkpoint.records import LAST_WORDS
+from bulkwf.checkpoint.attempts import LAST_WORDS
 from bulkwf.clock import UNKNOWN_BOOT, Boot
 from bulkwf.errors import CheckpointError
 from bulkwf.limits.quota import Said

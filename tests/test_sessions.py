@@ -27,7 +27,7 @@ def path(folder):
 @pytest.fixture(autouse=True)
 def warnings_of_each_test():
     """A reader is warned once for each path."""
-    sessions.tell_of_missing_log.cache_clear()
+    sessions.warn_of_missing_log.cache_clear()
 
 
 def log_of(path):
@@ -47,10 +47,10 @@ async def killed(path, name="killed", batches=2, *suffixes):
     """What a kill leaves of a session that has begun and settled so many batches; without suffixes, less its log."""
     async with opened(path) as checkpoint:
         for number in range(batches):
-            ledger = BatchState(make_batch(10, first_row=10 * number))
-            await checkpoint.begin(ledger, NOW)
-            created(ledger)
-            await checkpoint.settle(ledger, NOW)
+            state = BatchState(make_batch(10, first_row=10 * number))
+            await checkpoint.begin(state, NOW)
+            created(state)
+            await checkpoint.settle(state, NOW)
         return copied(path, name, *suffixes)
 
 
@@ -94,11 +94,11 @@ async def two_sessions(path, snapshots):
     for session in range(2):
         async with opened(path) as checkpoint:
             for number in range(2 * session, 2 * session + 2):
-                ledger = BatchState(make_batch(10, first_row=10 * number))
-                await checkpoint.begin(ledger, NOW)
+                state = BatchState(make_batch(10, first_row=10 * number))
+                await checkpoint.begin(state, NOW)
                 snapshots.durable += 10
-                created(ledger)
-                await checkpoint.settle(ledger, NOW)
+                created(state)
+                await checkpoint.settle(state, NOW)
     snapshots.take()
 
 
@@ -240,10 +240,10 @@ async def test_with_its_log_a_killed_session_is_whole_and_nobody_is_warned(path,
 
 async def test_a_reader_warns_once_and_shows_what_is_there(path, caplog):
     async with opened(path) as checkpoint:
-        ledger = BatchState(make_batch(10))
-        await checkpoint.begin(ledger, NOW)
-        created(ledger)
-        await checkpoint.settle(ledger, NOW)
+        state = BatchState(make_batch(10))
+        await checkpoint.begin(state, NOW)
+        created(state)
+        await checkpoint.settle(state, NOW)
         assert len(list(read_results(path))) == 10
         assert read_status(path).log_missing is False
     left = await killed(path, batches=0)
@@ -311,7 +311,7 @@ async def test_the_main_file_tells_nothing_less_when_a_reader_keeps_the_log_from
             await checkpoint.aclose()
             left = copied(path, "left")
             both = copied(path, "both", "-wal")
-    assert any("bytes of it are in" in text for text in caplog.messages)
+    assert any("bytes of it are still in" in text for text in caplog.messages)
     assert read_status(left).log_missing is True
     assert read_status(both).log_missing is False
     assert read_status(both).rows == 2
@@ -368,10 +368,10 @@ async def test_after_a_failed_write_the_log_stays_beside_the_file_and_the_next_s
 
 async def test_new_moves_a_finished_run_aside_that_was_killed_before_its_end(path, caplog):
     async with opened(path) as checkpoint:
-        ledger = BatchState(make_batch(3))
-        await checkpoint.begin(ledger, NOW)
-        created(ledger)
-        await checkpoint.settle(ledger, NOW)
+        state = BatchState(make_batch(3))
+        await checkpoint.begin(state, NOW)
+        created(state)
+        await checkpoint.settle(state, NOW)
         await checkpoint.finish(NOW)
         left = copied(path, "left", "-wal")
     async with opened(left, new=True) as checkpoint:

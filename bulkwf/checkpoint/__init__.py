@@ -13,11 +13,13 @@ All writing goes through one connection in one thread. What queues up during one
 of a commit is shared by as many batches as happen to wait for it.
 """
 
-from bulkwf.checkpoint.file import damaged, explain
+from bulkwf.checkpoint.attempts import Past
+from bulkwf.checkpoint.commits import Executor, inline
+from bulkwf.checkpoint.errors import damaged, explain
 from bulkwf.checkpoint.reading import Status, read_boot, read_results, read_run_past, read_status
 from bulkwf.checkpoint.records import Begun
-from bulkwf.checkpoint.schema import ANOTHER, Attempt, Interval, Past, RunHeader
-from bulkwf.checkpoint.writer import Checkpoint, Executor, inline
+from bulkwf.checkpoint.schema import ANOTHER, Attempt, Interval, RunHeader
+from bulkwf.checkpoint.writer import Checkpoint
 
 __all__ = [
     "ANOTHER",

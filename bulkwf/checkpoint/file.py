@@ -1,21 +1,15 @@
-"""The file of a checkpoint: where it may lie, who holds it, whether it is ours."""
+"""The file of a checkpoint: opening, creating and moving it, and refusing one that is another's."""
 
 import contextlib
-import errno
 import os
-import socket
 import sqlite3
 import stat
-import time
-import traceback
-from collections.abc import Iterator
 from dataclasses import asdict
 from math import inf
 from pathlib import Path
 
-import filelock
-
-from bulkwf.checkpoint.records import Damage, Survey, past, seal_run, survey
+from bulkwf.checkpoint.attempts import read_past
+from bulkwf.checkpoint.records import Survey, seal_run, survey
 from bulkwf.checkpoint.schema import (
     ANOTHER,
     APPLICATION_ID,
@@ -29,34 +23,21 @@ from bulkwf.checkpoint.schema import (
 from bulkwf.checkpoint.sessions import has_log
 from bulkwf.clock import Boot
 from bulkwf.errors import CheckpointError
-from bulkwf.text import clean
 
 __all__ = [
-    "acquire",
     "check",
     "connect",
     "connect_reader",
     "create",
     "create_file",
-    "damaged",
-    "explain",
-    "explained",
     "inode",
     "is_new",
     "make_private",
     "move_aside",
     "refuse_orphan",
-    "release",
     "remove",
 ]
 
-ELSEWHERE = f"Its folder must exist and be writable; name another place with -c. {ANOTHER}"
-FULL = "Nothing more was sent. Make room on the disk and run the same command again: nothing is lost."
-FAILING = (
-    "Nothing more was sent. Make room on the disk, or mend it where it fails; then run the same command again: it goes "
-    "on from what the disk has kept."
-)
-DISK_TROUBLES = {errno.ENOSPC: FULL, errno.EDQUOT: FULL, errno.EIO: FAILING}
 BUSY_TIMEOUT_S = 10.0
 OLDEST_SQLITE = (3, 31, 0)
 """The first with `PRAGMA trusted_schema`. All SQL keeps to it: no RETURNING, no upsert without a target."""
@@ -165,7 +146,7 @@ def check(db: sqlite3.Connection, path: Path, header: RunHeader, *, any_run_key:
     """Refuse a checkpoint that is damaged or another run's, before anything is written to it; what it holds."""
     found = survey(db)
     _check_header(found.run.header, path, header, any_run_key=any_run_key)
-    past(db, inf)
+    read_past(db, inf)
     for (started_at,) in db.execute("SELECT started_at FROM session"):
         float(started_at)
     return found
@@ -248,55 +229,6 @@ def make_private(path: Path) -> None:
             raise CheckpointError(f"{path}: every user may write this file. Run `chmod 600` on it first.") from None
 
 
-def acquire(path: Path, *, held: str, advice: str) -> filelock.BaseFileLock:
-    """Hold the lock of the file at *path*.
-
-    Args:
-        path: The file.
-        held: What to say if another process holds it; who that is, is added.
-        advice: What to do where no lock can be laid.
-    """
-    name = str(path) + ".lock"
-    lock = filelock.FileLock(name, mode=0o600, thread_local=False, on_acquired=_sign)
-    try:
-        if not path.parent.is_dir():  # filelock would make it
-            raise CheckpointError(f"{path}: there is no folder {path.parent}. Make it, or name another place with -c.")
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        holder = _holder(name)
-        raise CheckpointError(f"{path}: {held}{holder}. Wait for that to end, or stop it.") from None
-    except OSError as error:
-        advice = DISK_TROUBLES.get(error.errno or 0, advice)
-        raise CheckpointError(f"{path}: the file can't be locked ({error.strerror}: {name}). {advice}") from None
-    return lock
-
-
-def release(lock: filelock.BaseFileLock) -> None:
-    """Release the checkpoint for the next process. One that has the old lock file open notices that it is gone."""
-    with contextlib.suppress(OSError):  # it may not hide what has ended the run
-        Path(lock.lock_file).unlink()
-    with contextlib.suppress(OSError):
-        lock.release()
-
-
-def _sign(descriptor: int) -> None:
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, f"pid {os.getpid()} on {socket.gethostname()}".encode())
-
-
-def _holder(name: str) -> str:
-    """Who holds the lock. For a moment after it was taken nobody has signed it, or one who was killed."""
-    for _ in range(20):
-        time.sleep(0.01)
-        try:
-            text = Path(name).read_text("utf-8")[:200]
-        except (OSError, ValueError):  # it has ended meanwhile, or this is nobody's signature
-            return ""
-        if text:
-            return f" ({text})" if text.isprintable() else ""
-    return ""
-
-
 def _sync_folder(path: Path) -> None:
     """Make the file's name as durable as its content."""
     descriptor = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
@@ -315,43 +247,3 @@ def inode(path: Path | None) -> tuple[int, int] | None:
     except FileNotFoundError:
         return None
     return found.st_dev, found.st_ino
-
-
-@contextlib.contextmanager
-def explained(path: Path | None) -> Iterator[None]:
-    """Turn what SQLite and the system say, and what stored nonsense leads to, into a `CheckpointError`."""
-    try:
-        yield
-    except (sqlite3.Error, OSError) as error:
-        raise explain(error, path) from None
-    except Damage as damage:
-        raise damaged(path, str(damage)) from None
-    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
-        at = traceback.extract_tb(error.__traceback__)[-1]  # in case it is the code that is wrong
-        why = f"it holds what no run writes ({type(error).__name__} at {Path(at.filename).name}:{at.lineno})"
-        raise damaged(path, why) from None
-
-
-def damaged(path: Path | None, why: str) -> CheckpointError:
-    """The error for a checkpoint that holds what no run has written there."""
-    return CheckpointError(f"{path}: the checkpoint is damaged: {why}. Restore it from a copy. {ANOTHER}")
-
-
-def explain(error: BaseException, path: Path | None) -> CheckpointError:
-    """The error for a user: what, where, why, and what to do."""
-    if isinstance(error, CheckpointError):
-        return error
-    text = clean(str(error))
-    if isinstance(error, OSError):
-        advice = DISK_TROUBLES.get(error.errno or 0, ELSEWHERE)
-    elif "disk is full" in text:
-        advice = FULL
-    elif "disk I/O" in text:
-        advice = FAILING
-    elif "malformed" in text or "not a database" in text:
-        advice = f"The file is damaged, or no checkpoint. Restore it from a copy. {ANOTHER}"
-    elif "readonly" in text or "unable to open" in text:
-        advice = f"The file and its folder must be writable; name another place with -c. {ANOTHER}"
-    else:
-        advice = "Nothing more was sent. Run the same command again once that is mended: nothing is lost."
-    return CheckpointError(f"{path or 'checkpoint in memory'}: the checkpoint can't be used: {text}. {advice}")

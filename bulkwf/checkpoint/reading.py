@@ -9,10 +9,12 @@ from typing import Any, get_args
 
 import orjson
 
-from bulkwf.checkpoint.file import connect_reader, explained
-from bulkwf.checkpoint.records import Begun, Damage, past, read_batches, read_run, survey
-from bulkwf.checkpoint.schema import Past, RunHeader
-from bulkwf.checkpoint.sessions import log_is_missing, tell_of_missing_log
+from bulkwf.checkpoint.attempts import Past, read_past
+from bulkwf.checkpoint.errors import Damage, explained
+from bulkwf.checkpoint.file import connect_reader
+from bulkwf.checkpoint.records import Begun, read_batches, read_run, survey
+from bulkwf.checkpoint.schema import RunHeader
+from bulkwf.checkpoint.sessions import log_is_missing, warn_of_missing_log
 from bulkwf.clock import UNKNOWN_BOOT, Boot
 from bulkwf.model import Counts, Result, RowOutcome
 
@@ -68,7 +70,7 @@ def _read_results(path: Path, outcome: RowOutcome | None) -> Iterator[Result]:
     ids = f"CASE WHEN {outcome} > 0 THEN ids END" if outcome else "ids"
     with explained(path), contextlib.closing(connect_reader(path)) as db:
         if log_is_missing(db, path):
-            tell_of_missing_log(path)
+            warn_of_missing_log(path)
         for begun in read_batches(db, ids, RESULT_PAGE_BATCHES):
             if begun.ids is not None:
                 yield from results(outcome, begun)
@@ -103,7 +105,7 @@ def read_status(path: str | os.PathLike[str]) -> Status:
     path = Path(path)
     with explained(path), contextlib.closing(connect_reader(path)) as db:
         if log_missing := log_is_missing(db, path):
-            tell_of_missing_log(path)
+            warn_of_missing_log(path)
         db.execute("BEGIN")
         found = survey(db)
         attempts = db.execute("SELECT count(*) FROM attempt WHERE verdict <> 'interrupted'").fetchone()[0]
@@ -130,7 +132,7 @@ def read_boot(path: Path) -> Boot:
 
 
 def read_run_past(path: Path, since: float, boot: Boot = UNKNOWN_BOOT) -> Past:
-    """What `records.past` says of the checkpoint at *path*; *since* and the times given are counted by *boot*."""
+    """What `attempts.read_past` says of the checkpoint at *path*; *since* and the times given are counted by *boot*."""
     with explained(path), contextlib.closing(connect_reader(path)) as db:
         shift_s = boot.shift_s(read_run(db).boot)
-        return past(db, since - shift_s).shifted(shift_s)
+        return read_past(db, since - shift_s).shifted(shift_s)

@@ -10,50 +10,41 @@ names: nothing else may stand in a URL or in the body of a request.
 
 import sqlite3
 from collections.abc import Iterator, Sequence
-from operator import index
 from typing import Annotated, Any, NamedTuple
 from zlib import crc32
 
 import msgspec
+import orjson
 
+from bulkwf.batching.batch_state import BatchState
 from bulkwf.batching.ids import ids_are_good
-from bulkwf.checkpoint.schema import HEADER_FIELDS, Past, RunHeader
+from bulkwf.checkpoint.errors import Damage
+from bulkwf.checkpoint.schema import HEADER_FIELDS, RunHeader
 from bulkwf.clock import Boot
-from bulkwf.limits.quota import Said
 from bulkwf.model import Counts
 from bulkwf.options import is_run_key, is_target_name
 
 __all__ = [
-    "LAST_WORDS",
     "Begun",
-    "Damage",
     "RunRecord",
     "Survey",
+    "begun_row",
     "checksum",
-    "past",
     "read_batch",
     "read_batches",
     "read_run",
-    "recent_attempts",
     "seal_run",
+    "settled_row",
     "survey",
 ]
 
 PAGE_BATCHES = 1_000
-PAGE_ATTEMPTS = 10_000
-"""After this many attempts in a row that are too old, no earlier one is read: it is older still."""
 YEAR_9999 = 253_370_000_000
-LAST_WORDS = 64
-"""Of the service on what is left for the token: among so many are those that may have overtaken each other."""
 BEFORE_ALL = -(2**63)
 """Less than the number of any row that a file can hold."""
 
 _encode = msgspec.msgpack.Encoder().encode
 _Number = Annotated[int, msgspec.Meta(ge=0)]
-
-
-class Damage(ValueError):
-    """What is stored is not what a run has written there; says what."""
 
 
 def checksum(values: Sequence[Any]) -> int:
@@ -167,6 +158,42 @@ def read_batch(db: sqlite3.Connection, row: int) -> Begun:
         raise Damage(f"row {row} is missing")
     found[0].verify()
     return found[0]
+
+
+def begun_row(state: BatchState, now: float) -> tuple[Any, ...]:
+    """The values of `BEGIN`.
+
+    Args:
+        state: A new batch.
+        now: When its ids become durable, in Unix time.
+    """
+    batch = state.batch
+    ids: Sequence[str | None] = batch.ids
+    if len(ids) < batch.rows:
+        ids = [None] * batch.rows
+        for offset, instance_id in zip(batch.offsets, batch.ids, strict=True):
+            ids[offset] = instance_id
+    text = orjson.dumps(ids)
+    begun = (batch.first_row, float(now), float(batch.retention_s), crc32(text))
+    return (*_settled_columns(state, now), *begun[1:], checksum(begun), text.decode())
+
+
+def settled_row(state: BatchState, now: float) -> tuple[Any, ...]:
+    """The values of `SETTLE`.
+
+    Args:
+        state: A batch, some of whose rows have been settled.
+        now: Unix time.
+    """
+    first_row, *others = _settled_columns(state, now)
+    return (*others, first_row)
+
+
+def _settled_columns(state: BatchState, now: float) -> tuple[Any, ...]:
+    """The columns of a batch from `first_row` to `settled_crc`."""
+    first_row, rows, complete, *others = state.record()
+    columns = (first_row, rows, float(now) if complete else None, *others)
+    return (*columns, checksum(columns))
 
 
 # --- the run ------------------------------------------------------------------------------------------------------
@@ -286,35 +313,3 @@ def survey(db: sqlite3.Connection) -> Survey:
         pending=pending,
     )
     return Survey(run, counts, rows, batches, in_doubt, _moment(begun_at), _moment(settled_at))
-
-
-def past(db: sqlite3.Connection, since: float) -> Past:
-    """What a checkpoint knows of the requests after *since* (Unix time), and of what may bind the next one.
-
-    Raises:
-        ValueError: A record is damaged.
-    """
-    query = (
-        "SELECT started_at + elapsed_s, started_at, quota FROM attempt "
-        "WHERE quota IS NOT NULL AND id > (SELECT max(id) FROM attempt) - ? ORDER BY id DESC LIMIT ?"
-    )
-    words = sorted(Said.of(*word) for word in db.execute(query, (PAGE_ATTEMPTS, LAST_WORDS)))
-    since = min([since, *(said.heard_at for said in words)])
-    return Past(recent_attempts(db, since), read_run(db).pause_until or 0.0, words)
-
-
-def recent_attempts(db: sqlite3.Connection, since: float) -> list[tuple[float, int]]:
-    """(Unix time, instances) of the attempts after *since*, the oldest first; read from the newest one backwards.
-
-    Raises:
-        ValueError: One of them is damaged.
-    """
-    query = "SELECT id, started_at + elapsed_s, instances FROM attempt WHERE id < ? ORDER BY id DESC LIMIT ?"
-    recent: list[tuple[float, int]] = []
-    before, go_on = 2**63 - 1, True
-    while go_on and (page := db.execute(query, (before, PAGE_ATTEMPTS)).fetchall()):
-        before = page[-1][0]
-        found = [(float(at), index(instances)) for _, at, instances in page]
-        recent += [one for one in found if one[0] > since]
-        go_on = max(found)[0] > since
-    return sorted(recent)

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
-from bulkwf.limits.quota import Said
 from bulkwf.model import RunState
 
 __all__ = [
@@ -21,7 +20,6 @@ __all__ = [
     "SETTLE",
     "Attempt",
     "Interval",
-    "Past",
     "RunHeader",
 ]
 
@@ -30,7 +28,6 @@ ANOTHER = "In another checkpoint (-c) every row starts again, unless it brings i
 """What to bear in mind before naming another checkpoint."""
 APPLICATION_ID = 0x62776B66
 """`bwkf`, in the file's header: tells a checkpoint from any other SQLite database."""
-"""Unix time of the last year that calendars know."""
 
 SCHEMA = """
 CREATE TABLE run (
@@ -191,30 +188,3 @@ class Interval:
     attempts: int
     errors: int
     latency_s: Sequence[float]
-
-
-class Past(NamedTuple):
-    """What a file knows of earlier sessions' requests, as far as it may still bind. Times are in Unix seconds."""
-
-    attempts: list[tuple[float, int]]
-    """(when, instances) of each request, the oldest first."""
-    pause_until: float
-    """When the last pause ends; 0 if there was none."""
-    words: list[Said]
-    """What the last answers said is left for the token, the oldest first; `attempts` go back as far, or further."""
-
-    def joined(self, other: "Past") -> "Past":
-        """This and *other*."""
-        return Past(
-            sorted([*self.attempts, *other.attempts]),
-            max(self.pause_until, other.pause_until),
-            sorted([*self.words, *other.words]),
-        )
-
-    def shifted(self, seconds: float) -> "Past":
-        """The same by a clock that is so much ahead."""
-        return Past(
-            [(at + seconds, instances) for at, instances in self.attempts],
-            self.pause_until and self.pause_until + seconds,
-            [Said(heard_at + seconds, sent_at + seconds, text) for heard_at, sent_at, text in self.words],
-        )

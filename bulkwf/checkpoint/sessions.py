@@ -33,8 +33,8 @@ __all__ = [
     "log_is_missing",
     "lost_since",
     "refuse_torn",
-    "tell_of_lost_log",
-    "tell_of_missing_log",
+    "warn_of_lost_log",
+    "warn_of_missing_log",
 ]
 
 log = logging.getLogger("bulkwf")
@@ -80,7 +80,7 @@ def _is_open(db: sqlite3.Connection) -> bool:
 
 
 @cache
-def tell_of_missing_log(path: Path) -> None:
+def warn_of_missing_log(path: Path) -> None:
     """Warn a reader that its checkpoint may show too little: once for each path."""
     log.warning(
         "%s: the last session did not end cleanly and its log (%s-wal) is missing: what it did last may not be shown. "
@@ -170,7 +170,7 @@ def lost_since(db: sqlite3.Connection) -> float | None:
     return None if since is None else float(since)
 
 
-def tell_of_lost_log(path: Path, since: float) -> None:
+def warn_of_lost_log(path: Path, since: float) -> None:
     """Warn that a run goes on without the log of its last session."""
     began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(since))
     log.warning(

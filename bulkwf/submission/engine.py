@@ -346,7 +346,7 @@ class Engine:
         piece = await self._source.take_rows(begun.rows)
         if piece.rows < begun.rows:
             raise self._differs(begun, ended=True)
-        ledger = self._checkpoint.ledger(begun, piece.data, self._options.row_shape)
+        ledger = self._checkpoint.batch_state(begun, piece.data, self._options.row_shape)
         if ledger.fingerprint() != (begun.size, begun.digest):
             raise self._differs(begun, ended=False)
         if not begun.settled:

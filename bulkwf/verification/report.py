@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bulkwf.checkpoint.file import connect_reader, release, remove
-from bulkwf.checkpoint.file import explained as checkpoint_explained
+from bulkwf.checkpoint.errors import explained as checkpoint_explained
+from bulkwf.checkpoint.file import connect_reader, remove
+from bulkwf.checkpoint.lock import release
 from bulkwf.checkpoint.records import read_batch
 from bulkwf.errors import CheckpointError
 from bulkwf.model import Finding

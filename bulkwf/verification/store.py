@@ -20,7 +20,8 @@ import filelock
 
 from bulkwf.batching.ids import ids_are_good
 from bulkwf.checkpoint import Executor
-from bulkwf.checkpoint.file import connect, make_private, release, remove
+from bulkwf.checkpoint.file import connect, make_private, remove
+from bulkwf.checkpoint.lock import release
 from bulkwf.clock import UNKNOWN_BOOT, Boot
 from bulkwf.uncancelled import until_done
 from bulkwf.verification.files import acquire_lock, explained, foreign_file, request_log_path, store_path

@@ -214,8 +214,8 @@ PLANTED = (
     Mutant(
         "begin anew without the log",
         "checkpoint/writer.py",
-        "                    refuse_torn(before, path)\n",
-        "                    path.unlink()\n                    create_file(path, header, now)\n",
+        "                refuse_torn(before, path)\n",
+        "                path.unlink()\n                create_file(path, header, now)\n",
         by="checkpoint",
     ),
     Mutant(
@@ -248,9 +248,9 @@ PLANTED = (
     ),
     Mutant(
         "write on without the log",
-        "checkpoint/writer.py",
-        "        if self._inodes[1] != inode(self._log) and",
-        "        if not self._inodes and",
+        "checkpoint/connection.py",
+        "        if self._log_inode != inode(self._log):\n",
+        "        if False:\n",
         by="checkpoint",
     ),
     Mutant(
@@ -501,10 +501,9 @@ PLANTED = (
     ),
     Mutant(
         "close under a commit",
-        "checkpoint/writer.py",
-        "            if not self._busy:\n                self._begin_closing()\n        await",
-        "            self._reader.close()\n            self._close(intact=True)\n"
-        "            self._closed.set_result(None)\n        await",
+        "checkpoint/commits.py",
+        "            if not self._busy:\n                self._begin_closing(self._closed)\n        await",
+        "            self._connection.close(intact=True)\n            self._closed.set_result(None)\n        await",
         by="ends",
     ),
     Mutant(
