@@ -435,9 +435,21 @@ async def test_a_checkpoint_of_another_run_is_refused_naming_what_differs(path, 
 
 async def test_an_old_checkpoint_keeps_its_run_key_where_none_is_demanded(path):
     await fill(path)
-    async with opened(path, header=replace(HEADER, run_key="fresh", input="other.jsonl")) as checkpoint:
+    async with opened(path, header=replace(HEADER, run_key="fresh", limits="other")) as checkpoint:
         assert checkpoint.run_key == "key"
-    assert read_status(path).header.input == "other.jsonl"
+    assert read_status(path).header.limits == "other"
+
+
+async def test_another_list_is_stored_with_the_first_new_batch_not_before(path):
+    await fill(path)
+    other = replace(HEADER, input="other.jsonl", source="other")
+    for _ in range(2):
+        async with opened(path, header=other) as checkpoint:
+            assert checkpoint.source_before == HEADER.source
+        assert read_status(path).header == HEADER
+    async with opened(path, header=other) as checkpoint:
+        await checkpoint.begin(BatchState(make_batch(1, first_row=30)), NOW)
+    assert read_status(path).header == other
 
 
 async def test_a_checkpoint_of_a_newer_format_is_refused(path):

@@ -38,7 +38,7 @@ CREATE TABLE run (
   lane TEXT NOT NULL,             -- which of several targets of a run this is; '' if there is one
   first_row INTEGER NOT NULL,     -- the first row of the list that the run takes
   input TEXT NOT NULL,            -- the list's name, for people
-  source TEXT NOT NULL,           -- JSON: what the list was when the last session began, see `sources.identity`
+  source TEXT NOT NULL,           -- JSON: what the list was when its last rows were begun, see `sources.identity`
   limits TEXT NOT NULL,           -- JSON, for people
   boot_id TEXT NOT NULL,          -- the last boot that has written here; '': not known, times are the system clock's
   booted_at REAL NOT NULL,        -- Unix time at which that boot's clock was zero: its times here are counted from it

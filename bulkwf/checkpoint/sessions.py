@@ -22,7 +22,7 @@ from functools import cache
 from pathlib import Path
 
 from bulkwf.checkpoint.records import seal_run
-from bulkwf.checkpoint.schema import NOTE, Attempt, RunHeader
+from bulkwf.checkpoint.schema import NOTE, Attempt
 from bulkwf.clock import Boot
 from bulkwf.errors import CheckpointError
 
@@ -102,7 +102,7 @@ def refuse_torn(db: sqlite3.Connection, path: Path) -> None:
 def begin_session(
     db: sqlite3.Connection,
     path: Path | None,
-    header: RunHeader,
+    limits: str,
     now: float,
     boot: Boot,
     *,
@@ -117,7 +117,7 @@ def begin_session(
     Args:
         db: The writer's connection.
         path: The checkpoint; None if it is in memory.
-        header: This session's input, source and limits take the place of the last one's.
+        limits: This session's limits, as JSON.
         now: Unix time, as *boot* counts it.
         boot: How this session's times are counted.
         in_doubt: (first row, instances) of each batch that is not settled.
@@ -130,10 +130,7 @@ def begin_session(
         db.execute("UPDATE session SET log_lost = TRUE WHERE id = (SELECT max(id) FROM session)")
         in_doubt = [*in_doubt, (0, UNKNOWN_INSTANCES)]
     # Proves, before the first request, that the file can be written.
-    db.execute(
-        "UPDATE run SET input = ?, source = ?, limits = ?, boot_id = ?, booted_at = ?, finished_at = NULL",
-        (header.input, header.source, header.limits, *boot),
-    )
+    db.execute("UPDATE run SET limits = ?, boot_id = ?, booted_at = ?, finished_at = NULL", (limits, *boot))
     seal_run(db)
     interrupted = (Attempt(row, now, 0.0, instances, None, INTERRUPTED, None) for row, instances in in_doubt)
     db.executemany(NOTE, interrupted)

@@ -53,6 +53,7 @@ from bulkwf.model import Batch, Counts
 __all__ = ["Checkpoint"]
 
 PAUSE = "UPDATE run SET pause_until = ?"
+LIST = "UPDATE run SET input = ?, source = ?"
 FINISH = "UPDATE run SET finished_at = ?"
 
 
@@ -72,7 +73,9 @@ class Checkpoint:
         reader: sqlite3.Connection,
         executor: Executor,
         found: Survey,
+        header: RunHeader,
         boot: Boot,
+        *,
         lost_since: float | None = None,
     ) -> None:
         self.path = connection.path
@@ -82,6 +85,8 @@ class Checkpoint:
         self._reader = reader
         self._commits = GroupCommit(connection, executor)
         self._found = found
+        self._new_list: tuple[str, str] | None = header.input, header.source
+        """The list's name and identity, until they are stored with the first new batch."""
 
     # --- opening and closing --------------------------------------------------------------------------------------
 
@@ -117,8 +122,8 @@ class Checkpoint:
             db = connect(":memory:")
             create(db, header, now, boot)
             found = survey(db)
-            begin_session(db, None, header, now, boot)
-            return cls(WriterConnection(None, db, None), db, executor, found, boot)
+            begin_session(db, None, header.limits, now, boot)
+            return cls(WriterConnection(None, db, None), db, executor, found, header, boot)
         path = Path(os.path.realpath(path))
         with explained(path), contextlib.ExitStack() as if_it_fails:
             refuse_place(path)
@@ -139,9 +144,17 @@ class Checkpoint:
             if_it_fails.callback(db.close)  # before the reader, which does not fold the log
             now -= boot.shift_s(found.run.boot)
             boot = boot.going_on(found.run.boot)
-            begin_session(db, path, header, now, boot, in_doubt=found.in_doubt, log_lost=log_lost)
+            begin_session(db, path, header.limits, now, boot, in_doubt=found.in_doubt, log_lost=log_lost)
             reader = if_it_fails.enter_context(contextlib.closing(connect_reader(path)))
-            opened = cls(WriterConnection(path, db, lock), reader, executor, found, boot, lost_since(db))
+            opened = cls(
+                WriterConnection(path, db, lock),
+                reader,
+                executor,
+                found,
+                header,
+                boot,
+                lost_since=lost_since(db),
+            )
             if log_lost and opened.lost_since is not None:
                 warn_of_lost_log(path, opened.lost_since)
             if_it_fails.pop_all()
@@ -170,8 +183,15 @@ class Checkpoint:
     # --- writing --------------------------------------------------------------------------------------------------
 
     def begin(self, state: BatchState, now: float) -> Awaitable[None]:
-        """Make a batch durable before it is sent. Batches must begin in the order of their rows."""
-        return self._commits.commit(_statement(BEGIN, begun_row(state, now)))
+        """Make a batch durable before it is sent. Batches must begin in the order of their rows.
+
+        The first one also makes durable what the list is: all rows of earlier sessions have been compared by then.
+        """
+        writes = [_statement(BEGIN, begun_row(state, now))]
+        if self._new_list is not None:
+            writes.append(_run_change(LIST, *self._new_list))
+            self._new_list = None
+        return self._commits.commit(*writes)
 
     def settle(self, state: BatchState, now: float) -> Awaitable[None]:
         """Make what is known of a batch durable."""
@@ -228,7 +248,7 @@ class Checkpoint:
 
     @property
     def source_before(self) -> str:
-        """What the list was when the last session began; of a new checkpoint, this one's."""
+        """What the list was when the last batch of earlier sessions was begun; of a new checkpoint, this list's."""
         return self._found.run.header.source
 
     def counts(self) -> Counts:
