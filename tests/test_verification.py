@@ -25,6 +25,7 @@ from fakes import (
     ServiceTransport,
     clock,
     fault,
+    make_batch,
     memory_folder,
     now,
     reply,
@@ -37,8 +38,10 @@ from fakes import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_checkpoint import created
 
 from bulkwf.attempt import FaultKind
+from bulkwf.batching.batch_state import BatchState
 from bulkwf.checkpoint import Checkpoint, inline, read_results, read_status
 from bulkwf.emulator import Limits
 from bulkwf.emulator.answers import Answer, refusal, success
@@ -52,6 +55,7 @@ from bulkwf.verification import Scope, VerificationStore, open_verification, ope
 from bulkwf.verification.scope import wanted
 from bulkwf.verification.verify import CONFIRM_AFTER_S, LEAST_DEBT, list_pays
 
+DAY_S = 86_400.0
 FREE = Options(rate=UNLIMITED)
 NO_SUCH_CURSOR = refusal(400, 10002, "this cursor is none that was given out")
 NO_LIST = refusal(400, 10002, "there is no list to be had")
@@ -735,6 +739,28 @@ def test_the_token_quota_binds_the_next_session_and_a_run(folder, set_s):
 
     assert (counts.found, counts.missing, held) == (9, 0, 0)
     assert world.held.admission.overruns["requests"] == 0
+
+
+@pytest.mark.parametrize(("passed_s", "set_s", "expired"), [(60.0, 4 * DAY_S, False), (4 * DAY_S, -4 * DAY_S, True)])
+def test_retention_hint_follows_the_boot_clock_when_the_clock_is_set_after_the_run(folder, passed_s, set_s, expired):
+    async def go():
+        world, machine = World(folder), Machine()
+        at, state = machine.clock(), BatchState(make_batch(1))
+        checkpoint = Checkpoint.open(world.file, HEADER, now=at.wall(), executor=inline, boot=at.boot())
+        await checkpoint.begin(state, at.wall())
+        created(state)
+        await checkpoint.settle(state, at.wall())
+        await checkpoint.finish(at.wall())
+        await checkpoint.aclose()
+        await asyncio.sleep(passed_s)
+        machine.set_s = set_s
+        world.clock = machine.clock
+        await world.verify()
+        return world
+
+    (missing,) = run_virtual(go()).bad
+
+    assert ("it may have passed its retention" in missing.message) == expired
 
 
 def test_a_stored_pause_over_max_outage_ends_the_verification_before_any_request(folder):

@@ -65,7 +65,8 @@ class VerificationReport:
         asked_for_all: All instances were looked up or listed: those without an answer are unknown.
         store: The file that holds what was found.
         checkpoint: The checkpoint.
-        ended_at: End of the session, in Unix time.
+        ended_at: End of the session, in Unix time as the store counts it.
+        run_shift_s: Seconds to add to the checkpoint's times to have them as the store counts.
     """
 
     counts: Verified
@@ -73,6 +74,7 @@ class VerificationReport:
     store: Path
     checkpoint: Path
     ended_at: float
+    run_shift_s: float = 0.0
 
     def problems(self) -> Iterator[Finding]:
         """The rows whose instances are missing, errored or unknown, in the order of the rows. Reads the two files.
@@ -102,7 +104,7 @@ class VerificationReport:
         with checkpoint_explained(self.checkpoint):
             begun = read_batch(checkpoint, row)
         message = f"the checkpoint calls it {'existed' if existed else 'created'}, and the service has no such instance"
-        expired = self.ended_at > begun.begun_at + begun.retention_s
+        expired = self.ended_at > begun.begun_at + self.run_shift_s + begun.retention_s
         if expired or existed:  # an instance that existed is older than the run
             message += "; it may have passed its retention"
         return message

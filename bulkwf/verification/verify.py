@@ -25,6 +25,7 @@ from math import inf
 import anyio
 
 from bulkwf.attempt import Fault, Judgement, Reply, Request, RequestKind, Verdict
+from bulkwf.clock import UNKNOWN_BOOT, Boot
 from bulkwf.errors import BulkwfError, exit_code
 from bulkwf.model import Batch
 from bulkwf.options import Target
@@ -77,7 +78,8 @@ class Verification:
         journal: The client's.
         concurrency: Look-ups at a time.
         wall: Unix time in seconds, as the store counts it.
-        run_shift_s: Seconds to add to the run's times to have them by the system's clock.
+        boot: This boot, by the system's clock.
+        run_boot: How the checkpoint counts time.
     """
 
     def __init__(
@@ -90,7 +92,8 @@ class Verification:
         *,
         concurrency: int,
         wall: Callable[[], float],
-        run_shift_s: float = 0.0,
+        boot: Boot = UNKNOWN_BOOT,
+        run_boot: Boot = UNKNOWN_BOOT,
     ) -> None:
         self.store = store
         self._target = target
@@ -99,7 +102,8 @@ class Verification:
         self._journal = journal
         self._concurrency = concurrency
         self._wall = wall
-        self._run_shift_s = run_shift_s
+        self._boot = boot
+        self._run_boot = run_boot
         self._started_at = client.clock()
         self._asked_for_all = False
         self._probing = anyio.Lock()
@@ -167,6 +171,7 @@ class Verification:
             store=store.path,
             checkpoint=self._scope.path,
             ended_at=self._wall(),
+            run_shift_s=store.boot.shift_s(self._run_boot),
         )
 
     # --- the whole of it ------------------------------------------------------------------------------------------
@@ -212,13 +217,13 @@ class Verification:
 
     def _window(self) -> dict[str, str]:
         """The dates between which the list is read: those of the run, if nearly all of its instances began then."""
-        status = self._scope.status
+        status, shift_s = self._scope.status, self._boot.shift_s(self._run_boot)
         window = {}
         counts = status.counts
         if status.first_begun_at and counts.existed - counts.existed_in_doubt <= FEW_EXISTED * self._scope.total:
-            window["date_start"] = _iso(status.first_begun_at + self._run_shift_s - CLOCK_SKEW_S)
+            window["date_start"] = _iso(status.first_begun_at + shift_s - CLOCK_SKEW_S)
         if status.last_settled_at and status.finished_at:
-            window["date_end"] = _iso(status.last_settled_at + self._run_shift_s + CLOCK_SKEW_S)
+            window["date_end"] = _iso(status.last_settled_at + shift_s + CLOCK_SKEW_S)
         return window
 
     async def _page(self, query: dict[str, str]) -> tuple[Verdict, Page | None]:
