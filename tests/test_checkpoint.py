@@ -586,6 +586,34 @@ def test_a_changed_value_of_any_column_of_the_run_is_found_by_all_who_read_it(pa
             READERS[reader](path)
 
 
+@pytest.mark.parametrize("table", ["attempt", "session"])
+def test_a_changed_value_of_any_column_of_an_attempt_or_a_session_is_found_before_the_run_starts(path, table):
+    """Attempts restore the windows of the limits and the quota; sessions say since when rows may be in doubt."""
+
+    async def run():
+        async with opened(path) as checkpoint:
+            await note(checkpoint, attempt()._replace(quota="r=7;t=9"))
+            checkpoint.end(NOW + 1, "drained", 143)
+
+    asyncio.run(run())
+    whole = path.read_bytes()
+    for column in columns(path, table):
+        if (table, column) == ("attempt", "id"):
+            continue
+        path.write_bytes(whole)
+        damage(path, table, column)
+        with pytest.raises(CheckpointError, match=f"the record of {table} [12] does not match its checksum"):
+            start(path)
+
+
+async def test_a_damaged_attempt_is_found_by_those_who_share_its_limits(path):
+    async with opened(path) as checkpoint:
+        await note(checkpoint, attempt())
+    damage(path, "attempt", "started_at")
+    with pytest.raises(CheckpointError, match="the record of attempt 1 does not match its checksum"):
+        read_run_past(path, NOW - 300)
+
+
 async def test_damaged_ids_of_a_settled_batch_with_rows_to_compare_are_found_when_they_are_read(path):
     await three_batches(path)
     damage(path, "batch", "ids", "first_row = 0")
@@ -704,16 +732,19 @@ def test_a_checkpoint_has_one_record_of_its_run(path, harm):
         read_status(path)
 
 
-@pytest.mark.parametrize("harm", ["instances = 'many'", "quota = x'00'"])
-async def test_an_attempt_that_no_run_writes_is_refused_before_anything_is_written(path, harm):
+@pytest.mark.parametrize(
+    "harm", ["attempt SET instances = 'many'", "attempt SET quota = x'00'", "session SET started_at = 'then'"]
+)
+async def test_a_made_up_attempt_or_session_is_refused_though_its_checksum_fits(path, harm):
     async with opened(path) as checkpoint:
         note(checkpoint, attempt())
         await checkpoint.flush()
-    query(path, f"UPDATE attempt SET {harm}")
+    query(path, f"UPDATE {harm}")
+    reseal(path)
     before = path.read_bytes()
 
     with pytest.raises(
-        CheckpointError, match=r"damaged: it holds what no run writes \(\w+ at (attempts|quota).py:\d+\)"
+        CheckpointError, match=r"damaged: it holds what no run writes \(\w+ at (attempts|sessions).py:\d+\)"
     ):
         start(path)
     assert path.read_bytes() == before

@@ -9,7 +9,7 @@ import sqlite3
 from dataclasses import replace
 
 import pytest
-from fakes import HEADER, make_batch, run_virtual
+from fakes import HEADER, make_batch, reseal, run_virtual
 from test_checkpoint import NOW, created, every_result, fill, opened, query, start
 from test_engine import World, mappings
 
@@ -406,6 +406,7 @@ def test_a_run_whose_log_was_lost_longer_ago_than_the_service_remembers_sends_no
         await world.session(kill_after=0.02)
         log_of(world.file).unlink()
         query(world.file, "UPDATE session SET started_at = started_at - 259201")
+        reseal(world.file)
         sent = len(world.transport.requests)
         with pytest.raises(CheckpointError, match="--in-doubt resend"):
             await world.session()

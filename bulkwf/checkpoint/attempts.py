@@ -1,18 +1,25 @@
 """What the attempts of earlier sessions still bind: the limits' windows, the pause, the quota of the token."""
 
 import sqlite3
-from operator import index
-from typing import NamedTuple
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any, NamedTuple
 
-from bulkwf.checkpoint.records import read_run
+import msgspec
+
+from bulkwf.checkpoint.errors import Damage
+from bulkwf.checkpoint.records import checksum, read_run
+from bulkwf.checkpoint.schema import Attempt
 from bulkwf.limits.quota import Said
 
-__all__ = ["LAST_WORDS", "Past", "read_past"]
+__all__ = ["LAST_WORDS", "Past", "attempt_row", "read_past"]
 
 PAGE_ATTEMPTS = 10_000
 """If this many attempts in a row are too old, all earlier ones are."""
 LAST_WORDS = 64
 """How many answers with a quota are read, the last ones. Answers may overtake each other, so one is not enough."""
+
+_COLUMNS = ", ".join(Attempt._fields)
 
 
 class Past(NamedTuple):
@@ -42,29 +49,41 @@ class Past(NamedTuple):
         )
 
 
+def attempt_row(attempt: Attempt) -> tuple[Any, ...]:
+    """The values of `NOTE`."""
+    stored = attempt._replace(
+        started_at=float(attempt.started_at), elapsed_s=float(attempt.elapsed_s), waited_s=float(attempt.waited_s)
+    )
+    return (*stored, checksum(stored))
+
+
 def read_past(db: sqlite3.Connection, since: float) -> Past:
     """What a checkpoint says of the requests after *since* (Unix time), and of what may bind the next one.
 
     Raises:
         ValueError: A record is damaged.
     """
-    query = (
-        "SELECT started_at + elapsed_s, started_at, quota FROM attempt "
-        "WHERE quota IS NOT NULL AND id > (SELECT max(id) FROM attempt) - ? ORDER BY id DESC LIMIT ?"
-    )
-    words = sorted(Said.of(*word) for word in db.execute(query, (PAGE_ATTEMPTS, LAST_WORDS)))
-    since = min([since, *(said.heard_at for said in words)])
-    return Past(_recent(db, since), read_run(db).pause_until or 0.0, words)
-
-
-def _recent(db: sqlite3.Connection, since: float) -> list[tuple[float, int]]:
-    """(Unix time, instances) of the attempts after *since*, the oldest first; read from the newest one backwards."""
-    query = "SELECT id, started_at + elapsed_s, instances FROM attempt WHERE id < ? ORDER BY id DESC LIMIT ?"
+    words: list[Said] = []
     recent: list[tuple[float, int]] = []
-    before, go_on = 2**63 - 1, True
-    while go_on and (page := db.execute(query, (before, PAGE_ATTEMPTS)).fetchall()):
+    for number, page in enumerate(_pages(db)):
+        ended = [(one.started_at + one.elapsed_s, one) for one in page]
+        if number == 0:
+            said = (Said(at, one.started_at, one.quota) for at, one in ended if one.quota is not None)
+            words = sorted(islice(said, LAST_WORDS))
+            since = min([since, *(word.heard_at for word in words)])
+        recent += [(at, one.instances) for at, one in ended if at > since]
+        if max(at for at, _ in ended) <= since:
+            break
+    return Past(sorted(recent), read_run(db).pause_until or 0.0, words)
+
+
+def _pages(db: sqlite3.Connection) -> Iterator[list[Attempt]]:
+    """The attempts, each one verified, from the newest one backwards."""
+    query = f"SELECT id, {_COLUMNS}, crc FROM attempt WHERE id < ? ORDER BY id DESC LIMIT ?"  # noqa: S608 - ours
+    before = 2**63 - 1
+    while page := db.execute(query, (before, PAGE_ATTEMPTS)).fetchall():
+        for number, *values, crc in page:
+            if checksum(values) != crc:
+                raise Damage(f"the record of attempt {number} does not match its checksum")
+        yield msgspec.convert([row[1:-1] for row in page], list[Attempt])
         before = page[-1][0]
-        found = [(float(at), index(instances)) for _, at, instances in page]
-        recent += [one for one in found if one[0] > since]
-        go_on = max(found)[0] > since
-    return sorted(recent)

@@ -20,7 +20,7 @@ from bulkwf.checkpoint.schema import (
     SESSIONS,
     RunHeader,
 )
-from bulkwf.checkpoint.sessions import has_log
+from bulkwf.checkpoint.sessions import end_killed, has_log, verify_sessions
 from bulkwf.clock import Boot
 from bulkwf.errors import CheckpointError
 
@@ -147,8 +147,7 @@ def check(db: sqlite3.Connection, path: Path, header: RunHeader, *, any_run_key:
     found = survey(db)
     _check_header(found.run.header, path, header, any_run_key=any_run_key)
     read_past(db, inf)
-    for (started_at,) in db.execute("SELECT started_at FROM session"):
-        float(started_at)
+    verify_sessions(db)
     return found
 
 
@@ -198,7 +197,7 @@ def move_aside(path: Path, now: float) -> None:
             "Finish it by running without --new. Rows without ids of their own would start again."
         )
     with contextlib.closing(connect(str(path))) as db:
-        db.execute("UPDATE session SET ended_at = ?, reason = 'killed' WHERE ended_at IS NULL", (now,))
+        end_killed(db, now)
         # The log goes into the file first, or a reader that holds it would keep it under the old name.
         busy = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
     if busy:

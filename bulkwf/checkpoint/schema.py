@@ -73,7 +73,8 @@ CREATE TABLE attempt (
   bytes INTEGER NOT NULL,         -- of its body
   waited_s REAL NOT NULL,         -- for its slot
   waited_for TEXT,                -- what it waited for last, see `timeline`
-  quota TEXT                      -- what the answer said is left for the token: 'r=<requests>;t=<seconds>', …
+  quota TEXT,                     -- what the answer said is left for the token: 'r=<requests>;t=<seconds>', …
+  crc INTEGER NOT NULL            -- of all other columns but `id`
 );
 CREATE VIEW result AS             -- a line a row, blank ones left out: first the rows that differ, then the others
 SELECT first_row + CAST(odd.key AS INTEGER) AS row,
@@ -98,7 +99,8 @@ CREATE TABLE session (            -- one row a process
   exit_code INTEGER,              -- of the command, where it is known
   reason TEXT,                    -- 'finished', 'drained', 'killed' or the class of the error; NULL: not known
   pid INTEGER NOT NULL, host TEXT NOT NULL,
-  log_lost INTEGER NOT NULL DEFAULT FALSE -- the next session did not find what this one had written last
+  log_lost INTEGER NOT NULL DEFAULT FALSE, -- the next session did not find what this one had written last
+  crc INTEGER                     -- of all other columns; NULL only inside a transaction
 );
 CREATE TABLE timeline (           -- a row for each ten seconds or more of a session
   session INTEGER NOT NULL, started_at REAL NOT NULL, length_s REAL NOT NULL,
@@ -121,8 +123,9 @@ UPDATE batch SET rows = ?, settled_at = ?, attempts = ?, created = ?, existed = 
 """
 NOTE = """
 INSERT INTO attempt
-  (first_row, started_at, elapsed_s, instances, http_status, verdict, detail, kind, bytes, waited_s, waited_for, quota)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+  (first_row, started_at, elapsed_s, instances, http_status, verdict, detail, kind, bytes, waited_s, waited_for, quota,
+  crc)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
 INTERVAL = """
 INSERT INTO timeline (session, started_at, length_s, states, created, attempts, errors, latency_p50_s, latency_p90_s,

@@ -21,18 +21,23 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from bulkwf.checkpoint.records import seal_run
+from bulkwf.checkpoint.attempts import attempt_row
+from bulkwf.checkpoint.errors import Damage
+from bulkwf.checkpoint.records import checksum, seal_run
 from bulkwf.checkpoint.schema import NOTE, Attempt
 from bulkwf.clock import Boot
 from bulkwf.errors import CheckpointError
 
 __all__ = [
     "begin_session",
+    "end_killed",
     "end_session",
     "has_log",
     "log_is_missing",
     "lost_since",
     "refuse_torn",
+    "seal_sessions",
+    "verify_sessions",
     "warn_of_lost_log",
     "warn_of_missing_log",
 ]
@@ -127,14 +132,15 @@ def begin_session(
     db.execute("PRAGMA synchronous = FULL")
     db.execute("BEGIN IMMEDIATE")
     if log_lost:
-        db.execute("UPDATE session SET log_lost = TRUE WHERE id = (SELECT max(id) FROM session)")
+        db.execute("UPDATE session SET log_lost = TRUE, crc = NULL WHERE id = (SELECT max(id) FROM session)")
         in_doubt = [*in_doubt, (0, UNKNOWN_INSTANCES)]
     # Proves, before the first request, that the file can be written.
     db.execute("UPDATE run SET limits = ?, boot_id = ?, booted_at = ?, finished_at = NULL", (limits, *boot))
     seal_run(db)
     interrupted = (Attempt(row, now, 0.0, instances, None, INTERRUPTED, None) for row, instances in in_doubt)
-    db.executemany(NOTE, interrupted)
+    db.executemany(NOTE, map(attempt_row, interrupted))
     db.execute("INSERT INTO session (started_at, pid, host) VALUES (?, ?, ?)", (now, os.getpid(), socket.gethostname()))
+    seal_sessions(db)
     db.execute("COMMIT")
     # Not TRUNCATE: the log must never be empty while the session is open.
     if db.execute("PRAGMA wal_checkpoint(FULL)").fetchone()[0]:
@@ -149,10 +155,37 @@ def end_session(
     db: sqlite3.Connection, ended_at: float, reason: str | None = None, exit_code: int | None = None
 ) -> None:
     """Write down that the session has ended cleanly."""
-    db.execute(
-        "UPDATE session SET ended_at = ?, reason = ?, exit_code = ? WHERE id = (SELECT max(id) FROM session)",
-        (ended_at, reason, exit_code),
-    )
+    where = "id = (SELECT max(id) FROM session)"
+    _end_sessions(db, where, ended_at, reason, exit_code)
+
+
+def end_killed(db: sqlite3.Connection, now: float) -> None:
+    """Write down that the sessions without an end were killed."""
+    _end_sessions(db, "ended_at IS NULL", now, "killed", None)
+
+
+def _end_sessions(
+    db: sqlite3.Connection, where: str, ended_at: float, reason: str | None, exit_code: int | None
+) -> None:
+    with db:  # commits, or rolls back
+        db.execute("BEGIN IMMEDIATE")
+        query = f"UPDATE session SET ended_at = ?, reason = ?, exit_code = ?, crc = NULL WHERE {where}"  # noqa: S608
+        db.execute(query, (ended_at, reason, exit_code))
+        seal_sessions(db)
+
+
+def seal_sessions(db: sqlite3.Connection) -> None:
+    """Seal the sessions that were changed in this transaction: those without a checksum."""
+    for *values, _ in db.execute("SELECT * FROM session WHERE crc IS NULL").fetchall():
+        db.execute("UPDATE session SET crc = ? WHERE id = ?", (checksum(values), values[0]))
+
+
+def verify_sessions(db: sqlite3.Connection) -> None:
+    """Raises `Damage` unless all sessions are what runs have written."""
+    for number, started_at, *others, crc in db.execute("SELECT * FROM session"):
+        if checksum((number, started_at, *others)) != crc:
+            raise Damage(f"the record of session {number} does not match its checksum")
+        float(started_at)
 
 
 def lost_since(db: sqlite3.Connection) -> float | None:

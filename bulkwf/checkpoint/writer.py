@@ -11,7 +11,7 @@ import orjson
 
 from bulkwf.attempt import InstanceInfo
 from bulkwf.batching.batch_state import BatchState
-from bulkwf.checkpoint.attempts import Past, read_past
+from bulkwf.checkpoint.attempts import Past, attempt_row, read_past
 from bulkwf.checkpoint.commits import Executor, GroupCommit
 from bulkwf.checkpoint.connection import Write, WriterConnection
 from bulkwf.checkpoint.errors import ELSEWHERE, explained
@@ -208,7 +208,7 @@ class Checkpoint:
             pause_until: End of the pause in Unix time; None if there is none.
             now: Unix time.
         """
-        writes = [_statement(NOTE, attempt)]
+        writes = [_statement(NOTE, attempt_row(attempt))]
         if settled is not None:
             writes.append(_statement(SETTLE, settled_row(settled, now)))
         if pause_until is not None:

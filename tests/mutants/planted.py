@@ -568,4 +568,18 @@ PLANTED = (
         "            if not pool.users:\n",
         by="budget",
     ),
+    Mutant(
+        "believe an attempt whatever its checksum",
+        "checkpoint/attempts.py",
+        "            if checksum(values) != crc:\n",
+        "            if False:\n",
+        by="checkpoint",
+    ),
+    Mutant(
+        "believe a session whatever its checksum",
+        "checkpoint/sessions.py",
+        "        if checksum((number, started_at, *others)) != crc:\n",
+        "        if False:\n",
+        by="checkpoint",
+    ),
 )
