@@ -887,6 +887,23 @@ async def test_new_waits_for_those_who_read_the_old_one(path, monkeypatch):
         assert checkpoint.counts().rows == 0
 
 
+async def test_new_beside_an_idle_reader_leaves_it_the_old_checkpoint_and_no_other_file(path, monkeypatch):
+    """A pager that has shown its first screen reads the rest once the new run is under way."""
+    monkeypatch.setattr("bulkwf.checkpoint.reading.RESULT_PAGE_BATCHES", 2)
+    await fill(path, batches=200, rows=10)
+    reading = read_results(path)
+    rows = [next(reading).row]
+    async with opened(path, new=True) as checkpoint:
+        for number in range(3):
+            await checkpoint.begin(BatchState(make_batch(1, first_row=number)), NOW)
+        rows += [result.row for result in reading]
+        assert read_status(path).rows == 3
+    assert rows == list(range(2_000))
+    assert sorted(one.name for one in path.parent.iterdir()) == [path.name, f"{path.name}.{NOW:.0f}"]
+    for one in path.parent.iterdir():
+        assert query(one, "PRAGMA integrity_check") == [("ok",)]
+
+
 @pytest.mark.parametrize("empty", [False, True])
 async def test_new_where_there_is_nothing_yet_just_starts(path, empty):
     if empty:

@@ -206,6 +206,8 @@ def move_aside(path: Path, now: float) -> None:
     while aside.exists():
         aside = aside.with_name(aside.name + "~")
     path.rename(aside)
+    for suffix in ("-wal", "-shm"):  # those of an idle reader: the new checkpoint must not share them
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
 
 
 def refuse_orphan(path: Path) -> None:
