@@ -34,7 +34,7 @@ from bulkwf.service.requests import get_instance, list_instances
 from bulkwf.service.responses import Page
 from bulkwf.service.verdicts import HANDLING
 from bulkwf.submission.client import ServiceClient
-from bulkwf.submission.retries import LOOK_UP_TRIES
+from bulkwf.submission.retries import LookUpTries
 from bulkwf.verification.journal import VerificationJournal
 from bulkwf.verification.report import VerificationReport, Verified
 from bulkwf.verification.scope import Scope
@@ -318,15 +318,15 @@ class Verification:
             failed: Whether a verdict says nothing about what was asked.
             probe: Makes a request of another kind.
         """
-        failures, answers = 0, self._journal.answers
+        tries, answers = LookUpTries(), self._journal.answers
 
         async def guarded() -> Judgement:
-            nonlocal failures, answers
+            nonlocal answers
             judgement = await attempt()
             if not failed(judgement.verdict):
                 return judgement
-            failures, since, answers = failures + 1, answers, self._journal.answers
-            if failures % LOOK_UP_TRIES == 0 and await self._answers_others(since, probe):
+            since, answers = answers, self._journal.answers
+            if tries.failed() and await self._answers_others(since, probe):
                 return replace(judgement, verdict=Verdict.UNANSWERED)
             return judgement
 
