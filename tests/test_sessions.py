@@ -170,12 +170,12 @@ async def test_a_session_is_written_down_with_its_process_and_its_end(path):
             (os.getpid(), socket.gethostname(), NOW, None)
         ]
         checkpoint.end(NOW + 5, "drained", 143)
-    async with opened(path):
+        checkpoint.end(NOW + 6, None)
+    async with opened(path, now=NOW + 7):
         pass
     ended = query(path, "SELECT id, ended_at, reason, exit_code FROM session ORDER BY id")
     assert ended[0] == (1, NOW + 5, "drained", 143)
-    assert ended[1][2:] == (None, None)
-    assert ended[1][1] is not None
+    assert ended[1] == (2, NOW + 7, None, None)
 
 
 def test_the_engine_tells_why_a_session_ended(folder):

@@ -7,7 +7,6 @@ along or loses it.
 import contextlib
 import logging
 import sqlite3
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -33,16 +32,20 @@ class WriterConnection:
         path: The file; None if it is in memory.
         db: The connection.
         lock: The file's lock; None if it is in memory.
+        now: When the session began, in Unix time.
 
     Attributes:
         path: The file; None if it is in memory.
         db: The connection.
-        session_end: How the session ends: Unix time, and where they are known the reason and the exit code.
+        session_end: How the session ends: Unix time, reason and exit code; None until this is known.
     """
 
-    def __init__(self, path: Path | None, db: sqlite3.Connection, lock: filelock.BaseFileLock | None) -> None:
+    def __init__(
+        self, path: Path | None, db: sqlite3.Connection, lock: filelock.BaseFileLock | None, now: float
+    ) -> None:
         self.path = path
         self.session_end: tuple[float, str | None, int | None] | None = None
+        self._began_at = now
         self.db = db
         self._lock = lock
         self._log = None if path is None else path.with_name(path.name + "-wal")
@@ -97,7 +100,7 @@ class WriterConnection:
         ended = False
         if intact:
             with contextlib.suppress(sqlite3.Error):
-                end_session(self.db, *(self.session_end or (time.time(),)))
+                end_session(self.db, *(self.session_end or (self._began_at, None, None)))
                 ended = True
         with contextlib.ExitStack() as afterwards:
             # SQLite folds the log into the file when the last connection is closed, unless that one only reads. A log

@@ -97,7 +97,7 @@ CREATE TABLE session (            -- one row a process
   id INTEGER PRIMARY KEY, started_at REAL NOT NULL,
   ended_at REAL,                  -- NULL: under way, or the process was killed
   exit_code INTEGER,              -- of the command, where it is known
-  reason TEXT,                    -- 'finished', 'drained', 'killed' or the class of the error; NULL: not known
+  reason TEXT,                    -- finished, drained, cancelled, killed or the class of the error; NULL: not known
   pid INTEGER NOT NULL, host TEXT NOT NULL,
   log_lost INTEGER NOT NULL DEFAULT FALSE, -- the next session did not find what this one had written last
   crc INTEGER                     -- of all other columns; NULL only inside a transaction

@@ -151,9 +151,7 @@ def begin_session(
         )
 
 
-def end_session(
-    db: sqlite3.Connection, ended_at: float, reason: str | None = None, exit_code: int | None = None
-) -> None:
+def end_session(db: sqlite3.Connection, ended_at: float, reason: str | None, exit_code: int | None) -> None:
     """Write down that the session has ended cleanly."""
     where = "id = (SELECT max(id) FROM session)"
     _end_sessions(db, where, ended_at, reason, exit_code)

@@ -123,7 +123,7 @@ class Checkpoint:
             create(db, header, now, boot)
             found = survey(db)
             begin_session(db, None, header.limits, now, boot)
-            return cls(WriterConnection(None, db, None), db, executor, found, header, boot)
+            return cls(WriterConnection(None, db, None, now), db, executor, found, header, boot)
         path = Path(os.path.realpath(path))
         with explained(path), contextlib.ExitStack() as if_it_fails:
             refuse_place(path)
@@ -147,7 +147,7 @@ class Checkpoint:
             begin_session(db, path, header.limits, now, boot, in_doubt=found.in_doubt, log_lost=log_lost)
             reader = if_it_fails.enter_context(contextlib.closing(connect_reader(path)))
             opened = cls(
-                WriterConnection(path, db, lock),
+                WriterConnection(path, db, lock, now),
                 reader,
                 executor,
                 found,
@@ -170,15 +170,15 @@ class Checkpoint:
             self._reader.close()
         await self._commits.aclose()
 
-    def end(self, now: float, reason: str, exit_code: int | None = None) -> None:
-        """Set how the session ends: `aclose` writes it down.
+    def end(self, now: float, reason: str | None, exit_code: int | None = None) -> None:
+        """Set how the session ends; `aclose` writes it to the file. Only the first call counts.
 
         Args:
             now: Unix time.
-            reason: `finished`, `drained`, or the class of the error that ended it.
+            reason: `finished`, `drained`, `cancelled`, or the class of the error that ended it; None if not known.
             exit_code: Of the command, where it is known.
         """
-        self._connection.session_end = now, reason, exit_code
+        self._connection.session_end = self._connection.session_end or (now, reason, exit_code)
 
     # --- writing --------------------------------------------------------------------------------------------------
 
