@@ -1,4 +1,4 @@
-"""Whether what a checkpoint calls started is really there: any list whatever, in virtual time, over a real file."""
+"""Verifications with any list that the service may give, in virtual time, over real files."""
 
 import asyncio
 import contextlib
@@ -57,8 +57,8 @@ from bulkwf.verification.verify import CONFIRM_AFTER_S, LEAST_DEBT, list_pays
 
 DAY_S = 86_400.0
 FREE = Options(rate=UNLIMITED)
-NO_SUCH_CURSOR = refusal(400, 10002, "this cursor is none that was given out")
-NO_LIST = refusal(400, 10002, "there is no list to be had")
+NO_SUCH_CURSOR = refusal(400, 10002, "this cursor is unknown")
+NO_LIST = refusal(400, 10002, "there is no list")
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ class OddTransport(ServiceTransport):
 
 
 class World:
-    """One run's checkpoint and one service, through as many verifications as it takes."""
+    """One run's checkpoint and one service, for several verifications."""
 
     def __init__(self, folder, *, limits=None, options=FREE, **more):
         self.file = Path(folder) / "run.bulkwf"
@@ -99,7 +99,7 @@ class World:
         self.bad = []
 
     async def has_run(self, rows, *, others=None, gone=(), failing=(), **more):
-        """So many more rows; the service holds all that are called created or existed but those in *gone*."""
+        """Add *rows* rows to the run; the service holds all that are created or existed except those in *gone*."""
         await write_run(self.file, rows, others=others, **more)
         lost = {f"id-{number}" for number in gone}
         ids = [result.id for result in read_results(self.file) if result.outcome in ("created", "existed")]
@@ -128,7 +128,7 @@ class World:
                 yield opened
 
     async def verify(self, *, cut_after=None, **more):
-        """One session, to its end or cut off after so many turns of the loop; what it has come to."""
+        """One session, to its end or cut off after *cut_after* turns of the loop; returns its counts."""
         async with self.opened(**more) as opened:
             try:
                 await (opened.run() if cut_after is None else cut(opened.run(), cut_after))
@@ -160,7 +160,7 @@ class World:
 
 
 async def cut(work, turns):
-    """Cancel *work* after so many turns of the loop, if it is not done by then; that must end it."""
+    """Cancel *work* after this number of turns of the loop, unless it is done; the cancellation must end it."""
     loop, left = asyncio.get_running_loop(), turns
     task = asyncio.ensure_future(work)
 
@@ -181,7 +181,7 @@ async def cut(work, turns):
 
 
 def verified(folder, rows, *, gone=(), others=None, failing=(), sample=None, **more):
-    """One run and one verification of it; returns the world and what it came to."""
+    """One run and one verification of it; returns the world and the counts."""
 
     async def go():
         world = World(folder, **more)
@@ -613,7 +613,7 @@ def test_a_look_up_without_status_counts_as_status_unknown(folder):
 
 
 def absent_at_first(*ids, times=1):
-    """A service whose look-ups do not find these ids for so many times."""
+    """A service whose first look-ups of these ids do not find them."""
     asked = Counter()
 
     def look(instance_id, give):
@@ -970,13 +970,13 @@ def test_an_unanswered_instance_is_unknown_and_delays_no_other(folder, status):
 
 
 @pytest.mark.parametrize("status", [401, 405, 500])
-@pytest.mark.parametrize(("rows", "sick"), [(8, "id-3"), (60, "id-59")])
-def test_an_unanswered_instance_is_unknown_even_as_the_last_in_flight(folder, status, rows, sick):
+@pytest.mark.parametrize(("rows", "failing"), [(8, "id-3"), (60, "id-59")])
+def test_an_unanswered_instance_is_unknown_even_as_the_last_in_flight(folder, status, rows, failing):
     _, counts = verified(
         folder,
         rows,
         listing=lambda *_: NO_LIST,
-        looking=lambda one, give: refusal(status, 10001, "no") if one == sick else give(one),
+        looking=lambda one, give: refusal(status, 10001, "no") if one == failing else give(one),
     )
 
     assert (counts.found, counts.unknown, counts.exit_code) == (rows - 1, 1, 75)
@@ -1085,7 +1085,7 @@ def test_instances_not_looked_up_yet_are_neither_found_nor_missing(folder):
 
 
 def no_token():
-    raise AssertionError("nobody may ask for the token before it is known where it would go")
+    raise AssertionError("the token was read before its destination was checked")
 
 
 def test_ids_of_a_forged_checkpoint_are_never_sent(folder):
@@ -1320,7 +1320,7 @@ CUT_EVERYWHERE = pytest.mark.xdist_group("cut everywhere")
 
 @pytest.fixture(scope="module")
 def cut_everywhere(tmp_path_factory):
-    """(turn, world, what it came to) of a verification that was cut off at this turn of the loop, and resumed."""
+    """(turn, world, counts) of a verification that was cut off at this turn of the loop, and resumed."""
     template = tmp_path_factory.mktemp("template") / "run.bulkwf"
     run_virtual(write_run(template, CUT_ROWS))
     cases, turn, finished = [], 0, False

@@ -1,4 +1,4 @@
-"""What the attempts of earlier sessions still bind: the limits' windows, the pause, the quota of the token."""
+"""The attempts of earlier sessions, as far as they still bind: by the limits' windows, a pause, the token's quota."""
 
 import sqlite3
 from collections.abc import Iterator

@@ -66,17 +66,17 @@ def connect_reader(path: Path) -> sqlite3.Connection:
     """A connection that only reads the checkpoint at *path*."""
     _require_sqlite(sqlite3.sqlite_version_info)
     if path.exists() and not path.is_file():
-        raise CheckpointError(f"{path}: this is no regular file. Name the checkpoint's file.")
+        raise CheckpointError(f"{path}: this is not a regular file. Name the checkpoint's file.")
     refuse_orphan(path)  # SQLite would delete the log of an empty file
     if not path.exists():
         raise CheckpointError(f"{path}: there is no such checkpoint. `bulkwf run` makes one, beside its input.")
     uri = path.resolve().as_uri()
     if has_log(path):
-        uri += "?mode=ro"  # else SQLite would fold the log into the file at the end: only the next session may
+        uri += "?mode=ro"  # otherwise SQLite would fold the log into the file at the end: only the next session may
     elif os.access(path, os.W_OK) and os.access(path.parent, os.W_OK):
         uri += "?mode=rw"  # the empty log that SQLite makes for a reader is removed with the last connection
     else:
-        uri += "?mode=ro&immutable=1"  # nobody writes it, and no log can be laid beside it
+        uri += "?mode=ro&immutable=1"  # no process writes it, and SQLite can make no log there
     db = sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
     try:
         _check_format(db, path)
@@ -110,23 +110,23 @@ def create(db: sqlite3.Connection, header: RunHeader, now: float, boot: Boot) ->
 
 
 def create_file(path: Path, header: RunHeader, now: float, boot: Boot) -> None:
-    """Make a new checkpoint: all of it, durable, or nothing.
+    """Make a new checkpoint, durable: all of it, or nothing.
 
-    It is made under another name. Under its own, a kill could leave a rollback journal beside the file; SQLite would
-    play that back into whatever checkpoint is put there later.
+    It is made under another name. Under its own, a kill could leave a rollback journal beside the file, which SQLite
+    would apply to a checkpoint that is put there later.
     """
     new = path.with_name(path.name + "-new")
-    remove(new)  # what a kill has left
+    remove(new)  # left by a kill
     try:
         make_private(new)
         with contextlib.closing(connect(str(new))) as db:
             db.execute("PRAGMA synchronous = EXTRA")
             create(db, header, now, boot)
-            # Not before: with a log, the main file alone would lack the run key.
+            # Not earlier: with a log, the main file alone would lack the run key.
             mode = db.execute("PRAGMA journal_mode = WAL").fetchone()[0]
-        if mode != "wal":  # SQLite tells no reason
+        if mode != "wal":  # SQLite gives no reason
             raise CheckpointError(
-                f"{path}: SQLite can't keep a log there: the disk fails, or its file system has no shared memory. "
+                f"{path}: SQLite can't keep a log there: the disk is failing, or its file system has no shared memory. "
                 f"Name another place with -c. {ANOTHER}"
             )
         new.rename(path)
@@ -137,13 +137,13 @@ def create_file(path: Path, header: RunHeader, now: float, boot: Boot) -> None:
 
 
 def remove(path: Path) -> None:
-    """Delete a database and all that SQLite may have laid beside it."""
+    """Delete a database and all files that SQLite may have made beside it."""
     for suffix in ("", "-journal", "-wal", "-shm"):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
 
 
 def check(db: sqlite3.Connection, path: Path, header: RunHeader, *, any_run_key: bool) -> Survey:
-    """Refuse a checkpoint that is damaged or another run's, before anything is written to it; what it holds."""
+    """Refuse a checkpoint that is damaged or another run's, before anything is written to it; returns what it holds."""
     found = survey(db)
     _check_header(found.run.header, path, header, any_run_key=any_run_key)
     read_past(db, inf)
@@ -159,7 +159,7 @@ def _check_format(db: sqlite3.Connection, path: Path) -> None:
                 f"{path}: this database is empty. If it is a checkpoint, it was copied or moved without its log "
                 f"({path.name}-wal): put the two together again. {ANOTHER}"
             )
-        raise CheckpointError(f"{path}: this is no checkpoint of bulkwf. Name another file.")
+        raise CheckpointError(f"{path}: this is not a checkpoint of bulkwf. Name another file.")
     version = db.execute("PRAGMA user_version").fetchone()[0]
     if version > FORMAT:
         raise CheckpointError(
@@ -180,7 +180,7 @@ def _check_header(known: RunHeader, path: Path, given: RunHeader, *, any_run_key
             what = name.replace("_", " ")
             raise CheckpointError(
                 f"{path}: the checkpoint belongs to another run: its {what} is {theirs!r}, this run's is {ours!r}. "
-                f"Run with what it was made for. {ANOTHER}"
+                f"Run with what the checkpoint was made for. {ANOTHER}"
             )
 
 
@@ -193,15 +193,15 @@ def move_aside(path: Path, now: float) -> None:
     finished = found.run.finished_at is not None and not found.in_doubt
     if not finished:
         raise CheckpointError(
-            f"{path}: the run in this checkpoint is not finished, and --new would forget which rows are started. "
-            "Finish it by running without --new. Rows without ids of their own would start again."
+            f"{path}: the run in this checkpoint is not finished. --new would forget which rows were started, and rows "
+            "without ids of their own would start again. Finish the run first: run without --new."
         )
     with contextlib.closing(connect(str(path))) as db:
         end_killed(db, now)
-        # The log goes into the file first, or a reader that holds it would keep it under the old name.
+        # The log must be empty: SQLite would look for it under the file's new name.
         busy = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
     if busy:
-        raise CheckpointError(f"{path}: another program is reading the checkpoint. Run again when it is done.")
+        raise CheckpointError(f"{path}: another program is reading the checkpoint. Run again when it has ended.")
     aside = path.with_name(f"{path.name}.{int(now)}")
     while aside.exists():
         aside = aside.with_name(aside.name + "~")
@@ -211,18 +211,18 @@ def move_aside(path: Path, now: float) -> None:
 
 
 def refuse_orphan(path: Path) -> None:
-    """Refuse to begin anew where the log of a run that was cut off still lies, but its checkpoint does not."""
+    """Refuse to begin anew where the log of a run that was cut off still is, but its checkpoint is not."""
     for suffix in ("-wal", "-journal"):
         log = path.with_name(path.name + suffix)
         if log.exists() and is_new(path):
             raise CheckpointError(
-                f"{path}: the checkpoint is gone or empty, but its log is there: a run was cut off, and the file "
+                f"{path}: the checkpoint is gone or empty, but its log is there: a run was cut off, and the file was "
                 f"moved, deleted or overwritten. Put it back; or delete {log} to start over. {ANOTHER}"
             )
 
 
 def make_private(path: Path) -> None:
-    """Make the file for its owner's eyes alone; refuse one that others may write."""
+    """Make the file so that only its owner can read and write it; refuse one that every user may write."""
     try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
     except FileExistsError:
@@ -240,7 +240,7 @@ def _sync_folder(path: Path) -> None:
 
 
 def inode(path: Path | None) -> tuple[int, int] | None:
-    """Which file *path* names at present; None if there is none."""
+    """Identifies the file that *path* names at present; None if there is none."""
     if path is None:
         return None
     try:

@@ -38,11 +38,11 @@ class Status:
     counts: Counts
     attempts: int
     first_begun_at: float | None
-    """When its first batch was begun; None if none was."""
+    """When the first batch was begun; None if none was."""
     last_settled_at: float | None
-    """When something was last settled; None if nothing was."""
+    """When a batch was last settled; None if none was."""
     log_missing: bool
-    """The last session did not end cleanly, and its log is not there: what it did last may not be counted."""
+    """The last session did not end cleanly and its log is missing: what it did last may not be counted."""
 
 
 def read_results(
@@ -50,12 +50,12 @@ def read_results(
     *,
     outcome: RowOutcome | None = None,
 ) -> Iterator[Result]:
-    """What has become of each row, in the order of the rows. The run may be under way.
+    """The result of each row, in the order of the rows. The run may be under way.
 
     Args:
         path: The checkpoint.
-        outcome: Only the rows that came to this: `created`, `existed`, `rejected`, `invalid`, or `pending`.
-            None lists all rows but the pending ones.
+        outcome: Only rows with this outcome: `created`, `existed`, `rejected`, `invalid` or `pending`.
+            None gives all rows but the pending ones.
 
     Raises:
         CheckpointError: There is no checkpoint, or it is damaged.
@@ -66,7 +66,7 @@ def read_results(
 
 
 def _read_results(path: Path, outcome: RowOutcome | None) -> Iterator[Result]:
-    # The counts of a batch tell whether it holds such a row at all: then alone its ids are read.
+    # The ids of a batch are read only if it has a row with this outcome.
     ids = f"CASE WHEN {outcome} > 0 THEN ids END" if outcome else "ids"
     with explained(path), contextlib.closing(connect_reader(path)) as db:
         if log_is_missing(db, path):
@@ -77,7 +77,7 @@ def _read_results(path: Path, outcome: RowOutcome | None) -> Iterator[Result]:
 
 
 def results(outcome: RowOutcome | None, begun: Begun) -> Iterator[Result]:
-    """The results of one batch that came to *outcome*; None gives all but those that are pending."""
+    """The results of one batch with this *outcome*; None gives all but the pending ones."""
     shared: dict[str, Any] = {"outcome": "pending"}
     if begun.answer is not None:
         shared = {"outcome": "created", **orjson.loads(begun.answer)}
@@ -91,13 +91,13 @@ def results(outcome: RowOutcome | None, begun: Begun) -> Iterator[Result]:
         if entry["outcome"] == outcome or (outcome is None and entry["outcome"] != "pending"):
             invalid = entry["outcome"] == "invalid"
             if not invalid and (instance_id is None or "id" in entry):
-                raise Damage(f"row {begun.first_row + offset} has come to something without having been sent")
+                raise Damage(f"row {begun.first_row + offset} has an outcome without having been sent")
             sent = 0 if invalid else begun.attempts
             yield Result(**{"id": instance_id, **entry}, row=begun.first_row + offset, attempts=sent)
 
 
 def read_status(path: str | os.PathLike[str]) -> Status:
-    """What a checkpoint says of its run as a whole. The run may be under way.
+    """What a checkpoint says about its run as a whole. The run may be under way.
 
     Raises:
         CheckpointError: There is no checkpoint, or it is damaged.

@@ -25,9 +25,9 @@ __all__ = [
 
 FORMAT = 2
 ANOTHER = "In another checkpoint (-c) every row starts again, unless it brings its own id or --run-key is the same."
-"""What to bear in mind before naming another checkpoint."""
+"""Consequence of naming another checkpoint, for error messages."""
 APPLICATION_ID = 0x62776B66
-"""`bwkf`, in the file's header: tells a checkpoint from any other SQLite database."""
+"""`bwkf`, in the file's header: distinguishes a checkpoint from other SQLite databases."""
 
 SCHEMA = """
 CREATE TABLE run (
@@ -40,8 +40,8 @@ CREATE TABLE run (
   input TEXT NOT NULL,            -- the list's name, for people
   source TEXT NOT NULL,           -- JSON: what the list was when its last rows were begun, see `sources.identity`
   limits TEXT NOT NULL,           -- JSON, for people
-  boot_id TEXT NOT NULL,          -- the last boot that has written here; '': not known, times are the system clock's
-  booted_at REAL NOT NULL,        -- Unix time at which that boot's clock was zero: its times here are counted from it
+  boot_id TEXT NOT NULL,          -- the last boot that wrote to the file; '': not known, times are the system clock's
+  booted_at REAL NOT NULL,        -- Unix time at which that boot's clock was zero: times are counted from it
   pause_until REAL,               -- all sending pauses until then (Unix time)
   finished_at REAL,               -- the list was read to its end with every row settled
   crc INTEGER                     -- of all other columns, see `records`; NULL only inside a transaction
@@ -105,7 +105,7 @@ CREATE TABLE session (            -- one row a process
 CREATE TABLE timeline (           -- a row for each ten seconds or more of a session
   session INTEGER NOT NULL, started_at REAL NOT NULL, length_s REAL NOT NULL,
   states TEXT NOT NULL,           -- JSON {state: seconds}: paused, outage, instances, requests, quota, places, disk,
-                                  -- source, service, idle; the first of those that hold the run up counts
+                                  -- source, service, idle; at each instant, the first one that applies counts
   created INTEGER NOT NULL, attempts INTEGER NOT NULL,
   errors INTEGER NOT NULL,        -- attempts that settled nothing
   latency_p50_s REAL, latency_p90_s REAL, latency_p99_s REAL -- of all attempts' elapsed_s
@@ -135,7 +135,7 @@ INSERT INTO timeline (session, started_at, length_s, states, created, attempts, 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunHeader:
-    """What a checkpoint belongs to. A run is only continued where all of these are the same."""
+    """What a checkpoint belongs to. A run continues only if the fields in `IDENTITY` are the same."""
 
     base_url: str
     account_id: str
@@ -155,7 +155,7 @@ HEADER_FIELDS = tuple(field.name for field in fields(RunHeader))
 
 
 class Attempt(NamedTuple):
-    """One request, as a run report reads it."""
+    """One request, as table `attempt` stores it."""
 
     first_row: int
     started_at: float
@@ -169,7 +169,7 @@ class Attempt(NamedTuple):
     waited_s: float = 0.0
     waited_for: str | None = None
     quota: str | None = None
-    """What the answer said is left for the token; see `windows.quota_text`."""
+    """What the answer said is left for the token; see `quota.quota_text`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,7 +182,7 @@ class Interval:
         created: Instances created.
         attempts: Attempts that ended.
         errors: Those of them that settled nothing.
-        latency_s: Median, 90th and 99th percentile of the answers' times, in seconds; empty without answers.
+        latency_s: Median, 90th and 99th percentile of the times until the answers, in seconds; empty without answers.
     """
 
     length_s: float

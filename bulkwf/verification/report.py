@@ -1,4 +1,4 @@
-"""What a verification has come to, as a value that outlives its store's connection."""
+"""The result of a verification, as a value that outlives its store's connection."""
 
 import contextlib
 import sqlite3
@@ -35,8 +35,8 @@ class Verified:
         missing: Rows of `instances` that the service does not hold.
         unknown: Rows of `instances` whose look-ups the service does not answer, while it answers others. 0 until all
             were looked up.
-        statuses: Rows found, by the service's word for the instance's status.
-        run_finished: The run had come to its end.
+        statuses: Rows found, by the status of their instances as the service names it.
+        run_finished: The run is finished.
         complete: All of `instances` were looked up or listed, and none is unknown.
         requests: Requests of this session.
         elapsed_s: Length of this session, in seconds.
@@ -58,7 +58,7 @@ class Verified:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerificationReport:
-    """What a verification has come to.
+    """The result of a verification.
 
     Attributes:
         counts: Its counts.

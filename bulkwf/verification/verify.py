@@ -1,4 +1,4 @@
-"""Whether the instances that a checkpoint calls created or existed are really there.
+"""Verifies that the service holds the instances which a checkpoint calls created or existed.
 
 Two kinds of requests: pages of the workflow's list, a hundred instances each in any order, and look-ups of one id.
 
@@ -108,7 +108,7 @@ class Verification:
         self._asked_for_all = False
         self._probing = anyio.Lock()
 
-    # --- what it has come to --------------------------------------------------------------------------------------
+    # --- counts ---------------------------------------------------------------------------------------------------
 
     @property
     def last_error(self) -> str:
@@ -136,7 +136,7 @@ class Verification:
         return self.store.missing
 
     async def report(self, error: BulkwfError | None = None, signal: int | None = None) -> VerificationReport:
-        """What it has come to so far.
+        """The report of what was found so far.
 
         Args:
             error: What ended it.
@@ -174,7 +174,7 @@ class Verification:
             run_shift_s=store.boot.shift_s(self._run_boot),
         )
 
-    # --- the whole of it ------------------------------------------------------------------------------------------
+    # --- the verification -----------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Ask for every instance.
