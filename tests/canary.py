@@ -20,9 +20,7 @@ def _forms(secret: str) -> Iterator[bytes]:
     yield quote(secret, safe="").encode()
     for before in range(3):
         whole = base64.b64encode(b"\0" * before + secret.encode())
-        yield whole[
-            4 * bool(before) : len(whole) // 4 * 4 - 4
-        ]  # without the groups that also encode the text around it
+        yield whole[4 * bool(before) : len(whole) // 4 * 4 - 4]  # without groups that share bytes with the text around
 
 
 FORMS = {form: name for name in ("TOKEN", "PARAMS") for form in _forms(globals()[name])}

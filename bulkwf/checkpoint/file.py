@@ -29,12 +29,9 @@ __all__ = [
     "connect",
     "connect_reader",
     "create",
-    "create_file",
     "inode",
-    "is_new",
     "make_private",
-    "move_aside",
-    "refuse_orphan",
+    "prepare",
     "remove",
 ]
 
@@ -90,6 +87,24 @@ def connect_reader(path: Path) -> sqlite3.Connection:
 def is_new(path: Path) -> bool:
     """Whether no checkpoint was ever at *path*: there is no file, or one of 0 bytes."""
     return not path.exists() or path.stat().st_size == 0
+
+
+def prepare(path: Path, header: RunHeader, now: float, boot: Boot, *, new: bool) -> None:
+    """Make the checkpoint at *path* unless it exists.
+
+    Args:
+        path: The file; the caller holds its lock.
+        header: The run, for a new checkpoint.
+        now: Unix time.
+        boot: This boot, by the clock that *now* is of.
+        new: Move a finished checkpoint aside first.
+    """
+    refuse_orphan(path)
+    if new:
+        move_aside(path, now)
+    if is_new(path):
+        create_file(path, header, now, boot)
+    make_private(path)
 
 
 def create(db: sqlite3.Connection, header: RunHeader, now: float, boot: Boot) -> None:

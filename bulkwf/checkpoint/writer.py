@@ -15,17 +15,7 @@ from bulkwf.checkpoint.attempts import Past, attempt_row, read_past
 from bulkwf.checkpoint.commits import Executor, GroupCommit
 from bulkwf.checkpoint.connection import Write, WriterConnection
 from bulkwf.checkpoint.errors import ELSEWHERE, explained
-from bulkwf.checkpoint.file import (
-    check,
-    connect,
-    connect_reader,
-    create,
-    create_file,
-    is_new,
-    make_private,
-    move_aside,
-    refuse_orphan,
-)
+from bulkwf.checkpoint.file import check, connect, connect_reader, create, prepare
 from bulkwf.checkpoint.lock import acquire, release
 from bulkwf.checkpoint.place import refuse_place
 from bulkwf.checkpoint.reading import results
@@ -40,13 +30,7 @@ from bulkwf.checkpoint.records import (
     survey,
 )
 from bulkwf.checkpoint.schema import BEGIN, INTERVAL, NOTE, SETTLE, Attempt, Interval, RunHeader
-from bulkwf.checkpoint.sessions import (
-    begin_session,
-    log_is_missing,
-    lost_since,
-    refuse_torn,
-    warn_of_lost_log,
-)
+from bulkwf.checkpoint.sessions import begin_session, log_is_missing, lost_since, refuse_torn, warn_of_lost_log
 from bulkwf.clock import UNKNOWN_BOOT, Boot
 from bulkwf.model import Batch, Counts
 
@@ -104,7 +88,7 @@ class Checkpoint:
     ) -> "Checkpoint":
         """Open the checkpoint at *path* for this run, or make it; None keeps it in memory.
 
-        It reads the whole file, so it takes long. To be called in the executor's thread.
+        It reads the whole file, which may take seconds. To be called in the executor's thread.
 
         Args:
             path: The file. Its `-wal`, `-shm` and `.lock` stand beside it while it is open.
@@ -129,12 +113,7 @@ class Checkpoint:
             refuse_place(path)
             lock = acquire(path, held="another run is writing this checkpoint", advice=ELSEWHERE)
             if_it_fails.callback(release, lock)
-            refuse_orphan(path)
-            if new:
-                move_aside(path, now)
-            if is_new(path):
-                create_file(path, header, now, boot)
-            make_private(path)
+            prepare(path, header, now, boot, new=new)
             before = if_it_fails.enter_context(contextlib.closing(connect_reader(path)))
             found = check(before, path, header, any_run_key=any_run_key)
             log_lost = log_is_missing(before, path)
@@ -146,17 +125,11 @@ class Checkpoint:
             boot = boot.going_on(found.run.boot)
             begin_session(db, path, header.limits, now, boot, in_doubt=found.in_doubt, log_lost=log_lost)
             reader = if_it_fails.enter_context(contextlib.closing(connect_reader(path)))
-            opened = cls(
-                WriterConnection(path, db, lock, now),
-                reader,
-                executor,
-                found,
-                header,
-                boot,
-                lost_since=lost_since(db),
-            )
-            if log_lost and opened.lost_since is not None:
-                warn_of_lost_log(path, opened.lost_since)
+            since = lost_since(db)
+            if log_lost and since is not None:
+                warn_of_lost_log(path, since)
+            connection = WriterConnection(path, db, lock, now)
+            opened = cls(connection, reader, executor, found, header, boot, lost_since=since)
             if_it_fails.pop_all()
             before.close()
             return opened

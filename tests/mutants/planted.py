@@ -215,7 +215,7 @@ PLANTED = (
         "begin anew without the log",
         "checkpoint/writer.py",
         "                refuse_torn(before, path)\n",
-        "                path.unlink()\n                create_file(path, header, now)\n",
+        "                path.unlink()\n                prepare(path, header, now, boot, new=False)\n",
         by="checkpoint",
     ),
     Mutant(
