@@ -1149,6 +1149,17 @@ async def test_recent_attempts_are_read_by_their_end_the_oldest_first(path):
         assert checkpoint.past(NOW - 300).attempts == [(NOW - 8.5, 5), (NOW - 1.0, 7)]
 
 
+async def test_recent_attempts_are_read_in_pages_until_one_is_too_old(path, monkeypatch):
+    monkeypatch.setattr("bulkwf.checkpoint.attempts.PAGE_ATTEMPTS", 2)
+    async with opened(path) as checkpoint:
+        for number in range(9):
+            note(checkpoint, attempt(instances=number, at=NOW + number, elapsed_s=0.0))
+        await checkpoint.flush()
+        assert checkpoint.past(NOW + 3).attempts == [(NOW + number, number) for number in range(4, 9)]
+        query(path, "UPDATE attempt SET instances = 99 WHERE instances = 0")  # a damaged one, too old to be read
+        assert len(checkpoint.past(NOW + 3).attempts) == 5
+
+
 async def test_each_batch_in_doubt_counts_as_an_attempt_at_the_session_start(path):
     async with opened(path) as checkpoint:
         done, partly, begun = (BatchState(make_batch(10, first_row=10 * i)) for i in range(3))
