@@ -215,7 +215,8 @@ PLANTED = (
         "begin anew without the log",
         "checkpoint/writer.py",
         "                refuse_torn(before, path)\n",
-        "                path.unlink()\n                prepare(path, header, now, boot, new=False)\n",
+        "                before.close()\n                path.unlink()\n"
+        "                prepare(path, header, now, boot, new=False)\n                before = connect_reader(path)\n",
         by="checkpoint",
     ),
     Mutant(
