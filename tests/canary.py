@@ -1,6 +1,6 @@
-"""Two secrets that every test plants, and the search for them wherever they must not turn up.
+"""Two secrets that every test uses, and the search for them where they must not be.
 
-The token is the one of `command.py` and of the simulation; the params of a row may be somebody's address.
+The token is that of `command.py` and of the simulation. The params of a row stand for personal data.
 """
 
 import base64
@@ -15,23 +15,23 @@ HERE = str(Path(__file__).parent)
 
 
 def _forms(secret: str) -> Iterator[bytes]:
-    """A secret as it stands, quoted for a URL, and in base64 wherever it begins in a text."""
+    """A secret itself, quoted for a URL, and in base64 at each offset of a text."""
     yield secret.encode()
     yield quote(secret, safe="").encode()
     for before in range(3):
         whole = base64.b64encode(b"\0" * before + secret.encode())
-        yield whole[4 * bool(before) : len(whole) // 4 * 4 - 4]  # without the groups that neighbours share
+        yield whole[4 * bool(before) : len(whole) // 4 * 4 - 4]  # without groups that share bytes with the text around
 
 
 FORMS = {form: name for name in ("TOKEN", "PARAMS") for form in _forms(globals()[name])}
 
 
-def assert_silent(told: bytes | str, where: object) -> None:
-    """Neither secret is in what was told."""
-    data = told.encode("utf-8", "surrogateescape") if isinstance(told, str) else told
+def assert_silent(output: bytes | str, where: object) -> None:
+    """Neither secret is in *output*."""
+    data = output.encode("utf-8", "surrogateescape") if isinstance(output, str) else output
     for form, name in FORMS.items():
         at = data.find(form)
-        assert at < 0, f"{where} tells the canary {name}: …{data[max(0, at - 200) : at + 80]!r}"
+        assert at < 0, f"{where} holds the canary {name}: …{data[max(0, at - 200) : at + 80]!r}"
 
 
 def assert_silent_files(folder: Path, pattern: str = "*.bulkwf*") -> None:
@@ -42,9 +42,9 @@ def assert_silent_files(folder: Path, pattern: str = "*.bulkwf*") -> None:
 
 
 def report(error: BaseException) -> str:
-    """An error as the most talkative tools would report it: traceback, causes, and the locals of every frame.
+    """An error in full: traceback, causes, and the locals of every frame, as error trackers store it.
 
-    The frames of the tests are left out: they hold the secrets by right.
+    The frames of the tests are left out, because they may hold the secrets.
     """
     lines: list[str] = []
     seen: set[int] = set()

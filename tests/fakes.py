@@ -29,6 +29,7 @@ from bulkwf.batching.ids import IdScheme
 from bulkwf.batching.packer import Packer
 from bulkwf.checkpoint import Begun, Checkpoint, RunHeader, inline
 from bulkwf.checkpoint.records import checksum, seal_run
+from bulkwf.checkpoint.sessions import seal_sessions
 from bulkwf.clock import Clock
 from bulkwf.emulator import Caller, Limits, Service, Target, parse_script
 from bulkwf.emulator.answers import Answer, refusal
@@ -647,6 +648,10 @@ def reseal(path: Path) -> None:
             settled = [values[name] for name in fields[: fields.index("settled_crc")]]
             crcs = (checksum(settled), values["ids_crc"], checksum(begun))
             db.execute(f"UPDATE batch SET settled_crc = ?, ids_crc = ?, begun_crc = ? WHERE rowid = {rowid}", crcs)
+        for rowid, *attempt, _ in db.execute("SELECT * FROM attempt").fetchall():
+            db.execute(f"UPDATE attempt SET crc = ? WHERE id = {rowid}", (checksum(attempt),))
+        db.execute("UPDATE session SET crc = NULL")
+        seal_sessions(db)
         seal_run(db)
 
 

@@ -1,4 +1,4 @@
-"""Processes that are forked off one that has imported bulkwf already: Python's imports are paid for only once."""
+"""Processes that are forked from one that has imported bulkwf: the imports take their time only once."""
 
 import json
 import os
@@ -15,11 +15,11 @@ import gc, json, os, signal, sys, threading
 import bulkwf.__main__, bulkwf.check, bulkwf.cli.app, bulkwf.cli.formats, bulkwf.cli.run, bulkwf.cli.verify
 import bulkwf.emulator
 import bulkwf.transport.http
-def hold_at(name, told):
+def hold_at(name, path):
     def stop(*_):
         sys.setprofile(None)
         if threading.current_thread().name.startswith(name):
-            with open(told, "w") as file:
+            with open(path, "w") as file:
                 print(threading.get_native_id(), file=file)
             os.kill(os.getpid(), signal.SIGSTOP)
     threading.setprofile(stop)
@@ -42,10 +42,10 @@ for line in sys.stdin:
     ask = json.loads(line)
     if "child" in ask:
         pid, status = os.waitpid(ask["child"], os.WNOHANG)
-        told = os.waitstatus_to_exitcode(status) if pid else None
+        answer = os.waitstatus_to_exitcode(status) if pid else None
     else:
-        told = os.fork() or become(ask)
-    print(json.dumps(told), flush=True)
+        answer = os.fork() or become(ask)
+    print(json.dumps(answer), flush=True)
 """
 
 
@@ -60,8 +60,8 @@ class Parent:
     def fork(self, plan: Mapping[str, Any]) -> "Child":
         """A child that runs the command: `words` in `folder` with `env`, its outputs in the files `out` and `err`.
 
-        `held`, if not None: (name, file). A thread whose name begins so stops the process before it does anything,
-        once its id is in the file.
+        `held`, if not None: (name, file). A thread whose name begins with *name* writes its id to the file, then stops
+        the process before it does anything else.
         """
         return Child(self, self.ask(plan))
 
@@ -77,7 +77,7 @@ class Parent:
 
 
 class Child:
-    """A forked process, in the manner of `subprocess.Popen`."""
+    """A forked process, with the interface of `subprocess.Popen`."""
 
     stdin = None
 

@@ -1,4 +1,4 @@
-"""The file that knows what has become of every row: what it holds, who may have it, and how it fails."""
+"""The checkpoint: what it holds, who may open it, and how it fails."""
 
 import asyncio
 import contextlib
@@ -29,6 +29,7 @@ from bulkwf.checkpoint import (
     Attempt,
     Begun,
     Checkpoint,
+    errors,
     file,
     inline,
     read_boot,
@@ -36,7 +37,9 @@ from bulkwf.checkpoint import (
     read_run_past,
     read_status,
 )
-from bulkwf.checkpoint.records import LAST_WORDS, read_batch, read_batches
+from bulkwf.checkpoint import lock as lock_file
+from bulkwf.checkpoint.attempts import LAST_WORDS
+from bulkwf.checkpoint.records import read_batch, read_batches
 from bulkwf.checkpoint.schema import FORMAT, IDENTITY
 from bulkwf.clock import Boot
 from bulkwf.errors import CheckpointError
@@ -65,20 +68,20 @@ async def opened(path, executor=inline, header=HEADER, **more):
         await checkpoint.aclose()
 
 
-def created(ledger, positions=None, answer=ANSWER):
-    """Take in that these instances, or all that are pending, have been created."""
-    ledger.attempts += 1
-    ledger.add(
+def created(state, positions=None, answer=ANSWER):
+    """Settle these instances, or all that are pending, as created."""
+    state.attempts += 1
+    state.add(
         Judgement(
             verdict=Verdict.DONE,
-            created=sorted(ledger.pending) if positions is None else positions,
+            created=sorted(state.pending) if positions is None else positions,
             answer=answer,
         )
     )
 
 
 def note(checkpoint, noted):
-    """Write an attempt that has settled nothing."""
+    """Record an attempt that has settled nothing."""
     return checkpoint.record(noted, settled=None, pause_until=None, now=NOW)
 
 
@@ -95,13 +98,13 @@ def attempt(instances=100, at=NOW, elapsed_s=0.5, verdict="done"):
 
 
 async def fill(path, batches=3, rows=10, **more):
-    """A checkpoint with so many settled batches."""
+    """A checkpoint with this number of settled batches."""
     async with opened(path, **more) as checkpoint:
         for number in range(batches):
-            ledger = BatchState(make_batch(rows, first_row=number * rows))
-            await checkpoint.begin(ledger, NOW)
-            created(ledger)
-            await checkpoint.settle(ledger, NOW + 1)
+            state = BatchState(make_batch(rows, first_row=number * rows))
+            await checkpoint.begin(state, NOW)
+            created(state)
+            await checkpoint.settle(state, NOW + 1)
         await checkpoint.finish(NOW + 2)
 
 
@@ -128,18 +131,18 @@ def child(code, *args, **more):
 # --- what it holds ------------------------------------------------------------------------------------------------
 
 
-async def test_what_is_begun_is_pending_and_what_is_settled_is_told(path):
+async def test_rows_are_pending_once_begun_and_have_results_once_settled(path):
     async with opened(path) as checkpoint:
-        ledger = BatchState(make_batch(4))
-        await checkpoint.begin(ledger, NOW)
+        state = BatchState(make_batch(4))
+        await checkpoint.begin(state, NOW)
         assert [result.outcome for result in every_result(path)] == ["pending"] * 4
         assert read_status(path).counts.pending == 4
-        created(ledger, [0, 2])
-        await checkpoint.settle(ledger, NOW + 1)
+        created(state, [0, 2])
+        await checkpoint.settle(state, NOW + 1)
         assert [result.outcome for result in every_result(path)] == ["created", "pending", "created", "pending"]
         assert read_status(path).batches_in_doubt == 1
-        created(ledger)
-        await checkpoint.settle(ledger, NOW + 2)
+        created(state)
+        await checkpoint.settle(state, NOW + 2)
         assert read_status(path).batches_in_doubt == 0
         await checkpoint.finish(NOW + 3)
 
@@ -152,7 +155,7 @@ async def test_what_is_begun_is_pending_and_what_is_settled_is_told(path):
     assert (status.finished_at, status.counts.created, status.rows, status.header) == (NOW + 3, 4, 4, HEADER)
 
 
-async def test_what_is_begun_survives_a_kill_without_a_close(path):
+async def test_begun_batches_survive_a_kill(path):
     checkpoint = start(path)
     await checkpoint.begin(BatchState(make_batch(4)), NOW)
     copy = path.with_name("copy.bulkwf")
@@ -166,7 +169,7 @@ async def test_what_is_begun_survives_a_kill_without_a_close(path):
 FATES = ["blank", "invalid", "created", "created otherwise", "existed", "existed in doubt", "rejected", "pending"]
 
 
-def told(fate, row, attempts):
+def result_of(fate, row, attempts):
     known = {"row": row, "id": f"id-{row}", "attempts": attempts}
     nasty = "no: é \u2028 '\"$.[0] \\u0041"
     return {
@@ -180,59 +183,62 @@ def told(fate, row, attempts):
     }[fate]
 
 
-def settle_by(ledger, fates, steps):
-    """Settle the rows of a batch as *fates* has it, in so many outcomes."""
-    positions = {offset: position for position, offset in enumerate(ledger.batch.offsets)}
+def settle_by(state, fates, steps):
+    """Settle the rows of a batch as *fates* says, in this number of judgements."""
+    positions = {offset: position for position, offset in enumerate(state.batch.offsets)}
     todo = [(positions[row], fate) for row, fate in enumerate(fates) if fate not in ("blank", "invalid", "pending")]
-    ledger.in_doubt = {positions[row] for row, fate in enumerate(fates) if fate == "existed in doubt"}
+    state.in_doubt = {positions[row] for row, fate in enumerate(fates) if fate == "existed in doubt"}
     for step in range(steps):
         part = todo[step::steps]
-        ledger.attempts += 1
+        state.attempts += 1
         alike = [position for position, fate in part if fate == "created"]
         others = tuple(
-            (position, replace(told(fate, ledger.batch.first_row + ledger.batch.offsets[position], 0), in_doubt=False))
+            (
+                position,
+                replace(result_of(fate, state.batch.first_row + state.batch.offsets[position], 0), in_doubt=False),
+            )
             for position, fate in part
             if fate != "created"
         )
-        ledger.add(Judgement(verdict=Verdict.DONE, created=alike, answer=ANSWER if alike else None, others=others))
+        state.add(Judgement(verdict=Verdict.DONE, created=alike, answer=ANSWER if alike else None, others=others))
 
 
-def ledger_of(fates, first_row):
+def state_of(fates, first_row):
     rows = {"blank": b"\n", "invalid": b"nonsense\n"}
     data = b"".join(rows.get(fate) or lines(1, first_row + i) for i, fate in enumerate(fates))
-    ledger = BatchState(make_batch(len(fates), first_row=first_row, data=data))
-    flaw = told("invalid", 0, 0)
-    refused = tuple(replace(one, code=flaw.code, message=flaw.message) for one in ledger.batch.refused)
-    return BatchState(replace(ledger.batch, refused=refused))
+    state = BatchState(make_batch(len(fates), first_row=first_row, data=data))
+    flaw = result_of("invalid", 0, 0)
+    refused = tuple(replace(one, code=flaw.code, message=flaw.message) for one in state.batch.refused)
+    return BatchState(replace(state.batch, refused=refused))
 
 
-def parsed(ledger):
-    """A ledger's record; the order in which rows came to differ is of no meaning."""
-    record = ledger.record()
+def parsed(state):
+    """A state's record, without the order of its exceptions."""
+    record = state.record()
     return record._replace(exceptions=orjson.loads(record.exceptions or "null"))
 
 
 @settings(max_examples=50)
 @given(st.lists(st.lists(st.sampled_from(FATES), min_size=1, max_size=12), min_size=1, max_size=4), st.integers(1, 3))
-def test_the_view_for_sql_the_reader_and_a_resumed_ledger_all_tell_the_same(batches, steps):
+def test_the_sql_view_the_reader_and_a_resumed_batch_state_agree(batches, steps):
     async def run(path):
         expected = []
         async with opened(path) as checkpoint:
-            ledgers = []
+            states = []
             for fates in batches:
-                ledger = ledger_of(fates, first_row=sum(map(len, batches[: len(ledgers)])))
-                ledgers.append(ledger)
-                await checkpoint.begin(ledger, NOW)
-                settle_by(ledger, fates, steps)
-                await checkpoint.settle(ledger, NOW)
+                state = state_of(fates, first_row=sum(map(len, batches[: len(states)])))
+                states.append(state)
+                await checkpoint.begin(state, NOW)
+                settle_by(state, fates, steps)
+                await checkpoint.settle(state, NOW)
                 expected += [
-                    told(fate, ledger.batch.first_row + i, steps) for i, fate in enumerate(fates) if fate != "blank"
+                    result_of(fate, state.batch.first_row + i, steps) for i, fate in enumerate(fates) if fate != "blank"
                 ]
-            for begun, ledger in zip(checkpoint.begun(), ledgers, strict=True):
-                again = checkpoint.ledger(begun, ledger.batch.region, "instance")
-                assert parsed(again) == parsed(ledger)
-                assert again.in_doubt == again.pending == ledger.pending
-                assert begun.settled == (not ledger.pending)
+            for begun, state in zip(checkpoint.begun(), states, strict=True):
+                again = checkpoint.batch_state(begun, state.batch.region, "instance")
+                assert parsed(again) == parsed(state)
+                assert again.in_doubt == again.pending == state.pending
+                assert begun.settled == (not state.pending)
                 assert (begun.size, begun.digest) == again.fingerprint()
         assert every_result(path) == expected
         columns = "row, id, outcome, status, version_id, workflow_id, code, message"
@@ -249,7 +255,7 @@ def test_the_view_for_sql_the_reader_and_a_resumed_ledger_all_tell_the_same(batc
         asyncio.run(run(Path(folder) / "run.bulkwf"))
 
 
-async def test_more_batches_than_a_page_are_listed_in_order(path, monkeypatch):
+async def test_batches_on_several_pages_are_read_in_order(path, monkeypatch):
     monkeypatch.setattr("bulkwf.checkpoint.reading.RESULT_PAGE_BATCHES", 3)
     await fill(path, batches=10, rows=5)
     with contextlib.closing(sqlite3.connect(path)) as db:
@@ -259,7 +265,7 @@ async def test_more_batches_than_a_page_are_listed_in_order(path, monkeypatch):
     assert list(read_results(path, outcome="rejected")) == []
 
 
-def test_an_outcome_that_does_not_exist_is_refused_at_once(path):
+def test_an_unknown_outcome_is_refused_before_reading(path):
     with pytest.raises(ValueError, match="created, existed, rejected, invalid, pending"):
         read_results(path, outcome="failed")
 
@@ -268,11 +274,11 @@ async def test_neither_params_nor_credentials_are_in_the_file(path):
     canary = "canary-7f3a"
     data = orjson.dumps({"instance_id": "id-0", "params": {"secret": canary}}) + b"\n"
     checkpoint = start(path)
-    ledger = BatchState(make_batch(2, data=data + canary.encode() + b"\n"))
-    await checkpoint.begin(ledger, NOW)
+    state = BatchState(make_batch(2, data=data + canary.encode() + b"\n"))
+    await checkpoint.begin(state, NOW)
     note(checkpoint, attempt())
-    created(ledger)
-    await checkpoint.settle(ledger, NOW)
+    created(state)
+    await checkpoint.settle(state, NOW)
     files = [one.read_bytes() for one in path.parent.iterdir()]
     await checkpoint.aclose()
 
@@ -297,7 +303,7 @@ def thread():
 
 
 @pytest.mark.parametrize("threaded", [False, True])
-async def test_what_queues_up_during_a_commit_makes_the_next_one(path, threaded):
+async def test_writes_during_a_commit_share_the_next_one(path, threaded):
     with thread() as (execute, commits):
 
         async def at_once(function):
@@ -306,28 +312,28 @@ async def test_what_queues_up_during_a_commit_makes_the_next_one(path, threaded)
             function()
 
         async with opened(path, execute if threaded else at_once) as checkpoint:
-            ledgers = [BatchState(make_batch(10, first_row=10 * i)) for i in range(100)]
-            await asyncio.gather(*(checkpoint.begin(ledger, NOW) for ledger in ledgers))
+            states = [BatchState(make_batch(10, first_row=10 * i)) for i in range(100)]
+            await asyncio.gather(*(checkpoint.begin(state, NOW) for state in states))
             assert len(commits) == 1
             commits.clear()
 
-            async def settle(ledger):
-                created(ledger)
-                await checkpoint.settle(ledger, NOW)
+            async def settle(state):
+                created(state)
+                await checkpoint.settle(state, NOW)
 
-            await asyncio.gather(*(settle(ledger) for ledger in ledgers))
+            await asyncio.gather(*(settle(state) for state in states))
             assert len(commits) <= 2
             assert read_status(path).counts.created == 1_000
 
 
-async def test_whoever_waits_alone_is_served_at_once(path):
+async def test_a_single_write_is_committed_without_delay(path):
     async with opened(path) as checkpoint:
         for number in range(5):
             async with asyncio.timeout(5):
                 await checkpoint.begin(BatchState(make_batch(1, first_row=number)), NOW)
 
 
-async def test_notes_go_with_the_next_commit_and_a_flush_writes_those_that_are_left(path):
+async def test_attempts_are_written_with_the_next_commit_or_flush(path):
     async with opened(path) as checkpoint:
         note(checkpoint, attempt())
         assert read_status(path).attempts == 0
@@ -338,7 +344,7 @@ async def test_notes_go_with_the_next_commit_and_a_flush_writes_those_that_are_l
         assert read_status(path).attempts == 2
 
 
-async def test_a_cancelled_wait_does_not_take_the_others_commit_away(path):
+async def test_a_cancelled_waiter_does_not_cancel_the_commit(path):
     with thread() as (execute, _):
         async with opened(path, execute) as checkpoint:
             first = asyncio.ensure_future(checkpoint.begin(BatchState(make_batch(1)), NOW))
@@ -349,12 +355,12 @@ async def test_a_cancelled_wait_does_not_take_the_others_commit_away(path):
             assert len(list(checkpoint.begun())) == 2
 
 
-async def test_a_checkpoint_in_memory_holds_the_same(folder, caplog):
+async def test_a_checkpoint_in_memory_works_without_a_file(folder, caplog):
     async with opened(None) as checkpoint:
-        ledger = BatchState(make_batch(3))
-        await checkpoint.begin(ledger, NOW)
-        created(ledger)
-        await checkpoint.settle(ledger, NOW)
+        state = BatchState(make_batch(3))
+        await checkpoint.begin(state, NOW)
+        created(state)
+        await checkpoint.settle(state, NOW)
         assert [begun.created for begun in checkpoint.begun()] == [3]
         assert (checkpoint.counts(), checkpoint.run_key, checkpoint.path) == (Counts(), "key", None)
     assert list(folder.iterdir()) == []
@@ -364,7 +370,7 @@ async def test_a_checkpoint_in_memory_holds_the_same(folder, caplog):
 # --- the file -----------------------------------------------------------------------------------------------------
 
 
-async def test_a_clean_end_leaves_one_file_for_its_owner_alone(path):
+async def test_a_clean_end_leaves_one_private_file(path):
     old = os.umask(0)
     try:
         async with opened(path) as checkpoint:
@@ -394,16 +400,16 @@ async def test_readers_read_while_the_writer_writes(path):
         pending = read_results(path, outcome="pending")
         first = next(pending)
         for number in range(1, 20):
-            ledger = BatchState(make_batch(5, first_row=5 * number))
-            await checkpoint.begin(ledger, NOW)
-            created(ledger)
-            await checkpoint.settle(ledger, NOW)
+            state = BatchState(make_batch(5, first_row=5 * number))
+            await checkpoint.begin(state, NOW)
+            created(state)
+            await checkpoint.settle(state, NOW)
         assert (first.row, [result.row for result in pending]) == (0, [1, 2, 3, 4])
         assert len(list(read_results(path))) == 95
     assert [one.name for one in path.parent.iterdir()] == [path.name]
 
 
-def test_a_checkpoint_that_is_not_there_can_not_be_read(path):
+def test_reading_a_missing_checkpoint_is_an_error_and_makes_no_file(path):
     with pytest.raises(CheckpointError, match="there is no such checkpoint"):
         list(read_results(path))
     with pytest.raises(CheckpointError, match="there is no such checkpoint"):
@@ -411,12 +417,12 @@ def test_a_checkpoint_that_is_not_there_can_not_be_read(path):
     assert not path.exists()
 
 
-def test_a_folder_that_is_not_there_is_named(folder):
+def test_a_missing_folder_is_named(folder):
     with pytest.raises(CheckpointError, match=r"there is no folder .*nowhere"):
         start(folder / "nowhere" / "run.bulkwf")
 
 
-# --- whose it is --------------------------------------------------------------------------------------------------
+# --- another run or file ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", IDENTITY)
@@ -430,11 +436,23 @@ async def test_a_checkpoint_of_another_run_is_refused_naming_what_differs(path, 
     assert [one.name for one in path.parent.iterdir()] == [path.name]
 
 
-async def test_an_old_checkpoint_keeps_its_run_key_where_none_is_demanded(path):
+async def test_an_old_checkpoint_keeps_its_run_key_if_the_run_gives_none(path):
     await fill(path)
-    async with opened(path, header=replace(HEADER, run_key="fresh", input="other.jsonl")) as checkpoint:
+    async with opened(path, header=replace(HEADER, run_key="fresh", limits="other")) as checkpoint:
         assert checkpoint.run_key == "key"
-    assert read_status(path).header.input == "other.jsonl"
+    assert read_status(path).header.limits == "other"
+
+
+async def test_another_list_is_stored_with_the_first_new_batch_not_before(path):
+    await fill(path)
+    other = replace(HEADER, input="other.jsonl", source="other")
+    for _ in range(2):
+        async with opened(path, header=other) as checkpoint:
+            assert checkpoint.source_before == HEADER.source
+        assert read_status(path).header == HEADER
+    async with opened(path, header=other) as checkpoint:
+        await checkpoint.begin(BatchState(make_batch(1, first_row=30)), NOW)
+    assert read_status(path).header == other
 
 
 async def test_a_checkpoint_of_a_newer_format_is_refused(path):
@@ -468,19 +486,18 @@ async def test_an_empty_database_is_not_taken_for_a_new_checkpoint(path):
     assert path.read_bytes() == before
 
 
-async def test_another_database_is_no_checkpoint_and_stays_as_it_is(path):
+async def test_a_database_of_another_program_is_refused_and_not_changed(path):
     query(path, "CREATE TABLE mine (x)")
     before = path.read_bytes()
 
     for use in (start, read_status, lambda path: list(read_results(path))):
-        with pytest.raises(CheckpointError, match="no checkpoint of bulkwf"):
+        with pytest.raises(CheckpointError, match="not a checkpoint of bulkwf"):
             use(path)
-    assert query(path, "SELECT count(*) FROM mine") == [(0,)]
-    assert len(path.read_bytes()) == len(before)
+    assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize("content", [b"not a database, but a letter to a friend" * 200, b"{}\n"])
-def test_a_file_of_another_kind_is_refused_and_stays_as_it_is(path, content):
+def test_a_file_that_is_no_database_is_refused_and_not_changed(path, content):
     path.write_bytes(content)
 
     for use in (start, read_status, lambda path: list(read_results(path))):
@@ -490,7 +507,7 @@ def test_a_file_of_another_kind_is_refused_and_stays_as_it_is(path, content):
 
 
 @pytest.mark.parametrize("harm", ["header", "truncated"])
-def test_a_damaged_file_is_refused_and_says_so(path, harm):
+def test_a_damaged_file_is_refused_with_the_reason(path, harm):
     asyncio.run(fill(path, batches=50, rows=100))
     data = path.read_bytes()
     path.write_bytes(b"\0" * 100 + data[100:] if harm == "header" else data[: len(data) // 2])
@@ -528,11 +545,11 @@ async def three_batches(path):
     """A settled batch with rows that differ, one in doubt, and one that is begun."""
     async with opened(path) as checkpoint:
         for number, fates in enumerate((["created", "rejected", "existed", "invalid"], ["created", "pending"], None)):
-            ledger = BatchState(make_batch(4, first_row=6)) if fates is None else ledger_of(fates, first_row=4 * number)
-            await checkpoint.begin(ledger, NOW)
+            state = BatchState(make_batch(4, first_row=6)) if fates is None else state_of(fates, first_row=4 * number)
+            await checkpoint.begin(state, NOW)
             if fates is not None:
-                settle_by(ledger, fates, 1)
-                await checkpoint.settle(ledger, NOW)
+                settle_by(state, fates, 1)
+                await checkpoint.settle(state, NOW)
         await checkpoint.pause(NOW + 60)
 
 
@@ -546,7 +563,7 @@ READERS = {"results": use_all, "status": read_status, "run": start}
 
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("where", ["first_row = 0", "first_row = 4", "first_row = 6"])
-def test_a_changed_value_of_any_column_of_a_batch_is_found_by_all_who_read_it(path, where, reader):
+def test_a_changed_value_in_any_batch_column_is_found_by_every_reader(path, where, reader):
     asyncio.run(three_batches(path))
     whole = path.read_bytes()
     names = columns(path, "batch")
@@ -561,7 +578,7 @@ def test_a_changed_value_of_any_column_of_a_batch_is_found_by_all_who_read_it(pa
 
 
 @pytest.mark.parametrize("reader", ["status", "run"])
-def test_a_changed_value_of_any_column_of_the_run_is_found_by_all_who_read_it(path, reader):
+def test_a_changed_value_in_any_run_column_is_found_by_every_reader(path, reader):
     asyncio.run(three_batches(path))
     whole = path.read_bytes()
     for column in columns(path, "run"):
@@ -571,17 +588,45 @@ def test_a_changed_value_of_any_column_of_the_run_is_found_by_all_who_read_it(pa
             READERS[reader](path)
 
 
-async def test_damaged_ids_of_a_settled_batch_with_rows_to_compare_are_found_when_they_are_read(path):
+@pytest.mark.parametrize("table", ["attempt", "session"])
+def test_a_changed_value_in_any_attempt_or_session_column_is_found_when_a_run_opens_it(path, table):
+    """Attempts restore the limits' windows and the quota; sessions say since when rows may be in doubt."""
+
+    async def run():
+        async with opened(path) as checkpoint:
+            await note(checkpoint, attempt()._replace(quota="r=7;t=9"))
+            checkpoint.end(NOW + 1, "drained", 143)
+
+    asyncio.run(run())
+    whole = path.read_bytes()
+    for column in columns(path, table):
+        if (table, column) == ("attempt", "id"):
+            continue
+        path.write_bytes(whole)
+        damage(path, table, column)
+        with pytest.raises(CheckpointError, match=f"the record of {table} [12] does not match its checksum"):
+            start(path)
+
+
+async def test_a_damaged_attempt_is_found_when_a_verification_restores_the_limits(path):
+    async with opened(path) as checkpoint:
+        await note(checkpoint, attempt())
+    damage(path, "attempt", "started_at")
+    with pytest.raises(CheckpointError, match="the record of attempt 1 does not match its checksum"):
+        read_run_past(path, NOW - 300)
+
+
+async def test_damaged_ids_of_a_settled_batch_are_found_when_they_are_read(path):
     await three_batches(path)
     damage(path, "batch", "ids", "first_row = 0")
 
     async with opened(path) as checkpoint:
         begun = next(checkpoint.begun())
         with pytest.raises(CheckpointError, match="the ids of the batch at row 0 do not match their checksum"):
-            checkpoint.ledger(begun, lines(4), "instance")
+            checkpoint.batch_state(begun, lines(4), "instance")
 
 
-def test_a_row_that_stands_in_no_batch_is_missing(path):
+def test_a_row_in_no_batch_is_missing(path):
     asyncio.run(fill(path))
     with contextlib.closing(sqlite3.connect(path)) as db:
         assert [read_batch(db, row).first_row for row in (0, 9, 10, 29)] == [0, 0, 10, 20]
@@ -591,7 +636,7 @@ def test_a_row_that_stands_in_no_batch_is_missing(path):
 
 
 @pytest.mark.parametrize("reader", READERS)
-def test_records_that_have_changed_places_are_found(path, reader):
+def test_swapped_records_are_found(path, reader):
     asyncio.run(fill(path))
     query(path, "UPDATE batch SET first_row = -1 WHERE first_row = 10")
     query(path, "UPDATE batch SET first_row = 10 WHERE first_row = 20")
@@ -613,7 +658,7 @@ def test_records_that_have_changed_places_are_found(path, reader):
         ("UPDATE batch SET settled_at = x'00'", "no run writes"),
     ],
 )
-def test_a_made_up_record_whose_checksum_fits_is_refused_where_no_run_writes_it(path, harm, why, reader):
+def test_a_forged_batch_record_that_no_run_writes_is_refused(path, harm, why, reader):
     asyncio.run(fill(path))
     query(path, harm)
     reseal(path)
@@ -627,7 +672,7 @@ MADE_UP_IDS = ["../../user/tokens", "..", "", "a b", 'x","params":{}', "batch", 
 
 @pytest.mark.parametrize("reader", ["results", "run"])
 @pytest.mark.parametrize("made_up", MADE_UP_IDS)
-def test_made_up_ids_are_refused_though_their_checksum_fits(path, made_up, reader):
+def test_forged_ids_that_break_the_rules_of_ids_are_refused(path, made_up, reader):
     async def begin():
         async with opened(path) as checkpoint:
             await checkpoint.begin(BatchState(make_batch(2)), NOW)
@@ -643,7 +688,7 @@ def test_made_up_ids_are_refused_though_their_checksum_fits(path, made_up, reade
 
 
 @pytest.mark.parametrize("entry", [{"outcome": "existed", "id": "../x"}, {"outcome": "rejected"}])
-def test_a_made_up_result_cannot_bring_an_id_of_its_own(path, entry):
+def test_a_forged_result_with_an_id_of_its_own_is_refused(path, entry):
     asyncio.run(fill(path, batches=1, rows=2))
     with contextlib.closing(sqlite3.connect(path)) as db, db:
         ids = '[null,"id-1"]' if "id" not in entry else '["id-0","id-1"]'
@@ -651,7 +696,7 @@ def test_a_made_up_result_cannot_bring_an_id_of_its_own(path, entry):
         db.execute("UPDATE batch SET exceptions = ?, ids = ?", values)
     reseal(path)
 
-    with pytest.raises(CheckpointError, match="row 0 has come to something without having been sent"):
+    with pytest.raises(CheckpointError, match="row 0 has an outcome without having been sent"):
         list(read_results(path))
 
 
@@ -670,7 +715,7 @@ def test_a_made_up_result_cannot_bring_an_id_of_its_own(path, entry):
         ("finished_at", -1.0),
     ],
 )
-def test_a_made_up_record_of_the_run_is_refused_though_its_checksum_fits(path, column, value, reader):
+def test_a_forged_run_record_that_no_run_writes_is_refused(path, column, value, reader):
     asyncio.run(fill(path))
     with contextlib.closing(sqlite3.connect(path)) as db, db:
         db.execute(f"UPDATE run SET {column} = ?", (value,))
@@ -681,7 +726,7 @@ def test_a_made_up_record_of_the_run_is_refused_though_its_checksum_fits(path, c
 
 
 @pytest.mark.parametrize("harm", ["DELETE FROM run", "INSERT INTO run SELECT * FROM run"])
-def test_a_checkpoint_has_one_record_of_its_run(path, harm):
+def test_a_checkpoint_without_exactly_one_run_record_is_damaged(path, harm):
     asyncio.run(fill(path))
     query(path, harm)
 
@@ -689,22 +734,25 @@ def test_a_checkpoint_has_one_record_of_its_run(path, harm):
         read_status(path)
 
 
-@pytest.mark.parametrize("harm", ["instances = 'many'", "quota = x'00'"])
-async def test_an_attempt_that_no_run_writes_is_refused_before_anything_is_written(path, harm):
+@pytest.mark.parametrize(
+    "harm", ["attempt SET instances = 'many'", "attempt SET quota = x'00'", "session SET started_at = 'then'"]
+)
+async def test_a_forged_attempt_or_session_that_no_run_writes_is_refused(path, harm):
     async with opened(path) as checkpoint:
         note(checkpoint, attempt())
         await checkpoint.flush()
-    query(path, f"UPDATE attempt SET {harm}")
+    query(path, f"UPDATE {harm}")
+    reseal(path)
     before = path.read_bytes()
 
     with pytest.raises(
-        CheckpointError, match=r"damaged: it holds what no run writes \(\w+ at (records|quota).py:\d+\)"
+        CheckpointError, match=r"damaged: it holds what no run writes \(\w+ at (attempts|sessions).py:\d+\)"
     ):
         start(path)
     assert path.read_bytes() == before
 
 
-async def test_a_gap_between_the_batches_is_damage(path):
+async def test_a_gap_between_batches_is_damage(path):
     await fill(path)
     query(path, "DELETE FROM batch WHERE first_row = 10")
 
@@ -724,7 +772,7 @@ HOLD = """
 """
 
 
-def test_a_checkpoint_that_another_process_writes_is_refused_naming_it(path):
+def test_a_checkpoint_that_another_process_writes_is_refused_naming_the_process(path):
     root = str(Path(bulkwf.__file__).parent.parent)
     paths = os.pathsep.join([root, str(Path(__file__).parent)])
     with subprocess.Popen(
@@ -744,9 +792,7 @@ def test_a_checkpoint_that_another_process_writes_is_refused_naming_it(path):
 @pytest.mark.parametrize(
     ("signed", "said"), [("pid 7 on a", " (pid 7 on a)"), ("\x1b[31m", ""), (b"\xff", ""), (None, "")]
 )
-async def test_a_holder_that_has_not_signed_yet_is_waited_for_and_one_that_signs_oddly_or_goes_is_not(
-    path, monkeypatch, signed, said
-):
+async def test_the_holder_of_a_lock_is_named_once_it_has_signed_with_printable_text(path, monkeypatch, signed, said):
     lock = path.with_name(path.name + ".lock")
 
     def sign(_):
@@ -756,7 +802,7 @@ async def test_a_holder_that_has_not_signed_yet_is_waited_for_and_one_that_signs
         else:
             lock.write_bytes(signed if isinstance(signed, bytes) else signed.encode())
 
-    monkeypatch.setattr(file.time, "sleep", sign)
+    monkeypatch.setattr(lock_file.time, "sleep", sign)
     async with opened(path):
         lock.write_bytes(b"")
         with pytest.raises(CheckpointError) as refused:
@@ -764,9 +810,9 @@ async def test_a_holder_that_has_not_signed_yet_is_waited_for_and_one_that_signs
         assert f"another run is writing this checkpoint{said}. Wait for that" in str(refused.value)
 
 
-async def test_a_holder_that_never_signs_is_not_named(path, monkeypatch):
+async def test_a_lock_holder_that_never_signs_is_not_named(path, monkeypatch):
     naps = []
-    monkeypatch.setattr(file.time, "sleep", naps.append)
+    monkeypatch.setattr(lock_file.time, "sleep", naps.append)
     async with opened(path):
         path.with_name(path.name + ".lock").write_bytes(b"")
         with pytest.raises(CheckpointError, match=r"another run is writing this checkpoint\. Wait"):
@@ -774,7 +820,7 @@ async def test_a_holder_that_never_signs_is_not_named(path, monkeypatch):
     assert 0 < sum(naps) < 1
 
 
-async def test_one_process_can_not_write_it_twice_by_whatever_name(path):
+async def test_one_process_can_not_open_a_checkpoint_twice_under_any_name(path):
     link = path.with_name("link")
     async with opened(path):
         link.symlink_to(path)
@@ -785,7 +831,7 @@ async def test_one_process_can_not_write_it_twice_by_whatever_name(path):
         assert checkpoint.path == path
 
 
-def test_a_killed_holder_leaves_no_lock(path):
+def test_the_lock_of_a_killed_process_does_not_bind(path):
     killed = child(HOLD.replace("sys.stdin.read()", "import os; os.kill(os.getpid(), 9)"), path)
     assert (killed.returncode, path.with_name(path.name + ".lock").exists()) == (-9, True)
 
@@ -809,7 +855,7 @@ async def test_new_moves_a_finished_checkpoint_aside(path):
     assert len(list(read_results(path.with_name(aside[1])))) == 30
 
 
-async def test_new_refuses_to_forget_an_unfinished_run(path):
+async def test_new_refuses_an_unfinished_run(path):
     async with opened(path) as checkpoint:
         await checkpoint.begin(BatchState(make_batch(1)), NOW)
 
@@ -818,7 +864,7 @@ async def test_new_refuses_to_forget_an_unfinished_run(path):
     assert len(list(read_results(path, outcome="pending"))) == 1
 
 
-async def test_new_refuses_to_forget_rows_that_were_begun_after_the_run_had_finished_once(path):
+async def test_new_refuses_a_finished_run_that_has_begun_more_rows(path):
     await fill(path)
     async with opened(path) as checkpoint:
         await checkpoint.begin(BatchState(make_batch(1, first_row=30)), NOW)
@@ -827,7 +873,7 @@ async def test_new_refuses_to_forget_rows_that_were_begun_after_the_run_had_fini
         start(path, new=True)
 
 
-async def test_new_waits_for_those_who_read_the_old_one(path, monkeypatch):
+async def test_new_is_refused_while_a_reader_holds_a_transaction(path, monkeypatch):
     await fill(path)
     monkeypatch.setattr(file, "BUSY_TIMEOUT_S", 0.01)
     with contextlib.closing(file.connect_reader(path)) as reader:
@@ -841,8 +887,25 @@ async def test_new_waits_for_those_who_read_the_old_one(path, monkeypatch):
         assert checkpoint.counts().rows == 0
 
 
+async def test_new_beside_an_idle_reader_leaves_it_the_old_checkpoint(path, monkeypatch):
+    """A pager that has shown its first screen reads the rest once the new run is under way."""
+    monkeypatch.setattr("bulkwf.checkpoint.reading.RESULT_PAGE_BATCHES", 2)
+    await fill(path, batches=200, rows=10)
+    reading = read_results(path)
+    rows = [next(reading).row]
+    async with opened(path, new=True) as checkpoint:
+        for number in range(3):
+            await checkpoint.begin(BatchState(make_batch(1, first_row=number)), NOW)
+        rows += [result.row for result in reading]
+        assert read_status(path).rows == 3
+    assert rows == list(range(2_000))
+    assert sorted(one.name for one in path.parent.iterdir()) == [path.name, f"{path.name}.{NOW:.0f}"]
+    for one in path.parent.iterdir():
+        assert query(one, "PRAGMA integrity_check") == [("ok",)]
+
+
 @pytest.mark.parametrize("empty", [False, True])
-async def test_new_where_there_is_nothing_yet_just_starts(path, empty):
+async def test_new_without_an_old_checkpoint_starts_a_run(path, empty):
     if empty:
         path.touch()
     async with opened(path, new=True) as checkpoint:
@@ -865,7 +928,7 @@ async def test_new_moves_nothing_but_checkpoints(path, content):
 
 
 @pytest.mark.parametrize("harm", ["deleted", "moved", "replaced"])
-async def test_a_file_that_is_no_longer_ours_is_not_written_any_more(path, harm):
+async def test_a_moved_replaced_or_deleted_file_is_not_written_any_more(path, harm):
     checkpoint = start(path)
     await checkpoint.begin(BatchState(make_batch(1)), NOW)
     path.rename(path.with_name("moved")) if harm != "deleted" else path.unlink()
@@ -906,7 +969,7 @@ async def test_after_a_failed_write_every_waiter_and_every_later_write_fails(pat
     assert len(every_result(path)) == 1
 
 
-async def test_what_is_queued_behind_a_commit_that_fails_fails_with_it(path):
+async def test_writes_queued_behind_a_failed_commit_fail_with_it(path):
     held = asyncio.Event()
 
     async def slow(function):
@@ -938,10 +1001,10 @@ FILL_UP = """
         settled = 0
         try:
             for number in range(5_000):
-                ledger = BatchState(make_batch(100, first_row=100 * number))
-                await checkpoint.begin(ledger, NOW)
-                created(ledger)
-                await checkpoint.settle(ledger, NOW)
+                state = BatchState(make_batch(100, first_row=100 * number))
+                await checkpoint.begin(state, NOW)
+                created(state)
+                await checkpoint.settle(state, NOW)
                 settled = number + 1
         finally:
             print(settled, flush=True)
@@ -963,7 +1026,7 @@ def check_full(ended, path):
     assert [one.name for one in path.parent.iterdir() if one.name.endswith(".lock")] == []
 
 
-def test_a_full_quota_stops_the_writing_and_loses_nothing(path):
+def test_a_file_size_limit_stops_the_writer_and_loses_no_settled_row(path):
     check_full(child(FILL_UP, path, 300_000), path)
 
     async def go_on():
@@ -979,12 +1042,12 @@ def test_a_full_quota_stops_the_writing_and_loses_nothing(path):
     [
         (errno.ENOSPC, "Make room on the disk and run"),
         (errno.EDQUOT, "Make room on the disk and run"),
-        (errno.EIO, "mend it where it fails"),
+        (errno.EIO, "repair it if it fails"),
         (errno.EACCES, "Its folder must exist and be writable"),
     ],
 )
-def test_an_error_of_the_system_is_told_with_what_to_do_about_it(path, number, advice):
-    with pytest.raises(CheckpointError, match=advice), file.explained(path):
+def test_a_system_error_is_explained_with_advice(path, number, advice):
+    with pytest.raises(CheckpointError, match=advice), errors.explained(path):
         raise OSError(number, os.strerror(number))
 
 
@@ -1004,11 +1067,11 @@ def disk(folder):
     subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
-def test_a_full_disk_stops_the_writing_and_loses_nothing(disk):
+def test_a_full_disk_stops_the_writer_and_loses_no_settled_row(disk):
     path = disk / "run.bulkwf"
     ended = child(FILL_UP, path)
 
-    assert f" bytes of it are in {path}-wal still, as the disk had no room" in ended.stderr
+    assert f" bytes of it are still in {path}-wal, because the disk has no room" in ended.stderr
     check_full(ended, path)
 
 
@@ -1021,10 +1084,10 @@ ALMOST_FULL = """
     async def run(path):
         checkpoint, number = start(path), 0
         while os.statvfs(path.parent).f_bavail * os.statvfs(path.parent).f_bsize > 24_000:
-            ledger = BatchState(make_batch(100, first_row=100 * number))
-            await checkpoint.begin(ledger, NOW)
-            created(ledger)
-            await checkpoint.settle(ledger, NOW)
+            state = BatchState(make_batch(100, first_row=100 * number))
+            await checkpoint.begin(state, NOW)
+            created(state)
+            await checkpoint.settle(state, NOW)
             number += 1
         print(number, flush=True)
         await checkpoint.aclose()
@@ -1033,12 +1096,12 @@ ALMOST_FULL = """
 """
 
 
-def test_where_there_is_no_room_for_one_file_a_closed_checkpoint_stays_two_and_says_so(disk):
+def test_without_room_to_fold_the_log_closing_warns_and_leaves_two_files(disk):
     path = disk / "run.bulkwf"
     ended = child(ALMOST_FULL, path)
 
     assert ended.returncode == 0
-    assert f" bytes of it are in {path}-wal still, as the disk had no room" in ended.stderr
+    assert f" bytes of it are still in {path}-wal, because the disk has no room" in ended.stderr
     assert [r.row for r in read_results(path)] == list(range(100 * int(ended.stdout)))
 
 
@@ -1059,7 +1122,7 @@ NOBODY = """
 """
 
 
-def test_in_a_folder_that_can_not_be_written_it_is_read_but_not_opened():
+def test_in_a_read_only_folder_a_checkpoint_can_be_read_but_not_opened():
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "run.bulkwf"
         asyncio.run(fill(path))
@@ -1077,7 +1140,7 @@ def test_in_a_folder_that_can_not_be_written_it_is_read_but_not_opened():
 # --- what earlier sessions left -----------------------------------------------------------------------------------
 
 
-async def test_recent_attempts_are_told_from_their_end_the_oldest_first(path):
+async def test_recent_attempts_are_read_by_their_end_the_oldest_first(path):
     async with opened(path) as checkpoint:
         note(checkpoint, attempt(instances=7, at=NOW - 10, elapsed_s=9.0))
         note(checkpoint, attempt(instances=5, at=NOW - 9, elapsed_s=0.5))
@@ -1086,21 +1149,32 @@ async def test_recent_attempts_are_told_from_their_end_the_oldest_first(path):
         assert checkpoint.past(NOW - 300).attempts == [(NOW - 8.5, 5), (NOW - 1.0, 7)]
 
 
-async def test_each_batch_in_doubt_counts_as_an_attempt_of_now(path):
+async def test_recent_attempts_are_read_in_pages_until_one_is_too_old(path, monkeypatch):
+    monkeypatch.setattr("bulkwf.checkpoint.attempts.PAGE_ATTEMPTS", 2)
+    async with opened(path) as checkpoint:
+        for number in range(9):
+            note(checkpoint, attempt(instances=number, at=NOW + number, elapsed_s=0.0))
+        await checkpoint.flush()
+        assert checkpoint.past(NOW + 3).attempts == [(NOW + number, number) for number in range(4, 9)]
+        query(path, "UPDATE attempt SET instances = 99 WHERE instances = 0")  # a damaged one, too old to be read
+        assert len(checkpoint.past(NOW + 3).attempts) == 5
+
+
+async def test_each_batch_in_doubt_counts_as_an_attempt_at_the_session_start(path):
     async with opened(path) as checkpoint:
         done, partly, begun = (BatchState(make_batch(10, first_row=10 * i)) for i in range(3))
-        for ledger in (done, partly, begun):
-            await checkpoint.begin(ledger, NOW - 1_000)
+        for state in (done, partly, begun):
+            await checkpoint.begin(state, NOW - 1_000)
         created(done)
         created(partly, [0, 1, 2])
-        for ledger in (done, partly):
-            await checkpoint.settle(ledger, NOW - 999)
+        for state in (done, partly):
+            await checkpoint.settle(state, NOW - 999)
     async with opened(path) as checkpoint:
         assert sorted(checkpoint.past(NOW - 300).attempts) == [(NOW, 7), (NOW, 10)]
         assert query(path, "SELECT DISTINCT verdict FROM attempt") == [("interrupted",)]
 
 
-async def test_the_pause_that_the_service_ordered_is_remembered(path):
+async def test_a_pause_outlives_the_session(path):
     async with opened(path) as checkpoint:
         assert checkpoint.past(NOW).pause_until == 0
         await checkpoint.pause(NOW + 300)
@@ -1108,7 +1182,7 @@ async def test_the_pause_that_the_service_ordered_is_remembered(path):
         assert checkpoint.past(NOW).pause_until == read_status(path).pause_until == NOW + 300
 
 
-async def test_what_the_last_answers_said_is_left_is_remembered_with_all_requests_since(path):
+async def test_the_last_quotas_are_read_with_all_requests_since(path):
     async with opened(path) as checkpoint:
         note(checkpoint, attempt(at=NOW - 2_000, elapsed_s=0.25)._replace(quota="r=7;t=9"))
         note(checkpoint, attempt(at=NOW - 1_000, elapsed_s=0.5))
@@ -1123,7 +1197,7 @@ async def test_what_the_last_answers_said_is_left_is_remembered_with_all_request
     assert past.attempts == [(NOW - 999.5, 100), (NOW - 898.0, 100)]
 
 
-async def test_only_the_last_words_are_read(path):
+async def test_only_the_last_quotas_are_read(path):
     async with opened(path) as checkpoint:
         for number in range(2 * LAST_WORDS):
             note(checkpoint, attempt(at=NOW + number)._replace(quota=f"r={number};t=9"))
@@ -1136,7 +1210,7 @@ async def test_only_the_last_words_are_read(path):
 
 
 @pytest.mark.parametrize("at", ["1e17", "-1e400", "'then'", "x'00'"])
-async def test_a_boot_at_no_time_of_day_is_damage(path, at):
+async def test_an_impossible_boot_time_is_damage(path, at):
     await fill(path)
     with contextlib.closing(sqlite3.connect(path)) as db, db:
         db.execute(f"UPDATE run SET booted_at = {at}")
@@ -1147,17 +1221,17 @@ async def test_a_boot_at_no_time_of_day_is_damage(path, at):
             use(path)
 
 
-async def test_one_boot_counts_its_times_as_it_began_to_and_another_boot_anew(path):
-    told = []
+async def test_a_boot_keeps_its_first_clock_and_another_boot_sets_its_own(path):
+    found = []
     for boot in (Boot("a", 1_000.0), Boot("a", 5_000.0), Boot("b", 5_000.0), Boot("", 0.0), Boot("b", 7_000.0)):
         async with opened(path, boot=boot) as checkpoint:
-            told.append((checkpoint.boot, read_boot(path)))
+            found.append((checkpoint.boot, read_boot(path)))
     expected = (Boot("a", 1_000.0), Boot("a", 1_000.0), Boot("b", 5_000.0), Boot("", 0.0), Boot("b", 7_000.0))
-    assert told == [(boot, boot) for boot in expected]
+    assert found == [(boot, boot) for boot in expected]
 
 
 @pytest.mark.parametrize(("boot", "shift_s"), [(Boot("a", 1_600.0), 600.0), (Boot("b", 1_600.0), 0.0)])
-async def test_who_counts_the_times_of_the_same_boot_otherwise_is_told_them_in_his_own_way(path, boot, shift_s):
+async def test_past_times_of_the_same_boot_are_shifted_to_the_callers_clock(path, boot, shift_s):
     async with opened(path, boot=Boot("a", 1_000.0)) as checkpoint:
         note(checkpoint, attempt(at=NOW - 350, elapsed_s=0.0)._replace(quota="r=7;t=9"))
         note(checkpoint, attempt(at=NOW - 250, elapsed_s=0.0))
@@ -1168,7 +1242,7 @@ async def test_who_counts_the_times_of_the_same_boot_otherwise_is_told_them_in_h
     assert past.pause_until == NOW + 60 + shift_s
 
 
-async def test_whatever_ends_the_writing_thread_nobody_waits_for_ever_and_the_lock_is_free_again(path):
+async def test_a_broken_executor_fails_the_write_and_closing_releases_the_lock(path):
     async def broken(function):
         raise RuntimeError("can't start new thread")
 
@@ -1181,7 +1255,7 @@ async def test_whatever_ends_the_writing_thread_nobody_waits_for_ever_and_the_lo
         pass
 
 
-async def test_closing_waits_for_the_commit_under_way_however_often_it_is_cancelled(path):
+async def test_closing_waits_for_the_commit_under_way_when_it_is_cancelled(path):
     held = asyncio.Event()
 
     async def slow(function):
@@ -1209,7 +1283,7 @@ async def test_closing_waits_for_the_commit_under_way_however_often_it_is_cancel
         assert len(list(checkpoint.begun())) == 2
 
 
-async def test_where_no_thread_can_be_had_a_write_fails_and_closing_frees_the_lock(path):
+async def test_without_a_thread_a_write_fails_and_closing_releases_the_lock(path):
     def none(function):
         raise RuntimeError("can't start new thread")
 
@@ -1220,7 +1294,7 @@ async def test_where_no_thread_can_be_had_a_write_fails_and_closing_frees_the_lo
         pass
 
 
-async def test_a_commit_that_is_cut_off_fails_whoever_waits_for_it(path):
+async def test_a_cancelled_commit_fails_its_waiters(path):
     async def endless(function):
         await asyncio.Event().wait()
 
@@ -1240,15 +1314,3 @@ async def test_a_commit_that_is_cut_off_fails_whoever_waits_for_it(path):
     await closing
     async with opened(path):
         pass
-
-
-async def test_another_programs_database_stays_as_it_is(path):
-    with contextlib.closing(sqlite3.connect(path)) as db:
-        db.execute("CREATE TABLE theirs (a)")
-        db.commit()
-    before = path.read_bytes()
-
-    with pytest.raises(CheckpointError, match="no checkpoint of bulkwf"):
-        start(path)
-
-    assert path.read_bytes() == before

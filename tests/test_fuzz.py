@@ -14,7 +14,7 @@ from random import Random
 
 import pytest
 from canary import assert_silent
-from fakes import memory_folder
+from fakes import memory_folder, reseal
 from fuzz.checks import (
     BATCH,
     assert_harmless,
@@ -275,10 +275,12 @@ def test_a_checkpoint_whose_cells_hold_something_else_is_read_or_refused(memory,
     path = place(memory, checkpoint.read_bytes())
     with closing(sqlite3.connect(path)) as db, db:
         db.execute(
-            "INSERT INTO attempt VALUES (1, 0, 1.0, 1.0, 1, 200, 'done', NULL, 'create', 9, 0.1, NULL, 'r=0;t=9')"
+            "INSERT INTO attempt VALUES (1, 0, 1.0, 1.0, 1, 200, 'done', NULL, 'create', 9, 0.1, NULL, 'r=0;t=9', 0)"
         )
         change = f"UPDATE OR IGNORE {table} SET {column} = ?" if column else f"DELETE FROM {table} WHERE ? IS NULL"
         db.execute(change, (value,))
+    if table in ("attempt", "session"):
+        reseal(path)
     check_checkpoint(path)
 
 

@@ -23,7 +23,7 @@ def files(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_a_file_is_known_by_its_name_size_and_time_of_change(files):
+def test_a_file_is_identified_by_name_size_and_mtime(files):
     assert orjson.loads(identify(["a.jsonl"])) == {
         "format": "jsonl",
         "rules": 1,
@@ -32,7 +32,7 @@ def test_a_file_is_known_by_its_name_size_and_time_of_change(files):
 
 
 @pytest.mark.parametrize("path", ["-", "no-such-file", "/dev/null"])
-def test_what_is_no_file_is_known_by_its_name_alone(files, path):
+def test_a_list_that_is_no_file_is_identified_by_its_name(files, path):
     assert orjson.loads(identify([path]))["parts"] == [{"name": path}]
 
 
@@ -40,13 +40,13 @@ def test_rows_of_a_program_have_no_parts():
     assert orjson.loads(identify(None)) == {"format": "rows", "rules": 1, "parts": []}
 
 
-def test_a_list_whose_files_are_as_they_were_has_no_change_to_explain(files):
+def test_unchanged_files_give_no_explanation(files):
     assert explain_change(identify(["a.jsonl"]), identify(["a.jsonl"])) == ""
     assert explain_change(identify(None), identify(None)) == ""
     assert explain_change(identify(["-"]), identify(["-"])) == ""
 
 
-def test_a_file_that_has_changed_is_explained_by_its_sizes_and_times(files):
+def test_a_changed_file_is_explained_by_its_sizes_and_times(files):
     before = identify(["a.jsonl", "b.jsonl"])
     (files / "b.jsonl").write_bytes(b"{}\n" * 500)
     os.utime("b.jsonl", (1_790_000_060, 1_790_000_060))
@@ -67,5 +67,5 @@ def test_other_files_are_explained_by_their_names(files):
 
 
 @given(st.text() | st.dictionaries(st.text(), st.integers()).map(json.dumps))
-def test_whatever_the_checkpoint_holds_is_no_error(stored):
+def test_any_stored_text_is_accepted_without_an_error(stored):
     assert explain_change(stored, identify(None)) == ""

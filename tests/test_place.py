@@ -1,4 +1,4 @@
-"""Where a checkpoint may lie: file systems, mounts of a single file, hard links."""
+"""Where a checkpoint may be: file systems, mounts of a single file, hard links."""
 
 import ast
 import asyncio
@@ -67,7 +67,7 @@ def test_the_file_system_of_a_folder_is_that_of_the_deepest_and_last_mount(folde
 
 
 @given(st.text(st.characters(exclude_characters="/\0", codec="utf-8"), min_size=1).filter(lambda name: name != "."))
-def test_whatever_a_mount_point_is_called_it_is_found(name):
+def test_a_mount_point_of_any_name_is_found(name):
     # As the kernel writes it (`mangle` in fs/seq_file.c).
     written = "".join(f"\\{ord(one):03o}" if one in " \t\n\\#" else one for one in name)
     text = f"1 0 8:1 / / rw - ext4 a rw\n2 1 0:5 / /mnt/{written} rw - nfs4 host:/ rw\n"
@@ -92,7 +92,7 @@ def test_whatever_a_mount_point_is_called_it_is_found(name):
         ("newfs", "unknown"),
     ],
 )
-def test_a_file_system_is_known_to_be_local_or_not_or_unknown(kind, found):
+def test_a_file_system_is_local_network_pass_through_or_unknown(kind, found):
     assert filesystem_class(kind) == found
 
 
@@ -119,7 +119,7 @@ def test_a_file_system_that_others_can_reach_is_refused_with_the_reason(folder, 
 
 
 @pytest.mark.parametrize("kind", ["fuse.fuse-overlayfs", "fuseblk", "newfs"])
-def test_an_unknown_file_system_is_warned_of_once_and_used(path, monkeypatch, caplog, kind):
+def test_an_unknown_file_system_is_used_with_one_warning(path, monkeypatch, caplog, kind):
     lies_on(monkeypatch, path.parent, kind)
     asyncio.run(fill(path))
     assert len(list(read_results(path))) == 30
@@ -127,27 +127,27 @@ def test_an_unknown_file_system_is_warned_of_once_and_used(path, monkeypatch, ca
     assert f"a file system that bulkwf does not know ({kind})" in warning
 
 
-def test_a_known_one_is_used_in_silence(path, monkeypatch, caplog):
+def test_a_local_file_system_is_used_without_a_warning(path, monkeypatch, caplog):
     lies_on(monkeypatch, path.parent, "btrfs")
     asyncio.run(fill(path))
     assert caplog.messages == []
 
 
-def test_where_the_system_does_not_tell_its_mounts_a_checkpoint_is_taken_to_be_local(monkeypatch, path, caplog):
+def test_without_a_list_of_mounts_every_place_counts_as_local(monkeypatch, path, caplog):
     monkeypatch.setattr(place, "MOUNTS", path.with_name("there is no such file"))
     asyncio.run(fill(path))
     assert caplog.messages == []
 
 
-def test_a_checkpoint_is_synced_to_the_platter_where_the_system_distinguishes(path):
+def test_a_checkpoint_uses_fullfsync(path):
     checkpoint = start(path)
     pragmas = ("fullfsync", "checkpoint_fullfsync", "synchronous")
-    found = [checkpoint._db.execute(f"PRAGMA {name}").fetchone()[0] for name in pragmas]
+    found = [checkpoint._connection.db.execute(f"PRAGMA {name}").fetchone()[0] for name in pragmas]
     asyncio.run(checkpoint.aclose())
     assert found == [1, 1, 2]
 
 
-def test_where_sqlite_can_keep_no_log_nothing_is_left_behind(path, monkeypatch):
+def test_where_sqlite_can_keep_no_log_no_file_is_left(path, monkeypatch):
     def connect(name):  # a file system without shared memory
         return sqlite3.connect(f"{Path(name).as_uri()}?vfs=unix-none", uri=True, isolation_level=None)
 
@@ -160,7 +160,7 @@ def test_where_sqlite_can_keep_no_log_nothing_is_left_behind(path, monkeypatch):
 # --- one file, one name -------------------------------------------------------------------------------------------
 
 
-def test_a_file_with_two_names_is_refused_by_either_and_works_with_one(path):
+def test_a_file_with_two_hard_links_is_refused_until_one_is_deleted(path):
     asyncio.run(fill(path))
     other = path.with_name("link.bulkwf")
     os.link(path, other)
@@ -173,14 +173,14 @@ def test_a_file_with_two_names_is_refused_by_either_and_works_with_one(path):
 
 
 @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo], ids=["folder", "pipe"])
-def test_what_is_no_regular_file_is_refused_and_stays(path, make):
+def test_a_path_that_is_no_regular_file_is_refused_and_not_changed(path, make):
     make(path)
-    with pytest.raises(CheckpointError, match="no regular file"):
+    with pytest.raises(CheckpointError, match="not a regular file"):
         start(path)
     assert not path.is_file()
 
 
-def test_a_second_name_that_appears_during_a_run_is_refused_by_the_next_one(path):
+def test_a_hard_link_made_during_a_run_is_refused_by_the_next_run(path):
     checkpoint = start(path)
     os.link(path, path.with_name("link"))
     asyncio.run(checkpoint.aclose())
@@ -188,7 +188,7 @@ def test_a_second_name_that_appears_during_a_run_is_refused_by_the_next_one(path
         start(path)
 
 
-def test_the_text_of_the_mounts_tells_a_file_that_is_mounted_by_itself():
+def test_a_file_that_is_a_mount_point_is_found_in_the_mounts():
     assert is_mount_point(MOUNTS, Path("/data/night.bulkwf"))
     assert not is_mount_point(MOUNTS, Path("/data/other.bulkwf"))
     assert not is_mount_point("", Path("/data/night.bulkwf"))
@@ -222,7 +222,7 @@ def test_a_file_that_is_mounted_by_itself_is_refused_and_its_folder_is_not(folde
 
 
 @pytest.mark.parametrize("target", [None, "run.bulkwf"])
-def test_an_old_sqlite_is_refused_at_the_start_naming_both_versions(folder, monkeypatch, target):
+def test_an_old_sqlite_is_refused_naming_both_versions(folder, monkeypatch, target):
     monkeypatch.setattr(file.sqlite3, "sqlite_version_info", (3, 30, 1))
     with pytest.raises(CheckpointError, match=r"SQLite is 3\.30\.1, and checkpoints need 3\.31\.0 or newer"):
         start(None if target is None else folder / target)
@@ -245,7 +245,7 @@ def texts(source):
             yield node.value
 
 
-def test_no_sql_needs_a_newer_sqlite_than_the_oldest_that_is_let_through():
+def test_no_sql_needs_a_newer_sqlite_than_the_oldest_allowed():
     found = [text for source in Path(package.__file__).parent.rglob("*.py") for text in texts(source)]
     assert any("INSERT OR IGNORE INTO instance" in text for text in found)
     assert [text for text in found if NEWER.search(text)] == []

@@ -1,4 +1,4 @@
-"""The log of a verification's requests: what it holds, for whom it counts, and how it fails."""
+"""The log of a verification's requests: what it holds, which limits count it, and how it fails."""
 
 import errno
 import os
@@ -8,7 +8,7 @@ import pytest
 from fakes import EPOCH
 
 from bulkwf.checkpoint import Past
-from bulkwf.checkpoint.records import LAST_WORDS
+from bulkwf.checkpoint.attempts import LAST_WORDS
 from bulkwf.clock import UNKNOWN_BOOT, Boot
 from bulkwf.errors import CheckpointError
 from bulkwf.limits.quota import Said
@@ -41,7 +41,7 @@ def test_every_request_is_read_back_with_its_time(path):
     assert read_past(path, EPOCH - 1).attempts == [(at, 0) for at in sent]
 
 
-def test_opening_drops_the_requests_that_no_limit_counts_any_more(path):
+def test_opening_drops_requests_that_no_limit_counts_any_more(path):
     log = start(path)
     for at in (0.0, 100.0, 200.0):
         log.sent(EPOCH + at)
@@ -61,7 +61,7 @@ def test_requests_before_the_asked_time_are_left_out(path):
 
 
 def test_requests_of_samples_and_of_whole_verifications_count_together(path):
-    """The service counts by token, whatever was looked for."""
+    """The service counts all requests of a token."""
     whole, sample = start(path), start(path, sample=5)
     whole.sent(EPOCH + 1)
     sample.sent(EPOCH)
@@ -81,7 +81,7 @@ def test_a_shorter_pause_does_not_shorten_a_longer_one(path):
     assert read_past(path, 0).pause_until == EPOCH + 600
 
 
-def test_what_the_last_answers_said_is_left_is_read_back(path):
+def test_the_last_quotas_are_read_back(path):
     words = [Said(EPOCH + 3.5, EPOCH + 3, "r=3;t=60"), Said(EPOCH + 4, EPOCH + 1, "r=2;t=60")]
     log = start(path)
     for number in range(LAST_WORDS):
@@ -142,7 +142,7 @@ def test_a_damaged_or_half_written_line_is_left_out(path):
 
 
 @pytest.mark.parametrize("text", [b"my own notes\n", b"\0" * 5_000])
-def test_a_file_of_another_program_is_refused_and_left_alone(path, text):
+def test_a_file_of_another_program_is_refused_and_not_changed(path, text):
     log_of(path).write_bytes(text)
 
     with pytest.raises(CheckpointError, match="another file has it"):
@@ -152,7 +152,7 @@ def test_a_file_of_another_program_is_refused_and_left_alone(path, text):
     assert read_past(path, 0) == Past([], 0.0, [])
 
 
-def test_an_empty_file_is_begun_anew(path):
+def test_an_empty_file_is_replaced(path):
     log_of(path).touch()
     start(path).sent(EPOCH)
     assert read_past(path, 0).attempts == [(EPOCH, 0)]

@@ -1,4 +1,4 @@
-"""A run that is cut off and begun again, on a machine whose clock is set: it keeps to what the service said before."""
+"""Runs that are resumed on a machine whose clock is set: pauses and quotas of earlier sessions bind them."""
 
 import asyncio
 import contextlib
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 HOUR_S = 3_600.0
 LEFT = 12
-"""Requests that another tool has left of the token's 1,200."""
+"""Requests left of the token's 1,200 after another tool's."""
 OPTIONS = Options(
     rate=RateLimits(instances_per_s=None, concurrency=4),
     batch=BatchLimits(instances=10),
@@ -34,7 +34,7 @@ def folder():
 
 
 class Night:
-    """One list, one checkpoint, one service and one machine, through as many sessions as it takes."""
+    """One list, one checkpoint, one service and one machine, for several sessions."""
 
     def __init__(self, folder, *, rows=400, requests=LEFT, options=OPTIONS, **more):
         self.file = folder / "run.bulkwf"
@@ -46,7 +46,7 @@ class Night:
         self.options = options
 
     async def session(self, cut_after_s=None):
-        """One session, to its end or cut off after so many seconds; its summary, if it came to its end."""
+        """One session, cut off after *cut_after_s* seconds; returns its summary, or None if it was cut off."""
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(run_module, "system_clock", self.machine.clock)
             running = asyncio.ensure_future(
@@ -87,7 +87,7 @@ class Night:
 
 @pytest.mark.parametrize("restarts", [0, 3, 39])
 @pytest.mark.parametrize("set_s", [0.0, HOUR_S, -HOUR_S])
-def test_restarts_do_not_overrun_what_the_service_has_left(folder, restarts, set_s):
+def test_restarts_keep_to_the_quota_that_is_left(folder, restarts, set_s):
     async def go():
         night = Night(folder)
         for _ in range(restarts):
@@ -103,7 +103,7 @@ def test_restarts_do_not_overrun_what_the_service_has_left(folder, restarts, set
     assert now() < 400 + 400 / 10 / LEFT * REQUEST_WINDOW_S * 2, "far under what was left"
 
 
-def test_a_spent_quota_outlives_the_session_that_it_was_told(folder):
+def test_a_spent_quota_binds_the_next_session(folder):
     """Answers overtake each other, one says `r=0`: the next session waits for its end, and sends one probe."""
 
     async def go():
@@ -122,7 +122,7 @@ def test_a_spent_quota_outlives_the_session_that_it_was_told(folder):
     assert all(request.at >= later[0].ended_at for request in later[1:])
 
 
-def test_requests_that_were_sent_after_the_last_answer_count_against_the_quota(folder):
+def test_requests_without_an_answer_count_against_the_quota(folder):
     """Answers are slow: twelve requests are left, and two sessions have four requests each on the wire at their end."""
 
     async def go():
@@ -145,7 +145,7 @@ def paused_night(folder, **more):
 
 
 @pytest.mark.parametrize("set_s", [0.0, HOUR_S, -HOUR_S, 48 * HOUR_S])
-def test_within_a_boot_a_clock_that_is_set_neither_cuts_a_stored_pause_nor_makes_it_longer(folder, set_s):
+def test_setting_the_clock_within_a_boot_does_not_change_a_stored_pause(folder, set_s):
     async def go():
         night = paused_night(folder)
         await night.session(60.0)
@@ -164,7 +164,7 @@ def test_within_a_boot_a_clock_that_is_set_neither_cuts_a_stored_pause_nor_makes
     assert summary.complete
 
 
-def test_a_clock_that_is_set_during_a_session_changes_nothing_for_the_next_one(folder):
+def test_setting_the_clock_during_a_session_does_not_change_its_pause(folder):
     async def go():
         night = paused_night(folder)
         running = asyncio.ensure_future(night.session(60.0))
@@ -180,7 +180,7 @@ def test_a_clock_that_is_set_during_a_session_changes_nothing_for_the_next_one(f
 
 
 @pytest.mark.parametrize("set_s", [HOUR_S, -HOUR_S])
-def test_within_a_boot_a_clock_that_is_set_does_not_make_the_request_window_forget(folder, set_s):
+def test_setting_the_clock_within_a_boot_does_not_shorten_the_request_window(folder, set_s):
     async def go():
         options = Options(
             rate=RateLimits(instances_per_s=None, requests_per_5m=LEFT, concurrency=4), batch=BatchLimits(instances=10)
@@ -195,7 +195,7 @@ def test_within_a_boot_a_clock_that_is_set_does_not_make_the_request_window_forg
     assert run_virtual(go()).sent_in_a_window() <= LEFT
 
 
-def test_after_another_boot_the_system_s_clock_tells_how_long_a_pause_still_lasts(folder):
+def test_after_a_reboot_a_pause_is_counted_on_the_system_clock(folder):
     async def go():
         night = paused_night(folder)
         await night.session(60.0)
@@ -209,7 +209,7 @@ def test_after_another_boot_the_system_s_clock_tells_how_long_a_pause_still_last
     assert run_virtual(go()) == pytest.approx(600, abs=1)
 
 
-def test_a_start_soon_after_a_pause_has_ended_begins_with_one_probe(folder):
+def test_a_session_soon_after_a_pause_begins_with_one_probe(folder):
     async def go():
         night = paused_night(folder)
         await night.session(60.0)
@@ -224,7 +224,7 @@ def test_a_start_soon_after_a_pause_has_ended_begins_with_one_probe(folder):
     assert all(request.at >= first.ended_at for request in others)
 
 
-def test_ids_in_doubt_look_no_younger_for_a_clock_that_is_set_back(folder):
+def test_setting_the_clock_back_does_not_make_ids_in_doubt_younger(folder):
     """They were sent four days ago, longer than the service remembers them."""
 
     async def go(set_s):
@@ -240,7 +240,7 @@ def test_ids_in_doubt_look_no_younger_for_a_clock_that_is_set_back(folder):
     assert run_virtual(go(-5 * 24 * HOUR_S)) == 0
 
 
-def test_ids_in_doubt_look_no_younger_for_a_machine_that_was_frozen(folder):
+def test_freezing_the_machine_does_not_make_ids_in_doubt_younger(folder):
     """The boot clock of a virtual machine stands still meanwhile; the system's clock is corrected afterwards."""
 
     async def go():
@@ -255,7 +255,7 @@ def test_ids_in_doubt_look_no_younger_for_a_machine_that_was_frozen(folder):
     run_virtual(go())
 
 
-def test_the_file_tells_the_times_of_one_boot_on_one_clock(folder):
+def test_all_times_of_one_boot_are_on_one_clock(folder):
     async def go():
         night = Night(folder, requests=None)
         await night.session(0.02)

@@ -1,4 +1,4 @@
-"""Neither a token nor a row's params are told by an error that we raise, with the locals of every frame, nor by a log.
+"""Neither a token nor a row's params are in an error that bulkwf raises, in the locals of its frames, or in a log.
 
 Error trackers keep the locals of each frame of a traceback. What commands print and keep is searched after every
 command of every test, in `command.py`; errors and checkpoints of the simulation, after every session.
@@ -26,11 +26,11 @@ FAST = RateLimits(instances_per_s=None, requests_per_5m=None)
 
 
 @pytest.mark.parametrize(
-    "told", [TOKEN, PARAMS, quote(PARAMS), *(base64.b64encode(b"x" * n + TOKEN.encode() + b"yz") for n in range(3))]
+    "output", [TOKEN, PARAMS, quote(PARAMS), *(base64.b64encode(b"x" * n + TOKEN.encode() + b"yz") for n in range(3))]
 )
-def test_a_canary_is_found_in_each_form(told):
-    with pytest.raises(AssertionError, match="the log tells the canary"):
-        assert_silent(b"before " + (told.encode() if isinstance(told, str) else told) + b" after", "the log")
+def test_a_canary_is_found_in_each_form(output):
+    with pytest.raises(AssertionError, match="the log holds the canary"):
+        assert_silent(b"before " + (output.encode() if isinstance(output, str) else output) + b" after", "the log")
 
 
 def rows(n=250):
@@ -102,7 +102,7 @@ async def draw(given, arguments, *, streamed):
     ],
     ids=lambda value: value.__name__ if callable(value) else json.dumps(value)[:40],
 )
-async def test_an_error_with_all_its_locals_tells_no_secret(folder, caplog, fault, given, streamed):
+async def test_an_error_with_all_its_locals_holds_no_secret(folder, caplog, fault, given, streamed):
     caplog.set_level(logging.DEBUG)
     async with emulated(fault) as service:
         with pytest.raises(Exception) as raised:  # which one it is, others test
@@ -113,13 +113,13 @@ async def test_an_error_with_all_its_locals_tells_no_secret(folder, caplog, faul
 
 
 @pytest.mark.parametrize("token", [f"{TOKEN} {TOKEN}", f"{TOKEN}\n{TOKEN}", f"{TOKEN}é", lambda: f"{TOKEN}\0"])
-async def test_a_malformed_token_is_not_told(folder, token):
+async def test_the_error_for_a_malformed_token_does_not_hold_it(folder, token):
     with pytest.raises(ConfigError) as raised:
         await submit_all(rows(), **(known("http://127.0.0.1:9") | {"api_token": token}))
     assert_silent(report(raised.value), "the error")
 
 
-async def test_a_checkpoint_that_fails_tells_no_secret(folder):
+async def test_a_failing_checkpoint_reveals_no_secret(folder):
     async with emulated() as service:
         arguments = known(service.base_url)
 
@@ -133,7 +133,7 @@ async def test_a_checkpoint_that_fails_tells_no_secret(folder):
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-async def test_a_timeout_around_a_run_tells_no_secret(folder, streamed):
+async def test_a_timeout_around_a_run_reveals_no_secret(folder, streamed):
     async with emulated({"hang": True}) as service:
         with pytest.raises(TimeoutError) as raised:
             async with asyncio.timeout(0.2):
@@ -141,7 +141,7 @@ async def test_a_timeout_around_a_run_tells_no_secret(folder, streamed):
     assert_silent(report(raised.value), "the error")
 
 
-async def test_an_error_of_an_observer_tells_no_secret(folder, caplog):
+async def test_an_error_in_an_observer_reveals_no_secret(folder, caplog):
     raised = []
 
     def fail(_):
@@ -159,7 +159,7 @@ async def test_an_error_of_an_observer_tells_no_secret(folder, caplog):
 DEV = {"PYTHONDEVMODE": "1", "PYTHONASYNCIODEBUG": "1"}
 
 
-def test_a_run_in_python_s_development_mode_tells_no_secret(folder):
+def test_a_run_in_pythons_development_mode_reveals_no_secret(folder):
     faults = [
         {"request": 2, "status": 500, "when": "after"},
         {"request": 4, "reset": True},
@@ -174,7 +174,7 @@ def test_a_run_in_python_s_development_mode_tells_no_secret(folder):
 
 
 @pytest.mark.parametrize("fault", [{"status": 401}, {"status": 302}, {"foreign": 1}, {"raw": "220 smtp\r\n"}])
-def test_a_command_that_fails_in_development_mode_tells_no_secret(folder, fault):
+def test_a_failing_command_in_development_mode_reveals_no_secret(folder, fault):
     write_rows("rows.jsonl", 300)
     with emulator(faults=[fault]) as service:
         ended = bulkwf("run", "rows.jsonl", *service.flags(), "--max-outage", "0s", env=DEV)

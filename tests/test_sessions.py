@@ -1,4 +1,4 @@
-"""What the main file of a checkpoint tells without its log, and what a run does where the log is missing."""
+"""What the main file of a checkpoint shows without its log, and what a run does if the log is missing."""
 
 import asyncio
 import contextlib
@@ -9,7 +9,7 @@ import sqlite3
 from dataclasses import replace
 
 import pytest
-from fakes import HEADER, make_batch, run_virtual
+from fakes import HEADER, make_batch, reseal, run_virtual
 from test_checkpoint import NOW, created, every_result, fill, opened, query, start
 from test_engine import World, mappings
 
@@ -27,7 +27,7 @@ def path(folder):
 @pytest.fixture(autouse=True)
 def warnings_of_each_test():
     """A reader is warned once for each path."""
-    sessions.tell_of_missing_log.cache_clear()
+    sessions.warn_of_missing_log.cache_clear()
 
 
 def log_of(path):
@@ -35,7 +35,7 @@ def log_of(path):
 
 
 def copied(path, name, *suffixes):
-    """A copy of the checkpoint in a folder of its own: the main file, and what lies beside it under these suffixes."""
+    """A copy of the checkpoint in a folder of its own: the main file, and the files with these suffixes."""
     folder = path.parent.with_name(name)
     folder.mkdir()
     for suffix in ("", *suffixes):
@@ -44,13 +44,13 @@ def copied(path, name, *suffixes):
 
 
 async def killed(path, name="killed", batches=2, *suffixes):
-    """What a kill leaves of a session that has begun and settled so many batches; without suffixes, less its log."""
+    """What a kill leaves of a session that has settled batches: the main file, and the files with *suffixes*."""
     async with opened(path) as checkpoint:
         for number in range(batches):
-            ledger = BatchState(make_batch(10, first_row=10 * number))
-            await checkpoint.begin(ledger, NOW)
-            created(ledger)
-            await checkpoint.settle(ledger, NOW)
+            state = BatchState(make_batch(10, first_row=10 * number))
+            await checkpoint.begin(state, NOW)
+            created(state)
+            await checkpoint.settle(state, NOW)
         return copied(path, name, *suffixes)
 
 
@@ -62,16 +62,16 @@ def sessions_of(path):
     return query(path, "SELECT reason, ended_at IS NOT NULL, log_lost, exit_code FROM session ORDER BY id")
 
 
-# --- at every step ------------------------------------------------------------------------------------------------
+# --- at each step -------------------------------------------------------------------------------------------------
 
 
 class Snapshots:
-    """The files of a checkpoint as they are before each statement of SQL that its writers execute, and at the end."""
+    """The files of a checkpoint before each SQL statement of its writers, and at the end."""
 
     def __init__(self, path, monkeypatch):
         self.taken = []
         self.durable = 0
-        """Rows of which the run was told that they are durable."""
+        """Rows whose commit has ended."""
         self._path = path
 
         def connect(name, connect=file.connect):
@@ -94,11 +94,11 @@ async def two_sessions(path, snapshots):
     for session in range(2):
         async with opened(path) as checkpoint:
             for number in range(2 * session, 2 * session + 2):
-                ledger = BatchState(make_batch(10, first_row=10 * number))
-                await checkpoint.begin(ledger, NOW)
+                state = BatchState(make_batch(10, first_row=10 * number))
+                await checkpoint.begin(state, NOW)
                 snapshots.durable += 10
-                created(ledger)
-                await checkpoint.settle(ledger, NOW)
+                created(state)
+                await checkpoint.settle(state, NOW)
     snapshots.take()
 
 
@@ -119,7 +119,7 @@ def tried(path, header):
         return None, str(error)
 
 
-def test_whatever_is_left_or_copied_at_any_step_goes_on_with_the_same_ids_or_is_refused(path, monkeypatch, caplog):
+def test_a_checkpoint_left_or_copied_at_any_step_resumes_with_the_same_ids_or_is_refused(path, monkeypatch, caplog):
     with monkeypatch.context() as at_first:
         snapshots = Snapshots(path, at_first)
         asyncio.run(two_sessions(path, snapshots))
@@ -158,27 +158,27 @@ def test_whatever_is_left_or_copied_at_any_step_goes_on_with_the_same_ids_or_is_
 
 
 ANOTHER_KEY = replace(HEADER, run_key="another")
-"""Of a later command: each draws a run key, unless it is given one."""
+"""Of a later command: each one draws a run key of its own."""
 
 
 # --- sessions -----------------------------------------------------------------------------------------------------
 
 
-async def test_a_session_is_written_down_with_its_process_and_its_end(path):
+async def test_a_session_is_stored_with_its_process_and_its_first_end(path):
     async with opened(path) as checkpoint:
         assert query(path, "SELECT pid, host, started_at, ended_at FROM session") == [
             (os.getpid(), socket.gethostname(), NOW, None)
         ]
         checkpoint.end(NOW + 5, "drained", 143)
-    async with opened(path):
+        checkpoint.end(NOW + 6, None)
+    async with opened(path, now=NOW + 7):
         pass
     ended = query(path, "SELECT id, ended_at, reason, exit_code FROM session ORDER BY id")
     assert ended[0] == (1, NOW + 5, "drained", 143)
-    assert ended[1][2:] == (None, None)
-    assert ended[1][1] is not None
+    assert ended[1] == (2, NOW + 7, None, None)
 
 
-def test_the_engine_tells_why_a_session_ended(folder):
+def test_the_engine_stores_why_a_session_ended(folder):
     async def go():
         world = World(folder, mappings(300))
         await world.session(act=_drain_at_once)
@@ -202,7 +202,7 @@ async def _break(run):
 
 
 @pytest.mark.parametrize("size", [0, 20, 32, 5_000])
-async def test_what_sqlite_would_not_read_is_no_log(path, caplog, size):
+async def test_a_log_that_sqlite_would_not_read_counts_as_missing(path, caplog, size):
     left = await killed(path)
     left.with_name(left.name + "-wal").write_bytes(b"\xa5" * size)
 
@@ -211,14 +211,14 @@ async def test_what_sqlite_would_not_read_is_no_log(path, caplog, size):
         assert checkpoint.lost_since == NOW
 
 
-async def test_a_file_that_lost_its_log_says_so_and_rows_that_it_does_not_know_are_in_doubt(path, caplog):
+async def test_a_file_without_its_log_warns_and_its_unknown_rows_are_in_doubt(path, caplog):
     left = await killed(path)
     status = read_status(left)
     assert (status.log_missing, status.rows, status.header.run_key) == (True, 0, "key")
     assert len(missing(caplog)) == 1
     async with opened(left) as checkpoint:
         assert checkpoint.lost_since == NOW
-        assert "The run goes on: rows get the same ids as before" in missing(caplog)[-1]
+        assert "The run continues: rows get the same ids as before" in missing(caplog)[-1]
         [(_, instances)] = checkpoint.past(NOW - 1).attempts
         assert instances >= 10_000
     assert sessions_of(left) == [(None, 0, 1, None), (None, 1, 0, None)]
@@ -230,7 +230,7 @@ async def test_a_file_that_lost_its_log_says_so_and_rows_that_it_does_not_know_a
         assert checkpoint.lost_since is None
 
 
-async def test_with_its_log_a_killed_session_is_whole_and_nobody_is_warned(path, caplog):
+async def test_a_killed_session_with_its_log_is_complete_without_a_warning(path, caplog):
     left = await killed(path, "killed", 2, "-wal")
     assert read_status(left).log_missing is False
     async with opened(left) as checkpoint:
@@ -238,22 +238,22 @@ async def test_with_its_log_a_killed_session_is_whole_and_nobody_is_warned(path,
     assert missing(caplog) == []
 
 
-async def test_a_reader_warns_once_and_shows_what_is_there(path, caplog):
+async def test_a_reader_warns_once_of_a_missing_log_and_shows_the_rest(path, caplog):
     async with opened(path) as checkpoint:
-        ledger = BatchState(make_batch(10))
-        await checkpoint.begin(ledger, NOW)
-        created(ledger)
-        await checkpoint.settle(ledger, NOW)
+        state = BatchState(make_batch(10))
+        await checkpoint.begin(state, NOW)
+        created(state)
+        await checkpoint.settle(state, NOW)
         assert len(list(read_results(path))) == 10
         assert read_status(path).log_missing is False
     left = await killed(path, batches=0)
     assert missing(caplog) == []
     assert [len(list(read_results(left))) for _ in range(2)] == [10, 10]
     assert len(missing(caplog)) == 1
-    assert "look there" in missing(caplog)[0]
+    assert "use those two" in missing(caplog)[0]
 
 
-async def test_no_reader_and_no_refused_run_folds_a_log(path):
+async def test_readers_and_refused_runs_do_not_fold_the_log(path):
     left = await killed(path, "killed", 2, "-wal")
     data = left.read_bytes(), log_of(left).read_bytes()
     assert len(every_result(left)) == 20
@@ -267,7 +267,7 @@ async def test_no_reader_and_no_refused_run_folds_a_log(path):
     assert (left.read_bytes(), log_of(left).read_bytes()) == data
 
 
-async def test_a_log_of_no_bytes_is_none(path, caplog):
+async def test_a_log_of_0_bytes_counts_as_missing(path, caplog):
     left = await killed(path)
     log_of(left).touch()
     assert read_status(left).log_missing is True
@@ -276,7 +276,7 @@ async def test_a_log_of_no_bytes_is_none(path, caplog):
 
 
 def torn(path):
-    """A copy of the main file that lacks a page which only a look at every page misses."""
+    """A copy of the main file without one page, whose loss only a check of every page finds."""
     data, copy = path.read_bytes(), path.with_name("torn.bulkwf")
     for at in range(len(data) - 4_096, 0, -4_096):
         copy.write_bytes(data[:at] + bytes(4_096) + data[at + 4_096 :])
@@ -287,7 +287,7 @@ def torn(path):
     raise AssertionError("every page is missed")
 
 
-async def test_a_file_that_was_copied_while_its_log_was_folded_into_it_is_refused(path):
+async def test_a_file_copied_while_its_log_was_folded_is_refused(path):
     await fill(path, batches=20, rows=1_000)
     left = torn(await killed(path, batches=0))
     before = left.read_bytes()
@@ -298,9 +298,7 @@ async def test_a_file_that_was_copied_while_its_log_was_folded_into_it_is_refuse
     assert left.read_bytes() == before
 
 
-async def test_the_main_file_tells_nothing_less_when_a_reader_keeps_the_log_from_being_folded(
-    path, monkeypatch, caplog
-):
+async def test_a_reader_that_keeps_the_log_from_being_folded_hides_no_loss(path, monkeypatch, caplog):
     monkeypatch.setattr(file, "BUSY_TIMEOUT_S", 0.01)
     async with opened(path) as checkpoint:
         await checkpoint.begin(BatchState(make_batch(1)), NOW)
@@ -311,15 +309,13 @@ async def test_the_main_file_tells_nothing_less_when_a_reader_keeps_the_log_from
             await checkpoint.aclose()
             left = copied(path, "left")
             both = copied(path, "both", "-wal")
-    assert any("bytes of it are in" in text for text in caplog.messages)
+    assert any("bytes of it are still in" in text for text in caplog.messages)
     assert read_status(left).log_missing is True
     assert read_status(both).log_missing is False
     assert read_status(both).rows == 2
 
 
-async def test_a_run_beside_a_reader_that_holds_the_file_warns_that_a_copy_would_look_finished(
-    path, monkeypatch, caplog
-):
+async def test_a_run_beside_a_reader_warns_that_a_copy_without_the_log_would_look_finished(path, monkeypatch, caplog):
     await fill(path)
     monkeypatch.setattr(file, "BUSY_TIMEOUT_S", 0.01)
     with contextlib.closing(file.connect_reader(path)) as reader:
@@ -330,7 +326,7 @@ async def test_a_run_beside_a_reader_that_holds_the_file_warns_that_a_copy_would
 
 
 @pytest.mark.parametrize("harm", ["deleted", "moved", "replaced"])
-async def test_a_log_that_is_taken_from_a_live_writer_ends_the_run_and_what_it_held_is_kept(path, harm, caplog):
+async def test_a_log_taken_from_a_live_writer_ends_the_run_and_loses_nothing(path, harm, caplog):
     checkpoint = start(path)
     await checkpoint.begin(BatchState(make_batch(3)), NOW)
     log_of(path).rename(path.with_name("moved"))
@@ -346,7 +342,7 @@ async def test_a_log_that_is_taken_from_a_live_writer_ends_the_run_and_what_it_h
         assert again.counts().pending == 3
 
 
-async def test_after_a_failed_write_the_log_stays_beside_the_file_and_the_next_session_is_whole(path, caplog):
+async def test_after_a_failed_write_the_log_stays_for_the_next_session(path, caplog):
     failing = []
 
     async def execute(function):
@@ -366,12 +362,12 @@ async def test_after_a_failed_write_the_log_stays_beside_the_file_and_the_next_s
     assert missing(caplog) == []
 
 
-async def test_new_moves_a_finished_run_aside_that_was_killed_before_its_end(path, caplog):
+async def test_new_moves_a_finished_run_aside_whose_session_was_killed(path, caplog):
     async with opened(path) as checkpoint:
-        ledger = BatchState(make_batch(3))
-        await checkpoint.begin(ledger, NOW)
-        created(ledger)
-        await checkpoint.settle(ledger, NOW)
+        state = BatchState(make_batch(3))
+        await checkpoint.begin(state, NOW)
+        created(state)
+        await checkpoint.settle(state, NOW)
         await checkpoint.finish(NOW)
         left = copied(path, "left", "-wal")
     async with opened(left, new=True) as checkpoint:
@@ -400,12 +396,13 @@ def test_a_run_whose_log_was_lost_starts_no_row_twice(folder, caplog):
     assert missing(caplog)
 
 
-def test_a_run_whose_log_was_lost_longer_ago_than_the_service_remembers_sends_nothing(folder):
+def test_a_run_whose_log_was_lost_before_the_retention_sends_nothing(folder):
     async def go():
         world = World(folder, mappings(500))
         await world.session(kill_after=0.02)
         log_of(world.file).unlink()
         query(world.file, "UPDATE session SET started_at = started_at - 259201")
+        reseal(world.file)
         sent = len(world.transport.requests)
         with pytest.raises(CheckpointError, match="--in-doubt resend"):
             await world.session()

@@ -1,4 +1,4 @@
-"""Whether what a checkpoint calls started is really there: any list whatever, in virtual time, over a real file."""
+"""Verifications with any list that the service may give, in virtual time, over real files."""
 
 import asyncio
 import contextlib
@@ -25,6 +25,7 @@ from fakes import (
     ServiceTransport,
     clock,
     fault,
+    make_batch,
     memory_folder,
     now,
     reply,
@@ -37,8 +38,10 @@ from fakes import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_checkpoint import created
 
 from bulkwf.attempt import FaultKind
+from bulkwf.batching.batch_state import BatchState
 from bulkwf.checkpoint import Checkpoint, inline, read_results, read_status
 from bulkwf.emulator import Limits
 from bulkwf.emulator.answers import Answer, refusal, success
@@ -52,9 +55,10 @@ from bulkwf.verification import Scope, VerificationStore, open_verification, ope
 from bulkwf.verification.scope import wanted
 from bulkwf.verification.verify import CONFIRM_AFTER_S, LEAST_DEBT, list_pays
 
+DAY_S = 86_400.0
 FREE = Options(rate=UNLIMITED)
-NO_SUCH_CURSOR = refusal(400, 10002, "this cursor is none that was given out")
-NO_LIST = refusal(400, 10002, "there is no list to be had")
+NO_SUCH_CURSOR = refusal(400, 10002, "this cursor is unknown")
+NO_LIST = refusal(400, 10002, "there is no list")
 
 
 @pytest.fixture
@@ -83,7 +87,7 @@ class OddTransport(ServiceTransport):
 
 
 class World:
-    """One run's checkpoint and one service, through as many verifications as it takes."""
+    """One run's checkpoint and one service, for several verifications."""
 
     def __init__(self, folder, *, limits=None, options=FREE, **more):
         self.file = Path(folder) / "run.bulkwf"
@@ -95,7 +99,7 @@ class World:
         self.bad = []
 
     async def has_run(self, rows, *, others=None, gone=(), failing=(), **more):
-        """So many more rows; the service holds all that are called created or existed but those in *gone*."""
+        """Add *rows* rows to the run; the service holds all that are created or existed except those in *gone*."""
         await write_run(self.file, rows, others=others, **more)
         lost = {f"id-{number}" for number in gone}
         ids = [result.id for result in read_results(self.file) if result.outcome in ("created", "existed")]
@@ -124,7 +128,7 @@ class World:
                 yield opened
 
     async def verify(self, *, cut_after=None, **more):
-        """One session, to its end or cut off after so many turns of the loop; what it has come to."""
+        """One session, to its end or cut off after *cut_after* turns of the loop; returns its counts."""
         async with self.opened(**more) as opened:
             try:
                 await (opened.run() if cut_after is None else cut(opened.run(), cut_after))
@@ -156,7 +160,7 @@ class World:
 
 
 async def cut(work, turns):
-    """Cancel *work* after so many turns of the loop, if it is not done by then; that must end it."""
+    """Cancel *work* after this number of turns of the loop, unless it is done; the cancellation must end it."""
     loop, left = asyncio.get_running_loop(), turns
     task = asyncio.ensure_future(work)
 
@@ -177,7 +181,7 @@ async def cut(work, turns):
 
 
 def verified(folder, rows, *, gone=(), others=None, failing=(), sample=None, **more):
-    """One run and one verification of it; returns the world and what it came to."""
+    """One run and one verification of it; returns the world and the counts."""
 
     async def go():
         world = World(folder, **more)
@@ -609,7 +613,7 @@ def test_a_look_up_without_status_counts_as_status_unknown(folder):
 
 
 def absent_at_first(*ids, times=1):
-    """A service whose look-ups do not find these ids for so many times."""
+    """A service whose first look-ups of these ids do not find them."""
     asked = Counter()
 
     def look(instance_id, give):
@@ -735,6 +739,28 @@ def test_the_token_quota_binds_the_next_session_and_a_run(folder, set_s):
 
     assert (counts.found, counts.missing, held) == (9, 0, 0)
     assert world.held.admission.overruns["requests"] == 0
+
+
+@pytest.mark.parametrize(("passed_s", "set_s", "expired"), [(60.0, 4 * DAY_S, False), (4 * DAY_S, -4 * DAY_S, True)])
+def test_retention_hint_follows_the_boot_clock_when_the_clock_is_set_after_the_run(folder, passed_s, set_s, expired):
+    async def go():
+        world, machine = World(folder), Machine()
+        at, state = machine.clock(), BatchState(make_batch(1))
+        checkpoint = Checkpoint.open(world.file, HEADER, now=at.wall(), executor=inline, boot=at.boot())
+        await checkpoint.begin(state, at.wall())
+        created(state)
+        await checkpoint.settle(state, at.wall())
+        await checkpoint.finish(at.wall())
+        await checkpoint.aclose()
+        await asyncio.sleep(passed_s)
+        machine.set_s = set_s
+        world.clock = machine.clock
+        await world.verify()
+        return world
+
+    (missing,) = run_virtual(go()).bad
+
+    assert ("it may have passed its retention" in missing.message) == expired
 
 
 def test_a_stored_pause_over_max_outage_ends_the_verification_before_any_request(folder):
@@ -944,13 +970,13 @@ def test_an_unanswered_instance_is_unknown_and_delays_no_other(folder, status):
 
 
 @pytest.mark.parametrize("status", [401, 405, 500])
-@pytest.mark.parametrize(("rows", "sick"), [(8, "id-3"), (60, "id-59")])
-def test_an_unanswered_instance_is_unknown_even_as_the_last_in_flight(folder, status, rows, sick):
+@pytest.mark.parametrize(("rows", "failing"), [(8, "id-3"), (60, "id-59")])
+def test_an_unanswered_instance_is_unknown_even_as_the_last_in_flight(folder, status, rows, failing):
     _, counts = verified(
         folder,
         rows,
         listing=lambda *_: NO_LIST,
-        looking=lambda one, give: refusal(status, 10001, "no") if one == sick else give(one),
+        looking=lambda one, give: refusal(status, 10001, "no") if one == failing else give(one),
     )
 
     assert (counts.found, counts.unknown, counts.exit_code) == (rows - 1, 1, 75)
@@ -1059,7 +1085,7 @@ def test_instances_not_looked_up_yet_are_neither_found_nor_missing(folder):
 
 
 def no_token():
-    raise AssertionError("nobody may ask for the token before it is known where it would go")
+    raise AssertionError("the token was read before its destination was checked")
 
 
 def test_ids_of_a_forged_checkpoint_are_never_sent(folder):
@@ -1294,7 +1320,7 @@ CUT_EVERYWHERE = pytest.mark.xdist_group("cut everywhere")
 
 @pytest.fixture(scope="module")
 def cut_everywhere(tmp_path_factory):
-    """(turn, world, what it came to) of a verification that was cut off at this turn of the loop, and resumed."""
+    """(turn, world, counts) of a verification that was cut off at this turn of the loop, and resumed."""
     template = tmp_path_factory.mktemp("template") / "run.bulkwf"
     run_virtual(write_run(template, CUT_ROWS))
     cases, turn, finished = [], 0, False

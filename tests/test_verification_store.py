@@ -226,8 +226,8 @@ def test_an_instance_counts_once_however_often_it_is_found(path):
 def test_statuses_are_counted_the_most_frequent_first(path):
     a_run(path, 6)
     with opened(path) as found:
-        told = ["waiting", "complete", "complete", "errored", "complete", "errored"]
-        found.listed([(f"id-{n}", status) for n, status in enumerate(told)], None, 1, EPOCH)
+        statuses = ["waiting", "complete", "complete", "errored", "complete", "errored"]
+        found.listed([(f"id-{n}", status) for n, status in enumerate(statuses)], None, 1, EPOCH)
         assert list(found.statuses().items()) == [("complete", 3), ("errored", 2), ("waiting", 1)]
 
 
@@ -336,7 +336,7 @@ def test_a_damaged_file_is_refused_with_what_to_do(path, seed):
         pass
 
 
-def test_a_file_of_another_format_is_begun_anew(path):
+def test_a_store_of_another_format_is_replaced(path):
     a_run(path, 20)
     with opened(path) as found:
         found.present("id-0", "queued", EPOCH)
@@ -426,7 +426,7 @@ def test_another_run_under_the_same_name_is_another_verification(path):
     [(DAY_S - 1, True), (DAY_S + 1, False), (-1, True), (-DAY_S - 1, False)],
     ids=["fresh", "stale", "a clock set back", "from the future"],
 )
-def test_a_store_last_used_over_a_day_ago_is_begun_anew(path, later_s, resumed):
+def test_a_store_last_used_over_a_day_ago_is_replaced(path, later_s, resumed):
     a_run(path)
     with opened(path, now=EPOCH - 2 * DAY_S) as found:
         found.present("id-0", "queued", EPOCH)  # its last use counts, not its beginning
@@ -478,7 +478,7 @@ def test_for_added_rows_the_list_is_read_again(path):
         assert found.listing
 
 
-def test_an_empty_file_with_a_left_over_log_is_begun_anew(path):
+def test_an_empty_store_with_a_left_over_log_is_replaced(path):
     a_run(path)
     file_of(path).touch()
     file_of(path).with_name(file_of(path).name + "-wal").write_bytes(b"left over")
@@ -563,7 +563,7 @@ def test_the_files_are_private(path):
 # --- foreign files, locks and permissions -----------------------------------------------------------------------------
 
 
-def test_a_database_of_another_program_is_refused_and_left_alone(path):
+def test_a_database_of_another_program_is_refused_and_not_changed(path):
     a_run(path)
     with contextlib.closing(sqlite3.connect(file_of(path))) as db:
         db.execute("CREATE TABLE verification (run)")
@@ -575,7 +575,7 @@ def test_a_database_of_another_program_is_refused_and_left_alone(path):
 
 
 @pytest.mark.parametrize("what", ["text", "torn"])
-def test_a_file_that_is_no_store_is_refused_and_left_alone(path, what):
+def test_a_file_that_is_no_store_is_refused_and_not_changed(path, what):
     a_run(path, 100)
     with opened(path):
         pass

@@ -1,4 +1,4 @@
-"""How much a harness does: its share of `make test`, or all of it in `make torture`; and what it has counted."""
+"""How much a harness does in `make test` and in `make torture`, and what it has counted."""
 
 import os
 from collections import Counter

@@ -1,21 +1,15 @@
-"""The file of a checkpoint: where it may lie, who holds it, whether it is ours."""
+"""The file of a checkpoint: opening, creating and moving it, and refusing one that is another's."""
 
 import contextlib
-import errno
 import os
-import socket
 import sqlite3
 import stat
-import time
-import traceback
-from collections.abc import Iterator
 from dataclasses import asdict
 from math import inf
 from pathlib import Path
 
-import filelock
-
-from bulkwf.checkpoint.records import Damage, Survey, past, seal_run, survey
+from bulkwf.checkpoint.attempts import read_past
+from bulkwf.checkpoint.records import Survey, seal_run, survey
 from bulkwf.checkpoint.schema import (
     ANOTHER,
     APPLICATION_ID,
@@ -26,37 +20,21 @@ from bulkwf.checkpoint.schema import (
     SESSIONS,
     RunHeader,
 )
-from bulkwf.checkpoint.sessions import has_log
+from bulkwf.checkpoint.sessions import end_killed, has_log, verify_sessions
 from bulkwf.clock import Boot
 from bulkwf.errors import CheckpointError
-from bulkwf.text import clean
 
 __all__ = [
-    "acquire",
     "check",
     "connect",
     "connect_reader",
     "create",
-    "create_file",
-    "damaged",
-    "explain",
-    "explained",
     "inode",
-    "is_new",
     "make_private",
-    "move_aside",
-    "refuse_orphan",
-    "release",
+    "prepare",
     "remove",
 ]
 
-ELSEWHERE = f"Its folder must exist and be writable; name another place with -c. {ANOTHER}"
-FULL = "Nothing more was sent. Make room on the disk and run the same command again: nothing is lost."
-FAILING = (
-    "Nothing more was sent. Make room on the disk, or mend it where it fails; then run the same command again: it goes "
-    "on from what the disk has kept."
-)
-DISK_TROUBLES = {errno.ENOSPC: FULL, errno.EDQUOT: FULL, errno.EIO: FAILING}
 BUSY_TIMEOUT_S = 10.0
 OLDEST_SQLITE = (3, 31, 0)
 """The first with `PRAGMA trusted_schema`. All SQL keeps to it: no RETURNING, no upsert without a target."""
@@ -85,17 +63,17 @@ def connect_reader(path: Path) -> sqlite3.Connection:
     """A connection that only reads the checkpoint at *path*."""
     _require_sqlite(sqlite3.sqlite_version_info)
     if path.exists() and not path.is_file():
-        raise CheckpointError(f"{path}: this is no regular file. Name the checkpoint's file.")
+        raise CheckpointError(f"{path}: this is not a regular file. Name the checkpoint's file.")
     refuse_orphan(path)  # SQLite would delete the log of an empty file
     if not path.exists():
         raise CheckpointError(f"{path}: there is no such checkpoint. `bulkwf run` makes one, beside its input.")
     uri = path.resolve().as_uri()
     if has_log(path):
-        uri += "?mode=ro"  # else SQLite would fold the log into the file at the end: only the next session may
+        uri += "?mode=ro"  # otherwise SQLite would fold the log into the file at the end: only the next session may
     elif os.access(path, os.W_OK) and os.access(path.parent, os.W_OK):
         uri += "?mode=rw"  # the empty log that SQLite makes for a reader is removed with the last connection
     else:
-        uri += "?mode=ro&immutable=1"  # nobody writes it, and no log can be laid beside it
+        uri += "?mode=ro&immutable=1"  # no process writes it, and SQLite can make no log there
     db = sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
     try:
         _check_format(db, path)
@@ -109,6 +87,24 @@ def connect_reader(path: Path) -> sqlite3.Connection:
 def is_new(path: Path) -> bool:
     """Whether no checkpoint was ever at *path*: there is no file, or one of 0 bytes."""
     return not path.exists() or path.stat().st_size == 0
+
+
+def prepare(path: Path, header: RunHeader, now: float, boot: Boot, *, new: bool) -> None:
+    """Make the checkpoint at *path* unless it exists.
+
+    Args:
+        path: The file; the caller holds its lock.
+        header: The run, for a new checkpoint.
+        now: Unix time.
+        boot: This boot, by the clock that *now* is of.
+        new: Move a finished checkpoint aside first.
+    """
+    refuse_orphan(path)
+    if new:
+        move_aside(path, now)
+    if is_new(path):
+        create_file(path, header, now, boot)
+    make_private(path)
 
 
 def create(db: sqlite3.Connection, header: RunHeader, now: float, boot: Boot) -> None:
@@ -129,23 +125,23 @@ def create(db: sqlite3.Connection, header: RunHeader, now: float, boot: Boot) ->
 
 
 def create_file(path: Path, header: RunHeader, now: float, boot: Boot) -> None:
-    """Make a new checkpoint: all of it, durable, or nothing.
+    """Make a new checkpoint, durable: all of it, or nothing.
 
-    It is made under another name. Under its own, a kill could leave a rollback journal beside the file; SQLite would
-    play that back into whatever checkpoint is put there later.
+    It is made under another name. Under its own, a kill could leave a rollback journal beside the file, which SQLite
+    would apply to a checkpoint that is put there later.
     """
     new = path.with_name(path.name + "-new")
-    remove(new)  # what a kill has left
+    remove(new)  # left by a kill
     try:
         make_private(new)
         with contextlib.closing(connect(str(new))) as db:
             db.execute("PRAGMA synchronous = EXTRA")
             create(db, header, now, boot)
-            # Not before: with a log, the main file alone would lack the run key.
+            # Not earlier: with a log, the main file alone would lack the run key.
             mode = db.execute("PRAGMA journal_mode = WAL").fetchone()[0]
-        if mode != "wal":  # SQLite tells no reason
+        if mode != "wal":  # SQLite gives no reason
             raise CheckpointError(
-                f"{path}: SQLite can't keep a log there: the disk fails, or its file system has no shared memory. "
+                f"{path}: SQLite can't keep a log there: the disk is failing, or its file system has no shared memory. "
                 f"Name another place with -c. {ANOTHER}"
             )
         new.rename(path)
@@ -156,18 +152,17 @@ def create_file(path: Path, header: RunHeader, now: float, boot: Boot) -> None:
 
 
 def remove(path: Path) -> None:
-    """Delete a database and all that SQLite may have laid beside it."""
+    """Delete a database and all files that SQLite may have made beside it."""
     for suffix in ("", "-journal", "-wal", "-shm"):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
 
 
 def check(db: sqlite3.Connection, path: Path, header: RunHeader, *, any_run_key: bool) -> Survey:
-    """Refuse a checkpoint that is damaged or another run's, before anything is written to it; what it holds."""
+    """Refuse a checkpoint that is damaged or another run's, before anything is written to it; returns what it holds."""
     found = survey(db)
     _check_header(found.run.header, path, header, any_run_key=any_run_key)
-    past(db, inf)
-    for (started_at,) in db.execute("SELECT started_at FROM session"):
-        float(started_at)
+    read_past(db, inf)
+    verify_sessions(db)
     return found
 
 
@@ -179,7 +174,7 @@ def _check_format(db: sqlite3.Connection, path: Path) -> None:
                 f"{path}: this database is empty. If it is a checkpoint, it was copied or moved without its log "
                 f"({path.name}-wal): put the two together again. {ANOTHER}"
             )
-        raise CheckpointError(f"{path}: this is no checkpoint of bulkwf. Name another file.")
+        raise CheckpointError(f"{path}: this is not a checkpoint of bulkwf. Name another file.")
     version = db.execute("PRAGMA user_version").fetchone()[0]
     if version > FORMAT:
         raise CheckpointError(
@@ -200,7 +195,7 @@ def _check_header(known: RunHeader, path: Path, given: RunHeader, *, any_run_key
             what = name.replace("_", " ")
             raise CheckpointError(
                 f"{path}: the checkpoint belongs to another run: its {what} is {theirs!r}, this run's is {ours!r}. "
-                f"Run with what it was made for. {ANOTHER}"
+                f"Run with what the checkpoint was made for. {ANOTHER}"
             )
 
 
@@ -213,88 +208,41 @@ def move_aside(path: Path, now: float) -> None:
     finished = found.run.finished_at is not None and not found.in_doubt
     if not finished:
         raise CheckpointError(
-            f"{path}: the run in this checkpoint is not finished, and --new would forget which rows are started. "
-            "Finish it by running without --new. Rows without ids of their own would start again."
+            f"{path}: the run in this checkpoint is not finished. --new would forget which rows were started, and rows "
+            "without ids of their own would start again. Finish the run first: run without --new."
         )
     with contextlib.closing(connect(str(path))) as db:
-        db.execute("UPDATE session SET ended_at = ?, reason = 'killed' WHERE ended_at IS NULL", (now,))
-        # The log goes into the file first, or a reader that holds it would keep it under the old name.
+        end_killed(db, now)
+        # The log must be empty: SQLite would look for it under the file's new name.
         busy = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
     if busy:
-        raise CheckpointError(f"{path}: another program is reading the checkpoint. Run again when it is done.")
+        raise CheckpointError(f"{path}: another program is reading the checkpoint. Run again when it has ended.")
     aside = path.with_name(f"{path.name}.{int(now)}")
     while aside.exists():
         aside = aside.with_name(aside.name + "~")
     path.rename(aside)
+    for suffix in ("-wal", "-shm"):  # those of an idle reader: the new checkpoint must not share them
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
 
 
 def refuse_orphan(path: Path) -> None:
-    """Refuse to begin anew where the log of a run that was cut off still lies, but its checkpoint does not."""
+    """Refuse to begin anew where the log of a run that was cut off still is, but its checkpoint is not."""
     for suffix in ("-wal", "-journal"):
         log = path.with_name(path.name + suffix)
         if log.exists() and is_new(path):
             raise CheckpointError(
-                f"{path}: the checkpoint is gone or empty, but its log is there: a run was cut off, and the file "
+                f"{path}: the checkpoint is gone or empty, but its log is there: a run was cut off, and the file was "
                 f"moved, deleted or overwritten. Put it back; or delete {log} to start over. {ANOTHER}"
             )
 
 
 def make_private(path: Path) -> None:
-    """Make the file for its owner's eyes alone; refuse one that others may write."""
+    """Make the file so that only its owner can read and write it; refuse one that every user may write."""
     try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
     except FileExistsError:
         if path.stat().st_mode & stat.S_IWOTH:
             raise CheckpointError(f"{path}: every user may write this file. Run `chmod 600` on it first.") from None
-
-
-def acquire(path: Path, *, held: str, advice: str) -> filelock.BaseFileLock:
-    """Hold the lock of the file at *path*.
-
-    Args:
-        path: The file.
-        held: What to say if another process holds it; who that is, is added.
-        advice: What to do where no lock can be laid.
-    """
-    name = str(path) + ".lock"
-    lock = filelock.FileLock(name, mode=0o600, thread_local=False, on_acquired=_sign)
-    try:
-        if not path.parent.is_dir():  # filelock would make it
-            raise CheckpointError(f"{path}: there is no folder {path.parent}. Make it, or name another place with -c.")
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        holder = _holder(name)
-        raise CheckpointError(f"{path}: {held}{holder}. Wait for that to end, or stop it.") from None
-    except OSError as error:
-        advice = DISK_TROUBLES.get(error.errno or 0, advice)
-        raise CheckpointError(f"{path}: the file can't be locked ({error.strerror}: {name}). {advice}") from None
-    return lock
-
-
-def release(lock: filelock.BaseFileLock) -> None:
-    """Release the checkpoint for the next process. One that has the old lock file open notices that it is gone."""
-    with contextlib.suppress(OSError):  # it may not hide what has ended the run
-        Path(lock.lock_file).unlink()
-    with contextlib.suppress(OSError):
-        lock.release()
-
-
-def _sign(descriptor: int) -> None:
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, f"pid {os.getpid()} on {socket.gethostname()}".encode())
-
-
-def _holder(name: str) -> str:
-    """Who holds the lock. For a moment after it was taken nobody has signed it, or one who was killed."""
-    for _ in range(20):
-        time.sleep(0.01)
-        try:
-            text = Path(name).read_text("utf-8")[:200]
-        except (OSError, ValueError):  # it has ended meanwhile, or this is nobody's signature
-            return ""
-        if text:
-            return f" ({text})" if text.isprintable() else ""
-    return ""
 
 
 def _sync_folder(path: Path) -> None:
@@ -307,7 +255,7 @@ def _sync_folder(path: Path) -> None:
 
 
 def inode(path: Path | None) -> tuple[int, int] | None:
-    """Which file *path* names at present; None if there is none."""
+    """Identifies the file that *path* names at present; None if there is none."""
     if path is None:
         return None
     try:
@@ -315,43 +263,3 @@ def inode(path: Path | None) -> tuple[int, int] | None:
     except FileNotFoundError:
         return None
     return found.st_dev, found.st_ino
-
-
-@contextlib.contextmanager
-def explained(path: Path | None) -> Iterator[None]:
-    """Turn what SQLite and the system say, and what stored nonsense leads to, into a `CheckpointError`."""
-    try:
-        yield
-    except (sqlite3.Error, OSError) as error:
-        raise explain(error, path) from None
-    except Damage as damage:
-        raise damaged(path, str(damage)) from None
-    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
-        at = traceback.extract_tb(error.__traceback__)[-1]  # in case it is the code that is wrong
-        why = f"it holds what no run writes ({type(error).__name__} at {Path(at.filename).name}:{at.lineno})"
-        raise damaged(path, why) from None
-
-
-def damaged(path: Path | None, why: str) -> CheckpointError:
-    """The error for a checkpoint that holds what no run has written there."""
-    return CheckpointError(f"{path}: the checkpoint is damaged: {why}. Restore it from a copy. {ANOTHER}")
-
-
-def explain(error: BaseException, path: Path | None) -> CheckpointError:
-    """The error for a user: what, where, why, and what to do."""
-    if isinstance(error, CheckpointError):
-        return error
-    text = clean(str(error))
-    if isinstance(error, OSError):
-        advice = DISK_TROUBLES.get(error.errno or 0, ELSEWHERE)
-    elif "disk is full" in text:
-        advice = FULL
-    elif "disk I/O" in text:
-        advice = FAILING
-    elif "malformed" in text or "not a database" in text:
-        advice = f"The file is damaged, or no checkpoint. Restore it from a copy. {ANOTHER}"
-    elif "readonly" in text or "unable to open" in text:
-        advice = f"The file and its folder must be writable; name another place with -c. {ANOTHER}"
-    else:
-        advice = "Nothing more was sent. Run the same command again once that is mended: nothing is lost."
-    return CheckpointError(f"{path or 'checkpoint in memory'}: the checkpoint can't be used: {text}. {advice}")

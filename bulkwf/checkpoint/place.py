@@ -1,7 +1,7 @@
-"""Where a checkpoint may lie: its file system, and whether the file has one name only.
+"""Where a checkpoint may be: on which file system, and under one name only.
 
-SQLite's log needs locks and memory that all who open the file share, and it lies beside the file under the file's name.
-A file that is reached by two names, or mounted without its folder, has a second log that the first name does not see.
+SQLite's log needs locks and memory that all processes share which open the file, and its name follows from the file's.
+A file with two names, or one that is mounted without its folder, has a second log that the first name does not lead to.
 """
 
 import logging
@@ -18,12 +18,12 @@ log = logging.getLogger("bulkwf")
 
 MOUNTS = Path("/proc/self/mountinfo")
 KINDS: dict[str, str] = {
-    # One kernel alone has these mounted.
+    # Mounted by one kernel only.
     "local": """
         apfs aufs bcachefs btrfs exfat ext2 ext3 ext4 f2fs hfs hfsplus jfs msdos nilfs2 ntfs ntfs3 overlay ramfs
         reiserfs rootfs shiftfs tmpfs ubifs udf ufs vfat xfs zfs
     """,
-    # Other machines may have these mounted at the same time.
+    # Other machines may have them mounted at the same time.
     "network": """
         9p acfs afs beegfs ceph cifs coda cvfs davfs fhgfs gfs gfs2 glusterfs gpfs lustre ncpfs nfs nfs4 ocfs2 orangefs
         panfs pvfs2 smb2 smb3 smbfs wekafs
@@ -37,7 +37,7 @@ KINDS: dict[str, str] = {
         fuse.grpcfuse fuse.osxfs fuse.prl_fsd fuse.virtiofs fuse.vmhgfs-fuse
     """,
 }
-"""Types of file systems, as the kernel calls them, by what is known of them."""
+"""Types of file systems, as the kernel calls them, by class."""
 CLASSES = {kind: found for found, kinds in KINDS.items() for kind in kinds.split()}
 WHY = {
     "network": "a network file system ({kind}): other machines can open the file, and SQLite's locks and shared memory "
@@ -48,7 +48,7 @@ WHY = {
 
 
 def refuse_place(path: Path) -> None:
-    """Refuse a place where a checkpoint can't be kept safe; warn of one that nothing is known of.
+    """Refuse a place where a checkpoint is not safe; warn if nothing is known about it.
 
     Args:
         path: The checkpoint, without symbolic links. It need not exist.
@@ -74,7 +74,7 @@ def refuse_place(path: Path) -> None:
         )
     if is_mount_point(mounts, path):
         raise CheckpointError(
-            f"{path}: the file is mounted by itself, so that its log ({path.name}-wal) would stay behind when it is "
+            f"{path}: the file is mounted by itself, so its log ({path.name}-wal) would stay behind when the file is "
             "mounted elsewhere. Mount the folder that holds it instead."
         )
     _refuse_file(path)
@@ -86,7 +86,7 @@ def _refuse_file(path: Path) -> None:
     except (FileNotFoundError, NotADirectoryError):
         return
     if not stat.S_ISREG(found.st_mode):
-        raise CheckpointError(f"{path}: this is no regular file. Name another one with -c.")
+        raise CheckpointError(f"{path}: this is not a regular file. Name another one with -c.")
     if found.st_nlink > 1:
         raise CheckpointError(
             f"{path}: the file has {found.st_nlink} names (hard links), and its log ({path.name}-wal) belongs to one "
@@ -95,12 +95,12 @@ def _refuse_file(path: Path) -> None:
 
 
 def filesystem_class(kind: str) -> str:
-    """`local`, `network`, `pass-through` or `unknown`; a type that the system does not tell is taken for local."""
+    """`local`, `network`, `pass-through` or `unknown`; `local` if the system does not say the type."""
     return CLASSES.get(kind, "unknown") if kind else "local"
 
 
 def filesystem_of(mounts: str, folder: Path) -> str:
-    """Type of the file system that holds *folder*, from the text of `mountinfo`; empty if the text does not say."""
+    """Type of the file system of *folder*, from the text of `mountinfo`; empty if the text does not say."""
     deepest, kind = -1, ""
     for point, mounted in _parse(mounts):
         if (folder == point or point in folder.parents) and len(point.parts) >= deepest:
@@ -121,7 +121,7 @@ def _parse(mounts: str) -> list[tuple[Path, str]]:
 
 
 def _unescape(text: str) -> str:
-    """The kernel writes blanks, line ends, backslashes and `#` as a backslash and three octal digits."""
+    """Undo the kernel's escapes: a blank, line end, backslash or `#` is a backslash and three octal digits."""
     encoded = re.sub(rb"\\([0-3][0-7]{2})", lambda escaped: bytes([int(escaped[1], 8)]), os.fsencode(text))
     return os.fsdecode(encoded)
 

@@ -9,10 +9,12 @@ from typing import Any, get_args
 
 import orjson
 
-from bulkwf.checkpoint.file import connect_reader, explained
-from bulkwf.checkpoint.records import Begun, Damage, past, read_batches, read_run, survey
-from bulkwf.checkpoint.schema import Past, RunHeader
-from bulkwf.checkpoint.sessions import log_is_missing, tell_of_missing_log
+from bulkwf.checkpoint.attempts import Past, read_past
+from bulkwf.checkpoint.errors import Damage, explained
+from bulkwf.checkpoint.file import connect_reader
+from bulkwf.checkpoint.records import Begun, read_batches, read_run, survey
+from bulkwf.checkpoint.schema import RunHeader
+from bulkwf.checkpoint.sessions import log_is_missing, warn_of_missing_log
 from bulkwf.clock import UNKNOWN_BOOT, Boot
 from bulkwf.model import Counts, Result, RowOutcome
 
@@ -36,11 +38,11 @@ class Status:
     counts: Counts
     attempts: int
     first_begun_at: float | None
-    """When its first batch was begun; None if none was."""
+    """When the first batch was begun; None if none was."""
     last_settled_at: float | None
-    """When something was last settled; None if nothing was."""
+    """When a batch was last settled; None if none was."""
     log_missing: bool
-    """The last session did not end cleanly, and its log is not there: what it did last may not be counted."""
+    """The last session did not end cleanly and its log is missing: what it did last may not be counted."""
 
 
 def read_results(
@@ -48,12 +50,12 @@ def read_results(
     *,
     outcome: RowOutcome | None = None,
 ) -> Iterator[Result]:
-    """What has become of each row, in the order of the rows. The run may be under way.
+    """The result of each row, in the order of the rows. The run may be under way.
 
     Args:
         path: The checkpoint.
-        outcome: Only the rows that came to this: `created`, `existed`, `rejected`, `invalid`, or `pending`.
-            None lists all rows but the pending ones.
+        outcome: Only rows with this outcome: `created`, `existed`, `rejected`, `invalid` or `pending`.
+            None gives all rows but the pending ones.
 
     Raises:
         CheckpointError: There is no checkpoint, or it is damaged.
@@ -64,18 +66,18 @@ def read_results(
 
 
 def _read_results(path: Path, outcome: RowOutcome | None) -> Iterator[Result]:
-    # The counts of a batch tell whether it holds such a row at all: then alone its ids are read.
+    # The ids of a batch are read only if it has a row with this outcome.
     ids = f"CASE WHEN {outcome} > 0 THEN ids END" if outcome else "ids"
     with explained(path), contextlib.closing(connect_reader(path)) as db:
         if log_is_missing(db, path):
-            tell_of_missing_log(path)
+            warn_of_missing_log(path)
         for begun in read_batches(db, ids, RESULT_PAGE_BATCHES):
             if begun.ids is not None:
                 yield from results(outcome, begun)
 
 
 def results(outcome: RowOutcome | None, begun: Begun) -> Iterator[Result]:
-    """The results of one batch that came to *outcome*; None gives all but those that are pending."""
+    """The results of one batch with this *outcome*; None gives all but the pending ones."""
     shared: dict[str, Any] = {"outcome": "pending"}
     if begun.answer is not None:
         shared = {"outcome": "created", **orjson.loads(begun.answer)}
@@ -89,13 +91,13 @@ def results(outcome: RowOutcome | None, begun: Begun) -> Iterator[Result]:
         if entry["outcome"] == outcome or (outcome is None and entry["outcome"] != "pending"):
             invalid = entry["outcome"] == "invalid"
             if not invalid and (instance_id is None or "id" in entry):
-                raise Damage(f"row {begun.first_row + offset} has come to something without having been sent")
+                raise Damage(f"row {begun.first_row + offset} has an outcome without having been sent")
             sent = 0 if invalid else begun.attempts
             yield Result(**{"id": instance_id, **entry}, row=begun.first_row + offset, attempts=sent)
 
 
 def read_status(path: str | os.PathLike[str]) -> Status:
-    """What a checkpoint says of its run as a whole. The run may be under way.
+    """What a checkpoint says about its run as a whole. The run may be under way.
 
     Raises:
         CheckpointError: There is no checkpoint, or it is damaged.
@@ -103,7 +105,7 @@ def read_status(path: str | os.PathLike[str]) -> Status:
     path = Path(path)
     with explained(path), contextlib.closing(connect_reader(path)) as db:
         if log_missing := log_is_missing(db, path):
-            tell_of_missing_log(path)
+            warn_of_missing_log(path)
         db.execute("BEGIN")
         found = survey(db)
         attempts = db.execute("SELECT count(*) FROM attempt WHERE verdict <> 'interrupted'").fetchone()[0]
@@ -130,7 +132,7 @@ def read_boot(path: Path) -> Boot:
 
 
 def read_run_past(path: Path, since: float, boot: Boot = UNKNOWN_BOOT) -> Past:
-    """What `records.past` says of the checkpoint at *path*; *since* and the times given are counted by *boot*."""
+    """What `attempts.read_past` says of the checkpoint at *path*; *since* and the times given are counted by *boot*."""
     with explained(path), contextlib.closing(connect_reader(path)) as db:
         shift_s = boot.shift_s(read_run(db).boot)
-        return past(db, since - shift_s).shifted(shift_s)
+        return read_past(db, since - shift_s).shifted(shift_s)

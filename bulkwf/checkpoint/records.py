@@ -1,59 +1,50 @@
-"""The records of a checkpoint: sealed with checksums, and verified wherever they are read.
+"""The records of the run and of its batches: sealed with checksums, which are verified wherever a record is read.
 
-Each statement that writes a batch seals the columns that it writes: `settled_crc` is of those that `SETTLE` changes,
-`begun_crc` of those that stay as `BEGIN` has written them. The ids have a checksum of their own, because they are most
-of a file and seldom read. The first two cover `first_row`, so that records which have changed places are found.
+A batch has three checksums: `settled_crc` covers the columns that `SETTLE` changes, `begun_crc` those that `BEGIN`
+alone writes. The ids have their own, because they are most of the file and seldom read. The first two cover
+`first_row`, so that records which have changed places are found.
 
-A checksum finds damage. Against a file that was made up, what leaves this machine is also held to the rules of ids and
-names: nothing else may stand in a URL or in the body of a request.
+A checksum finds damage, not forgery. So everything that is sent is checked against the rules of ids and names, too:
+nothing else may be in a URL or in the body of a request.
 """
 
 import sqlite3
 from collections.abc import Iterator, Sequence
-from operator import index
 from typing import Annotated, Any, NamedTuple
 from zlib import crc32
 
 import msgspec
+import orjson
 
+from bulkwf.batching.batch_state import BatchState
 from bulkwf.batching.ids import ids_are_good
-from bulkwf.checkpoint.schema import HEADER_FIELDS, Past, RunHeader
+from bulkwf.checkpoint.errors import Damage
+from bulkwf.checkpoint.schema import HEADER_FIELDS, RunHeader
 from bulkwf.clock import Boot
-from bulkwf.limits.quota import Said
 from bulkwf.model import Counts
 from bulkwf.options import is_run_key, is_target_name
 
 __all__ = [
-    "LAST_WORDS",
     "Begun",
-    "Damage",
     "RunRecord",
     "Survey",
+    "begun_row",
     "checksum",
-    "past",
     "read_batch",
     "read_batches",
     "read_run",
-    "recent_attempts",
     "seal_run",
+    "settled_row",
     "survey",
 ]
 
 PAGE_BATCHES = 1_000
-PAGE_ATTEMPTS = 10_000
-"""After this many attempts in a row that are too old, no earlier one is read: it is older still."""
 YEAR_9999 = 253_370_000_000
-LAST_WORDS = 64
-"""Of the service on what is left for the token: among so many are those that may have overtaken each other."""
 BEFORE_ALL = -(2**63)
 """Less than the number of any row that a file can hold."""
 
 _encode = msgspec.msgpack.Encoder().encode
 _Number = Annotated[int, msgspec.Meta(ge=0)]
-
-
-class Damage(ValueError):
-    """What is stored is not what a run has written there; says what."""
 
 
 def checksum(values: Sequence[Any]) -> int:
@@ -65,7 +56,7 @@ def checksum(values: Sequence[Any]) -> int:
 
 
 class Begun(NamedTuple):
-    """A batch that has been begun: its record. See `schema.SCHEMA` for what the fields hold."""
+    """The record of a batch. See `schema.SCHEMA` for what the fields hold."""
 
     first_row: _Number
     rows: Annotated[int, msgspec.Meta(ge=1)]
@@ -87,7 +78,7 @@ class Begun(NamedTuple):
     ids_crc: int
     begun_crc: int
     ids: str | None
-    """None where they were not read."""
+    """None if they were not read."""
 
     @property
     def settled(self) -> bool:
@@ -96,14 +87,14 @@ class Begun(NamedTuple):
 
     @property
     def whole(self) -> bool:
-        """`size` and `digest` are of all its rows: none was refused."""
+        """`size` and `digest` cover all its rows: none is rejected or invalid."""
         return not self.rejected + self.invalid
 
     def instance_ids(self) -> list[str | None]:
-        """The id of each row; None where nothing is sent.
+        """The id of each row; None for a row that is not sent.
 
         Raises:
-            Damage: They are not what the run has written, or can't be ids.
+            Damage: They are not what the run has written, or break the rules of ids.
         """
         assert self.ids is not None, "they were not read"
         if crc32(self.ids.encode()) != self.ids_crc:
@@ -115,7 +106,7 @@ class Begun(NamedTuple):
         return ids
 
     def verify(self) -> None:
-        """Raises `Damage` unless it is what a run has written; its ids are left out."""
+        """Raises `Damage` unless the record is what a run has written. The ids are not verified."""
         begun = (self.first_row, self.begun_at, self.retention_s, self.ids_crc)
         if checksum(self[:14]) != self.settled_crc or checksum(begun) != self.begun_crc:
             raise Damage(f"the record of the batch at row {self.first_row} does not match its checksum")
@@ -128,14 +119,14 @@ IDS_IN_DOUBT = "CASE WHEN settled_at IS NULL THEN ids END"
 
 
 def read_batches(db: sqlite3.Connection, ids: str = "NULL", page: int = PAGE_BATCHES) -> Iterator[Begun]:
-    """The batches in the order of their rows, each one verified, its ids left out.
+    """The batches in the order of their rows, each one verified except for its ids.
 
-    In pages, not in one long query: an open reader would keep the writer's log from being folded into the file.
+    They are read in pages, because a long query would keep the writer's log from being folded into the file.
 
     Args:
         db: The checkpoint.
         ids: SQL for the ids that are to be read: `ids` for all.
-        page: So many batches are read at a time.
+        page: Number of batches read at a time.
 
     Raises:
         ValueError: A record is damaged, or missing.
@@ -169,11 +160,47 @@ def read_batch(db: sqlite3.Connection, row: int) -> Begun:
     return found[0]
 
 
+def begun_row(state: BatchState, now: float) -> tuple[Any, ...]:
+    """The values of `BEGIN`.
+
+    Args:
+        state: A new batch.
+        now: When its ids become durable, in Unix time.
+    """
+    batch = state.batch
+    ids: Sequence[str | None] = batch.ids
+    if len(ids) < batch.rows:
+        ids = [None] * batch.rows
+        for offset, instance_id in zip(batch.offsets, batch.ids, strict=True):
+            ids[offset] = instance_id
+    text = orjson.dumps(ids)
+    begun = (batch.first_row, float(now), float(batch.retention_s), crc32(text))
+    return (*_settled_columns(state, now), *begun[1:], checksum(begun), text.decode())
+
+
+def settled_row(state: BatchState, now: float) -> tuple[Any, ...]:
+    """The values of `SETTLE`.
+
+    Args:
+        state: A batch, some of whose rows have been settled.
+        now: Unix time.
+    """
+    first_row, *others = _settled_columns(state, now)
+    return (*others, first_row)
+
+
+def _settled_columns(state: BatchState, now: float) -> tuple[Any, ...]:
+    """The columns of a batch from `first_row` to `settled_crc`."""
+    first_row, rows, complete, *others = state.record()
+    columns = (first_row, rows, float(now) if complete else None, *others)
+    return (*columns, checksum(columns))
+
+
 # --- the run ------------------------------------------------------------------------------------------------------
 
 
 class RunRecord(NamedTuple):
-    """What a checkpoint says of its run; times are Unix time."""
+    """What a checkpoint says about its run. Times are Unix time."""
 
     header: RunHeader
     boot: Boot
@@ -183,7 +210,7 @@ class RunRecord(NamedTuple):
 
 
 def seal_run(db: sqlite3.Connection) -> None:
-    """Seal the run's record; whoever changes it does so in the same transaction."""
+    """Seal the run's record. To be called in the transaction that has changed it."""
     values, _ = _run_values(db)
     db.execute("UPDATE run SET crc = ?", (checksum(list(values.values())),))
 
@@ -204,12 +231,12 @@ def read_run(db: sqlite3.Connection) -> RunRecord:
     created_at, pause_until, finished_at = map(_moment, map(values.get, ("created_at", "pause_until", "finished_at")))
     boot = Boot(*msgspec.convert((values["boot_id"], values["booted_at"]), tuple[str, float]))
     if not abs(boot.at) < YEAR_9999:
-        raise Damage("it holds a time that no calendar knows")
+        raise Damage("it holds a time that no calendar has")
     return RunRecord(header, boot, created_at or 0.0, pause_until, finished_at)
 
 
 def _run_values(db: sqlite3.Connection) -> tuple[dict[str, Any], Any]:
-    """All that the run's record holds, and its checksum."""
+    """The columns of the run's record by name, and its checksum."""
     cursor = db.execute("SELECT * FROM run")
     found = cursor.fetchall()
     if len(found) != 1:
@@ -220,9 +247,9 @@ def _run_values(db: sqlite3.Connection) -> tuple[dict[str, Any], Any]:
 
 
 def _moment(stored: Any) -> float | None:
-    """A Unix time that calendars know."""
+    """A stored time, or None. Raises `Damage` if no calendar has it."""
     if stored is not None and not 0 <= stored < YEAR_9999:
-        raise Damage("it holds a time that no calendar knows")
+        raise Damage("it holds a time that no calendar has")
     return None if stored is None else float(stored)
 
 
@@ -230,7 +257,7 @@ def _moment(stored: Any) -> float | None:
 
 
 class Survey(NamedTuple):
-    """What a pass over all records has found.
+    """What the records of the run and of all batches say.
 
     Attributes:
         run: The run's record.
@@ -252,7 +279,7 @@ class Survey(NamedTuple):
 
 
 def survey(db: sqlite3.Connection) -> Survey:
-    """Read and verify the run's record and all batches; the ids of those in doubt, too.
+    """Read and verify the run's record and all batches, with the ids of those in doubt.
 
     Raises:
         ValueError: A record is damaged, or missing.
@@ -262,7 +289,7 @@ def survey(db: sqlite3.Connection) -> Survey:
     begun_at: float | None = None
     settled_at: float | None = None
     for begun in read_batches(db, IDS_IN_DOUBT):
-        created += begun.created  # a `Counts` for each batch would cost a tenth of the time to open a large file
+        created += begun.created  # making a `Counts` for each batch would take a tenth of the time to open a large file
         existed += begun.existed
         existed_in_doubt += begun.existed_in_doubt
         rejected += begun.rejected
@@ -286,35 +313,3 @@ def survey(db: sqlite3.Connection) -> Survey:
         pending=pending,
     )
     return Survey(run, counts, rows, batches, in_doubt, _moment(begun_at), _moment(settled_at))
-
-
-def past(db: sqlite3.Connection, since: float) -> Past:
-    """What a checkpoint knows of the requests after *since* (Unix time), and of what may bind the next one.
-
-    Raises:
-        ValueError: A record is damaged.
-    """
-    query = (
-        "SELECT started_at + elapsed_s, started_at, quota FROM attempt "
-        "WHERE quota IS NOT NULL AND id > (SELECT max(id) FROM attempt) - ? ORDER BY id DESC LIMIT ?"
-    )
-    words = sorted(Said.of(*word) for word in db.execute(query, (PAGE_ATTEMPTS, LAST_WORDS)))
-    since = min([since, *(said.heard_at for said in words)])
-    return Past(recent_attempts(db, since), read_run(db).pause_until or 0.0, words)
-
-
-def recent_attempts(db: sqlite3.Connection, since: float) -> list[tuple[float, int]]:
-    """(Unix time, instances) of the attempts after *since*, the oldest first; read from the newest one backwards.
-
-    Raises:
-        ValueError: One of them is damaged.
-    """
-    query = "SELECT id, started_at + elapsed_s, instances FROM attempt WHERE id < ? ORDER BY id DESC LIMIT ?"
-    recent: list[tuple[float, int]] = []
-    before, go_on = 2**63 - 1, True
-    while go_on and (page := db.execute(query, (before, PAGE_ATTEMPTS)).fetchall()):
-        before = page[-1][0]
-        found = [(float(at), index(instances)) for _, at, instances in page]
-        recent += [one for one in found if one[0] > since]
-        go_on = max(found)[0] > since
-    return sorted(recent)

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
-from bulkwf.limits.quota import Said
 from bulkwf.model import RunState
 
 __all__ = [
@@ -21,16 +20,14 @@ __all__ = [
     "SETTLE",
     "Attempt",
     "Interval",
-    "Past",
     "RunHeader",
 ]
 
 FORMAT = 2
 ANOTHER = "In another checkpoint (-c) every row starts again, unless it brings its own id or --run-key is the same."
-"""What to bear in mind before naming another checkpoint."""
+"""Consequence of naming another checkpoint, for error messages."""
 APPLICATION_ID = 0x62776B66
-"""`bwkf`, in the file's header: tells a checkpoint from any other SQLite database."""
-"""Unix time of the last year that calendars know."""
+"""`bwkf`, in the file's header: distinguishes a checkpoint from other SQLite databases."""
 
 SCHEMA = """
 CREATE TABLE run (
@@ -41,10 +38,10 @@ CREATE TABLE run (
   lane TEXT NOT NULL,             -- which of several targets of a run this is; '' if there is one
   first_row INTEGER NOT NULL,     -- the first row of the list that the run takes
   input TEXT NOT NULL,            -- the list's name, for people
-  source TEXT NOT NULL,           -- JSON: what the list was when the last session began, see `sources.identity`
+  source TEXT NOT NULL,           -- JSON: what the list was when its last rows were begun, see `sources.identity`
   limits TEXT NOT NULL,           -- JSON, for people
-  boot_id TEXT NOT NULL,          -- the last boot that has written here; '': not known, times are the system clock's
-  booted_at REAL NOT NULL,        -- Unix time at which that boot's clock was zero: its times here are counted from it
+  boot_id TEXT NOT NULL,          -- the last boot that wrote to the file; '': not known, times are the system clock's
+  booted_at REAL NOT NULL,        -- Unix time at which that boot's clock was zero: times are counted from it
   pause_until REAL,               -- all sending pauses until then (Unix time)
   finished_at REAL,               -- the list was read to its end with every row settled
   crc INTEGER                     -- of all other columns, see `records`; NULL only inside a transaction
@@ -76,7 +73,8 @@ CREATE TABLE attempt (
   bytes INTEGER NOT NULL,         -- of its body
   waited_s REAL NOT NULL,         -- for its slot
   waited_for TEXT,                -- what it waited for last, see `timeline`
-  quota TEXT                      -- what the answer said is left for the token: 'r=<requests>;t=<seconds>', …
+  quota TEXT,                     -- what the answer said is left for the token: 'r=<requests>;t=<seconds>', …
+  crc INTEGER NOT NULL            -- of all other columns but `id`
 );
 CREATE VIEW result AS             -- a line a row, blank ones left out: first the rows that differ, then the others
 SELECT first_row + CAST(odd.key AS INTEGER) AS row,
@@ -101,12 +99,13 @@ CREATE TABLE session (            -- one row a process
   exit_code INTEGER,              -- of the command, where it is known
   reason TEXT,                    -- finished, drained, cancelled, killed or the class of the error; NULL: not known
   pid INTEGER NOT NULL, host TEXT NOT NULL,
-  log_lost INTEGER NOT NULL DEFAULT FALSE -- the next session did not find what this one had written last
+  log_lost INTEGER NOT NULL DEFAULT FALSE, -- the next session did not find what this one had written last
+  crc INTEGER                     -- of all other columns; NULL only inside a transaction
 );
 CREATE TABLE timeline (           -- a row for each ten seconds or more of a session
   session INTEGER NOT NULL, started_at REAL NOT NULL, length_s REAL NOT NULL,
   states TEXT NOT NULL,           -- JSON {state: seconds}: paused, outage, instances, requests, quota, places, disk,
-                                  -- source, service, idle; the first of those that hold the run up counts
+                                  -- source, service, idle; at each instant, the first one that applies counts
   created INTEGER NOT NULL, attempts INTEGER NOT NULL,
   errors INTEGER NOT NULL,        -- attempts that settled nothing
   latency_p50_s REAL, latency_p90_s REAL, latency_p99_s REAL -- of all attempts' elapsed_s
@@ -124,8 +123,9 @@ UPDATE batch SET rows = ?, settled_at = ?, attempts = ?, created = ?, existed = 
 """
 NOTE = """
 INSERT INTO attempt
-  (first_row, started_at, elapsed_s, instances, http_status, verdict, detail, kind, bytes, waited_s, waited_for, quota)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+  (first_row, started_at, elapsed_s, instances, http_status, verdict, detail, kind, bytes, waited_s, waited_for, quota,
+  crc)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
 INTERVAL = """
 INSERT INTO timeline (session, started_at, length_s, states, created, attempts, errors, latency_p50_s, latency_p90_s,
@@ -135,7 +135,7 @@ INSERT INTO timeline (session, started_at, length_s, states, created, attempts, 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunHeader:
-    """What a checkpoint belongs to. A run is only continued where all of these are the same."""
+    """What a checkpoint belongs to. A run continues only if the fields in `IDENTITY` are the same."""
 
     base_url: str
     account_id: str
@@ -155,7 +155,7 @@ HEADER_FIELDS = tuple(field.name for field in fields(RunHeader))
 
 
 class Attempt(NamedTuple):
-    """One request, as a run report reads it."""
+    """One request, as table `attempt` stores it."""
 
     first_row: int
     started_at: float
@@ -169,7 +169,7 @@ class Attempt(NamedTuple):
     waited_s: float = 0.0
     waited_for: str | None = None
     quota: str | None = None
-    """What the answer said is left for the token; see `windows.quota_text`."""
+    """What the answer said is left for the token; see `quota.quota_text`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,7 +182,7 @@ class Interval:
         created: Instances created.
         attempts: Attempts that ended.
         errors: Those of them that settled nothing.
-        latency_s: Median, 90th and 99th percentile of the answers' times, in seconds; empty without answers.
+        latency_s: Median, 90th and 99th percentile of the times until the answers, in seconds; empty without answers.
     """
 
     length_s: float
@@ -191,30 +191,3 @@ class Interval:
     attempts: int
     errors: int
     latency_s: Sequence[float]
-
-
-class Past(NamedTuple):
-    """What a file knows of earlier sessions' requests, as far as it may still bind. Times are in Unix seconds."""
-
-    attempts: list[tuple[float, int]]
-    """(when, instances) of each request, the oldest first."""
-    pause_until: float
-    """When the last pause ends; 0 if there was none."""
-    words: list[Said]
-    """What the last answers said is left for the token, the oldest first; `attempts` go back as far, or further."""
-
-    def joined(self, other: "Past") -> "Past":
-        """This and *other*."""
-        return Past(
-            sorted([*self.attempts, *other.attempts]),
-            max(self.pause_until, other.pause_until),
-            sorted([*self.words, *other.words]),
-        )
-
-    def shifted(self, seconds: float) -> "Past":
-        """The same by a clock that is so much ahead."""
-        return Past(
-            [(at + seconds, instances) for at, instances in self.attempts],
-            self.pause_until and self.pause_until + seconds,
-            [Said(heard_at + seconds, sent_at + seconds, text) for heard_at, sent_at, text in self.words],
-        )

@@ -1,14 +1,14 @@
-"""The sessions of a checkpoint: one row a process, written so that the main file alone tells an unclean end.
+"""The sessions of a checkpoint: one row per process, written so that the main file alone shows an unclean end.
 
-SQLite keeps what is newest in a log beside the file (`-wal`) until the session ends. A file that was copied or moved
-without its log looks whole, and knows nothing of the rows that were begun last. Three rules make it tell:
+SQLite keeps the newest commits in a log beside the file (`-wal`) until the session ends. A file that was copied or
+moved without its log looks whole, but lacks the rows that were begun last. Three rules make the loss visible:
 
-1. A session's row is in the main file before its first batch begins, without an end.
+1. A session's row, without an end, is in the main file before its first batch begins.
 2. Its end is written with the last commit, and only then is the log folded into the main file.
 3. No reader folds a log (see `connect_reader`): after a kill it stays beside the file until the next session.
 
-So an open session without a log means that the log is missing, or that another program has folded it; the file can't
-tell which. A log of 0 bytes is none: SQLite makes one for each reader. Nor is one without SQLite's own header.
+So if a session has no end and there is no log, the log is missing, or another program has folded it; the file does not
+show which. A log of 0 bytes does not count: SQLite makes one for each reader. Nor does one without SQLite's header.
 """
 
 import logging
@@ -21,34 +21,39 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from bulkwf.checkpoint.records import seal_run
-from bulkwf.checkpoint.schema import NOTE, Attempt, RunHeader
+from bulkwf.checkpoint.attempts import attempt_row
+from bulkwf.checkpoint.errors import Damage
+from bulkwf.checkpoint.records import checksum, seal_run
+from bulkwf.checkpoint.schema import NOTE, Attempt
 from bulkwf.clock import Boot
 from bulkwf.errors import CheckpointError
 
 __all__ = [
     "begin_session",
+    "end_killed",
     "end_session",
     "has_log",
     "log_is_missing",
     "lost_since",
     "refuse_torn",
-    "tell_of_lost_log",
-    "tell_of_missing_log",
+    "seal_sessions",
+    "verify_sessions",
+    "warn_of_lost_log",
+    "warn_of_missing_log",
 ]
 
 log = logging.getLogger("bulkwf")
 
 INTERRUPTED = "interrupted"
-"""The verdict of an attempt that a session began and did not live to note."""
+"""The verdict of an attempt that a session may have begun before it was killed."""
 LOG_MAGIC = {b"\x37\x7f\x06\x82": "<", b"\x37\x7f\x06\x83": ">"}
 """The first bytes of SQLite's log, and the byte order of its checksums (SQLite's file format, section 4)."""
 UNKNOWN_INSTANCES = 10_000
-"""Instances that a session whose log is missing may have sent just now: more than any rate allows in a second."""
+"""Instances that a session whose log is missing may have sent last: more than any rate allows in a second."""
 
 
 def has_log(path: Path) -> bool:
-    """Whether a log lies beside the checkpoint that SQLite would read."""
+    """Whether the checkpoint has a log that SQLite would read."""
     try:
         with path.with_name(path.name + "-wal").open("rb") as file:
             return _is_log_header(file.read(32))
@@ -57,7 +62,7 @@ def has_log(path: Path) -> bool:
 
 
 def _is_log_header(head: bytes) -> bool:
-    """Whether a log begins with *head*: six words and their checksum, in the byte order that the first one tells."""
+    """Whether a log begins with *head*: six words and their checksum, in the byte order that the first one gives."""
     if len(head) < 32 or head[:4] not in LOG_MAGIC:
         return False
     words = struct.unpack(LOG_MAGIC[head[:4]] + "6I", head[:24])
@@ -70,7 +75,7 @@ def _is_log_header(head: bytes) -> bool:
 
 def log_is_missing(db: sqlite3.Connection, path: Path) -> bool:
     """Whether the last session has not ended, and the log that it must have written is not there."""
-    # Asked twice: a writer that ends in between removes its log.
+    # Read twice: a writer that ends in between removes its log.
     return _is_open(db) and not has_log(path) and _is_open(db)
 
 
@@ -80,18 +85,18 @@ def _is_open(db: sqlite3.Connection) -> bool:
 
 
 @cache
-def tell_of_missing_log(path: Path) -> None:
-    """Warn a reader that its checkpoint may show too little: once for each path."""
+def warn_of_missing_log(path: Path) -> None:
+    """Warn, once for each path, that the checkpoint may lack what the last session did."""
     log.warning(
         "%s: the last session did not end cleanly and its log (%s-wal) is missing: what it did last may not be shown. "
-        "If the file and its log still lie together somewhere, look there",
+        "If you have the file and its log together in another place, use those two",
         path,
         path.name,
     )
 
 
 def refuse_torn(db: sqlite3.Connection, path: Path) -> None:
-    """Refuse a main file that is inconsistent without its log: it was copied while a log was being folded into it."""
+    """Refuse a main file that is inconsistent without its log: it was copied while the log was folded into it."""
     if db.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
         raise CheckpointError(
             f"{path}: the last session did not end cleanly, its log ({path.name}-wal) is missing, and without it the "
@@ -102,22 +107,22 @@ def refuse_torn(db: sqlite3.Connection, path: Path) -> None:
 def begin_session(
     db: sqlite3.Connection,
     path: Path | None,
-    header: RunHeader,
+    limits: str,
     now: float,
     boot: Boot,
     *,
     in_doubt: Sequence[tuple[int, int]] = (),
     log_lost: bool = False,
 ) -> None:
-    """Write down that a process goes on with the run, in the main file.
+    """Store in the main file that a process continues the run.
 
-    An attempt is noted for each batch in doubt: its last one may have been sent and never noted. It counts from *now*,
-    so that a process that dies again and again can't overrun the service's windows.
+    An attempt is stored for each batch in doubt: its last one may have been sent without being stored. It counts from
+    *now*, so that a process that is killed again and again can't exceed the service's limits.
 
     Args:
         db: The writer's connection.
         path: The checkpoint; None if it is in memory.
-        header: This session's input, source and limits take the place of the last one's.
+        limits: This session's limits, as JSON.
         now: Unix time, as *boot* counts it.
         boot: How this session's times are counted.
         in_doubt: (first row, instances) of each batch that is not settled.
@@ -127,41 +132,64 @@ def begin_session(
     db.execute("PRAGMA synchronous = FULL")
     db.execute("BEGIN IMMEDIATE")
     if log_lost:
-        db.execute("UPDATE session SET log_lost = TRUE WHERE id = (SELECT max(id) FROM session)")
+        db.execute("UPDATE session SET log_lost = TRUE, crc = NULL WHERE id = (SELECT max(id) FROM session)")
         in_doubt = [*in_doubt, (0, UNKNOWN_INSTANCES)]
-    # Proves, before the first request, that the file can be written.
-    db.execute(
-        "UPDATE run SET input = ?, source = ?, limits = ?, boot_id = ?, booted_at = ?, finished_at = NULL",
-        (header.input, header.source, header.limits, *boot),
-    )
+    # Shows, before the first request, that the file can be written.
+    db.execute("UPDATE run SET limits = ?, boot_id = ?, booted_at = ?, finished_at = NULL", (limits, *boot))
     seal_run(db)
     interrupted = (Attempt(row, now, 0.0, instances, None, INTERRUPTED, None) for row, instances in in_doubt)
-    db.executemany(NOTE, interrupted)
+    db.executemany(NOTE, map(attempt_row, interrupted))
     db.execute("INSERT INTO session (started_at, pid, host) VALUES (?, ?, ?)", (now, os.getpid(), socket.gethostname()))
+    seal_sessions(db)
     db.execute("COMMIT")
     # Not TRUNCATE: the log must never be empty while the session is open.
     if db.execute("PRAGMA wal_checkpoint(FULL)").fetchone()[0]:
         log.warning(
-            "%s: another program is reading the checkpoint, so that the file does not show yet that a run is under "
-            "way: until it ends, do not copy the file without its log (-wal)",
+            "%s: another program is reading the checkpoint, so the file does not show yet that a run is under way: "
+            "until the run ends, do not copy the file without its log (-wal)",
             path,
         )
 
 
-def end_session(
-    db: sqlite3.Connection, ended_at: float, reason: str | None = None, exit_code: int | None = None
+def end_session(db: sqlite3.Connection, ended_at: float, reason: str | None, exit_code: int | None) -> None:
+    """Store that the session has ended cleanly."""
+    where = "id = (SELECT max(id) FROM session)"
+    _end_sessions(db, where, ended_at, reason, exit_code)
+
+
+def end_killed(db: sqlite3.Connection, now: float) -> None:
+    """Store that the sessions without an end were killed."""
+    _end_sessions(db, "ended_at IS NULL", now, "killed", None)
+
+
+def _end_sessions(
+    db: sqlite3.Connection, where: str, ended_at: float, reason: str | None, exit_code: int | None
 ) -> None:
-    """Write down that the session has ended cleanly."""
-    db.execute(
-        "UPDATE session SET ended_at = ?, reason = ?, exit_code = ? WHERE id = (SELECT max(id) FROM session)",
-        (ended_at, reason, exit_code),
-    )
+    with db:  # commits, or rolls back
+        db.execute("BEGIN IMMEDIATE")
+        query = f"UPDATE session SET ended_at = ?, reason = ?, exit_code = ?, crc = NULL WHERE {where}"  # noqa: S608
+        db.execute(query, (ended_at, reason, exit_code))
+        seal_sessions(db)
+
+
+def seal_sessions(db: sqlite3.Connection) -> None:
+    """Seal the sessions that were changed in this transaction: those without a checksum."""
+    for *values, _ in db.execute("SELECT * FROM session WHERE crc IS NULL").fetchall():
+        db.execute("UPDATE session SET crc = ? WHERE id = ?", (checksum(values), values[0]))
+
+
+def verify_sessions(db: sqlite3.Connection) -> None:
+    """Raises `Damage` unless all sessions are what runs have written."""
+    for number, started_at, *others, crc in db.execute("SELECT * FROM session"):
+        if checksum((number, started_at, *others)) != crc:
+            raise Damage(f"the record of session {number} does not match its checksum")
+        float(started_at)
 
 
 def lost_since(db: sqlite3.Connection) -> float | None:
-    """Since when rows that no batch holds may have been sent: a session's log was lost. None: they were not.
+    """Since when rows that no batch holds may have been sent, because a log was lost; None if none was.
 
-    What was lost no longer matters once the list was read to its end with every row settled.
+    A loss no longer matters once the list was read to its end with every row settled.
     """
     since = db.execute(
         "SELECT min(started_at) FROM session "
@@ -170,15 +198,15 @@ def lost_since(db: sqlite3.Connection) -> float | None:
     return None if since is None else float(since)
 
 
-def tell_of_lost_log(path: Path, since: float) -> None:
-    """Warn that a run goes on without the log of its last session."""
+def warn_of_lost_log(path: Path, since: float) -> None:
+    """Warn that the run continues without the log of its last session."""
     began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(since))
     log.warning(
         "%s: the session that began %s did not end cleanly, and its log (%s-wal) is missing: the file was copied or "
-        "moved without it, or another program has folded it into the file. The run goes on: rows get the same ids as "
-        "before, so that those which were started then come back as existed while the service remembers them. A pause "
-        "that the service had ordered may be forgotten. If the file and its log still lie together somewhere, stop, "
-        "and continue with those two instead",
+        "moved without it, or another program has folded it into the file. The run continues: rows get the same ids as "
+        "before, so rows that were started then come back as existed while the service remembers them. A pause that "
+        "the service ordered may be forgotten. If you have the file and its log together in another place, stop, and "
+        "continue with those two",
         path,
         began,
         path.name,

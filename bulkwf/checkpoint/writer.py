@@ -1,122 +1,76 @@
-"""The one writer of a checkpoint.
+"""The one writer of a checkpoint: what is written, and what earlier sessions left."""
 
-What is written goes through one thread (the executor), which alone touches the connection that writes, its close
-included: SQLite must not be closed under a commit. No task stands between a write and its commit, because `asyncio.run`
-cancels every task at its end: a commit is a future of the thread, and what it brings about a callback.
-"""
-
-import asyncio
 import contextlib
-import logging
 import os
 import sqlite3
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Awaitable, Iterator
 from pathlib import Path
 from typing import Any, Literal
-from zlib import crc32
 
-import filelock
 import orjson
 
 from bulkwf.attempt import InstanceInfo
 from bulkwf.batching.batch_state import BatchState
-from bulkwf.checkpoint.file import (
-    ELSEWHERE,
-    acquire,
-    check,
-    connect,
-    connect_reader,
-    create,
-    create_file,
-    explain,
-    explained,
-    inode,
-    is_new,
-    make_private,
-    move_aside,
-    refuse_orphan,
-    release,
-)
+from bulkwf.checkpoint.attempts import Past, attempt_row, read_past
+from bulkwf.checkpoint.commits import Executor, GroupCommit
+from bulkwf.checkpoint.connection import Write, WriterConnection
+from bulkwf.checkpoint.errors import ELSEWHERE, explained
+from bulkwf.checkpoint.file import check, connect, connect_reader, create, prepare
+from bulkwf.checkpoint.lock import acquire, release
 from bulkwf.checkpoint.place import refuse_place
 from bulkwf.checkpoint.reading import results
-from bulkwf.checkpoint.records import Begun, Survey, checksum, past, read_batch, read_batches, seal_run, survey
-from bulkwf.checkpoint.schema import BEGIN, INTERVAL, NOTE, SETTLE, Attempt, Interval, Past, RunHeader
-from bulkwf.checkpoint.sessions import (
-    begin_session,
-    end_session,
-    log_is_missing,
-    lost_since,
-    refuse_torn,
-    tell_of_lost_log,
+from bulkwf.checkpoint.records import (
+    Begun,
+    Survey,
+    begun_row,
+    read_batch,
+    read_batches,
+    seal_run,
+    settled_row,
+    survey,
 )
+from bulkwf.checkpoint.schema import BEGIN, INTERVAL, NOTE, SETTLE, Attempt, Interval, RunHeader
+from bulkwf.checkpoint.sessions import begin_session, log_is_missing, lost_since, refuse_torn, warn_of_lost_log
 from bulkwf.clock import UNKNOWN_BOOT, Boot
-from bulkwf.errors import CheckpointError
 from bulkwf.model import Batch, Counts
-from bulkwf.uncancelled import until_done
 
-__all__ = ["Checkpoint", "Executor", "inline"]
+__all__ = ["Checkpoint"]
 
-log = logging.getLogger("bulkwf")
-
-Executor = Callable[[Callable[[], Any]], Awaitable[Any]]
-"""Begins to run a function, in a thread of its own or at once, one after another; what it returns ends with it.
-
-Where tasks may be cancelled that is a future which is no task.
-"""
 PAUSE = "UPDATE run SET pause_until = ?"
-SEAL = ""
-"""In the place of a statement: the run's record has changed."""
-
-
-def inline(function: Callable[[], Any]) -> Awaitable[Any]:
-    """The executor that runs at once: for a checkpoint in memory, and for simulated time."""
-    done = asyncio.get_running_loop().create_future()
-    try:
-        done.set_result(function())
-    except Exception as error:  # noqa: BLE001 - it belongs to whoever awaits
-        done.set_exception(error)
-    return done
+LIST = "UPDATE run SET input = ?, source = ?"
+FINISH = "UPDATE run SET finished_at = ?"
 
 
 class Checkpoint:
-    """The one writer of a checkpoint. Made by `open`; `aclose` leaves one portable file behind, if there is room.
+    """The one writer of a checkpoint. Made by `open`; `aclose` leaves one portable file, if the disk has room for it.
 
     Attributes:
         path: The file; None if it is in memory.
         boot: How this session's times must be counted.
+        lost_since: Rows that no batch holds may have been sent since then (Unix time), because a log was lost; None if
+            none was.
     """
 
     def __init__(
         self,
-        path: Path | None,
-        db: sqlite3.Connection,
+        connection: WriterConnection,
         reader: sqlite3.Connection,
-        lock: filelock.BaseFileLock | None,
         executor: Executor,
         found: Survey,
+        header: RunHeader,
         boot: Boot,
-        now: float,
+        *,
+        lost_since: float | None = None,
     ) -> None:
-        self.path = path
+        self.path = connection.path
         self.boot = boot
-        self._found = found
-        self._db = db
+        self.lost_since = lost_since
+        self._connection = connection
         self._reader = reader
-        self._lock = lock
-        self._executor = executor
-        self.lost_since = lost_since(db)
-        """Rows that no batch holds may have been sent since then (Unix time): a log was lost. None: they were not."""
-        self._began_at = now
-        self._end: tuple[float, str | None, int | None] | None = None
-        self._log = None if path is None else path.with_name(path.name + "-wal")
-        self._inodes = inode(path), inode(self._log)
-        self._queue: list[tuple[str, Any]] = []
-        self._waiters: list[asyncio.Future[None]] = []
-        self._busy = False
-        """A commit is under way, or about to begin."""
-        self._closed: asyncio.Future[None] | None = None
-        self._error: CheckpointError | None = None
+        self._commits = GroupCommit(connection, executor)
+        self._found = found
+        self._new_list: tuple[str, str] | None = header.input, header.source
+        """The list's name and identity, until they are stored with the first new batch."""
 
     # --- opening and closing --------------------------------------------------------------------------------------
 
@@ -134,11 +88,11 @@ class Checkpoint:
     ) -> "Checkpoint":
         """Open the checkpoint at *path* for this run, or make it; None keeps it in memory.
 
-        Reads all that it holds, once: to be called where that may take its time, in the thread that is to write.
+        It reads the whole file, which may take seconds. To be called in the executor's thread.
 
         Args:
             path: The file. Its `-wal`, `-shm` and `.lock` stand beside it while it is open.
-            header: What it belongs to.
+            header: The run.
             now: Unix time.
             executor: Where commits run.
             boot: This boot, by the clock that *now* is of.
@@ -152,136 +106,74 @@ class Checkpoint:
             db = connect(":memory:")
             create(db, header, now, boot)
             found = survey(db)
-            begin_session(db, None, header, now, boot)
-            return cls(None, db, db, None, executor, found, boot, now)
+            begin_session(db, None, header.limits, now, boot)
+            return cls(WriterConnection(None, db, None, now), db, executor, found, header, boot)
         path = Path(os.path.realpath(path))
-        with explained(path):
+        with explained(path), contextlib.ExitStack() as if_it_fails:
             refuse_place(path)
-        lock = acquire(
-            path,
-            held="another run is writing this checkpoint",
-            advice=ELSEWHERE,
-        )
-        try:
-            with explained(path), contextlib.ExitStack() as if_it_fails:
-                refuse_orphan(path)
-                if new:
-                    move_aside(path, now)
-                if is_new(path):
-                    create_file(path, header, now, boot)
-                make_private(path)
-                before = if_it_fails.enter_context(contextlib.closing(connect_reader(path)))
-                found = check(before, path, header, any_run_key=any_run_key)
-                log_lost = log_is_missing(before, path)
-                if log_lost:
-                    refuse_torn(before, path)
-                db = connect(str(path))
-                if_it_fails.callback(db.close)  # and after it the reader, which does not fold the log
-                now -= boot.shift_s(found.run.boot)
-                boot = boot.going_on(found.run.boot)
-                begin_session(db, path, header, now, boot, in_doubt=found.in_doubt, log_lost=log_lost)
-                reader = if_it_fails.enter_context(contextlib.closing(connect_reader(path)))
-                opened = cls(path, db, reader, lock, executor, found, boot, now)
-                if log_lost and opened.lost_since is not None:
-                    tell_of_lost_log(path, opened.lost_since)
-                if_it_fails.pop_all()
-                before.close()
-                return opened
-        except BaseException:
-            release(lock)
-            raise
+            lock = acquire(path, held="another run is writing this checkpoint", advice=ELSEWHERE)
+            if_it_fails.callback(release, lock)
+            prepare(path, header, now, boot, new=new)
+            before = if_it_fails.enter_context(contextlib.closing(connect_reader(path)))
+            found = check(before, path, header, any_run_key=any_run_key)
+            log_lost = log_is_missing(before, path)
+            if log_lost:
+                refuse_torn(before, path)
+            db = connect(str(path))
+            if_it_fails.callback(db.close)  # before the reader, which does not fold the log
+            now -= boot.shift_s(found.run.boot)
+            boot = boot.going_on(found.run.boot)
+            begin_session(db, path, header.limits, now, boot, in_doubt=found.in_doubt, log_lost=log_lost)
+            reader = if_it_fails.enter_context(contextlib.closing(connect_reader(path)))
+            since = lost_since(db)
+            if log_lost and since is not None:
+                warn_of_lost_log(path, since)
+            connection = WriterConnection(path, db, lock, now)
+            opened = cls(connection, reader, executor, found, header, boot, lost_since=since)
+            if_it_fails.pop_all()
+            before.close()
+            return opened
 
     async def aclose(self) -> None:
-        """Write the log back into the file where that is possible, close it, and let the next process have it.
+        """Commit what was written, fold the log into the file if possible, close it, and release its lock.
 
-        What has been written by then is committed first. A cancellation is raised when all is done.
+        A cancellation is raised when all is done.
         """
-        if self._closed is None:
-            self._closed = asyncio.get_running_loop().create_future()
-            if not self._busy:
-                self._begin_closing()
-        await until_done(self._closed)
+        if self._reader is not self._connection.db:
+            self._reader.close()
+        await self._commits.aclose()
 
     def end(self, now: float, reason: str | None, exit_code: int | None = None) -> None:
-        """Say how the session ends: `aclose` writes it down. Only the first call counts.
+        """Set how the session ends; `aclose` writes it to the file. Only the first call counts.
 
         Args:
             now: Unix time.
             reason: `finished`, `drained`, `cancelled`, or the class of the error that ended it; None if not known.
             exit_code: Of the command, where it is known.
         """
-        self._end = self._end or (now, reason, exit_code)
-
-    def _begin_closing(self) -> None:
-        if self._reader is not self._db:
-            self._reader.close()  # the loop's own, as its use is
-        intact = self._error is None
-        self._error = self._error or CheckpointError(f"{self.path}: the checkpoint is closed.")
-        self._execute(partial(self._close, intact), partial(self._end_closing, intact))
-
-    def _end_closing(self, intact: bool, error: BaseException | None) -> None:
-        assert self._closed is not None
-        try:
-            if error is not None:
-                self._close(intact)  # no thread could be had, so none has the connection
-        finally:
-            self._closed.set_result(None)
-
-    def _close(self, intact: bool) -> None:
-        try:
-            with contextlib.suppress(sqlite3.Error):
-                self._close_connection(intact)
-            self._tell_of_log()
-        finally:
-            if self._lock is not None:
-                release(self._lock)
-
-    def _close_connection(self, intact: bool) -> None:
-        """Write the session's end, and fold the log into the file; else leave the log to the next session."""
-        ended = False
-        if intact:
-            with contextlib.suppress(sqlite3.Error):
-                end_session(self._db, *(self._end or (self._began_at,)))
-                ended = True
-        with contextlib.ExitStack() as afterwards:
-            # SQLite folds the log when its last connection is closed, unless that is a reader. A log that was deleted
-            # is folded all the same: only this connection still has it.
-            with contextlib.suppress(sqlite3.Error, OSError, CheckpointError):
-                if not ended and self.path is not None and self._inodes == (inode(self.path), inode(self._log)):
-                    afterwards.callback(connect_reader(self.path).close)
-            afterwards.callback(self._db.close)
-            if ended:
-                self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-
-    def _tell_of_log(self) -> None:
-        with contextlib.suppress(OSError):
-            ours = self.path is not None and self._inodes[0] == inode(self.path)
-            if ours and (size := Path(f"{self.path}-wal").stat().st_size):
-                why = "as the disk had no room, or somebody reads it: keep the two together until it is used again"
-                log.warning("%s: %s bytes of it are in %s-wal still, %s", self.path, f"{size:,}", self.path, why)
+        self._connection.session_end = self._connection.session_end or (now, reason, exit_code)
 
     # --- writing --------------------------------------------------------------------------------------------------
 
-    def begin(self, ledger: BatchState, now: float) -> Awaitable[None]:
-        """Make a batch durable before it is sent. Batches must begin in the order of their rows."""
-        batch = ledger.batch
-        ids: Sequence[str | None] = batch.ids
-        if len(ids) < batch.rows:
-            ids = [None] * batch.rows
-            for offset, instance_id in zip(batch.offsets, batch.ids, strict=True):
-                ids[offset] = instance_id
-        text = orjson.dumps(ids)
-        begun = (batch.first_row, float(now), float(batch.retention_s), crc32(text))
-        return self._write((BEGIN, (*_columns(ledger, now), *begun[1:], checksum(begun), text.decode())))
+    def begin(self, state: BatchState, now: float) -> Awaitable[None]:
+        """Make a batch durable before it is sent. Batches must begin in the order of their rows.
 
-    def settle(self, ledger: BatchState, now: float) -> Awaitable[None]:
-        """Make what a batch has come to durable."""
-        return self._write(_settle(ledger, now))
+        The first one also makes durable what the list is: all rows of earlier sessions have been compared by then.
+        """
+        writes = [_statement(BEGIN, begun_row(state, now))]
+        if self._new_list is not None:
+            writes.append(_run_change(LIST, *self._new_list))
+            self._new_list = None
+        return self._commits.commit(*writes)
+
+    def settle(self, state: BatchState, now: float) -> Awaitable[None]:
+        """Make what is known of a batch durable."""
+        return self._commits.commit(_statement(SETTLE, settled_row(state, now)))
 
     def record(
         self, attempt: Attempt, *, settled: BatchState | None, pause_until: float | None, now: float
     ) -> Awaitable[None]:
-        """Make an attempt durable, and with it, in one commit, what it has settled and the pause that it orders.
+        """Make an attempt durable, and in the same commit what it settled and the pause that its answer orders.
 
         Args:
             attempt: The attempt.
@@ -289,119 +181,36 @@ class Checkpoint:
             pause_until: End of the pause in Unix time; None if there is none.
             now: Unix time.
         """
-        statements: list[tuple[str, Any]] = [(NOTE, attempt)]
+        writes = [_statement(NOTE, attempt_row(attempt))]
         if settled is not None:
-            statements.append(_settle(settled, now))
+            writes.append(_statement(SETTLE, settled_row(settled, now)))
         if pause_until is not None:
-            statements += _change_run(PAUSE, pause_until)
-        return self._write(*statements)
+            writes.append(_run_change(PAUSE, float(pause_until)))
+        return self._commits.commit(*writes)
 
     def note_interval(self, interval: Interval, started_at: float) -> None:
         """Write an interval of the timeline with the next commit; *started_at* in Unix time."""
         states = orjson.dumps({state.value: length_s for state, length_s in interval.seconds.items()}).decode()
         counts = interval.created, interval.attempts, interval.errors
         latencies = interval.latency_s or (None, None, None)
-        self._queue.append((INTERVAL, (started_at, interval.length_s, states, *counts, *latencies)))
+        self._commits.add(_statement(INTERVAL, (started_at, interval.length_s, states, *counts, *latencies)))
 
     def pause(self, until: float) -> Awaitable[None]:
-        """Remember that nothing may be sent before *until* (Unix time)."""
-        return self._write(*_change_run(PAUSE, until))
+        """Make durable that nothing may be sent before *until* (Unix time)."""
+        return self._commits.commit(_run_change(PAUSE, float(until)))
 
     def finish(self, now: float) -> Awaitable[None]:
-        """Note that the list was read to its end with every row settled."""
-        return self._write(*_change_run("UPDATE run SET finished_at = ?", now))
+        """Make durable that the list was read to its end with every row settled."""
+        return self._commits.commit(_run_change(FINISH, float(now)))
 
     def flush(self) -> Awaitable[None]:
         """Make all that has been written so far durable."""
-        return self._write()
-
-    def _write(self, *statements: tuple[str, Any]) -> Awaitable[None]:
-        """Queue *statements* at once, in the order of the calls; the awaitable ends when they are durable."""
-        if self._error is not None:
-            raise self._error
-        self._queue.extend(statements)
-        loop = asyncio.get_running_loop()
-        waiter = loop.create_future()
-        self._waiters.append(waiter)
-        if not self._busy:
-            self._busy = True
-            loop.call_soon(self._begin_commit, loop, 0)
-        return waiter
-
-    def _begin_commit(self, loop: asyncio.AbstractEventLoop, queued: int) -> None:
-        """Commit what is queued, unless the last turn of the loop has brought more than the *queued* ones.
-
-        A commit costs as much as twenty rows: others may join it while each turn brings some.
-        """
-        if len(self._queue) > queued:
-            loop.call_soon(self._begin_commit, loop, len(self._queue))
-            return
-        queue, self._queue = self._queue, []
-        waiters, self._waiters = self._waiters, []
-        self._execute(partial(self._commit, queue), partial(self._end_commit, loop, waiters))
-
-    def _end_commit(
-        self, loop: asyncio.AbstractEventLoop, waiters: Sequence[asyncio.Future[None]], error: BaseException | None
-    ) -> None:
-        if error is not None:
-            self._error = explain(error, self.path)
-        self._tell(waiters)
-        if self._waiters:
-            self._begin_commit(loop, 0)
-        else:
-            self._busy = False
-            if self._closed is not None:
-                self._begin_closing()
-
-    def _execute(self, function: Callable[[], None], then: Callable[[BaseException | None], None]) -> None:
-        """Run *function* in the writing thread, and *then* in the loop, with the error that it ended with."""
-        try:
-            running = asyncio.ensure_future(self._executor(function))
-        except Exception as error:  # noqa: BLE001 - no thread can be had
-            then(error)
-        else:
-            running.add_done_callback(lambda _: then(_error_of(running)))
-
-    def _tell(self, waiters: Sequence[asyncio.Future[None]]) -> None:
-        for waiter in waiters:
-            if waiter.done():  # whoever waited has been cancelled
-                continue
-            if self._error is None:
-                waiter.set_result(None)
-            else:
-                waiter.set_exception(self._error)
-                waiter.exception()  # nobody may be left to ask for it
-
-    def _commit(self, queue: Sequence[tuple[str, Any]]) -> None:
-        if self._error is not None:
-            raise self._error
-        if self._inodes[1] != inode(self._log) and self._inodes[0] == inode(self.path):
-            raise CheckpointError(
-                f"{self.path}: the checkpoint's log ({self._log}) was moved, replaced or deleted while the run was "
-                "writing it. Nothing more was sent. Run the same command again, and leave the two files together."
-            )
-        if self._inodes[0] != inode(self.path):
-            raise CheckpointError(
-                f"{self.path}: the checkpoint was moved, replaced or deleted while the run was writing it. Put it "
-                "back and run the same command again; without it, generated ids are lost, and rows may run twice."
-            )
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            for statement, row in queue:
-                if statement == SEAL:
-                    seal_run(self._db)
-                else:
-                    self._db.execute(statement, row)
-            self._db.execute("COMMIT")
-        except BaseException:
-            with contextlib.suppress(sqlite3.Error):
-                self._db.execute("ROLLBACK")
-            raise
+        return self._commits.commit()
 
     @property
     def failed(self) -> bool:
-        """Whether a write has failed: nothing can be written any more."""
-        return self._error is not None
+        """Whether a write has failed, or the checkpoint is closed: nothing can be written any more."""
+        return self._commits.error is not None
 
     # --- what earlier sessions left -------------------------------------------------------------------------------
 
@@ -412,7 +221,7 @@ class Checkpoint:
 
     @property
     def source_before(self) -> str:
-        """What the list was when the last session began; of a new checkpoint, this one's."""
+        """What the list was when the last batch of earlier sessions was begun; of a new checkpoint, this list's."""
         return self._found.run.header.source
 
     def counts(self) -> Counts:
@@ -428,11 +237,11 @@ class Checkpoint:
         with explained(self.path):
             yield from read_batches(self._reader)
 
-    def ledger(self, begun: Begun, region: bytes, row_shape: Literal["instance", "params"]) -> BatchState:
-        """The account of a begun batch, whose rows have been read again as *region*.
+    def batch_state(self, begun: Begun, region: bytes, row_shape: Literal["instance", "params"]) -> BatchState:
+        """What is known of a begun batch, whose rows have been read again as *region*.
 
         Raises:
-            CheckpointError: It is damaged.
+            CheckpointError: Its record is damaged.
         """
         with explained(self.path):
             begun = read_batch(self._reader, begun.first_row)
@@ -448,32 +257,24 @@ class Checkpoint:
                 refused=tuple(results("invalid", begun)),
                 retention_s=begun.retention_s,
             )
-            told = None if begun.answer is None else InstanceInfo(**orjson.loads(begun.answer))
-            return BatchState.resumed(batch, begun.attempts, told, begun.exceptions)
+            answer = None if begun.answer is None else InstanceInfo(**orjson.loads(begun.answer))
+            return BatchState.resumed(batch, begun.attempts, answer, begun.exceptions)
 
     def past(self, since: float) -> Past:
-        """See `records.past`."""
+        """See `attempts.read_past`."""
         with explained(self.path):
-            return past(self._reader, since)
+            return read_past(self._reader, since)
 
 
-def _settle(state: BatchState, now: float) -> tuple[str, Any]:
-    """The statement that stores what a batch has come to."""
-    first_row, *others = _columns(state, now)
-    return SETTLE, (*others, first_row)
+def _statement(sql: str, values: tuple[Any, ...]) -> Write:
+    return lambda db: db.execute(sql, values)
 
 
-def _change_run(statement: str, value: float) -> tuple[tuple[str, Any], ...]:
-    """The statements that change the run's record, and seal it."""
-    return (statement, (float(value),)), (SEAL, ())
+def _run_change(sql: str, *values: Any) -> Write:
+    """Changes the run's record, and seals it."""
 
+    def change(db: sqlite3.Connection) -> None:
+        db.execute(sql, values)
+        seal_run(db)
 
-def _columns(ledger: BatchState, now: float) -> tuple[Any, ...]:
-    """A ledger's record as the columns that `SETTLE` writes, `first_row` before them, their checksum behind them."""
-    first_row, rows, complete, *others = ledger.record()
-    columns = (first_row, rows, float(now) if complete else None, *others)
-    return (*columns, checksum(columns))
-
-
-def _error_of(ended: asyncio.Future[None]) -> BaseException | None:
-    return RuntimeError("the commit was cut off") if ended.cancelled() else ended.exception()
+    return change

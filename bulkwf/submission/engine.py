@@ -369,7 +369,7 @@ class Engine:
         piece = await self._source.take_rows(begun.rows)
         if piece.rows < begun.rows:
             raise self._differs(begun, ended=True)
-        state = self._checkpoint.ledger(begun, piece.data, self._options.row_shape)
+        state = self._checkpoint.batch_state(begun, piece.data, self._options.row_shape)
         if state.fingerprint() != (begun.size, begun.digest):
             raise self._differs(begun, ended=False)
         if not begun.settled:

@@ -11,7 +11,7 @@ from bulkwf.limits.backoff import backoff_s
 from bulkwf.options import RetryPolicy
 from bulkwf.service.verdicts import HANDLING
 
-__all__ = ["LOOK_UP_TRIES", "PROBE_AFTER_S", "Probe", "Stop", "Wait", "plan", "reject_limit"]
+__all__ = ["LOOK_UP_TRIES", "PROBE_AFTER_S", "LookUpTries", "Probe", "Stop", "Wait", "plan", "reject_limit"]
 
 LOOK_UP_TRIES = 3
 """How many look-ups of one instance may fail in a row before the others go first."""
@@ -57,6 +57,18 @@ def plan(policy: RetryPolicy, outcome: Judgement, streak: int, draw: float, *, p
     code = "" if outcome.code is None else f" (code {outcome.code})"
     error = ServiceRefused(f"{handling.failure}: {outcome.message}{code}. {handling.remedy}")
     return Probe(error) if proven and handling.probed else Stop(error)
+
+
+class LookUpTries:
+    """Counts the failed tries of one look-up, or of one page of the list."""
+
+    def __init__(self) -> None:
+        self._failed = 0
+
+    def failed(self) -> bool:
+        """Count one more; True each time `LOOK_UP_TRIES` have failed in a row."""
+        self._failed += 1
+        return self._failed % LOOK_UP_TRIES == 0
 
 
 def reject_limit(max_rejects: int | None, rows: int) -> int:

@@ -1,4 +1,4 @@
-"""Whether the instances that a checkpoint calls created or existed are really there."""
+"""Verifies that the service holds the instances which a checkpoint calls created or existed."""
 
 from bulkwf.verification.opening import open_verification
 from bulkwf.verification.report import VerificationReport, Verified

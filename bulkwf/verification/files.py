@@ -9,7 +9,7 @@ from pathlib import Path
 
 import filelock
 
-from bulkwf.checkpoint.file import acquire
+from bulkwf.checkpoint.lock import acquire
 from bulkwf.errors import CheckpointError
 
 __all__ = ["acquire_lock", "explained", "foreign_file", "request_log_path", "store_path", "store_paths"]

@@ -64,7 +64,7 @@ async def open_verification(
         opening = partial(VerificationStore.open, scope, clock.wall(), clock.random, executor, clock.boot())
         store = await open_in_thread(parts, executor, opening)
         limiter = open_limiter(parts, target, options, clock, credentials)
-        run_shift_s = clock.boot().shift_s(read_boot(checkpoint))
+        boot = clock.boot()
         clock = clock.counted_by(store.boot)
         sent, asked = (partial(read, checkpoint, boot=store.boot) for read in (read_run_past, read_past))
         restore(limiter, "verify", checkpoint, sent, asked, options, clock.wall())
@@ -78,7 +78,8 @@ async def open_verification(
             journal,
             concurrency=options.rate.concurrency,
             wall=clock.wall,
-            run_shift_s=run_shift_s,
+            boot=boot,
+            run_boot=read_boot(checkpoint),
         )
 
 

@@ -1,4 +1,4 @@
-"""What a verification has come to, as a value that outlives its store's connection."""
+"""The result of a verification, as a value that outlives its store's connection."""
 
 import contextlib
 import sqlite3
@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bulkwf.checkpoint.file import connect_reader, release, remove
-from bulkwf.checkpoint.file import explained as checkpoint_explained
+from bulkwf.checkpoint.errors import explained as checkpoint_explained
+from bulkwf.checkpoint.file import connect_reader, remove
+from bulkwf.checkpoint.lock import release
 from bulkwf.checkpoint.records import read_batch
 from bulkwf.errors import CheckpointError
 from bulkwf.model import Finding
@@ -34,8 +35,8 @@ class Verified:
         missing: Rows of `instances` that the service does not hold.
         unknown: Rows of `instances` whose look-ups the service does not answer, while it answers others. 0 until all
             were looked up.
-        statuses: Rows found, by the service's word for the instance's status.
-        run_finished: The run had come to its end.
+        statuses: Rows found, by the status of their instances as the service names it.
+        run_finished: The run is finished.
         complete: All of `instances` were looked up or listed, and none is unknown.
         requests: Requests of this session.
         elapsed_s: Length of this session, in seconds.
@@ -57,14 +58,15 @@ class Verified:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerificationReport:
-    """What a verification has come to.
+    """The result of a verification.
 
     Attributes:
         counts: Its counts.
         asked_for_all: All instances were looked up or listed: those without an answer are unknown.
         store: The file that holds what was found.
         checkpoint: The checkpoint.
-        ended_at: End of the session, in Unix time.
+        ended_at: End of the session, in Unix time as the store counts it.
+        run_shift_s: Seconds to add to the checkpoint's times to have them as the store counts.
     """
 
     counts: Verified
@@ -72,6 +74,7 @@ class VerificationReport:
     store: Path
     checkpoint: Path
     ended_at: float
+    run_shift_s: float = 0.0
 
     def problems(self) -> Iterator[Finding]:
         """The rows whose instances are missing, errored or unknown, in the order of the rows. Reads the two files.
@@ -101,7 +104,7 @@ class VerificationReport:
         with checkpoint_explained(self.checkpoint):
             begun = read_batch(checkpoint, row)
         message = f"the checkpoint calls it {'existed' if existed else 'created'}, and the service has no such instance"
-        expired = self.ended_at > begun.begun_at + begun.retention_s
+        expired = self.ended_at > begun.begun_at + self.run_shift_s + begun.retention_s
         if expired or existed:  # an instance that existed is older than the run
             message += "; it may have passed its retention"
         return message

@@ -14,8 +14,8 @@ from typing import Self
 import msgspec
 
 from bulkwf.checkpoint import Past
+from bulkwf.checkpoint.attempts import LAST_WORDS
 from bulkwf.checkpoint.file import make_private
-from bulkwf.checkpoint.records import LAST_WORDS
 from bulkwf.clock import UNKNOWN_BOOT, Boot
 from bulkwf.limits.quota import Said
 from bulkwf.options import REQUEST_PERIOD_S

@@ -20,7 +20,8 @@ import filelock
 
 from bulkwf.batching.ids import ids_are_good
 from bulkwf.checkpoint import Executor
-from bulkwf.checkpoint.file import connect, make_private, release, remove
+from bulkwf.checkpoint.file import connect, make_private, remove
+from bulkwf.checkpoint.lock import release
 from bulkwf.clock import UNKNOWN_BOOT, Boot
 from bulkwf.uncancelled import until_done
 from bulkwf.verification.files import acquire_lock, explained, foreign_file, request_log_path, store_path
@@ -215,7 +216,7 @@ class VerificationStore:
         self._db.execute("DROP INDEX IF EXISTS instance_id")
         self._db.executemany("INSERT OR IGNORE INTO instance (row, id, existed) VALUES (?, ?, ?)", rows)
         self._db.execute(INDEX)
-        # The list may show what was absent before: an absence from then says nothing any more.
+        # The list may show instances that were absent: earlier absences do not count any more.
         self._db.execute("UPDATE instance SET absences = 0 WHERE status IS NULL")
         self._db.execute("UPDATE verification SET listing = TRUE, cursor = NULL, debt = 0")
 
@@ -223,7 +224,7 @@ class VerificationStore:
 
     @_in_thread
     def listed(self, instances: Sequence[tuple[str, str]], cursor: str | None, requests: int, now: float) -> None:
-        """Take in a page of the list.
+        """Store a page of the list.
 
         Args:
             instances: (id, status) of each instance on it.
@@ -240,21 +241,21 @@ class VerificationStore:
 
     @_in_thread
     def end_listing(self, now: float) -> None:
-        """The list is not read any further."""
+        """Store that the list is not read any further."""
         with self._writing(now):
             self._db.execute("UPDATE verification SET listing = FALSE")
         self.listing = False
 
     @_in_thread
     def present(self, instance_id: str, status: str, now: float) -> None:
-        """A look-up has found the instance."""
+        """Store that a look-up has found the instance."""
         with self._writing(now):
             found = self._find(instance_id, status)
         self.found += found
 
     @_in_thread
     def absent(self, instance_id: str, now: float) -> None:
-        """A look-up has found that the service does not hold the instance."""
+        """Store that a look-up has not found the instance."""
         add = "UPDATE instance SET absences = absences + 1 WHERE id = ? AND status IS NULL"
         count = "SELECT count(*) FROM instance WHERE id = ? AND status IS NULL AND absences = ?"
         with self._writing(now):
@@ -263,7 +264,7 @@ class VerificationStore:
         self.missing += missing
 
     def _find(self, instance_id: str, status: str) -> int:
-        """Note an instance's status; returns for how many rows nothing was known of it."""
+        """Store an instance's status; returns the number of rows for which it is new."""
         query = "UPDATE instance SET status = ? WHERE id = ? AND status IS NULL"
         return self._db.execute(query, (status, instance_id)).rowcount
 

@@ -1,4 +1,4 @@
-"""Whether the instances that a checkpoint calls created or existed are really there.
+"""Verifies that the service holds the instances which a checkpoint calls created or existed.
 
 Two kinds of requests: pages of the workflow's list, a hundred instances each in any order, and look-ups of one id.
 
@@ -25,6 +25,7 @@ from math import inf
 import anyio
 
 from bulkwf.attempt import Fault, Judgement, Reply, Request, RequestKind, Verdict
+from bulkwf.clock import UNKNOWN_BOOT, Boot
 from bulkwf.errors import BulkwfError, exit_code
 from bulkwf.model import Batch
 from bulkwf.options import Target
@@ -33,7 +34,7 @@ from bulkwf.service.requests import get_instance, list_instances
 from bulkwf.service.responses import Page
 from bulkwf.service.verdicts import HANDLING
 from bulkwf.submission.client import ServiceClient
-from bulkwf.submission.retries import LOOK_UP_TRIES
+from bulkwf.submission.retries import LookUpTries
 from bulkwf.verification.journal import VerificationJournal
 from bulkwf.verification.report import VerificationReport, Verified
 from bulkwf.verification.scope import Scope
@@ -77,7 +78,8 @@ class Verification:
         journal: The client's.
         concurrency: Look-ups at a time.
         wall: Unix time in seconds, as the store counts it.
-        run_shift_s: Seconds to add to the run's times to have them by the system's clock.
+        boot: This boot, by the system's clock.
+        run_boot: How the checkpoint counts time.
     """
 
     def __init__(
@@ -90,7 +92,8 @@ class Verification:
         *,
         concurrency: int,
         wall: Callable[[], float],
-        run_shift_s: float = 0.0,
+        boot: Boot = UNKNOWN_BOOT,
+        run_boot: Boot = UNKNOWN_BOOT,
     ) -> None:
         self.store = store
         self._target = target
@@ -99,12 +102,13 @@ class Verification:
         self._journal = journal
         self._concurrency = concurrency
         self._wall = wall
-        self._run_shift_s = run_shift_s
+        self._boot = boot
+        self._run_boot = run_boot
         self._started_at = client.clock()
         self._asked_for_all = False
         self._probing = anyio.Lock()
 
-    # --- what it has come to --------------------------------------------------------------------------------------
+    # --- counts ---------------------------------------------------------------------------------------------------
 
     @property
     def last_error(self) -> str:
@@ -132,7 +136,7 @@ class Verification:
         return self.store.missing
 
     async def report(self, error: BulkwfError | None = None, signal: int | None = None) -> VerificationReport:
-        """What it has come to so far.
+        """The report of what was found so far.
 
         Args:
             error: What ended it.
@@ -167,9 +171,10 @@ class Verification:
             store=store.path,
             checkpoint=self._scope.path,
             ended_at=self._wall(),
+            run_shift_s=store.boot.shift_s(self._run_boot),
         )
 
-    # --- the whole of it ------------------------------------------------------------------------------------------
+    # --- the verification -----------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Ask for every instance.
@@ -212,13 +217,13 @@ class Verification:
 
     def _window(self) -> dict[str, str]:
         """The dates between which the list is read: those of the run, if nearly all of its instances began then."""
-        status = self._scope.status
+        status, shift_s = self._scope.status, self._boot.shift_s(self._run_boot)
         window = {}
         counts = status.counts
         if status.first_begun_at and counts.existed - counts.existed_in_doubt <= FEW_EXISTED * self._scope.total:
-            window["date_start"] = _iso(status.first_begun_at + self._run_shift_s - CLOCK_SKEW_S)
+            window["date_start"] = _iso(status.first_begun_at + shift_s - CLOCK_SKEW_S)
         if status.last_settled_at and status.finished_at:
-            window["date_end"] = _iso(status.last_settled_at + self._run_shift_s + CLOCK_SKEW_S)
+            window["date_end"] = _iso(status.last_settled_at + shift_s + CLOCK_SKEW_S)
         return window
 
     async def _page(self, query: dict[str, str]) -> tuple[Verdict, Page | None]:
@@ -313,15 +318,15 @@ class Verification:
             failed: Whether a verdict says nothing about what was asked.
             probe: Makes a request of another kind.
         """
-        failures, answers = 0, self._journal.answers
+        tries, answers = LookUpTries(), self._journal.answers
 
         async def guarded() -> Judgement:
-            nonlocal failures, answers
+            nonlocal answers
             judgement = await attempt()
             if not failed(judgement.verdict):
                 return judgement
-            failures, since, answers = failures + 1, answers, self._journal.answers
-            if failures % LOOK_UP_TRIES == 0 and await self._answers_others(since, probe):
+            since, answers = answers, self._journal.answers
+            if tries.failed() and await self._answers_others(since, probe):
                 return replace(judgement, verdict=Verdict.UNANSWERED)
             return judgement
 

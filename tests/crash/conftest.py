@@ -9,14 +9,14 @@ from fakes import memory_folder
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory):
-    """Runs a command, quickly."""
+    """Runs a command in a forked process."""
     with Forker(tmp_path_factory.mktemp("outputs")) as forker:
         yield forker
 
 
 @pytest.fixture
 def memory(monkeypatch):
-    """An empty folder in memory, which is also the working directory: a kill spares what the system has taken."""
+    """An empty folder in memory, also the working directory. Data that the system has accepted survives a kill."""
     with memory_folder() as name:
         monkeypatch.chdir(name)
         yield Path(name)

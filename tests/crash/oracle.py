@@ -1,4 +1,4 @@
-"""Lists with rows of every kind, and what must be true of each row, whatever has befallen the run."""
+"""Lists with rows of every kind, and what must be true of each row after any fault."""
 
 import gzip
 import json
@@ -31,11 +31,11 @@ ALLOWED = {
     "poison": {"rejected"},
 }
 RULES = ({"refuse_ids": "^poison-"}, {"omit_created": "^hidden-", "method": "POST"})
-"""What the service does with rows whose ids say so."""
+"""What the service does with rows, by their ids."""
 FLAWS = ("lost", "duplicated", "falsely reported", "unreadable")
-"""What must not be."""
+"""Kinds of broken promises."""
 COUNT_FLAWS = ", ".join(f"{{{flaw}:,}} {flaw}" for flaw in FLAWS)
-"""How many of each, for the line of a tally."""
+"""The number of each, for the line of a tally."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ def make_row(kind: str, number: int, id_: str | None = None) -> Row:
 
 
 def draw_rows(chance: random.Random, size: int) -> list[Row]:
-    """So many rows: most of them with ids, or without, or half and half; and none, few or many of the other kinds."""
-    # Of a hundred poisoned rows the run would make an end, and no more taken ones fit one request.
+    """Rows: all, half or none of them with ids; and none, few or many of the other kinds."""
+    # A hundred poisoned rows would end the run, and `take_ids` puts all taken ids into one request.
     own, odd = chance.choice((0.0, 0.5, 1.0)), chance.choice((0.0, 0.02, min(0.1, 200 / size)))
     rows: list[Row] = []
     for number in range(size):
@@ -108,18 +108,18 @@ def take_ids(service: Service, rows: Sequence[Row]) -> None:
 
 @dataclass
 class Oracle:
-    """Holds what a checkpoint says against what has really begun, after each session and at the end."""
+    """Compares what a checkpoint says with the instances that really began, after each session and at the end."""
 
     rows: Sequence[Row]
     flaws: Counter[str] = field(default_factory=Counter)
-    told: list[str] = field(default_factory=list)
-    """Each flaw in words."""
+    problems: list[str] = field(default_factory=list)
+    """Each flaw, for people."""
     older: bool = False
     """An older copy of the checkpoint was restored: what it repeats comes back as `existed`, and never was in doubt."""
     _settled: dict[int, tuple[str, str | None]] = field(default_factory=dict)
 
     def look(self, checkpoint: Path, begun: Iterable[Created]) -> int:
-        """Between two sessions; returns how many rows are in doubt."""
+        """Check between two sessions; returns the number of rows in doubt."""
         begun = list(begun)
         try:
             status = read_status(checkpoint)
@@ -143,11 +143,11 @@ class Oracle:
         return totals.pending
 
     def hear(self, row: int, outcome: str, id_: str | None) -> None:
-        """Somebody was told that a row has come to this, and that it is durable."""
+        """The run has announced this outcome of a row, so it must be durable."""
         self._settled.setdefault(row, (outcome, id_))
 
     def judge(self, checkpoint: Path, begun: Iterable[Created]) -> None:
-        """At the end of the list."""
+        """Check at the end of the list."""
         begun = list(begun)
         if self.look(checkpoint, begun):
             self._note("lost", "rows are pending at the end")
@@ -171,19 +171,19 @@ class Oracle:
 
     @property
     def code(self) -> int:
-        """What the run that has come to the end of the list exits with."""
+        """The exit code of a run that has finished the list."""
         return int(any(outcome in ("rejected", "invalid") for outcome, _ in self._settled.values()))
 
     def assert_flawless(self) -> None:
-        """Nothing that was seen so far is a flaw."""
-        assert not self.told, "\n".join(self.told[:20])
+        """No flaw was found so far."""
+        assert not self.problems, "\n".join(self.problems[:20])
 
     def _ours(self, begun: Iterable[Created]) -> list[Created]:
-        """What has begun, but for what had begun before the run."""
+        """The instances that the run has begun."""
         return [one for one in begun if not one.id.startswith("taken-")]
 
     def _hold_truth(self, results: Sequence[Result], begun: Iterable[Created]) -> None:
-        """What is said of a row is true, and stays."""
+        """Check that each result is true, and stays."""
         crcs: dict[str, set[str | None]] = defaultdict(set)
         for one in begun:
             crcs[one.id].add(one.crc)
@@ -206,4 +206,4 @@ class Oracle:
 
     def _note(self, flaw: str, text: str) -> None:
         self.flaws[flaw] += 1
-        self.told.append(f"{flaw}: {text}")
+        self.problems.append(f"{flaw}: {text}")

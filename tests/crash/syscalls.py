@@ -22,7 +22,7 @@ from command import PATIENCE_S, Ended, Forker, Running, until
 WRITING = ("open", "openat", "mkdir", "mkdirat", "write", "pwrite64", "ftruncate", "fallocate", "fsync", "fdatasync")
 """The calls that a full disk fails."""
 LOCKS = ("fcntl", "flock")
-"""Calls that no disk fails: locks are the kernel's own matter."""
+"""Calls that no disk fails: locks are in the kernel alone."""
 _OTHERS = (
     *("read", "pread64", "mmap", "access", "faccessat", "stat", "fstat", "newfstatat", "statx"),
     *("fchmod", "fchown", "unlink", "unlinkat", "rename", "renameat2", "close"),
@@ -48,7 +48,7 @@ class Call(NamedTuple):
 
 
 class Fault(NamedTuple):
-    """What befalls a command: kill -9 before a call, an error in its place, or errors from its end on."""
+    """A fault: kill -9 before a call, an error in its place, or errors from this call on."""
 
     kind: Literal["kill", "once", "lasting"]
     error: str = ""
@@ -56,7 +56,7 @@ class Fault(NamedTuple):
 
 @dataclass(frozen=True)
 class Struck:
-    """A command that has ended, and what befell it."""
+    """A command that has ended, and its trace."""
 
     ended: Ended
     trace: str
@@ -64,7 +64,7 @@ class Struck:
 
     @property
     def hit(self) -> bool:
-        """Whether the fault has happened; else the command made fewer calls, and nothing befell it."""
+        """Whether the fault has happened; otherwise the command made fewer calls."""
         return bool(_STRUCK.search(self.trace))
 
     @property
@@ -90,7 +90,7 @@ class Struck:
 
 @cache
 def why_not() -> str:
-    """Why system calls can't be struck here; empty if they can."""
+    """Why faults can't be injected here; empty if they can."""
     if shutil.which("strace") is None:
         return "needs strace"
     with subprocess.Popen(["sleep", "60"]) as process:
@@ -117,7 +117,7 @@ def of_sockets(calls: Iterable[str]) -> list[str]:
 
 
 def strike(forker: Forker, command: Sequence[str | Path], seen: Sequence[str], at: Call, fault: Fault | None) -> Struck:
-    """Run *command* to its end, with *fault* at a call; None: nothing befalls it, and its thread's calls are counted.
+    """Run *command* to its end, with *fault* at a call; None: without a fault, its thread's calls are counted.
 
     `seen`: words of strace that say which calls count.
     """
@@ -172,7 +172,7 @@ def _ended(run: Running) -> bool:
 
 
 def _stopped(run: Running) -> bool:
-    """Whether a signal has stopped it, and nobody traces it."""
+    """Whether a signal has stopped it, and no process traces it."""
     try:
         return Path(f"/proc/{run.process.pid}/stat").read_text().rpartition(") ")[2].startswith("T")
     except (FileNotFoundError, ProcessLookupError):

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 LISTS = scaled(6, 400)
 KILLS = 5
-"""Of each list's run, before it may come to its end."""
+"""Kills of each list's run before it may finish."""
 FAULTS = (
     {"status": 500, "when": "before"},
     {"status": 500, "when": "after"},
@@ -41,7 +41,7 @@ counted = tally(
 
 
 def draw_faults(chance):
-    """Faults for one list, for as long as it is likely to be killed. The first request, which takes ids, meets none."""
+    """Faults for one list, while it is likely to be killed. The first request, which takes ids, has none."""
     chosen = chance.sample(FAULTS, chance.randint(0, 5))
     spell = {"from": 2, "method": "POST", "until_s": 2.0}
     return [{**rule, **spell, "chance": chance.choice((0.03, 0.1, 0.2))} for rule in chosen]
@@ -54,7 +54,7 @@ def session_flags(chance, rows):
 
 
 def kill_somewhere(run, service, chance):
-    """Kill *run* at any moment, or as soon as more instances have begun; True unless it had come to its end."""
+    """Kill *run* at any moment, or as soon as more instances have begun; True unless it had ended."""
     size = service.log.stat().st_size
     deadline = time.monotonic() + chance.uniform(0.0, chance.choice((0.05, 0.3, 1.0)))
     more = chance.choice((10**9, 1, 1, chance.randrange(1, 20_000)))
@@ -67,7 +67,7 @@ def kill_somewhere(run, service, chance):
 
 
 def as_left(chance):
-    """The checkpoint where it lies, or a copy of it: whoever reads it may tidy up its log before the run does."""
+    """The checkpoint where it lies, or a copy of it: a reader may fold its log before the run does."""
     file = Path("rows.bulkwf")
     if chance.random() < 0.5:
         return file
@@ -80,7 +80,7 @@ def as_left(chance):
 
 
 @pytest.mark.parametrize("seed", range(LISTS))
-def test_a_list_whose_run_is_killed_again_and_again_starts_every_row_exactly_once(memory, quick, seed):
+def test_a_run_killed_again_and_again_starts_every_row_exactly_once(memory, quick, seed):
     chance = random.Random(seed)
     rows = draw_rows(chance, chance.choice((1, 40, 400, 2_000, 2_000, 10_000)))
     words = write_list(rows, chance.choice(("plain", "gzip", "two files")))

@@ -38,13 +38,13 @@ def crowd(quick, *words):
 
 
 def let_loose(runs):
-    """Let all of them go on at the same moment."""
+    """Let all of them continue at the same moment."""
     for run in runs:
         run.signal(signal.SIGCONT)
 
 
 def under_way(runs):
-    """Those that have not come to their end."""
+    """Those that have not ended."""
     return [run for run in runs if run.process.poll() is None]
 
 
@@ -57,9 +57,7 @@ def timed(quick, *words):
 
 @pytest.mark.parametrize("after_a_kill", [False, True], ids=["anew", "after a kill"])
 @pytest.mark.parametrize("time_", range(ROUNDS))
-def test_of_twenty_runs_on_one_checkpoint_one_goes_on_and_names_itself_to_the_others(
-    memory, quick, time_, after_a_kill
-):
+def test_of_twenty_runs_on_one_checkpoint_one_continues_and_the_others_name_it(memory, quick, time_, after_a_kill):
     words = ("run", write_rows("rows.jsonl", 2_000))
     with emulator(start=quick.start) as service, crowd(quick, *words, *service.flags()) as runs:
         if after_a_kill:

@@ -46,7 +46,7 @@ asyncio.run(main(*sys.argv[1:]))
 
 
 counted = tally(
-    "{cuts:,} power cuts after {told:,} results of {rows:,} rows, {in doubt:,} with rows in doubt: " + COUNT_FLAWS
+    "{cuts:,} power cuts after {announced:,} results of {rows:,} rows, {in doubt:,} with rows in doubt: " + COUNT_FLAWS
 )
 
 
@@ -90,26 +90,26 @@ def start_again():
 
 
 def run_until_cut(rows, service, chance):
-    """Run the list, cut the power at some moment, and kill the run; returns what it has been told to be durable."""
-    told, problems = Path("told"), Path("problems")
+    """Run the list, cut the power at some moment, and kill the run; returns the results that the run has announced."""
+    announced, problems = Path("announced"), Path("problems")
     more, later_s = chance.choice((1, chance.randrange(1, 50_000))), chance.uniform(0.0, 0.05)
-    with told.open("wb") as out, problems.open("wb") as err:
+    with announced.open("wb") as out, problems.open("wb") as err:
         words = (sys.executable, "-c", STREAM, rows, service.base_url)
         with subprocess.Popen(words, env=environment(), stdout=out, stderr=err) as run:
             try:
-                while told.stat().st_size < more and run.poll() is None:
+                while announced.stat().st_size < more and run.poll() is None:
                     time.sleep(0.001)
                 time.sleep(later_s)
-                run.send_signal(signal.SIGSTOP)  # the machine stops: nobody is told of a sync that the cut overtakes
+                run.send_signal(signal.SIGSTOP)  # a sync after the cut must not be announced
                 cut_the_power()
             finally:
                 run.kill()
     assert_silent(problems.read_bytes(), "stderr")
-    return [json.loads(line) for line in told.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+    return [json.loads(line) for line in announced.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
 
 
 @pytest.mark.parametrize("seed", range(LISTS))
-def test_what_was_called_durable_outlives_a_power_cut_and_the_next_run_finishes_the_list(disk, quick, seed):
+def test_durable_results_survive_a_power_cut_and_the_next_run_finishes_the_list(disk, quick, seed):
     chance = random.Random(seed)
     rows = [make_row(chance.choice(("own", "plain")), number) for number in range(ROWS)]
     [name, *_] = write_list(rows)
@@ -117,11 +117,11 @@ def test_what_was_called_durable_outlives_a_power_cut_and_the_next_run_finishes_
     with emulator(start=quick.start) as service:
         for _ in range(CUTS):
             heard = run_until_cut(name, service, chance)
-            for told in heard:
-                oracle.hear(*told)
+            for result in heard:
+                oracle.hear(*result)
             start_again()
             in_doubt = oracle.look(CHECKPOINT, read_log(service.log))
-            counted.update({"cuts": 1, "told": len(heard), "in doubt": in_doubt > 0})
+            counted.update({"cuts": 1, "announced": len(heard), "in doubt": in_doubt > 0})
         assert quick("run", name, *service.flags(), "-c", CHECKPOINT).code == 0
         oracle.judge(CHECKPOINT, read_log(service.log))
     counted.update(oracle.flaws, rows=ROWS)

@@ -1,7 +1,7 @@
-"""A signal at any moment, with a service that is slow or silent: the command ends in time, and the next one goes on.
+"""A signal at any moment, with a service that is slow or silent: the command ends in time, and the next one continues.
 
 A second one, and each one after the work, ends the process within two seconds, though a part of it hangs: the source of
-the token, the name server, the disk, whoever reads its output.
+the token, the name server, the disk, the reader of its output.
 """
 
 import contextlib
@@ -92,7 +92,7 @@ def test_a_signal_at_any_moment_ends_the_run_in_time_and_the_next_run_finishes_t
 
 
 @pytest.mark.parametrize("drain_s", scaled((0.5,), (0.5, 20.0)))
-def test_a_run_whose_service_is_silent_ends_when_the_drain_time_is_over(memory, quick, drain_s):
+def test_a_run_without_answers_ends_at_the_drain_timeout(memory, quick, drain_s):
     rows = write_rows("rows.jsonl", 1_000)
     flags = () if drain_s == 20.0 else ("--drain-timeout", f"{drain_s}s")
     with emulator(faults=[{"method": "POST", "hang": True, "when": "after", "times": 3}], start=quick.start) as service:
@@ -115,7 +115,7 @@ SECOND = "a second signal stops at once"
 
 
 class TokenFile:
-    """A named pipe as a token file: it gives the token once, and hangs whoever reads it again."""
+    """A named pipe as a token file: it gives the token once; reading it again hangs."""
 
     def __init__(self) -> None:
         self.path = Path("token")
@@ -123,7 +123,7 @@ class TokenFile:
         os.mkfifo(self.path)
 
     def give(self) -> None:
-        """Give the token to whoever waits for it."""
+        """Give the token to the process that waits for it."""
         self.path.write_text(TOKEN)
 
     def hangs(self) -> None:
@@ -131,7 +131,7 @@ class TokenFile:
         until(self._opened, "the token to be read again")
 
     def _opened(self) -> bool:
-        with contextlib.suppress(OSError):  # nobody reads it yet
+        with contextlib.suppress(OSError):  # it has no reader yet
             self._held = os.open(self.path, os.O_WRONLY | os.O_NONBLOCK)
         return self._held is not None
 
@@ -150,7 +150,7 @@ def token(memory):
 
 
 @pytest.mark.parametrize("signals", [1, 2])
-def test_a_token_file_that_hangs_does_not_hold_up_the_end(token, quick, signals):
+def test_a_token_file_that_hangs_does_not_delay_the_end(token, quick, signals):
     rows = write_rows("rows.jsonl", 1_000)
     drain_s = 0.5 if signals == 1 else 600.0
     with emulator(faults=[{"request": 3, "revoke_token": True}], start=quick.start) as service:
@@ -175,7 +175,7 @@ def end_twice(run):
     return end(run, signal.SIGINT)
 
 
-def test_a_token_file_that_hangs_does_not_hold_up_the_end_of_a_verification(token, quick):
+def test_a_token_file_that_hangs_does_not_delay_the_end_of_a_verification(token, quick):
     rows = write_rows("rows.jsonl", 300)
     with emulator(faults=[{"method": "GET", "revoke_token": True}], start=quick.start) as service:
         assert quick("run", rows, *service.flags()).code == 0
@@ -200,7 +200,7 @@ MOUNT_AND_RUN = 'mount --bind "$0" /etc/resolv.conf && exec "$@"'
 
 
 @pytest.mark.parametrize("signals", [1, 2])
-def test_a_name_server_that_does_not_answer_does_not_hold_up_the_end(memory, signals):
+def test_a_name_server_that_does_not_answer_does_not_delay_the_end(memory, signals):
     if os.geteuid() != 0 or subprocess.run(["unshare", "-m", "true"], check=False).returncode:
         pytest.skip("NOT TESTED: only root may give a process name servers of its own")
     prefix = ("unshare", "-m", "sh", "-c", MOUNT_AND_RUN, "resolv.conf")
@@ -220,7 +220,7 @@ def test_a_name_server_that_does_not_answer_does_not_hold_up_the_end(memory, sig
 
 @contextlib.contextmanager
 def hanging_disk(pid):
-    """Meanwhile, no call that writes to a disk for good returns, whichever thread of the process makes it."""
+    """Meanwhile, no call that syncs to a disk returns, in any thread of the process."""
     calls = "fsync,fdatasync"
     words = ["strace", "-f", "-o", "trace", "-e", f"trace={calls}", "-e", f"inject={calls}:delay_enter=600000000"]
     strace = subprocess.Popen([*words, "-p", str(pid)], stderr=subprocess.PIPE, text=True)
@@ -233,7 +233,7 @@ def hanging_disk(pid):
 
 
 @pytest.mark.skipif(bool(why_not()), reason=why_not())
-def test_a_disk_that_hangs_does_not_hold_up_the_end(memory, quick):
+def test_a_disk_that_hangs_does_not_delay_the_end(memory, quick):
     rows = write_rows("rows.jsonl", 1_000)
     with emulator(faults=[{"method": "POST", "latency_s": 0.2}], start=quick.start) as service:
         words = ("run", rows, *service.flags(), "--concurrency", "1")
@@ -254,7 +254,7 @@ def test_a_disk_that_hangs_does_not_hold_up_the_end(memory, quick):
         assert service.created == Counter(ids(1_000))
 
 
-def test_an_output_that_nobody_reads_does_not_hold_up_the_end(memory, quick):
+def test_an_output_that_nobody_reads_does_not_delay_the_end(memory, quick):
     rows = write_rows("rows.jsonl", 100)
     with emulator(start=quick.start) as service, full_pipe() as (_, writer):
         words = ("run", rows, *service.flags(), "--json")
@@ -268,7 +268,7 @@ def test_an_output_that_nobody_reads_does_not_hold_up_the_end(memory, quick):
 
 
 @pytest.mark.parametrize("signals", [1, 2])
-def test_messages_that_nobody_reads_do_not_hold_up_the_end(signals, memory, quick):
+def test_messages_that_nobody_reads_do_not_delay_the_end(signals, memory, quick):
     rows = write_rows("rows.jsonl", 1_000)
     faults = [{"method": "POST", "hang": True, "when": "after", "times": 2}]
     drain_s = 0.5 if signals == 1 else 600.0

@@ -1,6 +1,6 @@
 """At each system call on the checkpoint and on the sockets: kill -9, an error, a disk that stays full or broken.
 
-After each of them the checkpoint says nothing that is not so, and the same command again finishes the list.
+After each fault the checkpoint says nothing false, and the same command again finishes the list.
 """
 
 import contextlib
@@ -40,20 +40,20 @@ NETWORK_ERRORS = {
     "sendmsg": "EPIPE",
     "recvfrom": "ECONNRESET",
 }
-"""The calls that speak with the service, and how each may fail."""
+"""The calls that communicate with the service, and how each may fail."""
 Faults = Callable[[str], list[Fault]]
-"""What may befall a call of that name."""
+"""The faults that a call of that name may have."""
 
 
 class Scene(NamedTuple):
-    """What is struck: a run's first session or the one after a kill; its calls on the checkpoint or on sockets."""
+    """Where faults are injected: a first session or one after a kill; calls on the checkpoint or on sockets."""
 
     recovery: bool
     sockets: bool = False
 
 
 class Trial:
-    """Runs that are struck, each over a list of its own, against one emulator; and what was wrong with them."""
+    """Runs with faults, each over a list of its own, against one emulator; and what was wrong with them."""
 
     def __init__(self, forker: Forker, service: Service) -> None:
         self.struck = Counter[str]()
@@ -64,7 +64,7 @@ class Trial:
         self._numbers = count(1)
 
     def calls(self, scene: Scene) -> list[Call]:
-        """Those that a session makes when nothing befalls it."""
+        """The calls of a session without a fault."""
         made = []
         for thread in (MAIN,) if scene.sockets else (MAIN, WRITER):
             with self._run() as (_, run):
@@ -73,9 +73,9 @@ class Trial:
         return made
 
     def strike(self, scene: Scene, at: Call, fault: Fault, *, split: bool = False) -> bool:
-        """Strike one session, and see that nothing comes of it; False if it has ended before the call.
+        """Inject a fault into one session and check the result; False if the session ended before the call.
 
-        split: then the checkpoint is moved elsewhere, without its log.
+        split: afterwards the log is deleted.
         """
         with self._run() as (oracle, run), _named(f"{scene}, {at}, {fault}, {split=}"):
             struck = self._session(scene, run, at, fault)
@@ -97,9 +97,9 @@ class Trial:
             assert_silent_files(Path("disk"))
             said += "".join(f"{file} is left behind" for file in Path("disk").iterdir() if file.suffix != ".bulkwf")
             self.flaws += oracle.flaws
-            if said or oracle.told:
+            if said or oracle.problems:
                 self.wrong.append(
-                    "\n".join([f"{scene}, {at}, {fault}, {split=}", said, *oracle.told, struck.ended.err])
+                    "\n".join([f"{scene}, {at}, {fault}, {split=}", said, *oracle.problems, struck.ended.err])
                 )
         self.struck[fault.kind] += struck.harmed
         return struck.hit
@@ -128,7 +128,7 @@ class Trial:
 
 
 def _split(folder: str) -> None:
-    """Leave nothing of a checkpoint but its main file."""
+    """Delete everything of a checkpoint except its main file."""
     for file in Path(folder).iterdir():
         if file.name != "rows.bulkwf":
             file.unlink()
@@ -144,7 +144,7 @@ def _named(what: str) -> Iterator[None]:
 
 
 def _legal(struck: Struck, scene: Scene, fault: Fault) -> str:
-    """What is wrong with a session's end; empty if nothing is."""
+    """What is wrong with a session's end; empty if it is right."""
     code, err = struck.ended.code, struck.ended.err
     if struck.astray:
         return ""
@@ -152,7 +152,7 @@ def _legal(struck: Struck, scene: Scene, fault: Fault) -> str:
     if code not in (legal if struck.hit else {0}):
         return f"it ends with {code}\n"
     if code == 4 and f"bulkwf: {Path('disk/rows.bulkwf').absolute()}: " not in err:
-        return "it does not say that it ends for the checkpoint\n"
+        return "it does not name the checkpoint as the cause\n"
     if "name another place with -c" in err and ANOTHER not in err:
         return "it advises another checkpoint, and does not say that rows then start again\n"
     return ""
@@ -165,13 +165,13 @@ def trial(quick, memory):
 
 
 counted = tally(
-    "system calls struck one by one: {kill:,} by kill -9, {once:,} with an error, {lasting:,} with a disk full or "
+    "faults at single system calls: {kill:,} by kill -9, {once:,} with an error, {lasting:,} with a disk full or "
     "broken from there on; {torn:,} files without their logs were refused: " + COUNT_FLAWS
 )
 
 
 def sweep(trial: Trial, scene: Scene, faults: Faults, sample: int) -> None:
-    """Strike at every call; in `make test` at some of them, spread evenly."""
+    """Inject a fault at every call; in `make test` at some of them, spread evenly."""
     calls = trial.calls(scene)
     if not TORTURE:
         plans = sorted(((fault, at) for at in calls for fault in faults(at.name)), key=lambda plan: plan[0])
@@ -187,13 +187,13 @@ def sweep(trial: Trial, scene: Scene, faults: Faults, sample: int) -> None:
 
 
 def disk_faults(name: str) -> list[Fault]:
-    """What may befall a call on the checkpoint."""
+    """The faults of a call on the checkpoint."""
     errors = [] if name in LOCKS else ["EIO", "ENOSPC"] if name in WRITING else ["EIO"]
     return [KILL, *(Fault(kind, error) for error in errors for kind in ("once", "lasting"))]
 
 
 def network_faults(name: str) -> list[Fault]:
-    """What may befall a call on a socket."""
+    """The faults of a call on a socket."""
     return [KILL, Fault("once", NETWORK_ERRORS[name])]
 
 
@@ -201,13 +201,13 @@ SESSIONS = pytest.mark.parametrize("recovery", [False, True], ids=["the first se
 
 
 @SESSIONS
-def test_a_fault_at_any_system_call_on_the_checkpoint_costs_nothing(trial, recovery):
+def test_a_fault_at_any_system_call_on_the_checkpoint_loses_no_row(trial, recovery):
     sweep(trial, Scene(recovery), disk_faults, sample=18)
     hold(trial)
 
 
 @SESSIONS
-def test_a_fault_at_any_system_call_on_a_socket_costs_nothing(trial, recovery):
+def test_a_fault_at_any_system_call_on_a_socket_loses_no_row(trial, recovery):
     sweep(trial, Scene(recovery, sockets=True), network_faults, sample=16)
     hold(trial)
 

@@ -1,7 +1,7 @@
 """The checkpoint between two sessions: copied, moved, linked, split from its log, restored from an older copy.
 
-The next run either goes on and starts no row a second time, or it is refused and sends nothing. Which of the two is
-known for each journey, but for an older file beside a newer log: SQLite sees damage there, or nothing.
+The next run either continues and starts no row a second time, or it is refused and sends nothing. Which of the two is
+known for each journey, except for an older file with a newer log, where SQLite may or may not see damage.
 """
 
 import os
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 LISTS = scaled(4, 200)
 STOPS = 4
-"""Of each list's run, with a journey after each of them."""
+"""Stops of each list's run, with a journey after each."""
 
 
 class Journey(NamedTuple):
@@ -31,9 +31,9 @@ class Journey(NamedTuple):
 
     name: str
     refused: bool | None = False
-    """The next run is; None: it may be."""
+    """The next run is refused; None: it may be."""
     older: bool = False
-    """The checkpoint may know less than was started, and not that it does."""
+    """The checkpoint may lack rows that were started, without any sign of it."""
 
 
 COPIED = Journey("copied with its log")
@@ -49,7 +49,7 @@ JOURNEYS = (COPIED_ALONE, LINKED, RESTORED, MOVED, EMPTIED, MOVED_ALONE, MIXED, 
 
 
 class Traveller:
-    """A checkpoint that goes from place to place."""
+    """A checkpoint that is copied and moved."""
 
     def __init__(self, number: int) -> None:
         self._number = number
@@ -58,7 +58,7 @@ class Traveller:
         self._older: bytes | None = None
 
     def travel(self, journey: Journey) -> bool:
-        """Send the file on a journey; False if it can't go on it now."""
+        """Send the file on a journey; False if this journey is not possible now."""
         here, log = self.file, _log(self.file)
         older, self._older = self._older, here.read_bytes()
         there = self._place()
@@ -82,7 +82,7 @@ class Traveller:
         return True
 
     def come_back(self) -> None:
-        """After a refusal: a file alone, as old as the last journey found it."""
+        """After a refusal: restore the main file as it was before the last journey."""
         self.file = self._place()
         self.file.write_bytes(self._older)
 
@@ -105,7 +105,7 @@ counted = tally(
 
 
 def stop_somewhere(run: Running, service: Service, chance: random.Random, *, kill: bool) -> None:
-    """Kill it, or drain it, soon after it has started something."""
+    """Kill the run, or drain it, soon after it has started an instance."""
     size = service.log.stat().st_size
     until(lambda: service.log.stat().st_size > size or run.process.poll() is not None, "an instance or the end")
     time.sleep(chance.uniform(0.0, 0.1))
@@ -114,7 +114,7 @@ def stop_somewhere(run: Running, service: Service, chance: random.Random, *, kil
 
 
 @pytest.mark.parametrize("seed", range(LISTS))
-def test_wherever_a_checkpoint_goes_no_row_starts_twice(memory, quick, seed):
+def test_a_checkpoint_moved_or_copied_between_sessions_starts_no_row_twice(memory, quick, seed):
     chance = random.Random(seed)
     rows = draw_rows(chance, chance.choice((400, 1_000)))
     name, *_ = write_list(rows)
@@ -138,7 +138,7 @@ def test_wherever_a_checkpoint_goes_no_row_starts_twice(memory, quick, seed):
             ended = quick(*run())
             if journey.refused:
                 assert ended.code == 4, (journey, ended.err)
-                assert " requests" not in ended.err, (journey, ended.err)  # it never began to send
+                assert " requests" not in ended.err, (journey, ended.err)  # it sent nothing
             if ended.code == 4:
                 traveller.come_back()
         ended = quick(*run(), "--concurrency", 16)

@@ -24,7 +24,7 @@ from bulkwf.batching.body import compose
 from bulkwf.batching.ids import IdScheme
 from bulkwf.checkpoint import Begun, Checkpoint, inline, read_results, read_run_past, read_status
 from bulkwf.checkpoint.reading import results
-from bulkwf.checkpoint.writer import _columns
+from bulkwf.checkpoint.records import begun_row
 from bulkwf.errors import CheckpointError
 from bulkwf.limits.limiter import WindowLimiter
 from bulkwf.limits.pause import pause_s
@@ -233,8 +233,7 @@ def _check_account(part, outcome):
 
 def begun(ledger):
     """A batch's record as it is read again."""
-    columns, ids = _columns(ledger, EPOCH), json.dumps(list(ledger.batch.ids))
-    return Begun(*columns, EPOCH, ledger.batch.retention_s, crc32(ids.encode()), 0, ids)
+    return Begun(*begun_row(ledger, EPOCH))
 
 
 def _loads(reply):
@@ -318,7 +317,7 @@ async def _resume(path, opened):
         _ = checkpoint.counts(), checkpoint.run_key, checkpoint.past(0.0)
         for begun in checkpoint.begun():
             if not begun.settled:
-                checkpoint.ledger(begun, b"\n" * begun.rows, "instance").record()
+                checkpoint.batch_state(begun, b"\n" * begun.rows, "instance").record()
     finally:
         await checkpoint.aclose()
 

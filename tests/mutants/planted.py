@@ -232,8 +232,9 @@ PLANTED = (
     Mutant(
         "begin anew without the log",
         "checkpoint/writer.py",
-        "                    refuse_torn(before, path)\n",
-        "                    path.unlink()\n                    create_file(path, header, now)\n",
+        "                refuse_torn(before, path)\n",
+        "                before.close()\n                path.unlink()\n"
+        "                prepare(path, header, now, boot, new=False)\n                before = connect_reader(path)\n",
         by="checkpoint",
     ),
     Mutant(
@@ -266,9 +267,9 @@ PLANTED = (
     ),
     Mutant(
         "write on without the log",
-        "checkpoint/writer.py",
-        "        if self._inodes[1] != inode(self._log) and",
-        "        if not self._inodes and",
+        "checkpoint/connection.py",
+        "        if self._log_inode != inode(self._log):\n",
+        "        if False:\n",
         by="checkpoint",
     ),
     Mutant(
@@ -519,10 +520,9 @@ PLANTED = (
     ),
     Mutant(
         "close under a commit",
-        "checkpoint/writer.py",
-        "            if not self._busy:\n                self._begin_closing()\n        await",
-        "            self._reader.close()\n            self._close(intact=True)\n"
-        "            self._closed.set_result(None)\n        await",
+        "checkpoint/commits.py",
+        "            if not self._busy:\n                self._begin_closing(self._closed)\n        await",
+        "            self._connection.close(intact=True)\n            self._closed.set_result(None)\n        await",
         by="ends",
     ),
     Mutant(
@@ -593,5 +593,19 @@ PLANTED = (
         "        sending.began = True\n",
         "",
         by="modules",
+    ),
+    Mutant(
+        "believe an attempt whatever its checksum",
+        "checkpoint/attempts.py",
+        "            if checksum(values) != crc:\n",
+        "            if False:\n",
+        by="checkpoint",
+    ),
+    Mutant(
+        "believe a session whatever its checksum",
+        "checkpoint/sessions.py",
+        "        if checksum((number, started_at, *others)) != crc:\n",
+        "        if False:\n",
+        by="checkpoint",
     ),
 )
