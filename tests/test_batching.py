@@ -121,6 +121,7 @@ GOOD_ROWS = {
     "location hint": b'{"location_hint":"weur"}',
     "CRLF": b'{"params":1}\r',
     "blanks around": b'  {"params" : 1 }\t',
+    "surrogate pair": b'{"params":"\\ud83d\\ude00 \\\\ud83d"}',
     "U+2028 in text": '{"params":"a\u2028b\u2029c\u0085d"}'.encode(),
     "30 digits": b'{"params":123456789012345678901234567890}',
     "a number that no float holds": b'{"params":1e999}',
@@ -142,9 +143,15 @@ BAD_ROWS = {
     "Infinity": (b'{"params":-Infinity}', "not_json"),
     "bare control character": (b'{"params":"\x01"}', "not_json"),
     "leading zero": (b'{"params":01}', "not_json"),
-    "lone surrogate": (b'{"params":"\\ud800"}', "not_json"),
-    "surrogate pair cut short": (b'{"params":"\\ud800\\u0041"}', "not_json"),
-    "lone surrogate as id": (b'{"instance_id":"\\udfff"}', "not_json"),
+    "lone surrogate": (b'{"params":"\\ud800"}', "lone_surrogate"),
+    "lone surrogate before other text": (b'{"params":"cut \\uD83D","n":12345}', "lone_surrogate"),
+    "lone surrogate behind a pair": (b'{"params":"\\ud83d\\ude00\\ude00"}', "lone_surrogate"),
+    "two high surrogates": (b'{"params":"\\ud83d\\ud83d\\ude00"}', "lone_surrogate"),
+    "surrogate pair cut short": (b'{"params":"\\ud800\\u0041"}', "lone_surrogate"),
+    "lone surrogate as id": (b'{"instance_id":"\\udfff"}', "lone_surrogate"),
+    "lone surrogate as key": (b'{"params":{"\\udfff":1}}', "lone_surrogate"),
+    "escape cut off": (b'{"params":"\\ud8"}', "not_json"),
+    "escaped backslash": (b'{"params":"\\\\ud83d"', "not_json"),
     "byte order mark": (b'\xef\xbb\xbf{"params":1}', "not_json"),
     "not UTF-8": (b'{"params":"\xff"}', "not_utf8"),
     "UTF-8 surrogate": (b'{"params":"\xed\xa0\x80"}', "not_utf8"),
@@ -252,6 +259,12 @@ def test_an_object_never_spans_lines_and_a_line_never_holds_two(lines):
 
     assert batch.ids == []
     assert {code for _, code in refusals(batch)} == {"not_json"}
+
+
+def test_a_lone_surrogate_is_named_with_its_place():
+    message = pack(b'{"instance_id":"a","params":{"t":"\\u00fc \\ud83d","n":1}}').refused[0].message
+
+    assert message.startswith(r"\ud83d at byte 42 of the row is a lone surrogate")
 
 
 def test_an_unknown_key_is_named():

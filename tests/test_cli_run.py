@@ -148,7 +148,8 @@ BAD_ROWS = {
     '{"params":NaN}': "",
     '{"params":' + "[" * 2_000 + "]" * 2_000 + "}": "",
     '{"params":"' + "x" * 1_048_577 + '"}': "params_too_large",
-    '{"params":"\udcff"}': "",
+    '{"params":"\udcff"}': "not_utf8",
+    '{"params":{"text":"cut \\ud83d","n":1}}': "lone_surrogate",
     '{"instance_id":7}': "",
 }
 

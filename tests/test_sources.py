@@ -1217,6 +1217,25 @@ def test_a_row_that_cannot_be_written_is_refused_alone_and_keeps_its_number():
     assert all(message.isprintable() for _, _, message in piece.refused)
 
 
+LONE_SURROGATES = {
+    "in params": {"params": {"text": "cut \ud83d", "n": 1}},
+    "beside a null": {"params": {"text": "\ud83d", "none": None}},
+    "in a key": {"params": {"\ud83d": 1}},
+    "in the id": {"instance_id": "\ud83d"},
+    "in an Instance": Instance(params="\ud83d"),
+}
+
+
+@pytest.mark.parametrize("name", LONE_SURROGATES)
+def test_a_mapping_with_a_lone_surrogate_is_refused_with_that_reason(name):
+    (piece,) = read([{"params": 1}, LONE_SURROGATES[name], {"params": "\U0001f600"}])
+
+    assert piece.data == '{"params":1}\n\n{"params":"\U0001f600"}\n'.encode()
+    ((offset, code, message),) = piece.refused
+    assert (offset, code) == (1, "lone_surrogate")
+    assert message.startswith(r"\ud83d in a text of the row is a lone surrogate")
+
+
 def test_refused_rows_stay_with_their_rows_however_the_list_is_sliced():
     bad = {0, 3, 4, 9, 500, 501, 999, 1_000}
     slices = read([{"params": {n}} if n in bad else {"params": n} for n in range(1_200)], rows=7)

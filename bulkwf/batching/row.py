@@ -1,5 +1,6 @@
 """One row: whether it is valid, and what it says. A row's bytes are validated and measured, never rebuilt. Pure."""
 
+import re
 from math import inf
 from typing import Literal
 
@@ -8,7 +9,7 @@ import msgspec
 from bulkwf.nesting import _brackets, _is_deeper
 from bulkwf.text import clean
 
-__all__ = ["Flaw", "Retention", "Row", "decode_rows", "read_row"]
+__all__ = ["Flaw", "Retention", "Row", "decode_rows", "lone_surrogate", "read_row"]
 
 MAX_NESTING = 500
 """The most levels of objects and arrays in a row, its own included.
@@ -18,6 +19,12 @@ of the caller's stack too, so that a row that could be read once might not be re
 """
 
 UTF8_PIECE_BYTES = 16_384
+
+
+_HIGH, _LOW, _HALF = (rb"u[dD][%b][0-9a-fA-F]{2}" % second for second in (b"89abAB", b"c-fC-F", b"89a-fA-F"))
+
+_ESCAPE = re.compile(rb"\\(?:%b\\%b|(?P<alone>%b)|.)" % (_HIGH, _LOW, _HALF), re.DOTALL)
+"""One escape sequence of a JSON text, or the two of a surrogate pair."""
 
 
 class Retention(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
@@ -87,10 +94,20 @@ def read_row(line: bytes, row_shape: Literal["instance", "params"]) -> Row | Fla
     except msgspec.ValidationError as error:
         return _validation_flaw(str(error))
     except msgspec.DecodeError as error:
-        reason = str(error)
-        if "truncated" in reason and rb"\u" in line:
-            reason = "half a character stands in it, a lone surrogate"  # msgspec's own words say something else
-        return Flaw("not_json", clean(f"the row is not JSON: {reason}"))
+        # The grammar of JSON allows a lone surrogate. msgspec refuses it, for a reason that names something else.
+        alone = next((escape for escape in _ESCAPE.finditer(line) if escape["alone"]), None)
+        if alone is not None:
+            return lone_surrogate(alone[0].decode(), f"at byte {alone.start() + 1} of the row")
+        return Flaw("not_json", clean(f"the row is not JSON: {error}"))
+
+
+def lone_surrogate(surrogate: str, place: str) -> Flaw:
+    """Why a row with half of a surrogate pair is refused."""
+    return Flaw(
+        "lone_surrogate",
+        f"{surrogate} {place} is a lone surrogate: half of a character, which has no form in UTF-8; "
+        "remove it or complete the pair",
+    )
 
 
 def _check_utf8(region: bytes) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import orjson
 
+from bulkwf.batching.row import Flaw, lone_surrogate
 from bulkwf.errors import InputError
 from bulkwf.model import ABSENT, Instance
 from bulkwf.sources.source import Chunk
@@ -83,6 +84,13 @@ def _refuse_keys(value: Any) -> None:
             _refuse_keys(member)
 
 
+def _flaw(error: TypeError | ValueError | RecursionError) -> Flaw:
+    """Why a row is refused that could not be encoded."""
+    if isinstance(error, UnicodeEncodeError):
+        return lone_surrogate(f"\\u{ord(error.object[error.start]):04x}", "in a text of the row")
+    return Flaw("not_json", clean(f"the row can't be written as JSON: {error}"))
+
+
 class _Page:
     """Encoded rows that make the next chunk. Bound by bytes too: five hundred rows may be large ones."""
 
@@ -100,7 +108,8 @@ class _Page:
         try:
             line = encode_row(row)
         except (TypeError, ValueError, RecursionError) as error:
-            self._refused.append((self.rows, "not_json", clean(f"the row can't be written as JSON: {error}")))
+            flaw = _flaw(error)
+            self._refused.append((self.rows, flaw.code, flaw.message))
             line = b""
         self._lines.append(line)
         self._size += len(line)
