@@ -1,6 +1,8 @@
-"""Text for people: one safe line. Pure."""
+"""Text for people: one safe line, and numbers with their nouns. Pure."""
 
-__all__ = ["clean", "printable"]
+from math import ceil
+
+__all__ = ["clean", "counted", "printable", "seconds"]
 
 
 def clean(text: str, length: int = 300) -> str:
@@ -15,3 +17,14 @@ def clean(text: str, length: int = 300) -> str:
 def printable(line: str) -> str:
     """*line* with a space for each character that can't be printed, a newline too: for names that users choose."""
     return line if line.isprintable() else "".join(char if char.isprintable() else " " for char in line)
+
+
+def counted(number: int, noun: str) -> str:
+    """*number* with its *noun*, given in the singular: `1 request`, `2 requests`, `10,000 batches`."""
+    plural = noun + ("es" if noun.endswith(("ch", "s", "sh", "x")) else "s")
+    return f"{number:,} {noun if number == 1 else plural}"
+
+
+def seconds(length_s: float) -> str:
+    """*length_s* rounded up to 0.1 s, so that a time over a limit does not read like the limit: `1.1 s`, `1,800 s`."""
+    return f"{ceil(round(length_s * 10, 6)) / 10:,.1f}".removesuffix(".0") + " s"

@@ -113,7 +113,9 @@ class Ended:
     @property
     def resume_command(self) -> str:
         """The command that the run says continues it."""
-        found = re.search(r"To continue, run:\n  (.+)\n", self.err)
+        found = re.search(
+            r"(?:To continue, run|To continue later, run|Fix this, then resume with):\n  (.+)\n", self.err
+        )
         assert found, self.err
         return found[1]
 

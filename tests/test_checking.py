@@ -49,7 +49,7 @@ def test_a_good_list_exits_with_0_needs_no_credentials_and_leaves_no_file(folder
     rows = write_rows("rows.jsonl", 1_000)
     ended = quick("check", rows, env=NO_ONE)
     assert ended.code == 0
-    assert "1,000 rows: 1,000 can be sent, 0 are invalid" in ended.err
+    assert "1,000 rows: 1,000 can be sent, 0 invalid" in ended.err
     assert "10 requests; at least 10.0 s, bound by 100 instances/s" in ended.err
     assert [file.name for file in folder.iterdir()] == ["rows.jsonl"]
 
@@ -59,7 +59,7 @@ def test_invalid_rows_are_counted_by_reason_and_named_by_their_place(folder, qui
     Path("b.jsonl").write_text(row(1) + "\n" + '{"instance_ids":"a"}\n' + '{"instance_id":"c d"}')
     ended = quick("check", "a.jsonl", "b.jsonl")
     assert ended.code == 1
-    assert "6 rows: 2 can be sent, 4 are invalid" in ended.err
+    assert "6 rows: 2 can be sent, 4 invalid" in ended.err
     assert "  bad_id: 2\n" in ended.err
     places = re.findall(r"^([ab]\.jsonl:\d+): ", ended.err, re.MULTILINE)
     assert places == ["a.jsonl:2", "a.jsonl:3", "b.jsonl:3", "b.jsonl:4"]

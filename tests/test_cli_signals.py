@@ -198,4 +198,4 @@ def test_the_emulator_ends_with_0_after_a_signal_and_says_what_it_has_seen(folde
         ended = service.stop()
     assert ended.code == 0
     assert ended.out.strip() == service.base_url
-    assert "0 instances created in 0 requests" in ended.err
+    assert "0 instances created in 0 requests;" in ended.err

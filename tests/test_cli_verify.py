@@ -366,7 +366,7 @@ def test_after_a_signal_the_printed_command_continues_where_it_was(folder, quick
         assert "not asked for yet" in ended.err
         again = shell(ended.resume_command)
         assert (again.code, again.summary["found"]) == (0, 240)
-        assert "continues the verification begun 20" in again.err
+        assert "continuing the verification started 20" in again.err
         # Nothing was asked for twice but what was on the wire.
         assert ended.summary["found"] + again.summary["requests"] == 240
         assert requests_seen(service) <= 3 + 2 + 240 + 4

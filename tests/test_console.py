@@ -292,7 +292,7 @@ def test_what_was_not_asked_for_and_a_run_that_is_not_finished_are_named():
         "           1  missing",
         "       4,999  not asked for yet",
         "1,201 requests in 3 min 20 s",
-        "the run is not finished: what it has not created yet was not looked for",
+        "the run is not finished: rows that it has not settled yet were not looked for",
     ]
 
 
@@ -311,10 +311,12 @@ def test_the_summary_shows_why_rows_failed_with_the_first_places_of_each_reason(
     Path("rows.jsonl").write_text("".join(good % n + bad for n in range(50)) + '{"instance_id":"a b"}\n')
     ended = bulkwf("run", "rows.jsonl", *HERE)
     assert ended.code == 1
-    assert re.search(r"invalid, \w+: 50\n    rows\.jsonl:2: .+\n    rows\.jsonl:4: .+\n    rows\.jsonl:6: ", ended.err)
+    assert re.search(
+        r"invalid, \w+: 50 rows\n    rows\.jsonl:2: .+\n    rows\.jsonl:4: .+\n    rows\.jsonl:6: ", ended.err
+    )
     assert "rows.jsonl:8:" not in ended.err
-    assert re.search(r"invalid, bad_id: 1\n    rows\.jsonl:101: the id 'a b' must be", ended.err)
-    assert "all of them: bulkwf results" in ended.err
+    assert re.search(r"invalid, bad_id: 1 row\n    rows\.jsonl:101: the id 'a b' must be", ended.err)
+    assert "all invalid rows: bulkwf results" in ended.err
 
 
 def test_a_message_of_the_service_can_not_move_the_cursor(folder):

@@ -94,7 +94,7 @@ def test_a_command_whose_messages_nobody_reads_ends_with_its_code(words, code, f
 
 
 def test_an_exit_waits_a_short_time_for_the_reader(folder):
-    text = "messages.say('lost'); print(flush=True); process.leave(7)"
+    text = "messages.say('lost'); print(flush=True); process.exit_now(7)"
     with full_pipe() as (_, writer), script(text, stderr=writer) as process:
         process.stdout.readline()
         since = time.monotonic()
@@ -169,7 +169,7 @@ def test_data_and_messages_of_one_terminal_keep_their_order(folder):
 def test_what_can_not_be_taken_is_dropped_from_the_oldest_on_and_counted_where_it_was(folder):
     lines = 10_000  # a megabyte
     reader, writer = small_pipe()
-    with script(MANY + "print(flush=True)\nprocess.leave(0)", lines, stderr=writer) as process:
+    with script(MANY + "print(flush=True)\nprocess.exit_now(0)", lines, stderr=writer) as process:
         os.close(writer)
         process.stdout.readline()  # all is said, and nothing is read
         said = read_all(reader).decode()
@@ -194,7 +194,7 @@ def test_a_reader_that_is_there_gets_all_lines_in_order(blocking, folder):
     lines = 2_000
     reader, writer = small_pipe()
     os.set_blocking(writer, blocking)
-    with script(MANY + "process.leave(0)", lines, stderr=writer) as process:
+    with script(MANY + "process.exit_now(0)", lines, stderr=writer) as process:
         os.close(writer)
         said = read_all(reader).decode().splitlines()
     os.close(reader)
@@ -215,7 +215,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (-1, -1))
 
 @pytest.mark.parametrize("later", ["messages.say('this fits again')\n", ""])
 def test_a_full_disk_that_has_room_again_gets_the_number_of_lost_lines(later, folder):
-    with Path("err").open("wb") as err, script(FILLED + later + "process.leave(0)", stderr=err) as process:
+    with Path("err").open("wb") as err, script(FILLED + later + "process.exit_now(0)", stderr=err) as process:
         assert process.wait(PATIENCE_S) == 0
     said = Path("err").read_text().splitlines()
     assert said[0] == "all of this line fits"
@@ -234,9 +234,8 @@ def test_messages_that_can_not_be_written_cost_neither_the_data_nor_the_exit_cod
 
 
 def test_what_the_interpreter_has_to_say_at_its_end_is_written(folder):
-    text = (
-        "import atexit; atexit.register(lambda: sys.stderr.write('the end\\n')); messages.say('last'); process.leave(0)"
-    )
+    at_end = "import atexit; atexit.register(lambda: sys.stderr.write('the end\\n')); "
+    text = at_end + "messages.say('last'); process.exit_now(0)"
     with script(text, stderr=subprocess.PIPE) as process:
         assert process.communicate(timeout=PATIENCE_S)[1] == b"last\nthe end\n"
 
@@ -335,7 +334,7 @@ def test_a_record_of_a_log_can_not_control_the_terminal(folder):
         "log.warning('%s: odd', 'a\\x1b[2J\\nbulkwf: all is well')\n"
         "try: raise ValueError('b\\x1b[2J')\n"
         "except ValueError: log.exception('failed')\n"
-        "process.leave(0)"
+        "process.exit_now(0)"
     )
     with script(text, stderr=subprocess.PIPE) as process:
         said = process.communicate(timeout=PATIENCE_S)[1].decode()

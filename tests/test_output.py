@@ -263,7 +263,7 @@ def test_an_error_that_the_system_keeps_for_the_close_is_told(monkeypatch):
     close = os.close
     monkeypatch.setattr(output.os, "close", full)
     with pytest.raises(output.OutputError, match="quota"):
-        output._Whole(1).settle()
+        output._Whole(1).check_close()
 
 
 def test_nothing_but_the_output_module_writes_to_stdout():

@@ -26,7 +26,7 @@ from bulkwf.service.responses import (
     decode_lookup,
     decode_page,
 )
-from bulkwf.text import clean
+from bulkwf.text import clean, counted, seconds
 
 
 def pack(lines, shape="instance"):
@@ -304,6 +304,26 @@ def test_clean_text_is_one_printable_line_of_at_most_the_length_asked_for(text, 
 )
 def test_clean_text_holds_nothing_that_steers_a_terminal_or_hides(hidden):
     assert clean(f"a{hidden}{hidden}b") == "a b"
+
+
+@pytest.mark.parametrize(
+    ("number", "noun", "text"),
+    [
+        (0, "row", "0 rows"),
+        (1, "request", "1 request"),
+        (2, "batch", "2 batches"),
+        (2_000, "request", "2,000 requests"),
+    ],
+)
+def test_a_number_is_followed_by_its_noun_in_the_singular_or_plural(number, noun, text):
+    assert counted(number, noun) == text
+
+
+@pytest.mark.parametrize(
+    ("length_s", "text"), [(1, "1 s"), (1.01, "1.1 s"), (1.1, "1.1 s"), (0.0, "0 s"), (1_800.0, "1,800 s")]
+)
+def test_a_time_over_a_limit_does_not_read_like_the_limit(length_s, text):
+    assert seconds(length_s) == text
 
 
 def test_long_text_ends_in_an_ellipsis_and_ordinary_text_stays_as_it_is():
