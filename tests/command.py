@@ -131,7 +131,7 @@ def environment(changes: Mapping[str, str | None] | None = None) -> dict[str, st
 
 
 def bulkwf(
-    *words: str | Path,
+    *arguments: str | Path,
     env: Mapping[str, str | None] | None = None,
     stdin: Any = subprocess.DEVNULL,
     text: str | None = None,
@@ -144,7 +144,7 @@ def bulkwf(
     """Run the command to its end. `text` is its standard input; `limits` are resource limits, soft and hard."""
     before = [*(_launched(limits) if limits else ()), *prefix]
     done = subprocess.run(
-        [*before, *COMMAND, *map(str, words)],
+        [*before, *COMMAND, *map(str, arguments)],
         env=environment(env),
         stdin=None if text is not None else stdin,
         input=None if text is None else text.encode(),
@@ -156,11 +156,11 @@ def bulkwf(
     return _checked(Ended(done.returncode, (done.stdout or b"").decode(), (done.stderr or b"").decode()))
 
 
-def measured(*words: str | Path, stdin: Any = subprocess.DEVNULL, timeout_s: float = PATIENCE_S) -> Ended:
+def measured(*arguments: str | Path, stdin: Any = subprocess.DEVNULL, timeout_s: float = PATIENCE_S) -> Ended:
     """Run the command to its end, and measure its peak memory: a smaller process starts it."""
     file = Path(f"peak-{next(_counter)}")
     measure = [sys.executable, "-S", "-c", _MEASURE, str(file)]
-    ended = bulkwf(*words, stdin=stdin, prefix=measure, timeout_s=timeout_s)
+    ended = bulkwf(*arguments, stdin=stdin, prefix=measure, timeout_s=timeout_s)
     return Ended(ended.code, ended.out, ended.err, int(file.read_text()) / 1_024)
 
 
@@ -171,13 +171,13 @@ class Forker(Parent):
         super().__init__()
         self._folder = folder
 
-    def __call__(self, *words: str | Path, env: Mapping[str, str | None] | None = None) -> Ended:
-        with self.start(*words, env=env) as run:
+    def __call__(self, *arguments: str | Path, env: Mapping[str, str | None] | None = None) -> Ended:
+        with self.start(*arguments, env=env) as run:
             return run.wait()
 
     def start(
         self,
-        *words: str | Path,
+        *arguments: str | Path,
         env: Mapping[str, str | None] | None = None,
         held: tuple[str, str] | None = None,
     ) -> "Running":
@@ -186,7 +186,7 @@ class Forker(Parent):
         out.touch()
         err.touch()
         plan = {"folder": os.getcwd(), "env": environment(env), "out": str(out), "err": str(err)}  # noqa: PTH109
-        return _Forked(self.fork(plan | {"words": list(map(str, words)), "held": held}), out, err)
+        return _Forked(self.fork(plan | {"words": list(map(str, arguments)), "held": held}), out, err)
 
 
 def shell(line: str, env: Mapping[str, str | None] | None = None) -> Ended:
@@ -230,7 +230,7 @@ class Running:
 
     def __init__(
         self,
-        *words: str | Path,
+        *arguments: str | Path,
         env: Mapping[str, str | None] | None = None,
         stdin: Any = subprocess.DEVNULL,
         stdout: Any = None,
@@ -243,7 +243,7 @@ class Running:
         self._out, self._err = Path(f"{number}.out").absolute(), Path(f"{number}.err").absolute()
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.process = subprocess.Popen(
-                [*prefix, *_launched(limits, ignored), *COMMAND, *map(str, words)],
+                [*prefix, *_launched(limits, ignored), *COMMAND, *map(str, arguments)],
                 env=environment(env),
                 stdin=stdin,
                 stdout=out if stdout is None else stdout,
@@ -325,13 +325,13 @@ def open_terminal(columns: int = 160) -> tuple[int, int]:
     return ours, theirs
 
 
-def on_terminal(*words: str | Path, env: Mapping[str, str | None] | None = None, columns: int = 160) -> Terminal:
+def on_terminal(*arguments: str | Path, env: Mapping[str, str | None] | None = None, columns: int = 160) -> Terminal:
     """Run the command to its end with a terminal as its stderr, and its stdout in a file."""
     ours, theirs = open_terminal(columns)
     out = Path(f"{next(_counter)}.out")
     with out.open("wb") as file:
         process = subprocess.Popen(
-            [*COMMAND, *map(str, words)],
+            [*COMMAND, *map(str, arguments)],
             env=environment(env),
             stdin=subprocess.DEVNULL,
             stdout=file,
@@ -419,8 +419,8 @@ def emulator(
     log, script = Path(f"created-{number}.jsonl").absolute(), Path(f"faults-{number}.json").absolute()
     log.touch()
     script.write_text(json.dumps(faults), "utf-8")
-    words = ["emulate", "--port", "0", "--log", log, "--faults", script, *(() if limited else UNLIMITED), *flags]
-    with start(*words) as running:
+    arguments = ["emulate", "--port", "0", "--log", log, "--faults", script, *(() if limited else UNLIMITED), *flags]
+    with start(*arguments) as running:
         base_url = until(lambda: running._out.read_text().strip(), "the emulator's base URL")
         yield Service(base_url, log, running)
 

@@ -79,11 +79,11 @@ class Block:
         assert starts[:1] == [0], f"line {self.line}: a console block begins with a command"
         for start, end in zip(starts, [*starts[1:], len(self.content)], strict=True):
             lines = self.content[start:end]
-            words = [lines[0][2:]]
-            while len(words) < len(lines) and lines[len(words)].startswith("> "):
-                words.append(lines[len(words)][2:])
-            output = "".join(line + "\n" for line in lines[len(words) :])
-            yield Command(self.line + start, "\n".join(words), output, end - start)
+            command = [lines[0][2:]]
+            while len(command) < len(lines) and lines[len(command)].startswith("> "):
+                command.append(lines[len(command)][2:])
+            output = "".join(line + "\n" for line in lines[len(command) :])
+            yield Command(self.line + start, "\n".join(command), output, end - start)
 
 
 @dataclass(frozen=True)
@@ -112,9 +112,10 @@ def blocks(text: str) -> list[Block]:
 
 
 def normalized(text: str) -> str:
-    """*text* without alignment, and with placeholders for numbers, times and hexadecimal ids."""
+    """*text* without alignment and plurals, and with placeholders for numbers, times and hexadecimal ids."""
     text = re.sub(r"\b(?=[a-f-]*[0-9])[0-9a-f]{8,}(-[0-9a-f]{4,12})*\b", "<hex>", text)
     text = re.sub(r"[0-9][0-9,.]*(?<![,.])", "0", text)
+    text = re.sub(r"\b0 (batch|instance|line|request|row)(?:es|s)?\b", r"0 \1", text)
     text = re.sub(r"0 (h|min|s)\b( 0 (min|s)\b)*", "<time>", text)
     return "\n".join(" ".join(line.split()) for line in text.strip().splitlines())
 
@@ -179,8 +180,8 @@ def prepare(folder: Path, document: Path) -> None:
             (folder / block.settings.get("file", f"block-{number}.py")).write_text(block.text, "utf-8")
     python = folder / "programs" / "python"
     python.parent.mkdir()
-    words = shlex.join([sys.executable, "-W", "error"])
-    python.write_text(f'#!/bin/sh\nexec {words} "$@"\n', "utf-8")
+    command = shlex.join([sys.executable, "-W", "error"])
+    python.write_text(f'#!/bin/sh\nexec {command} "$@"\n', "utf-8")
     python.chmod(0o755)
 
 
@@ -207,8 +208,8 @@ def update(document: Path, ran: Sequence[Ran]) -> None:
     for one in reversed(ran):
         command = one.command
         if command.lines and not alike(command.output, one.printed):
-            words = command.text.count("\n") + 1
-            lines[command.line + words : command.line + command.lines] = one.printed.rstrip("\n").splitlines()
+            typed = command.text.count("\n") + 1
+            lines[command.line + typed : command.line + command.lines] = one.printed.rstrip("\n").splitlines()
     document.write_text("\n".join(lines) + "\n", "utf-8")
 
 

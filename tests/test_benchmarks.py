@@ -27,9 +27,9 @@ ASKED = scaled(["faults"], list(ANSWERS))
 @pytest.mark.parametrize("question", ASKED)
 def test_a_rehearsal_of_the_benchmarks_answers_each_question(tmp_path, question):
     small = ["--scale", "0.002", "--rounds", "1", "--folder", str(tmp_path / "lists")]
-    words = [sys.executable, "benchmarks", question, *small]
+    arguments = [sys.executable, "benchmarks", question, *small]
 
-    ran = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    ran = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
 
     assert ran.stderr == ""
     assert ran.returncode in (0, 1)  # goals are for longer lists

@@ -28,7 +28,7 @@ def quick(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("arguments", "reason"),
     [
         (["fly"], "fly"),
         (["run", "rows.jsonl", "-w", "resize", "--fast"], "--fast"),
@@ -63,17 +63,17 @@ def quick(tmp_path_factory):
         (["emulate", "--port", "0", "--faults", "rows.jsonl"], "rows.jsonl"),
     ],
 )
-def test_a_malformed_command_exits_with_2_names_what_is_wrong_and_touches_nothing(rows, words, said, quick):
-    ended = quick(*words)
+def test_a_malformed_command_exits_with_2_names_what_is_wrong_and_touches_nothing(rows, arguments, reason, quick):
+    ended = quick(*arguments)
     assert ended.code == 2
-    assert said in ended.err
+    assert reason in ended.err
     assert ended.err.startswith("bulkwf: ")
     assert ended.out == ""
     assert [file.name for file in Path().iterdir()] == ["rows.jsonl"]
 
 
 @pytest.mark.parametrize(
-    ("url", "said"),
+    ("url", "reason"),
     [
         ("http://example.com/client/v4", "unencrypted"),
         ("http://127.0.0.1.example.com", "unencrypted"),
@@ -85,10 +85,10 @@ def test_a_malformed_command_exits_with_2_names_what_is_wrong_and_touches_nothin
         ("https://127.0.0.1:99999", "can't be read"),
     ],
 )
-def test_an_unsafe_or_malformed_base_url_is_refused(rows, url, said, quick):
+def test_an_unsafe_or_malformed_base_url_is_refused(rows, url, reason, quick):
     ended = quick("run", rows, "-w", "resize", "--base-url", url)
     assert ended.code == 2
-    assert said in ended.err
+    assert reason in ended.err
 
 
 @pytest.mark.parametrize("name", ["CLOUDFLARE_API_BASE_URL", "CLOUDFLARE_BASE_URL"])
@@ -121,7 +121,7 @@ def test_a_ca_file_that_holds_no_certificates_exits_with_2(rows, quick):
 
 
 @pytest.mark.parametrize(
-    ("env", "said"),
+    ("env", "reason"),
     [
         ({"CLOUDFLARE_API_TOKEN": None}, "no credential is given"),
         ({"CLOUDFLARE_API_TOKEN": None, "CLOUDFLARE_EMAIL": "a@example.com"}, "no credential is given"),
@@ -137,24 +137,24 @@ def test_a_ca_file_that_holds_no_certificates_exits_with_2(rows, quick):
         ({"CLOUDFLARE_ACCOUNT_ID": None}, "CLOUDFLARE_ACCOUNT_ID"),
     ],
 )
-def test_a_missing_or_malformed_credential_exits_with_2_and_is_never_quoted(rows, env, said, quick):
+def test_a_missing_or_malformed_credential_exits_with_2_and_is_never_quoted(rows, env, reason, quick):
     ended = quick("run", rows, "-w", "resize", "--max-outage", "0s", env=env)
     # White space around a key is accepted: that run ends only at the port where nobody listens.
-    assert ended.code == (2 if said else 75)
-    assert said in ended.err
+    assert ended.code == (2 if reason else 75)
+    assert reason in ended.err
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "reason"),
     [(None, "No such file"), (b"", "is empty"), (b"\n", "is empty"), (b"\xff\xfe", "non-ASCII"), (b"a b", "a space")],
 )
-def test_a_token_file_that_holds_no_token_exits_with_2(rows, content, said, quick):
+def test_a_token_file_that_holds_no_token_exits_with_2(rows, content, reason, quick):
     if content is not None:
         Path("token").write_bytes(content)
     ended = quick("run", rows, "-w", "resize", "--api-token-file", "token")
     assert ended.code == 2
     assert "--api-token-file token" in ended.err
-    assert said in ended.err
+    assert reason in ended.err
 
 
 def test_a_run_with_email_and_key_or_with_a_token_file_needs_no_token_in_the_environment(rows):
@@ -213,8 +213,8 @@ def test_check_prints_its_report_on_stderr(rows, quick):
 
 def test_help_and_version_are_on_stdout(quick):
     assert quick("--version").out.strip() == version("bulkwf")
-    for words in (["--help"], ["run", "--help"], ["check", "--help"], ["status", "--help"], ["emulate", "--help"]):
-        ended = quick(*words)
+    for arguments in (["--help"], ["run", "--help"], ["check", "--help"], ["status", "--help"], ["emulate", "--help"]):
+        ended = quick(*arguments)
         assert ended.code == 0
         assert "Usage: bulkwf" in ended.out
         assert ended.err == ""
@@ -243,24 +243,24 @@ def test_a_reader_that_stops_early_ends_results_without_an_error(folder, quick):
 
 
 @pytest.mark.parametrize(
-    "words",
+    "arguments",
     [("results", "done"), ("results", "done", "--format", "csv"), ("status", "done"), ("status", "done", "--json")],
 )
-def test_a_reader_that_stops_before_the_first_byte_is_no_error(rows, words, quick):
+def test_a_reader_that_stops_before_the_first_byte_is_no_error(rows, arguments, quick):
     assert quick("run", rows, *HERE, "-c", "done", "-q").code == 0
     reader, writer = os.pipe()
     os.close(reader)
     try:
-        ended = bulkwf(*words, stdout=writer)
+        ended = bulkwf(*arguments, stdout=writer)
     finally:
         os.close(writer)
     assert (ended.code, ended.err) == (0, "")
 
 
-@pytest.mark.parametrize("words", ["results done", "results done --format csv", "status done", "run --help"])
-def test_a_full_disk_under_stdout_is_reported_and_exits_with_4(rows, words, quick):
+@pytest.mark.parametrize("arguments", ["results done", "results done --format csv", "status done", "run --help"])
+def test_a_full_disk_under_stdout_is_reported_and_exits_with_4(rows, arguments, quick):
     assert quick("run", rows, *HERE, "-c", "done", "-q").code == 0
-    ended = shell(f"bulkwf {words} > /dev/full")
+    ended = shell(f"bulkwf {arguments} > /dev/full")
     assert ended.code == 4
     assert "No space left on device" in ended.err
 

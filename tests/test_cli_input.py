@@ -149,11 +149,11 @@ def test_a_missing_list_or_a_folder_exits_with_4_before_anything_is_sent(folder)
     write_rows("rows.jsonl", 10)
     Path("sub").mkdir()
     with emulator() as service:
-        for wrong, said in (("none.jsonl", "No such file"), ("sub", "folder")):
+        for wrong, reason in (("none.jsonl", "No such file"), ("sub", "folder")):
             ended = bulkwf("run", "rows.jsonl", wrong, *service.flags(), "-c", "done")
             assert ended.code == 4
             assert f"{wrong}: the input" in ended.err
-            assert said in ended.err
+            assert reason in ended.err
             assert bulkwf("check", "rows.jsonl", wrong).code == 4
         assert not service.created
     assert not Path("done").exists()
@@ -161,8 +161,8 @@ def test_a_missing_list_or_a_folder_exits_with_4_before_anything_is_sent(folder)
 
 def test_a_list_without_read_permission_exits_with_4(folder):
     Path(write_rows("rows.jsonl", 10)).chmod(0)
-    for words in (("run", "rows.jsonl", *HERE), ("check", "rows.jsonl")):
-        ended = bulkwf(*words, prefix=UNPRIVILEGED)
+    for arguments in (("run", "rows.jsonl", *HERE), ("check", "rows.jsonl")):
+        ended = bulkwf(*arguments, prefix=UNPRIVILEGED)
         assert ended.code == 4
         assert "rows.jsonl: the input can't be read: Permission denied" in ended.err
 

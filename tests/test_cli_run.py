@@ -198,7 +198,7 @@ def test_fail_on_existed_does_not_count_rows_that_this_run_may_have_created_itse
 
 
 @pytest.mark.parametrize(
-    ("fault", "said"),
+    ("fault", "reason"),
     [
         ({"status": 401}, "refuses the credential"),
         ({"status": 403}, "refuses the credential"),
@@ -207,12 +207,12 @@ def test_fail_on_existed_does_not_count_rows_that_this_run_may_have_created_itse
         ({"status": 404, "code": 10200}, "Check the account id, the workflow's name"),
     ],
 )
-def test_a_service_that_refuses_the_run_exits_with_3_and_rejects_no_row(rows, fault, said):
+def test_a_service_that_refuses_the_run_exits_with_3_and_rejects_no_row(rows, fault, reason):
     with emulator(faults=[fault]) as service:
         ended = bulkwf("run", rows, *service.flags())
         assert not service.created
     assert ended.code == 3
-    assert said in ended.err
+    assert reason in ended.err
     assert not results("rows.jsonl.bulkwf", "rejected")
     assert results("rows.jsonl.bulkwf", "pending")
 
@@ -262,8 +262,8 @@ def test_a_token_file_rotated_twice_in_one_run_is_read_again_and_the_run_goes_on
     none = {"CLOUDFLARE_API_TOKEN": None}
     reader, writer = os.pipe()
     with emulator(faults=revoking) as service, os.fdopen(writer, "w") as pipe, os.fdopen(reader) as stdin:
-        words = ("run", "-", *service.flags(), "-c", "done", "--api-token-file", "token")
-        with Running(*words, env=none, stdin=stdin) as run:
+        arguments = ("run", "-", *service.flags(), "-c", "done", "--api-token-file", "token")
+        with Running(*arguments, env=none, stdin=stdin) as run:
             for turn in range(3):
                 pipe.writelines(row(number) for number in range(turn * 100, turn * 100 + 100))
                 pipe.flush()
@@ -352,8 +352,8 @@ def test_a_proxy_that_refuses_every_connection_exits_with_3_at_once_with_its_sta
         threading.Thread(target=refuse, daemon=True).start()
         place = f"127.0.0.1:{listening.getsockname()[1]}"
         env = {"CLOUDFLARE_API_TOKEN": TOKEN, "BULKWF_PROXY": f"http://me:proxy-password@{place}"}
-        words = ("-w", "resize", "-a", ACCOUNT, "--base-url", "https://api.invalid/client/v4")
-        ended = bulkwf("run", rows, *words, env=env)
+        arguments = ("-w", "resize", "-a", ACCOUNT, "--base-url", "https://api.invalid/client/v4")
+        ended = bulkwf("run", rows, *arguments, env=env)
     assert ended.code == 3
     assert f"the proxy {place} answers CONNECT with HTTP 407" in ended.err
     assert "proxy-password" not in ended.err
@@ -371,9 +371,9 @@ def test_a_queue_that_fills_during_the_run_loses_no_row(rows):
 
 def test_a_pause_longer_than_the_longest_outage_ends_the_run_and_the_next_one(rows):
     with emulator(faults=[{"request": 1, "status": 429, "retry_after": 3_600}]) as service:
-        words = ("run", rows, *service.flags(), "--max-outage", "10s", "--concurrency", "1")
-        assert bulkwf(*words).code == 75
-        again = bulkwf(*words)
+        arguments = ("run", rows, *service.flags(), "--max-outage", "10s", "--concurrency", "1")
+        assert bulkwf(*arguments).code == 75
+        again = bulkwf(*arguments)
         assert "in 1 request;" in service.stop().err
     assert again.code == 75
     assert re.search(

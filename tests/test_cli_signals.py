@@ -64,8 +64,8 @@ def test_a_drained_run_prints_its_summary_and_leaves_one_portable_file(folder):
 def test_a_silent_service_does_not_delay_the_end_beyond_the_drain_timeout(folder):
     rows = write_rows("rows.jsonl", 1_000)
     with emulator(faults=[NEVER_ANSWERS]) as service:
-        words = ("run", rows, *service.flags(), "--concurrency", "2", "--timeout", "10m", "--drain-timeout")
-        with Running(*words, "1s") as run:
+        arguments = ("run", rows, *service.flags(), "--concurrency", "2", "--timeout", "10m", "--drain-timeout")
+        with Running(*arguments, "1s") as run:
             service.has_created(200)
             run.signal(signal.SIGTERM)
             signalled = time.monotonic()
@@ -79,8 +79,8 @@ def test_a_silent_service_does_not_delay_the_end_beyond_the_drain_timeout(folder
 def test_the_second_signal_aborts_and_the_next_run_settles_rows_in_doubt(folder):
     rows = write_rows("rows.jsonl", 1_000)
     with emulator(faults=[NEVER_ANSWERS | {"times": 2}]) as service:
-        words = ("run", rows, *service.flags(), "--concurrency", "2", "--timeout", "10m", "--drain-timeout", "9m")
-        with Running(*words) as run:
+        arguments = ("run", rows, *service.flags(), "--concurrency", "2", "--timeout", "10m", "--drain-timeout", "9m")
+        with Running(*arguments) as run:
             service.has_created(200)
             run.signal(signal.SIGTERM)
             run.says("a second signal stops at once")

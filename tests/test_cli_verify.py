@@ -171,25 +171,25 @@ def test_errored_instances_alone_exit_with_0(folder, service, quick):
 
 def test_a_deleted_instance_is_missing_until_it_is_created_again(folder, service, quick):
     write_rows("rows.jsonl", 50)
-    words = submitted(service, quick, folder.name)
+    arguments = submitted(service, quick, folder.name)
     delete(service, folder.name, "row-7", "row-11")
-    ended = quick(*words)
+    ended = quick(*arguments)
     assert ended.code == 1
     assert [line["id"] for line in ended.lines] == ["row-7", "row-11"]
     assert all("calls it created" in line["message"] for line in ended.lines)
     Path("rows.jsonl").write_text(row(7) + row(11))
     submitted(service, quick, folder.name, checkpoint="again")
-    assert quick(*words).code == 0
+    assert quick(*arguments).code == 0
 
 
 def test_a_sample_looks_up_the_given_number_of_instances(folder, service, quick):
     write_rows("rows.jsonl", 400)
-    words = submitted(service, quick, folder.name)
-    ended = quick(*words, "--sample", "7", "--json")
+    arguments = submitted(service, quick, folder.name)
+    ended = quick(*arguments, "--sample", "7", "--json")
     counts = ended.summary
     assert (counts["instances"], counts["total"], counts["found"], counts["requests"]) == (7, 400, 7, 7)
     assert "7 instances, drawn at random from 400" in ended.err
-    assert quick(*words, "--sample", "99999", "--json").summary["instances"] == 400
+    assert quick(*arguments, "--sample", "99999", "--json").summary["instances"] == 400
 
 
 def test_quiet_prints_only_the_data(mixed, quick):
@@ -250,8 +250,8 @@ def listening():
 
 def test_an_endpoint_other_than_that_of_the_run_is_refused(mixed, quick):
     with listening() as elsewhere:
-        for words, env in ((("--base-url", elsewhere), {}), ((), {"CLOUDFLARE_API_BASE_URL": elsewhere})):
-            ended = quick("verify", "done", *words, env=env)
+        for arguments, env in ((("--base-url", elsewhere), {}), ((), {"CLOUDFLARE_API_BASE_URL": elsewhere})):
+            ended = quick("verify", "done", *arguments, env=env)
             assert (ended.code, ended.out) == (3, "")
             assert f"endpoint is '{mixed[-1]}', and the one to be asked is '{elsewhere}'" in ended.err
             assert "Nothing was sent" in ended.err
@@ -271,8 +271,8 @@ def test_a_forged_checkpoint_cannot_send_the_token_elsewhere(mixed, quick):
 
 
 def test_an_account_other_than_that_of_the_run_is_refused(mixed, quick):
-    for words, env in ((("-a", "other"), {}), ((), {"CLOUDFLARE_ACCOUNT_ID": "other"})):
-        ended = quick(*mixed, *words, env=env)
+    for arguments, env in ((("-a", "other"), {}), ((), {"CLOUDFLARE_ACCOUNT_ID": "other"})):
+        ended = quick(*mixed, *arguments, env=env)
         assert (ended.code, ended.out) == (3, "")
         assert "account is 'acct', and the one to be asked is 'other'" in ended.err
     assert quick(*mixed, env={"CLOUDFLARE_ACCOUNT_ID": None}).code == 1
@@ -308,26 +308,26 @@ def test_a_token_that_is_refused_exits_with_3_and_is_not_shown(folder, quick):
 def test_a_long_outage_exits_with_75_and_the_printed_command_finishes(folder, quick):
     write_rows("rows.jsonl", 150)
     with emulator(faults=[{"method": "GET", "status": 503, "times": 2}]) as service:
-        words = submitted(service, quick, "resize")
-        ended = quick(*words, "--max-outage", "0s", "--json")
+        arguments = submitted(service, quick, "resize")
+        ended = quick(*arguments, "--max-outage", "0s", "--json")
         assert (ended.code, ended.summary["exit_code"], ended.summary["complete"]) == (75, 75, False)
         assert "--max-outage" in ended.err
         assert "not asked for yet" in ended.err
         assert shell(ended.resume_command).code == 75
-        assert quick(*words).code == 0
+        assert quick(*arguments).code == 0
     assert nothing_left()
 
 
 def test_the_settled_rows_of_an_unfinished_run_are_verified(folder, quick):
     write_rows("rows.jsonl", 250)
     with emulator(faults=[{"method": "POST", "from": 2, "status": 407}]) as service:
-        words = submitted(service, quick, "resize", code=3)
-        ended = quick(*words)
+        arguments = submitted(service, quick, "resize", code=3)
+        ended = quick(*arguments)
         assert (ended.code, ended.out) == (75, "")
         assert "100 instances" in ended.err
         assert "the run is not finished" in ended.err
         delete(service, "resize", "row-3")
-        ended = quick(*words)
+        ended = quick(*arguments)
         assert (ended.code, [line["id"] for line in ended.lines]) == (1, ["row-3"])
 
 
@@ -338,15 +338,15 @@ def test_a_run_can_be_verified_while_it_is_under_way(folder, quick):
         Running("run", rows, *service.flags(), "--concurrency", "1", "-c", "done") as run,
     ):
         service.has_created(300)
-        words = ("verify", "done", "--base-url", service.base_url)
-        early = quick(*words, "--json")
+        arguments = ("verify", "done", "--base-url", service.base_url)
+        early = quick(*arguments, "--json")
         assert early.code == 75
         assert early.out.count("\n") == 1
         counts = early.summary
         assert (counts["complete"], counts["run_finished"], counts["missing"]) == (True, False, 0)
         assert 200 <= counts["found"] == counts["instances"] <= 1_000
         assert run.wait().code == 0
-        assert quick(*words, "--json").summary.items() >= {"found": 1_000, "exit_code": 0}.items()
+        assert quick(*arguments, "--json").summary.items() >= {"found": 1_000, "exit_code": 0}.items()
 
 
 # --- interrupted ------------------------------------------------------------------------------------------------------
@@ -356,8 +356,8 @@ def test_after_a_signal_the_printed_command_continues_the_verification(folder, q
     rows = write_rows("the rows' list.jsonl", 240)
     with emulator(faults=[NO_LIST, SLOWLY]) as service:
         assert quick("run", rows, *service.flags()).code == 0
-        words = ("verify", f"{rows}.bulkwf", "--base-url", service.base_url, "--concurrency", "4", "--json")
-        with Running(*words) as verifying:
+        arguments = ("verify", f"{rows}.bulkwf", "--base-url", service.base_url, "--concurrency", "4", "--json")
+        with Running(*arguments) as verifying:
             until(lambda: found_so_far(f"{rows}.bulkwf") > 40, "some instances found")
             verifying.signal(signal.SIGTERM)
             ended = verifying.wait(30)
@@ -378,13 +378,13 @@ def test_after_a_signal_the_printed_command_continues_the_verification(folder, q
 def test_after_kills_the_same_command_finishes(folder, quick):
     write_rows("rows.jsonl", 240)
     with emulator(faults=[NO_LIST, SLOWLY]) as service:
-        words = (*submitted(service, quick, "resize"), "--concurrency", "4")
+        arguments = (*submitted(service, quick, "resize"), "--concurrency", "4")
         for some in (30, 90):
-            with Running(*words) as verifying:
+            with Running(*arguments) as verifying:
                 until(lambda some=some: found_so_far() > some, "some instances found")
                 verifying.signal(signal.SIGKILL)
                 verifying.process.wait()
-        ended = quick(*words, "--json")
+        ended = quick(*arguments, "--json")
         assert (ended.code, ended.summary["found"], ended.summary["missing"]) == (0, 240, 0)
         assert requests_seen(service) <= 3 + 2 + 240 + 2 * 4
     assert nothing_left()
@@ -394,7 +394,7 @@ def test_after_kills_the_same_command_finishes(folder, quick):
 
 
 @pytest.mark.parametrize(
-    ("words", "env", "what"),
+    ("arguments", "env", "what"),
     [
         (("--sample", "0"), {}, "--sample"),
         (("--sample", "-3"), {}, "--sample"),
@@ -410,8 +410,9 @@ def test_after_kills_the_same_command_finishes(folder, quick):
         ((), {"CLOUDFLARE_API_TOKEN": None}, "CLOUDFLARE_API_TOKEN"),
     ],
 )
-def test_a_mistake_in_the_command_exits_with_2_before_anything_is_sent(mixed, quick, words, env, what):
-    ended = quick(*mixed, *words, env=env) if "--base-url" not in words else quick(*mixed[:2], *words, env=env)
+def test_a_mistake_in_the_command_exits_with_2_before_anything_is_sent(mixed, quick, arguments, env, what):
+    command = mixed[:2] if "--base-url" in arguments else mixed
+    ended = quick(*command, *arguments, env=env)
     assert (ended.code, ended.out) == (2, "")
     assert what in ended.err
     assert nothing_left()
@@ -441,8 +442,8 @@ def test_a_full_disk_exits_with_4_and_with_more_space_it_finishes(mixed, quick):
 def test_an_id_in_two_rows_is_missing_in_both(folder, service, quick):
     lists = "".join(row(n) for n in range(100)) + row(5)
     Path("rows.jsonl").write_text(lists)
-    words = submitted(service, quick, folder.name)
+    arguments = submitted(service, quick, folder.name)
     delete(service, folder.name, "row-5")
-    ended = quick(*words)
+    ended = quick(*arguments)
     assert [(line["row"], line["id"]) for line in ended.lines] == [(5, "row-5"), (100, "row-5")]
     assert Counter("calls it existed" in line["message"] for line in ended.lines) == {True: 1, False: 1}

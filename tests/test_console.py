@@ -84,8 +84,8 @@ def test_a_terminal_that_is_closed_does_not_end_the_run(folder):
     rows = write_rows("rows.jsonl", 300)
     ours, theirs = open_terminal()
     with emulator() as service:
-        words = ("run", rows, "-w", "resize", "--base-url", service.base_url)
-        run = subprocess.Popen([*COMMAND, *words], env=environment(), stdin=subprocess.DEVNULL, stderr=theirs)
+        arguments = ("run", rows, "-w", "resize", "--base-url", service.base_url)
+        run = subprocess.Popen([*COMMAND, *arguments], env=environment(), stdin=subprocess.DEVNULL, stderr=theirs)
         try:
             os.close(theirs)
             os.read(ours, 1)  # the bar has begun
@@ -102,8 +102,8 @@ def test_a_signal_on_a_terminal_leaves_the_cursor_visible_and_is_reported(folder
     rows = write_rows("rows.jsonl", 20_000)
     ours, theirs = open_terminal()
     with emulator() as service:
-        words = ("run", rows, "-w", "resize", "--base-url", service.base_url)
-        run = subprocess.Popen([*COMMAND, *words], env=environment(), stdin=subprocess.DEVNULL, stderr=theirs)
+        arguments = ("run", rows, "-w", "resize", "--base-url", service.base_url)
+        run = subprocess.Popen([*COMMAND, *arguments], env=environment(), stdin=subprocess.DEVNULL, stderr=theirs)
         try:
             os.close(theirs)
             service.has_created(100)
@@ -124,7 +124,7 @@ def test_a_signal_on_a_terminal_leaves_the_cursor_visible_and_is_reported(folder
 
 
 @pytest.mark.parametrize(
-    ("seconds", "words"),
+    ("seconds", "text"),
     [
         (0, "0.0 s"),
         (4.21, "4.2 s"),
@@ -137,8 +137,8 @@ def test_a_signal_on_a_terminal_leaves_the_cursor_visible_and_is_reported(folder
         (360_000_000, "100,000 h 0 min"),
     ],
 )
-def test_a_duration_is_shown_in_seconds_minutes_or_hours(seconds, words):
-    assert duration(seconds) == words
+def test_a_duration_is_shown_in_seconds_minutes_or_hours(seconds, text):
+    assert duration(seconds) == text
 
 
 def a_run(**totals):
@@ -317,6 +317,8 @@ def test_the_summary_shows_why_rows_failed_with_the_first_places_of_each_reason(
     assert "rows.jsonl:8:" not in ended.err
     assert re.search(r"invalid, bad_id: 1 row\n    rows\.jsonl:101: the id 'a b' must be", ended.err)
     assert "all invalid rows: bulkwf results" in ended.err
+    assert "rejected" not in ended.err
+    assert "correct these rows, and submit them in a list of their own" in ended.err
 
 
 def test_a_message_of_the_service_cannot_move_the_cursor(folder):

@@ -92,6 +92,7 @@ def test_a_command_that_fails_or_prints_other_text_is_reported():
 
 def test_output_with_other_words_differs():
     assert alike("3,376 rows in 33.3 s", "  150 rows in 1 min 2.5 s\n")
+    assert alike("34 requests in 2 batches", "1 request in 1 batch\n")
     assert alike("a\n…\nd", "a\nb\nc\nd")
     assert not alike("3,376 rows settled", "3,376 rows done")
     assert not alike("", "one line")

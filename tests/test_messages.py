@@ -49,9 +49,9 @@ for number in range(int(sys.argv[1])):
 """
 
 
-def script(text, *words, stderr, **more):
+def script(text, *arguments, stderr, **more):
     """A process that runs *text*, and writes its standard error through `messages`."""
-    command = [sys.executable, "-c", PREPARED + text, *map(str, words)]
+    command = [sys.executable, "-c", PREPARED + text, *map(str, arguments)]
     return subprocess.Popen(command, env=environment(), stderr=stderr, stdout=subprocess.PIPE, **more)
 
 
@@ -72,7 +72,7 @@ def read_all(reader):
 
 
 @pytest.mark.parametrize(
-    ("words", "code"),
+    ("arguments", "code"),
     [
         (("run", "rows.jsonl", "-w", "resize", "--emulate", "--rate", "unlimited"), 0),
         (("run", "none.jsonl", "-w", "resize", "--emulate"), 4),
@@ -86,10 +86,10 @@ def read_all(reader):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
 )
-def test_a_command_whose_messages_nobody_reads_ends_with_its_code(words, code, folder):
+def test_a_command_whose_messages_nobody_reads_ends_with_its_code(arguments, code, folder):
     write_rows("rows.jsonl", 10)
-    env = {"PYTHONUNBUFFERED": "1"} if words[0] == "run" else {}
-    with full_pipe() as (_, writer), Running(*words, env=env, stderr=writer) as command:
+    env = {"PYTHONUNBUFFERED": "1"} if arguments[0] == "run" else {}
+    with full_pipe() as (_, writer), Running(*arguments, env=env, stderr=writer) as command:
         assert command.process.wait(PATIENCE_S) == code
 
 
@@ -103,9 +103,9 @@ def test_an_exit_waits_a_short_time_for_the_reader(folder):
 
 
 @contextlib.contextmanager
-def on_a_terminal(*words):
+def on_a_terminal(*arguments):
     ours, theirs = open_terminal()
-    with Running(*words, stderr=theirs) as run:
+    with Running(*arguments, stderr=theirs) as run:
         os.close(theirs)
         try:
             yield run, ours
@@ -151,8 +151,8 @@ def test_a_continued_terminal_shows_the_bar_and_the_last_messages(folder):
 def test_data_and_messages_of_one_terminal_keep_their_order(folder):
     rows = write_rows("rows.jsonl", 150)
     ours, theirs = open_terminal()
-    words = ("run", rows, "-w", "resize", "--emulate", "--json")
-    with Running(*words, stdout=theirs, stderr=theirs) as run:
+    arguments = ("run", rows, "-w", "resize", "--emulate", "--json")
+    with Running(*arguments, stdout=theirs, stderr=theirs) as run:
         os.close(theirs)
         screen = b""
         with contextlib.suppress(OSError):
@@ -172,11 +172,11 @@ def test_oldest_lines_are_dropped_and_counted_when_nobody_reads(folder):
     with script(MANY + "print(flush=True)\nprocess.exit_now(0)", lines, stderr=writer) as process:
         os.close(writer)
         process.stdout.readline()  # all messages are queued, and none is read
-        said = read_all(reader).decode()
+        output = read_all(reader).decode()
     os.close(reader)
     assert process.returncode == 0
     expected = 0
-    for line in said.splitlines():
+    for line in output.splitlines():
         if missing := re.fullmatch(
             r"bulkwf: ([\d,]+) lines? (?:is|are) missing here: standard error could not be written", line
         ):
@@ -184,9 +184,9 @@ def test_oldest_lines_are_dropped_and_counted_when_nobody_reads(folder):
         else:
             assert int(line.split()[1]) == expected
             expected += 1
-    assert "missing" in said
+    assert "missing" in output
     assert expected == lines
-    assert len(said.rpartition("missing")[2]) > messages.QUEUE_BYTES - 200  # the last messages are kept
+    assert len(output.rpartition("missing")[2]) > messages.QUEUE_BYTES - 200  # the last messages are kept
 
 
 @pytest.mark.parametrize("blocking", [True, False])
@@ -196,10 +196,10 @@ def test_a_reader_gets_all_lines_in_order(blocking, folder):
     os.set_blocking(writer, blocking)
     with script(MANY + "process.exit_now(0)", lines, stderr=writer) as process:
         os.close(writer)
-        said = read_all(reader).decode().splitlines()
+        output = read_all(reader).decode().splitlines()
     os.close(reader)
     assert process.returncode == 0
-    assert [int(line.split()[1]) for line in said] == list(range(lines))
+    assert [int(line.split()[1]) for line in output] == list(range(lines))
 
 
 FILLED = """
@@ -217,12 +217,12 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (-1, -1))
 def test_a_disk_with_space_again_gets_the_number_of_lost_lines(later, folder):
     with Path("err").open("wb") as err, script(FILLED + later + "process.exit_now(0)", stderr=err) as process:
         assert process.wait(PATIENCE_S) == 0
-    said = Path("err").read_text().splitlines()
-    assert said[0] == "all of this line fits"
-    assert said[1] == "this line is cut"
-    assert "and this one is lost".startswith(said[2])
-    assert said[3] == "bulkwf: 3 lines are missing here: standard error could not be written"
-    assert said[4:] == ["this fits again"][: bool(later)]
+    output = Path("err").read_text().splitlines()
+    assert output[0] == "all of this line fits"
+    assert output[1] == "this line is cut"
+    assert "and this one is lost".startswith(output[2])
+    assert output[3] == "bulkwf: 3 lines are missing here: standard error could not be written"
+    assert output[4:] == ["this fits again"][: bool(later)]
 
 
 @pytest.mark.parametrize("to", ["2>/dev/full", "2>&-"])
@@ -257,12 +257,12 @@ bulkwf.cli.app.main()
 """
 
 
-@pytest.mark.parametrize("words", [("run", "rows.jsonl", "-w", "resize", "--emulate"), ("check", "rows.jsonl")])
-def test_a_command_that_cannot_start_any_one_of_its_threads_exits_with_4(words, folder):
+@pytest.mark.parametrize("arguments", [("run", "rows.jsonl", "-w", "resize", "--emulate"), ("check", "rows.jsonl")])
+def test_a_command_that_cannot_start_any_one_of_its_threads_exits_with_4(arguments, folder):
     write_rows("rows.jsonl", 10)
     codes = []
     while 0 not in codes:
-        command = [sys.executable, "-c", FEW_THREADS, str(len(codes)), *words]
+        command = [sys.executable, "-c", FEW_THREADS, str(len(codes)), *arguments]
         ended = subprocess.run(
             command, env=environment(), capture_output=True, text=True, timeout=PATIENCE_S, check=False
         )
@@ -274,21 +274,21 @@ def test_a_command_that_cannot_start_any_one_of_its_threads_exits_with_4(words, 
 
 
 @pytest.mark.parametrize(
-    "words", [("emulate", "--host", "localhost", "--port", "0"), ("run", "rows.jsonl", "-w", "resize")]
+    "arguments", [("emulate", "--host", "localhost", "--port", "0"), ("run", "rows.jsonl", "-w", "resize")]
 )
-def test_a_name_look_up_that_cannot_start_a_thread_exits_with_4(words, folder):
+def test_a_name_look_up_that_cannot_start_a_thread_exits_with_4(arguments, folder):
     write_rows("rows.jsonl", 10)
     none = 'import concurrent.futures.thread as t\ndef none(*_): raise RuntimeError("can\'t start new thread")\n'
     patch = (
         f"{none}t.ThreadPoolExecutor._adjust_thread_count = none\n"
-        if words[0] == "emulate"
+        if arguments[0] == "emulate"
         else (
             f"{none}real = t.ThreadPoolExecutor._adjust_thread_count\n"
             "t.ThreadPoolExecutor._adjust_thread_count = lambda pool: "
             "real(pool) if 'checkpoint' in pool._thread_name_prefix else none()\n"
         )
     )
-    command = [sys.executable, "-c", patch + "import bulkwf.cli.app; bulkwf.cli.app.main()", *words]
+    command = [sys.executable, "-c", patch + "import bulkwf.cli.app; bulkwf.cli.app.main()", *arguments]
     env = environment({"CLOUDFLARE_API_BASE_URL": "https://service.test/client/v4"})
     ended = subprocess.run(command, env=env, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert ended.returncode == 4, ended.stderr
@@ -305,13 +305,13 @@ CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e]")
 @pytest.mark.parametrize("command", ["run", "check", "status", "results", "verify", "missing", "emulate"])
 def test_the_name_of_a_file_cannot_control_the_terminal(command, folder):
     Path(ODD).write_text("nonsense\n")
-    words = {
+    arguments = {
         "run": ("run", ODD, "-w", "resize", "--emulate"),
         "check": ("check", ODD),
         "missing": ("run", f"none-{ODD}", "-w", "resize", "--emulate"),
         "emulate": ("emulate", "--faults", ODD),
     }.get(command, (command, ODD))
-    ended = bulkwf(*words)
+    ended = bulkwf(*arguments)
     assert ended.code in (1, 2, 4)
     assert "o'dd" in ended.err
     assert not CONTROL.search(ended.err)
@@ -337,10 +337,10 @@ def test_a_log_record_cannot_control_the_terminal(folder):
         "process.exit_now(0)"
     )
     with script(text, stderr=subprocess.PIPE) as process:
-        said = process.communicate(timeout=PATIENCE_S)[1].decode()
-    assert not CONTROL.search(said)
-    assert said.splitlines()[:2] == ["a [2J bulkwf: all is well: odd", "failed"]
-    assert said.splitlines()[-1] == "ValueError: b [2J"
+        output = process.communicate(timeout=PATIENCE_S)[1].decode()
+    assert not CONTROL.search(output)
+    assert output.splitlines()[:2] == ["a [2J bulkwf: all is well: odd", "failed"]
+    assert output.splitlines()[-1] == "ValueError: b [2J"
 
 
 # --- in this process ----------------------------------------------------------------------------------------------

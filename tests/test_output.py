@@ -42,7 +42,7 @@ def done(tmp_path_factory):
 
 
 @contextlib.contextmanager
-def writing(*words, env, full, blocking):
+def writing(*arguments, env, full, blocking):
     """The command with a small pipe as its stdout, filled beforehand or empty; and the pipe's other end."""
     reader, writer = os.pipe()
     fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
@@ -51,7 +51,7 @@ def writing(*words, env, full, blocking):
     os.set_blocking(writer, blocking)
     with Path("err").open("wb") as err:
         process = subprocess.Popen(
-            [*COMMAND, *map(str, words)], env=environment(env), stdin=subprocess.DEVNULL, stdout=writer, stderr=err
+            [*COMMAND, *map(str, arguments)], env=environment(env), stdin=subprocess.DEVNULL, stdout=writer, stderr=err
         )
     os.close(writer)
     try:
@@ -114,8 +114,8 @@ READERS = {
 @pytest.mark.parametrize(("name", "env"), [("results", {}), *((name, UNBUFFERED) for name in READERS)])
 def test_a_non_blocking_pipe_gets_all_data(name, env, done, monkeypatch):
     monkeypatch.chdir(done.parent)
-    words, is_complete = READERS[name]
-    with writing(*words, env=env, full=True, blocking=False) as (process, reader):
+    arguments, is_complete = READERS[name]
+    with writing(*arguments, env=env, full=True, blocking=False) as (process, reader):
         waits(process)
         data = read_all(reader, full=True)
         code = process.wait(PATIENCE_S)
@@ -160,8 +160,8 @@ def test_a_non_blocking_pipe_gets_the_address_of_the_emulator(folder):
 @pytest.mark.parametrize("name", ["results", "results as CSV"])
 def test_a_command_that_is_stopped_and_continued_writes_all_data(name, done, monkeypatch):
     monkeypatch.chdir(done.parent)
-    words, is_complete = READERS[name]
-    with writing(*words, env=UNBUFFERED, full=False, blocking=True) as (process, reader):
+    arguments, is_complete = READERS[name]
+    with writing(*arguments, env=UNBUFFERED, full=False, blocking=True) as (process, reader):
         waits(process)
         process.send_signal(signal.SIGSTOP)
         until(lambda: stat_of(process)[0] == "T", "the command to be stopped")
@@ -206,8 +206,8 @@ def test_data_is_utf_8_whatever_the_locale(locale, folder):
     checkpoint = f"{rows}.emulated.bulkwf"
     ran = bulkwf("run", rows, *HERE, "--json", "-q", env=env)
     assert (ran.code, ran.summary["checkpoint"]) == (0, checkpoint)
-    for words in (("status", checkpoint), ("status", checkpoint, "--json")):
-        ended = bulkwf(*words, env=env)
+    for arguments in (("status", checkpoint), ("status", checkpoint, "--json")):
+        ended = bulkwf(*arguments, env=env)
         assert ended.code == 0
         assert rows in ended.out
 

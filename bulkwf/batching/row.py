@@ -98,7 +98,8 @@ def read_row(line: bytes, row_shape: Literal["instance", "params"]) -> Row | Fla
         alone = next((escape for escape in _ESCAPE.finditer(line) if escape["alone"]), None)
         if alone is not None:
             return lone_surrogate(alone[0].decode(), f"at byte {alone.start() + 1} of the row")
-        return Flaw("not_json", clean(f"the row is not JSON: {error}"))
+        reason = str(error).removeprefix("JSON is malformed: ")
+        return Flaw("not_json", clean(f"the row is not JSON: {reason}"))
 
 
 def lone_surrogate(surrogate: str, place: str) -> Flaw:

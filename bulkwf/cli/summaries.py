@@ -18,6 +18,7 @@ from bulkwf.verification import Verified
 
 __all__ = ["check_lines", "status_lines", "summary_lines", "verified_lines", "when"]
 
+FAILURES: tuple[RowOutcome, ...] = ("rejected", "invalid")
 FAILURES_READ = 10_000
 """Failed rows of each outcome that are read to count the reasons."""
 REASONS_SHOWN = 10
@@ -34,8 +35,6 @@ def summary_lines(run: Run, summary: Summary) -> Iterator[str]:
         return
     if summary.complete and not summary.settled_now:
         yield "nothing new: every row of the list was settled by an earlier run"
-        if summary.rejected or summary.invalid:
-            yield "a finished run does not try failed rows again: submit corrected rows in a list of their own"
     yield from _outcome_lines(summary)
     paused = f", {duration(summary.paused_s)} of it paused" if summary.paused_s >= SHOWN_PAUSE_S else ""
     rate = summary.settled_now / max(summary.elapsed_s, 1e-9)
@@ -46,9 +45,7 @@ def summary_lines(run: Run, summary: Summary) -> Iterator[str]:
     if not summary.complete and run.progress.read_share is not None:
         yield f"{run.progress.read_share:.0%} of the list was read"
     if run.checkpoint is not None:
-        yield from _failure_lines(
-            run, run.checkpoint, [name for name in ("rejected", "invalid") if getattr(summary, name)]
-        )
+        yield from _failure_lines(run, run.checkpoint, summary)
         yield f"checkpoint: {run.checkpoint}"
 
 
@@ -62,8 +59,9 @@ def _outcome_lines(summary: Summary) -> Iterator[str]:
             yield f"{name:>9}  {count:>12,}{doubt}"
 
 
-def _failure_lines(run: Run, checkpoint: Path, outcomes: list[RowOutcome]) -> Iterator[str]:
-    """Why rows failed: each reason with its count and the first rows."""
+def _failure_lines(run: Run, checkpoint: Path, summary: Summary) -> Iterator[str]:
+    """Why rows failed: each reason with its count and the first rows; and what to do about them."""
+    outcomes = [name for name in FAILURES if getattr(summary, name)]
     counts: Counter[str] = Counter()
     examples: dict[str, list[str]] = {}
     read = 0
@@ -80,6 +78,8 @@ def _failure_lines(run: Run, checkpoint: Path, outcomes: list[RowOutcome]) -> It
         yield from examples[reason]
     for outcome in outcomes:
         yield f"all {outcome} rows: {shell_command(['bulkwf', 'results', str(checkpoint), '--outcome', outcome])}"
+    if outcomes:
+        yield "next: correct these rows, and submit them in a list of their own"
 
 
 def verified_lines(verified: Verified) -> Iterator[str]:

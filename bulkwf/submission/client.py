@@ -221,7 +221,7 @@ class ServiceClient:
         failing_s = self.outage.failing_s(self.clock())
         if failing_s + wait_s > longest_s:
             raise TemporaryStop(
-                f"the service is failing: {judgement.message}. The next attempt would be made "
+                f"the run cannot continue now: {judgement.message}. The next attempt would be made "
                 f"{seconds(failing_s + wait_s)} after the first failure, but the longest outage is "
                 f"{seconds(longest_s)} (--max-outage)."
             )
