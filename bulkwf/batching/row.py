@@ -28,7 +28,7 @@ _ESCAPE = re.compile(rb"\\(?:%b\\%b|(?P<alone>%b)|.)" % (_HIGH, _LOW, _HALF), re
 
 
 class Retention(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
-    """How long the service keeps an instance and its id after the instance has ended."""
+    """How long the service keeps an instance, and with it its id."""
 
     success_retention: int | str | msgspec.UnsetType = msgspec.UNSET
     error_retention: int | str | msgspec.UnsetType = msgspec.UNSET
@@ -69,7 +69,7 @@ def decode_rows(region: bytes, rows: int, *, objects: bool = False, longest: flo
     """
     if not objects and (region.count(b"}\n{") or region.count(b"}\r\n{")) != rows - 1:
         return None
-    deep = longest > 2 * MAX_NESTING and _brackets(region) > MAX_NESTING  # only opening ones
+    deep = longest > 2 * MAX_NESTING and _brackets(region) > MAX_NESTING  # each bracket must be closed, too
     if deep and max(map(_brackets, region.split(b"\n"))) > MAX_NESTING:
         return None
     try:

@@ -354,7 +354,7 @@ def _open_closed_standard_files() -> None:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, flags)
-    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115 - it has no path, and stays open until the process ends
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115 - open to the end
 
 
 def main() -> None:

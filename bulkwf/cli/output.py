@@ -114,4 +114,4 @@ def finish() -> None:
 
 
 def _raw() -> object:
-    return getattr(sys.stdout.buffer, "raw", None)  # None if `take_over` was not called
+    return getattr(sys.stdout.buffer, "raw", None)  # another file, or none, if `take_over` was not called

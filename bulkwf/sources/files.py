@@ -158,9 +158,8 @@ class _RegularFile:
 
     def _is_cached(self) -> bool:
         """Whether the next chunk is in memory: if its last byte is, the others are too. Only Linux can say."""
-        last = max(
-            0, min(self.read_bytes + CHUNK_BYTES, self._size) - 1
-        )  # at offset -1, preadv would advance the file position
+        # Not -1 for an empty file: at that offset, preadv would advance the file position.
+        last = max(0, min(self.read_bytes + CHUNK_BYTES, self._size) - 1)
         try:
             return os.preadv(self._descriptor, [bytearray(1)], self._start + last, os.RWF_NOWAIT) == 1
         except (OSError, AttributeError):
@@ -220,7 +219,7 @@ class _Gzip:
         return 0 if self._proving else self._file.read_bytes
 
     async def prove(self) -> None:
-        """Unpack the file once before any row is used: its checksum is at the end, and damaged data can look like rows.
+        """Unpack the file to its end before using any row: the checksum is there, and damaged data can look like rows.
 
         A stream can't be read twice, so it is not checked first.
         """
