@@ -192,7 +192,7 @@ def restore(
         paused_s = 0.0
     if paused_s > options.retry.max_outage_s:
         raise TemporaryStop(
-            f"the service has ordered a pause, of which {seconds(paused_s)} are left; the longest outage is "
+            f"the service has ordered a pause of {seconds(paused_s)} more, but the longest outage is "
             f"{seconds(options.retry.max_outage_s)} (--max-outage). Run the same command again later."
         )
     if checkpoint is not None:  # not before: what is left out must be counted by this limiter from now on

@@ -26,5 +26,6 @@ def counted(number: int, noun: str) -> str:
 
 
 def seconds(length_s: float) -> str:
-    """*length_s* rounded up to 0.1 s, so that a time over a limit does not read like the limit: `1.1 s`, `1,800 s`."""
-    return f"{ceil(round(length_s * 10, 6)) / 10:,.1f}".removesuffix(".0") + " s"
+    """*length_s* rounded up, so that a time over a limit does not read like the limit: `1.1 s`, `1,801 s`."""
+    steps = 10 if length_s < 100 else 1
+    return f"{ceil(round(length_s * steps, 6)) / steps:,.1f}".removesuffix(".0") + " s"

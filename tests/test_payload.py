@@ -320,7 +320,8 @@ def test_a_number_is_followed_by_its_noun_in_the_singular_or_plural(number, noun
 
 
 @pytest.mark.parametrize(
-    ("length_s", "text"), [(1, "1 s"), (1.01, "1.1 s"), (1.1, "1.1 s"), (0.0, "0 s"), (1_800.0, "1,800 s")]
+    ("length_s", "text"),
+    [(1, "1 s"), (1.01, "1.1 s"), (1.1, "1.1 s"), (0.0, "0 s"), (1_800.0, "1,800 s"), (1_800.1, "1,801 s")],
 )
 def test_a_time_over_a_limit_does_not_read_like_the_limit(length_s, text):
     assert seconds(length_s) == text
