@@ -63,6 +63,7 @@ lint: $(VENV)/.installed-dev
 	@if command -v node >/dev/null; then echo $(BIN)/pyright && $(BIN)/pyright --pythonpath $(BIN)/python; \
 	else echo "NOT CHECKED: pyright needs Node"; fi
 	$(BIN)/lint-imports
+	$(BIN)/codespell
 
 clean:
 	rm -rf $(VENV) .coverage* build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
