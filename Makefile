@@ -27,7 +27,7 @@ demo: $(VENV)/.installed
 	echo "checkpoint: $$folder/airports.bulkwf" && \
 	$(BIN)/bulkwf run examples/airports.jsonl -w airports --emulate --rate 300/s -c $$folder/airports.bulkwf
 
-# Modules, virtual time, and a few smoke tests of the rest: what to run after each change.
+# For each change: unit tests, virtual time, and a smoke test of the rest.
 quick: $(VENV)/.installed-dev
 	$(PARALLEL) --hypothesis-profile quick -m 'not slow or smoke'
 
@@ -43,7 +43,7 @@ torture: $(VENV)/.installed-dev
 mutants: $(VENV)/.installed-dev
 	cd tests && ../$(BIN)/python -m mutants
 
-# Of all tests but those that play the same lines over and over.
+# Without the harnesses that run the same lines many times.
 coverage: $(VENV)/.installed-dev
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest -q --ignore=tests/simulation --ignore=tests/crash --ignore=tests/mutants
@@ -51,7 +51,7 @@ coverage: $(VENV)/.installed-dev
 	$(BIN)/coverage report --fail-under=95
 	$(BIN)/coverage report --fail-under=100 --include='$(PERFECT)'
 
-# A quarter of an hour, six gigabytes of lists in TMPDIR; on a machine that does nothing else.
+# Takes a quarter of an hour and six gigabytes in TMPDIR, on a machine that does nothing else.
 bench: $(VENV)/.installed-bench
 	$(BIN)/python benchmarks --keep
 
@@ -63,6 +63,7 @@ lint: $(VENV)/.installed-dev
 	@if command -v node >/dev/null; then echo $(BIN)/pyright && $(BIN)/pyright --pythonpath $(BIN)/python; \
 	else echo "NOT CHECKED: pyright needs Node"; fi
 	$(BIN)/lint-imports
+	$(BIN)/codespell
 
 clean:
 	rm -rf $(VENV) .coverage* build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,6 +1,6 @@
-"""`python benchmarks`: all questions, one after another; `python benchmarks speed limiter` some of them.
+"""`python benchmarks` answers all questions; `python benchmarks speed limiter` some of them.
 
-Prints a table. With `--keep` it is written, with a plot, beside this file.
+Prints a table. With `--keep`, the table and a plot are written beside this file.
 """
 
 import argparse
@@ -24,9 +24,9 @@ def main() -> int:
     """Returns the exit code: 1 if a goal was missed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("questions", nargs="*", help=", ".join(QUESTIONS))
-    parser.add_argument("--scale", type=float, default=1.0, help="of the lists' lengths; 0.01 is a rehearsal")
-    parser.add_argument("--rounds", type=int, default=3, help="how often each rival has its turn")
-    parser.add_argument("--folder", type=Path, help="where lists lie, and stay; without it they are deleted")
+    parser.add_argument("--scale", type=float, default=1.0, help="factor of the lists' lengths; 0.01 is a rehearsal")
+    parser.add_argument("--rounds", type=int, default=3, help="number of measurements of each rival")
+    parser.add_argument("--folder", type=Path, help="folder that keeps the lists; by default they are deleted")
     parser.add_argument("--keep", action="store_true", help="write results.md and results.png")
     given = parser.parse_args()
     questions = given.questions or QUESTIONS
@@ -48,14 +48,14 @@ def main() -> int:
 
 
 def answers(questions: Sequence[str], folder: Path, chosen: Chosen) -> Iterator[Line]:
-    """The lines of the table, as they come."""
+    """The lines of the table, each as soon as it is measured."""
     for name in questions:
         yield from import_module(name).measure(folder, chosen)
 
 
 def keep(lines: Sequence[Line], circumstances: str) -> None:
     """Write the table and the plot."""
-    from plot import draw  # noqa: PLC0415 - slow, and not everybody has it
+    from plot import draw  # noqa: PLC0415 - slow, and optional
 
     head = "| question | of | measured | goal | reached |\n|---|---|---|---|---|\n"
     table = head + "\n".join(map(row, lines))
@@ -70,7 +70,7 @@ def row(line: Line) -> str:
 
 
 def machine() -> str:
-    """What it was measured on."""
+    """The machine and the versions that were measured."""
     packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     information = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
     model = next((line.split(":")[1].strip() for line in information if line.startswith("model name")), "?")

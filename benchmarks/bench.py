@@ -1,4 +1,4 @@
-"""What the benchmarks share: processes on cores of their own, measured whole, taken in turn; and medians."""
+"""Shared by the benchmarks: processes on separate cores, measured in turn, and medians."""
 
 import contextlib
 import json
@@ -19,7 +19,7 @@ BULKWF = (PYTHON, "-m", "bulkwf")
 CORES = sorted(os.sched_getaffinity(0))
 CLIENT, SERVER = CORES[0], CORES[-1]
 UNDISTURBED = "import gc, runpy; gc.disable(); runpy.run_module('bulkwf', run_name='__main__', alter_sys=True)"
-"""The emulator without garbage collection: 30 ms of it, once a minute, would be told as requests that came late."""
+"""The emulator without garbage collection, which takes 30 ms once a minute and would make requests seem late."""
 ENVIRONMENT = {
     **{name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR", "VIRTUAL_ENV") if name in os.environ},
     "CLOUDFLARE_API_TOKEN": "a-token-for-measuring",
@@ -29,7 +29,7 @@ ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class Line:
-    """A line of the table: what was asked, of what, what came out, and what is to be reached."""
+    """A line of the table: the question, the case, the figure and the goal."""
 
     question: str
     case: str
@@ -42,53 +42,53 @@ class Line:
 
 @dataclass(frozen=True)
 class Chosen:
-    """How much is measured."""
+    """The amount that is measured."""
 
     scale: float
-    """Of the lists' lengths, and of a minute."""
+    """Factor of the lists' lengths, and of a minute."""
     rounds: int
-    """How often each rival has its turn."""
+    """Number of measurements of each rival."""
 
 
 @dataclass(frozen=True)
 class Ran:
-    """A process from its start to its end, with all that it has started."""
+    """A process that has ended; the times include those of its children."""
 
     wall_s: float
     cpu_s: float
     peak_mb: float
-    told: str
+    output: str
 
 
 @dataclass
 class Served:
-    """A server; `words` is what it said at its end."""
+    """A server; `output` is what it printed at its end."""
 
     base_url: str
-    words: str = ""
+    output: str = ""
 
 
-def ran(words: tuple[str, ...]) -> Ran:
-    """Run a command on the client's core; it has to succeed."""
+def ran(command: tuple[str, ...]) -> Ran:
+    """Run a command on the client's core. It must succeed."""
     inlet, outlet = os.pipe()
-    measuring = (PYTHON, "-I", "-S", str(HERE / "measure.py"), str(CLIENT), str(outlet), *words)
+    measuring = (PYTHON, "-I", "-S", str(HERE / "measure.py"), str(CLIENT), str(outlet), *command)
     with open(inlet, "rb") as measured:
         process = subprocess.Popen(  # noqa: S603
             measuring, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT, pass_fds=(outlet,)
         )
         os.close(outlet)
-        told, wrong = process.communicate()
+        output, errors = process.communicate()
         found = json.loads(measured.read())
     if found.pop("exit_code"):
-        sys.exit(f"{' '.join(words)} failed: {wrong.decode()}")
-    return Ran(**found, told=told.decode())
+        sys.exit(f"{' '.join(command)} failed: {errors.decode()}")
+    return Ran(**found, output=output.decode())
 
 
 @contextlib.contextmanager
-def serving(*words: str) -> Iterator[Served]:
-    """A server on its own core, until the block ends; the first line that it says is its base URL."""
+def serving(*command: str) -> Iterator[Served]:
+    """A server on its own core while the block lasts. The first line that it prints is its base URL."""
     process = subprocess.Popen(  # noqa: S603
-        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
     )
     os.sched_setaffinity(process.pid, {SERVER})
     served = Served(process.stdout.readline().strip())
@@ -96,28 +96,27 @@ def serving(*words: str) -> Iterator[Served]:
         yield served
     finally:
         process.send_signal(signal.SIGTERM)
-        told, also = process.communicate()
-        served.words = told + also
+        served.output = "".join(process.communicate())
 
 
 def fast_server() -> contextlib.AbstractContextManager[Served]:
-    """The server that does nothing but answer."""
+    """A server that only answers."""
     return serving(PYTHON, str(HERE / "server.py"))
 
 
 def busy(served: Served) -> float:
-    """What share of its core the fast server has used while it was asked."""
-    return json.loads(served.words)["busy"]
+    """The share of its core that the fast server used while requests came."""
+    return json.loads(served.output)["busy"]
 
 
 def emulator(*flags: str) -> contextlib.AbstractContextManager[Served]:
-    """Bulkwf's emulated service, which keeps account of windows."""
+    """The emulator of bulkwf, which counts the instances of each window."""
     return serving(PYTHON, "-c", UNDISTURBED, "emulate", "--port", "0", *flags)
 
 
 def worst_window(served: Served) -> int:
     """The most instances that were attempted in any second, by the emulator's count."""
-    found = re.search(r"in any second: ([\d,]+)", served.words)
+    found = re.search(r"in any second: ([\d,]+)", served.output)
     return int(found[1].replace(",", ""))
 
 
@@ -128,24 +127,24 @@ def submission(rows: Path, served: Served, checkpoint: Path, *flags: str) -> tup
 
 
 def limit(rate: int | None) -> tuple[str, ...]:
-    """The flags for so many instances a second, None for any number, and any number of requests."""
+    """The flags for a rate in instances per second (None is unlimited) and unlimited requests."""
     return ("--rate", "unlimited" if rate is None else f"{rate}/s", "--request-rate", "unlimited")
 
 
 def unlimited(rows: Path, served: Served, checkpoint: Path) -> Ran:
-    """Submit a list, with a fresh checkpoint, as fast as it goes."""
+    """Submit a list with a new checkpoint and no limits."""
     return ran(submission(rows, served, fresh(checkpoint), *limit(None)))
 
 
 def fresh(checkpoint: Path) -> Path:
-    """A path where no checkpoint lies any more."""
+    """*checkpoint*, once the files of an earlier one are deleted."""
     for old in checkpoint.parent.glob(checkpoint.name + "*"):
         old.unlink()
     return checkpoint
 
 
 def in_turn(rivals: Mapping[str, Callable[[], Ran]], rounds: int) -> dict[str, list[Ran]]:
-    """A B A B: what the machine does beside it meets all of them."""
+    """Run the rivals in turn (A B A B), so that other load of the machine affects all of them."""
     found: dict[str, list[Ran]] = {name: [] for name in rivals}
     for _ in range(rounds):
         for name, go in rivals.items():
@@ -154,25 +153,25 @@ def in_turn(rivals: Mapping[str, Callable[[], Ran]], rounds: int) -> dict[str, l
 
 
 def cpu_s(runs: list[Ran]) -> float:
-    """The median."""
+    """The median of the CPU time, in seconds."""
     return statistics.median(one.cpu_s for one in runs)
 
 
 def cost_us(runs: list[Ran], rows: int) -> float:
-    """The median of the CPU time for a row."""
+    """The median of the CPU time of a row, in microseconds."""
     return 1e6 * cpu_s(runs) / rows
 
 
 def rate(runs: list[Ran], rows: int) -> float:
-    """Rows a second, start-up included."""
+    """Rows per second, start-up included."""
     return rows / wall_s(runs)
 
 
 def wall_s(runs: list[Ran]) -> float:
-    """The median."""
+    """The median of the elapsed time, in seconds."""
     return statistics.median(one.wall_s for one in runs)
 
 
 def ratio(runs: list[Ran], of: list[Ran]) -> float:
-    """The median of the rounds' ratios of CPU time: a slow minute of the machine is in both."""
+    """The median of the rounds' ratios of CPU time. A slow minute of the machine affects both."""
     return statistics.median(one.cpu_s / other.cpu_s for one, other in zip(runs, of, strict=True))

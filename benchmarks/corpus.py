@@ -1,4 +1,4 @@
-"""Lists to submit, the same wherever they are made: `python benchmarks/corpus.py 1000000 200 .` writes one here."""
+"""Reproducible lists to submit: `python benchmarks/corpus.py 1000000 200 .` writes one into this folder."""
 
 import json
 import random
@@ -7,7 +7,7 @@ from pathlib import Path
 
 SEED = 20261122
 TAILS, TAILS_BYTES = 10_000, 20_000_000
-"""At most so many different params, of so many bytes together; the ids are all different."""
+"""Maximum number of different params, and of their bytes together. All ids are different."""
 WORDS = (
     *("größer", "naïve", "東京", "Ωμέγα", "plain", "order", "Łódź", "emoji 🚀"),
     *('a "quoted" word', "back\\slash", "tab\there"),
@@ -20,7 +20,7 @@ ID = '{"instance_id":"order-000000000",'
 def write_corpus(folder: Path, rows: int, row_bytes: int) -> Path:
     """Write *rows* rows of about *row_bytes* bytes each: ids, non-ASCII params, and a retention in each fourth.
 
-    A list that is there already, whole, is left as it is.
+    A complete list of an earlier call is kept.
     """
     path = folder / f"{rows}x{row_bytes}.jsonl"
     size = path.with_name(path.name + ".size")
@@ -38,8 +38,8 @@ def write_corpus(folder: Path, rows: int, row_bytes: int) -> Path:
 
 
 def _tails(row_bytes: int) -> list[bytes]:
-    """What follows the id."""
-    chance = random.Random(SEED)  # noqa: S311 - the same ones are wanted, not secret ones
+    """The parts of the rows after the id."""
+    chance = random.Random(SEED)  # noqa: S311 - the numbers must be the same each time
     tails = []
     for number in range(min(TAILS, TAILS_BYTES // row_bytes)):
         params = {

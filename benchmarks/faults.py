@@ -1,7 +1,7 @@
-"""(e) How long does a list take while the service is not well, against the ideal?
+"""(e) How long does a list take while the service is failing, compared with the ideal?
 
-The ideal is rows over rate, and the pauses that the service orders. It leaves out that each attempt that fails may have
-created its instances, and so takes its share of the rate: what all attempts take is told beside it.
+The ideal is rows divided by rate, plus the pauses that the service orders. It ignores that each failed attempt may have
+created its instances, and so uses the rate: the time that all attempts need is reported, too.
 """
 
 import json
@@ -34,12 +34,12 @@ def measure(folder: Path, chosen: bench.Chosen) -> Iterator[Line]:
     limit = bench.limit(RATE)
     with bench.emulator(*limit, "--faults", str(script)) as served:
         ran = bench.ran(bench.submission(corpus, served, bench.fresh(folder / "run.bulkwf"), *limit))
-    summary = json.loads(ran.told)
+    summary = json.loads(ran.output)
     ideal_s = rows / RATE + len(PAUSES) * PAUSE_S
     over = summary["elapsed_s"] / ideal_s - 1
     asked_s = (summary["attempts"] - len(PAUSES)) * SERVICE_BATCH_LIMIT / RATE + len(PAUSES) * PAUSE_S
     yield Line(
-        "(e) a service that is not well",
+        "(e) a failing service",
         f"{rows:,} rows at {RATE:,}/s, 2 % 500, 1 % resets, {len(PAUSES)} times 429 for {PAUSE_S} s",
         f"{summary['elapsed_s']:.1f} s, {over:+.1%} of the ideal {ideal_s:.1f} s; "
         f"{summary['attempts']:,} requests, which take {asked_s:.1f} s",

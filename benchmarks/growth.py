@@ -22,7 +22,7 @@ def measure(folder: Path, chosen: bench.Chosen) -> Iterator[Line]:
         rounds = chosen.rounds if rows <= 1_000_000 else 1
         with bench.fast_server() as served:
             found[rows] = [bench.unlimited(corpus, served, folder / LARGEST) for _ in range(rounds)]
-        assert all(json.loads(one.told)["created"] == rows for one in found[rows])
+        assert all(json.loads(one.output)["created"] == rows for one in found[rows])
     peaks = {rows: max(one.peak_mb for one in runs) for rows, runs in found.items()}
     costs = {rows: bench.cost_us(runs, rows) for rows, runs in found.items()}
     small, _, large, largest = sizes[1:]

@@ -1,8 +1,8 @@
 """(d) What share of the permitted rate is used, and is any window over it?
 
-The emulator judges: its windows slide, and an instance counts when the body of its request has arrived. The share is a
-second over the time that a second's instances have taken, on the average of all of them. Answers come 50 to
-500 ms late. Two cases run at one time: they hardly use the processor.
+The emulator measures: its windows slide, and an instance counts when the body of its request has arrived. The share is
+one second divided by the average time that the instances of one second took. Answers take 50 to 500 ms. Two cases run
+at a time, as they hardly use the processor.
 """
 
 import json
@@ -18,7 +18,7 @@ from corpus import write_corpus
 
 
 class Case(NamedTuple):
-    """One rate to be kept."""
+    """One rate to keep."""
 
     name: str
     rate: int
@@ -35,7 +35,7 @@ CASES = (
     Case("100 instances/s", 100),
     Case("300 instances/s", 300),
     Case("100 instances/s, each request over a new connection", 100, (), ({"disconnect": True},)),
-    Case("100 instances/s, one id of each batch exists and is asked for", 100, existing=True),
+    Case("100 instances/s, one id of each batch exists and is looked up", 100, existing=True),
     Case("100 instances/s, rows of 15 KB: two requests a second", 100, row_bytes=15_000),
 )
 SECONDS = 60
@@ -59,8 +59,8 @@ def _keep(case: Case, rows: int, corpus: Path, folder: Path) -> Line:
     with bench.emulator(*limit, "--faults", str(script), "--log", str(log)) as served:
         earlier = _begin_some(corpus, folder, served, log) if case.existing else 0
         bench.ran(bench.submission(corpus, served, bench.fresh(folder / "run.bulkwf"), *limit, *case.flags))
-    told = [json.loads(line) for line in log.read_text().splitlines()][earlier:]
-    arrived = [one["at"] for one in told for _ in one["ids"]]
+    requests = [json.loads(line) for line in log.read_text().splitlines()][earlier:]
+    arrived = [one["at"] for one in requests for _ in one["ids"]]
     took_s = arrived[-1] - arrived[0]
     share = 1 / _second_s(arrived, round(case.rate * len(arrived) / rows))
     worst = bench.worst_window(served)
@@ -74,12 +74,12 @@ def _keep(case: Case, rows: int, corpus: Path, folder: Path) -> Line:
 
 
 def _second_s(arrived: Sequence[float], rate: int) -> float:
-    """How long *rate* instances take, on average."""
+    """How long *rate* instances take on average, in seconds."""
     return (sum(arrived[-rate:]) - sum(arrived[:rate])) / (len(arrived) - rate)
 
 
 def _begin_some(corpus: Path, folder: Path, served: Served, log: Path) -> int:
-    """Let an id of each hundred exist; how many that are."""
+    """Create an id of each hundred; returns the number of requests."""
     some = folder / "some.jsonl"
     some.write_bytes(b"".join(corpus.read_bytes().splitlines(keepends=True)[37::100]))
     bench.ran(bench.submission(some, served, bench.fresh(folder / "some.bulkwf")))

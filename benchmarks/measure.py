@@ -1,6 +1,6 @@
-"""`python measure.py CORE DESCRIPTOR COMMAND …`: runs the command on that core, and writes down what it took.
+"""`python measure.py CORE DESCRIPTOR COMMAND …` runs the command on that core, and writes its cost to the descriptor.
 
-A process of its own, and a small one: the peak of a command's memory is never less than that of the process which
+This is a small process of its own, because the peak memory of a command is never below that of the process that
 started it.
 """
 
@@ -11,19 +11,19 @@ import time
 
 
 def main() -> None:
-    """Run and tell."""
-    core, descriptor, *words = sys.argv[1:]
+    """Run the command and report its cost."""
+    core, descriptor, *command = sys.argv[1:]
     os.sched_setaffinity(0, {int(core)})
     began = time.monotonic()
-    process = os.posix_spawnp(words[0], words, os.environ)
+    process = os.posix_spawnp(command[0], command, os.environ)
     _, status, usage = os.wait4(process, 0)
-    told = {
+    cost = {
         "exit_code": os.waitstatus_to_exitcode(status),
         "wall_s": time.monotonic() - began,
         "cpu_s": usage.ru_utime + usage.ru_stime,
         "peak_mb": usage.ru_maxrss / 1_024,
     }
-    os.write(int(descriptor), json.dumps(told).encode())
+    os.write(int(descriptor), json.dumps(cost).encode())
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ OURS, THEIRS = "#d9480f", "#868e96"
 
 
 def draw(lines: Sequence[Line], path: Path) -> None:
-    """Draw what has been measured: against scripts, against the yardstick, and how memory and cost grow."""
+    """Draw the rates beside scripts, the CPU beside the yardstick, and the growth of memory and cost."""
     plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
     figure, axes = plt.subplots(1, 4, figsize=(13, 3.2), layout="constrained")
     _rates(axes[0], [line for line in lines if line.question.endswith("instances/s")])

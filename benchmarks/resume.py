@@ -1,8 +1,8 @@
-"""(c) What does it cost to resume: until the first new request, for the checkpoint and for the list?
+"""(c) What does it cost to resume, until the first new request, for the checkpoint and for the list?
 
-A list of settled rows and of one batch of new ones. The checkpoint's part is opening it, its totals, and going through
-its batches; the whole is a run, less what a run over that batch alone takes. Comparing the list means reading it and
-taking the crc32 of each batch: `for line in file` is what it is held against.
+The list has settled rows and one batch of new rows. The cost of the checkpoint is opening it, reading its totals, and
+iterating over its batches. The whole cost is that of a run, without that of a run over the new batch alone. Comparing
+the list means reading it and taking the crc32 of each batch; it is compared with `for line in file`.
 """
 
 import contextlib
@@ -53,7 +53,7 @@ def measure(folder: Path, chosen: bench.Chosen) -> Iterator[Line]:
 
 def _resume(folder: Path, rows: int, rounds: int) -> Iterator[Line]:
     corpus = write_corpus(folder, rows, 200)
-    longer = write_corpus(folder, rows + NEW, 200)  # it begins alike
+    longer = write_corpus(folder, rows + NEW, 200)  # begins with the same rows
     alone = folder / "alone.jsonl"
     with longer.open("rb") as file:
         file.seek(corpus.stat().st_size)
@@ -81,8 +81,8 @@ def _resume(folder: Path, rows: int, rounds: int) -> Iterator[Line]:
             },
             rounds,
         )
-    assert all(json.loads(one.told)["settled_now"] == NEW for one in (*found["resumed"], *found["started"]))
-    checkpoint_s, lines_s = (told_s(found[name]) for name in ("checkpoint", "lines"))
+    assert all(json.loads(one.output)["settled_now"] == NEW for one in (*found["resumed"], *found["started"]))
+    checkpoint_s, lines_s = (output_s(found[name]) for name in ("checkpoint", "lines"))
     peak_mb = max(one.peak_mb for one in found["checkpoint"])
     whole_s = bench.cpu_s(found["resumed"]) - bench.cpu_s(found["started"])
     yield Line(
@@ -101,13 +101,13 @@ def _resume(folder: Path, rows: int, rounds: int) -> Iterator[Line]:
     )
 
 
-def told_s(runs: list[Ran]) -> float:
-    """The median of the seconds that processes have printed."""
-    return statistics.median(float(one.told) for one in runs)
+def output_s(runs: list[Ran]) -> float:
+    """The median of the seconds that processes printed."""
+    return statistics.median(float(one.output) for one in runs)
 
 
 def move_to(checkpoint: Path, served: Served) -> None:
-    """Let a checkpoint belong to this server: each has another port."""
+    """Change the base URL in a checkpoint to that of this server, as each has another port."""
     with contextlib.closing(sqlite3.connect(checkpoint)) as db, db:
         db.execute("UPDATE run SET base_url = ?", (served.base_url,))
         seal_run(db)

@@ -1,7 +1,7 @@
-"""A service that does nothing but answer, for measuring clients: `python benchmarks/server.py`.
+"""A service that only answers, for measuring clients: `python benchmarks/server.py`.
 
-It prints its base URL, creates whatever it is asked to create, and says at its end (SIGTERM), in JSON, what it has
-answered and how busy it was: at 1.0 it would be the server that was measured, not the client.
+It prints its base URL, and creates each instance that is sent. At its end (SIGTERM) it prints, as JSON, the number of
+answers and how busy it was. At 1.0, the server was measured, not the client.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ END = BETWEEN[: -len(b',{"id":"')] + b"]}"
 
 
 class Served:
-    """What has been answered."""
+    """Counts of the answers."""
 
     requests = 0
     instances = 0
@@ -32,14 +32,14 @@ class Served:
     cpu_before_s = 0.0
     cpu_s = 0.0
 
-    def told(self) -> dict[str, float]:
-        """For whoever measures."""
+    def report(self) -> dict[str, float]:
+        """The counts, the seconds from the first answer to the last, and the share of the core that was used."""
         wall_s = self.last_at - self.first_at
         busy = (self.cpu_s - self.cpu_before_s) / wall_s if wall_s else 0.0
         return {"requests": self.requests, "instances": self.instances, "wall_s": wall_s, "busy": busy}
 
 
-class Conversation(asyncio.Protocol):
+class Connection(asyncio.Protocol):
     """One connection."""
 
     def __init__(self, served: Served) -> None:
@@ -49,11 +49,11 @@ class Conversation(asyncio.Protocol):
         self._body_at = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Someone has connected."""
+        """Keep the transport."""
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        """Answer each request that is whole."""
+        """Answer each complete request."""
         self._data += data
         while True:
             if not self._needed:
@@ -73,30 +73,30 @@ class Conversation(asyncio.Protocol):
             self._needed = 0
             self._answer(body)
 
-    def _answer(self, body: bytes) -> None:
+    def _answer(self, request: bytes) -> None:
         served = self._served
         if not served.requests:
             served.first_at, served.cpu_before_s = time.monotonic(), time.process_time()
-        ids = IDS.findall(body)
+        ids = IDS.findall(request)
         served.requests += 1
         served.instances += len(ids)
-        said = BEGIN + BETWEEN.join(ids) + END
+        body = BEGIN + BETWEEN.join(ids) + END
         head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nCF-Ray: %016x-BEN\r\nContent-Length: %d\r\n\r\n"
-        self._transport.write(head % (served.requests, len(said)) + said)
+        self._transport.write(head % (served.requests, len(body)) + body)
         served.last_at, served.cpu_s = time.monotonic(), time.process_time()
 
 
 async def serve() -> None:
-    """Serve until a signal comes."""
+    """Serve until a signal arrives."""
     loop, served, ended = asyncio.get_running_loop(), Served(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ended.set)
-    gc.disable()  # nothing here goes round
-    async with await loop.create_server(lambda: Conversation(served), "127.0.0.1", 0) as server:
+    gc.disable()  # nothing here makes reference cycles
+    async with await loop.create_server(lambda: Connection(served), "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
         print(f"http://127.0.0.1:{port}/client/v4", flush=True)
         await ended.wait()
-    print(json.dumps(served.told()), flush=True)
+    print(json.dumps(served.report()), flush=True)
 
 
 if __name__ == "__main__":

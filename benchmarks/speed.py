@@ -1,4 +1,4 @@
-"""(a) What does a row cost, beside what people would use instead?"""
+"""(a) What does a row cost, compared with the tools that people would use instead?"""
 
 import json
 import shutil
@@ -10,8 +10,8 @@ from bench import HERE, PYTHON, Line, Ran, Served
 from corpus import write_corpus
 
 
-def contestants(rows: Path, served: Served, folder: Path) -> dict[str, Callable[[], Ran]]:
-    """All of them, over one list."""
+def rivals(rows: Path, served: Served, folder: Path) -> dict[str, Callable[[], Ran]]:
+    """All rivals, over one list."""
     results = str(folder / "results")
 
     def curl() -> Ran:
@@ -41,7 +41,7 @@ def measure(folder: Path, chosen: bench.Chosen) -> Iterator[Line]:
 def _beside_the_yardstick(folder: Path, row_bytes: int, rows: int, goal: float | None, rounds: int) -> Iterator[Line]:
     corpus = write_corpus(folder, rows, row_bytes)
     with bench.fast_server() as served:
-        everyone = contestants(corpus, served, folder)
+        everyone = rivals(corpus, served, folder)
         found = bench.in_turn({name: everyone[name] for name in ("bulkwf", "yardstick")}, rounds)
     check(found, rows)
     ours, theirs = found["bulkwf"], found["yardstick"]
@@ -50,7 +50,7 @@ def _beside_the_yardstick(folder: Path, row_bytes: int, rows: int, goal: float |
     yield Line(
         "(a) CPU",
         f"{rows:,} rows of {row_bytes:,} B",
-        f"{ratio:.2f} of the yardstick: {costs['bulkwf']:.2f} against {costs['yardstick']:.2f} µs an instance "
+        f"{ratio:.2f} of the yardstick: {costs['bulkwf']:.2f} against {costs['yardstick']:.2f} µs per instance "
         f"(server busy {bench.busy(served):.0%})",
         "" if goal is None else f"≤ {goal:.2f}",
         None if goal is None else ratio <= goal,
@@ -61,7 +61,7 @@ def _beside_the_yardstick(folder: Path, row_bytes: int, rows: int, goal: float |
 def _beside_scripts(folder: Path, rows: int, rounds: int) -> Iterator[Line]:
     corpus = write_corpus(folder, rows, 200)
     with bench.fast_server() as served:
-        found = bench.in_turn(contestants(corpus, served, folder), rounds)
+        found = bench.in_turn(rivals(corpus, served, folder), rounds)
     check(found, rows)
     ours = found.pop("bulkwf")
     for name, goal in (("split + curl -Z", None), ("httpx script", 8), ("SDK script", 20)):
@@ -80,8 +80,8 @@ def _beside_scripts(folder: Path, rows: int, rounds: int) -> Iterator[Line]:
 
 
 def check(found: dict[str, list[Ran]], rows: int) -> None:
-    """Everyone has done the whole job."""
+    """Check that each rival created all rows."""
     for name, runs in found.items():
         for one in runs:
-            created = json.loads(one.told)["created"] if name == "bulkwf" else int(one.told)
+            created = json.loads(one.output)["created"] if name == "bulkwf" else int(one.output)
             assert created == rows, f"{name} created {created:,} of {rows:,}"

@@ -22,6 +22,7 @@ from bulkwf.limits.limiter import BLIND_MARGIN_S, LOOPBACK_MARGIN_S, NETWORK_MAR
 from bulkwf.limits.pools import Pools
 from bulkwf.limits.quota import Said
 from bulkwf.options import Options, Target
+from bulkwf.text import seconds
 from bulkwf.threads import starting_threads
 from bulkwf.transport.credentials import Credentials
 from bulkwf.transport.upload import kernel_counts
@@ -196,8 +197,8 @@ def restore(
         paused_s = 0.0
     if paused_s > options.retry.max_outage_s:
         raise TemporaryStop(
-            f"the service has ordered a pause of {paused_s:,.0f} s more, longer than the longest outage of "
-            f"{options.retry.max_outage_s:,.0f} s (--max-outage). Run the same command again later."
+            f"the service has ordered a pause of {seconds(paused_s)} more, but the longest outage is "
+            f"{seconds(options.retry.max_outage_s)} (--max-outage). Run the same command again later."
         )
     if checkpoint is not None:  # after the checks above: from now on this limiter counts what is left out
         past = _uncounted(limiter, past, checkpoint, "run", wall, own=user == "run")

@@ -1,10 +1,12 @@
 """Text for people: one safe line, and numbers with their nouns. Pure."""
 
-__all__ = ["clean", "counted", "printable"]
+from math import ceil
+
+__all__ = ["clean", "counted", "printable", "seconds"]
 
 
 def clean(text: str, length: int = 300) -> str:
-    """*text* as one line of at most *length* printable characters, for terminals and logs."""
+    """*text* in one line without characters that can't be printed, fit for a terminal and a log."""
     text = text[: 2 * length]
     if not text.isprintable():
         text = " ".join("".join(char if char.isprintable() else " " for char in text).split())
@@ -13,7 +15,7 @@ def clean(text: str, length: int = 300) -> str:
 
 
 def printable(line: str) -> str:
-    """*line* with a space in place of each unprintable character, newlines included. For names that users choose."""
+    """*line* with a space for each character that can't be printed, a newline too: for names that users choose."""
     return line if line.isprintable() else "".join(char if char.isprintable() else " " for char in line)
 
 
@@ -21,3 +23,9 @@ def counted(number: int, noun: str) -> str:
     """*number* with its *noun*, given in the singular: `1 request`, `2 requests`, `10,000 batches`."""
     plural = noun + ("es" if noun.endswith(("ch", "s", "sh", "x")) else "s")
     return f"{number:,} {noun if number == 1 else plural}"
+
+
+def seconds(length_s: float) -> str:
+    """*length_s* rounded up, so that a time over a limit does not read like the limit: `1.1 s`, `1,801 s`."""
+    steps = 10 if length_s < 100 else 1
+    return f"{ceil(round(length_s * steps, 6)) / steps:,.1f}".removesuffix(".0") + " s"

@@ -38,18 +38,18 @@ UNLIMITED = ("--rate", "unlimited", "--request-rate", "unlimited")
 HERE = ("-w", "resize", "--emulate", *UNLIMITED)
 """Flags of a run against the emulator inside its own process."""
 PATIENCE_S = 60.0
-"""Only a test that fails waits so long."""
+"""Upper bound of a wait, in seconds. Only a test that fails waits this long."""
 _INHERITED = ("PATH", "HOME", "TMPDIR", "VIRTUAL_ENV", "COVERAGE_PROCESS_CONFIG", "PYTHONPATH")
 UNPRIVILEGED = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.geteuid() == 0 else []
-"""Before a command: what it may read and write is decided by the files' modes, for root too. (Another user could not
-even reach the interpreter of a checkout in somebody's home.)"""
+"""Runs a command so that the modes of files apply to root, too. (Another user might not reach the interpreter of a
+checkout in a home folder.)"""
 
 _LAUNCH = """
 import json, os, resource, signal, sys
 plan = json.loads(sys.argv[1])
-for number in (signal.SIGINT, signal.SIGHUP):  # whoever runs the tests in the background may have them ignored
+for number in (signal.SIGINT, signal.SIGHUP):  # a shell that runs the tests in the background ignores them
     signal.signal(number, signal.SIG_IGN if number in plan["ignored"] else signal.SIG_DFL)
-if plan["limits"]:  # then coverage can't write what it has measured
+if plan["limits"]:  # then coverage can't write its data
     os.environ.pop("COVERAGE_PROCESS_CONFIG", None)
 for name, most in plan["limits"]:
     resource.setrlimit(name, (most, most))
@@ -77,7 +77,7 @@ def row(number: int, prefix: str = "row") -> str:
 
 
 def write_rows(path: str | Path, rows: int, prefix: str = "row", start: int = 0) -> str:
-    """A file of so many rows; returns its name."""
+    """Write a file of *rows* rows; returns its name."""
     Path(path).write_text("".join(row(number, prefix) for number in range(start, start + rows)), "utf-8")
     return str(path)
 
@@ -92,34 +92,34 @@ def ids(rows: int, prefix: str = "row") -> set[str]:
 
 @dataclass(frozen=True)
 class Ended:
-    """What a command has left."""
+    """A command that has ended."""
 
     code: int
     out: str
     err: str
     peak_mb: float = 0.0
-    """Of its memory, where it was measured."""
+    """Peak memory, if it was measured."""
 
     @property
     def summary(self) -> dict[str, Any]:
-        """What `run --json` or `status --json` has printed."""
+        """The output of `run --json` or `status --json`."""
         return json.loads(self.out)
 
     @property
     def lines(self) -> list[dict[str, Any]]:
-        """What `results` has printed."""
+        """The output of `results`."""
         return [json.loads(line) for line in self.out.splitlines()]
 
     @property
     def resume_command(self) -> str:
-        """The command that the run says continues it."""
-        found = re.search(r"To continue, run:\n  (.+)\n", self.err)
+        """The printed command that continues the run."""
+        found = re.search(r"(?:To continue(?: later)?, run|Fix this, then resume with):\n  (.+)\n", self.err)
         assert found, self.err
         return found[1]
 
 
 def environment(changes: Mapping[str, str | None] | None = None) -> dict[str, str]:
-    """The environment of a command: credentials of ours, and no way to the real service."""
+    """The environment of a command: credentials of the tests, and no way to the real service."""
     own = {
         "CLOUDFLARE_API_TOKEN": TOKEN,
         "CLOUDFLARE_ACCOUNT_ID": ACCOUNT,
@@ -131,7 +131,7 @@ def environment(changes: Mapping[str, str | None] | None = None) -> dict[str, st
 
 
 def bulkwf(
-    *words: str | Path,
+    *arguments: str | Path,
     env: Mapping[str, str | None] | None = None,
     stdin: Any = subprocess.DEVNULL,
     text: str | None = None,
@@ -144,7 +144,7 @@ def bulkwf(
     """Run the command to its end. `text` is its standard input; `limits` are resource limits, soft and hard."""
     before = [*(_launched(limits) if limits else ()), *prefix]
     done = subprocess.run(
-        [*before, *COMMAND, *map(str, words)],
+        [*before, *COMMAND, *map(str, arguments)],
         env=environment(env),
         stdin=None if text is not None else stdin,
         input=None if text is None else text.encode(),
@@ -156,28 +156,28 @@ def bulkwf(
     return _checked(Ended(done.returncode, (done.stdout or b"").decode(), (done.stderr or b"").decode()))
 
 
-def measured(*words: str | Path, stdin: Any = subprocess.DEVNULL, timeout_s: float = PATIENCE_S) -> Ended:
-    """Run the command to its end, and measure its peak memory: in between stands a process that is smaller than it."""
+def measured(*arguments: str | Path, stdin: Any = subprocess.DEVNULL, timeout_s: float = PATIENCE_S) -> Ended:
+    """Run the command to its end, and measure its peak memory: a smaller process starts it."""
     file = Path(f"peak-{next(_counter)}")
     measure = [sys.executable, "-S", "-c", _MEASURE, str(file)]
-    ended = bulkwf(*words, stdin=stdin, prefix=measure, timeout_s=timeout_s)
+    ended = bulkwf(*arguments, stdin=stdin, prefix=measure, timeout_s=timeout_s)
     return Ended(ended.code, ended.out, ended.err, int(file.read_text()) / 1_024)
 
 
 class Forker(Parent):
-    """Runs commands as `bulkwf` does, each in a process of its own, but pays for Python's imports only once."""
+    """Runs commands as `bulkwf` does, each in a process of its own, but imports Python's modules only once."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
         self._folder = folder
 
-    def __call__(self, *words: str | Path, env: Mapping[str, str | None] | None = None) -> Ended:
-        with self.start(*words, env=env) as run:
+    def __call__(self, *arguments: str | Path, env: Mapping[str, str | None] | None = None) -> Ended:
+        with self.start(*arguments, env=env) as run:
             return run.wait()
 
     def start(
         self,
-        *words: str | Path,
+        *arguments: str | Path,
         env: Mapping[str, str | None] | None = None,
         held: tuple[str, str] | None = None,
     ) -> "Running":
@@ -186,11 +186,11 @@ class Forker(Parent):
         out.touch()
         err.touch()
         plan = {"folder": os.getcwd(), "env": environment(env), "out": str(out), "err": str(err)}  # noqa: PTH109
-        return _Forked(self.fork(plan | {"words": list(map(str, words)), "held": held}), out, err)
+        return _Forked(self.fork(plan | {"words": list(map(str, arguments)), "held": held}), out, err)
 
 
 def shell(line: str, env: Mapping[str, str | None] | None = None) -> Ended:
-    """Run a line of shell to its end; `bulkwf` in it is the command."""
+    """Run a shell command line to its end; `bulkwf` in it is the command under test."""
     line = f'bulkwf() {{ {shlex.join(COMMAND)} "$@"; }}; {line}'
     done = subprocess.run(
         ["bash", "-c", line], env=environment(env), capture_output=True, timeout=PATIENCE_S, check=False, text=True
@@ -199,7 +199,7 @@ def shell(line: str, env: Mapping[str, str | None] | None = None) -> Ended:
 
 
 def _launched(limits: Mapping[int, int] | None = None, ignored: Sequence[int] = ()) -> list[str]:
-    """Words before a command that give it resource limits, and signals as an interactive shell would."""
+    """The arguments before a command that give it resource limits, and signals as in an interactive shell."""
     plan = json.dumps({"limits": list((limits or {}).items()), "ignored": list(ignored)})
     return [sys.executable, "-S", "-c", _LAUNCH, plan]
 
@@ -217,7 +217,7 @@ def _checked(ended: Ended) -> Ended:
 
 
 def until(condition: Callable[[], Any], what: str, timeout_s: float = PATIENCE_S) -> Any:
-    """Wait until *condition* gives something true, and return it."""
+    """Wait until *condition* returns a true value, and return it."""
     deadline = time.monotonic() + timeout_s
     while not (found := condition()):
         assert time.monotonic() < deadline, f"waited {timeout_s:.0f} s in vain for: {what}"
@@ -230,7 +230,7 @@ class Running:
 
     def __init__(
         self,
-        *words: str | Path,
+        *arguments: str | Path,
         env: Mapping[str, str | None] | None = None,
         stdin: Any = subprocess.DEVNULL,
         stdout: Any = None,
@@ -243,7 +243,7 @@ class Running:
         self._out, self._err = Path(f"{number}.out").absolute(), Path(f"{number}.err").absolute()
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.process = subprocess.Popen(
-                [*prefix, *_launched(limits, ignored), *COMMAND, *map(str, words)],
+                [*prefix, *_launched(limits, ignored), *COMMAND, *map(str, arguments)],
                 env=environment(env),
                 stdin=stdin,
                 stdout=out if stdout is None else stdout,
@@ -260,12 +260,12 @@ class Running:
         return until(lambda: text in self.err and self.err, f"{text!r} on stderr")
 
     def catches(self, number: int) -> bool:
-        """Whether it handles a signal now."""
+        """Whether the command handles the signal now."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return bool(int(re.search(r"SigCgt:\s+([0-9a-f]+)", status)[1], 16) >> (number - 1) & 1)
 
     def listens(self, number: int = signal.SIGTERM) -> None:
-        """Wait until it would catch a signal."""
+        """Wait until the command handles the signal."""
         until(lambda: self.catches(number), f"a handler of {signal.Signals(number).name}")
 
     def signal(self, number: int) -> None:
@@ -295,7 +295,7 @@ class _Forked(Running):
 
 @contextlib.contextmanager
 def full_pipe() -> Iterator[tuple[int, int]]:
-    """The ends of a pipe that holds all it can."""
+    """The ends of a full pipe."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     with contextlib.suppress(BlockingIOError):
@@ -311,7 +311,7 @@ def full_pipe() -> Iterator[tuple[int, int]]:
 
 @dataclass
 class Terminal:
-    """A command that has run on a terminal."""
+    """A command that has run on a terminal and ended."""
 
     code: int
     screen: str
@@ -319,19 +319,19 @@ class Terminal:
 
 
 def open_terminal(columns: int = 160) -> tuple[int, int]:
-    """The two ends of a terminal: ours, and the one for a command."""
+    """The two ends of a terminal: the test's, and the command's."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     return ours, theirs
 
 
-def on_terminal(*words: str | Path, env: Mapping[str, str | None] | None = None, columns: int = 160) -> Terminal:
+def on_terminal(*arguments: str | Path, env: Mapping[str, str | None] | None = None, columns: int = 160) -> Terminal:
     """Run the command to its end with a terminal as its stderr, and its stdout in a file."""
     ours, theirs = open_terminal(columns)
     out = Path(f"{next(_counter)}.out")
     with out.open("wb") as file:
         process = subprocess.Popen(
-            [*COMMAND, *map(str, words)],
+            [*COMMAND, *map(str, arguments)],
             env=environment(env),
             stdin=subprocess.DEVNULL,
             stdout=file,
@@ -351,11 +351,11 @@ def on_terminal(*words: str | Path, env: Mapping[str, str | None] | None = None,
 
 
 def _screen(descriptor: int) -> Iterator[bytes]:
-    """What comes over a terminal until its other end is closed."""
+    """The output on a terminal until its other end is closed."""
     while select.select([descriptor], [], [], PATIENCE_S)[0]:
         try:
             data = os.read(descriptor, 65_536)
-        except OSError:  # EIO: nobody has the other end open any more
+        except OSError:  # EIO: the other end is closed
             return
         if not data:
             return
@@ -380,21 +380,21 @@ class Service:
 
     @property
     def created(self) -> Counter[str]:
-        """How often each id has begun."""
+        """How many times each id was created."""
         return Counter(one.id for one in read_log(self.log))
 
     @property
     def created_params(self) -> Counter[str | None]:
-        """How often an instance with each params, named by their checksum, has begun."""
+        """How many instances were created with each params, by the checksum of the params."""
         return Counter(one.crc for one in read_log(self.log))
 
     def has_created(self, instances: int) -> None:
-        """Wait until so many have begun."""
+        """Wait until *instances* instances were created."""
         until(lambda: self.created.total() >= instances, f"{instances} instances created")
 
     @contextlib.contextmanager
     def silent(self) -> Iterator[None]:
-        """Meanwhile, it answers nothing."""
+        """Stop the process while the block lasts: it answers nothing."""
         self._running.signal(signal.SIGSTOP)
         try:
             yield
@@ -402,7 +402,7 @@ class Service:
             self._running.signal(signal.SIGCONT)
 
     def stop(self) -> Ended:
-        """Stop it; it says what it has seen."""
+        """End the process; its output holds its counts."""
         self._running.signal(signal.SIGTERM)
         return self._running.wait()
 
@@ -419,8 +419,8 @@ def emulator(
     log, script = Path(f"created-{number}.jsonl").absolute(), Path(f"faults-{number}.json").absolute()
     log.touch()
     script.write_text(json.dumps(faults), "utf-8")
-    words = ["emulate", "--port", "0", "--log", log, "--faults", script, *(() if limited else UNLIMITED), *flags]
-    with start(*words) as running:
+    arguments = ["emulate", "--port", "0", "--log", log, "--faults", script, *(() if limited else UNLIMITED), *flags]
+    with start(*arguments) as running:
         base_url = until(lambda: running._out.read_text().strip(), "the emulator's base URL")
         yield Service(base_url, log, running)
 
@@ -433,11 +433,11 @@ def closed_port() -> Iterator[str]:
         yield f"http://127.0.0.1:{held.getsockname()[1]}"
 
 
-# --- what became of the rows --------------------------------------------------------------------------------------
+# --- outcomes --------------------------------------------------------------------------------------
 
 
 def outcomes(checkpoint: str | Path) -> Counter[str]:
-    """How many rows of a checkpoint came to what; the pending ones too."""
+    """The number of rows of a checkpoint with each outcome, pending ones included."""
     settled = Counter(result.outcome for result in read_results(checkpoint))
     pending = sum(1 for _ in read_results(checkpoint, outcome="pending"))
     return settled + Counter(pending=pending)

@@ -1,19 +1,19 @@
-"""The code blocks of the documentation, run as a reader would run them.
+"""Runs the code blocks of the documentation as a reader would run them.
 
-A block's info string is its language and, after that, settings:
+The info string of a block is its language, followed by settings:
 
-    ```console                      `$ command` lines (`> ` continues one) with what they print
-    ```python                       a program; it ends with 0
-    ```json                         one JSON value, or one a line
-    ```sql                          one query on the checkpoint `orders.jsonl.bulkwf`; it returns at least one row
+    ```console                      `$ command` lines (`> ` continues one) with their output
+    ```python                       a program that exits with 0
+    ```json                         one JSON value, or one per line
+    ```sql                          one query on the checkpoint `orders.jsonl.bulkwf` that returns a row or more
     ```… file="faults.json"         written to this file, for the commands that follow
     ```… not-run="the reason"       not run
 
-All blocks of a document run in one folder and one shell, from top to bottom; the folder holds `orders.jsonl`. A command
-ends with 0, unless `$ echo $?` comes next. Numbers, times and hexadecimal ids may differ from what is documented, and
-`…` stands for any text.
+All blocks of a document run in one folder and one shell, from top to bottom. The folder holds `orders.jsonl`. A command
+must exit with 0, unless `$ echo $?` comes next. Numbers, times and hexadecimal ids may differ from those in the
+document, and `…` matches any text.
 
-`python tests/documents.py` writes what the commands print now into the documents.
+`python tests/documents.py` writes the present output of the commands into the documents.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ RUNNABLE = ("console", "python", "json", "sql")
 ROWS = 100
 CHECKPOINT = "orders.jsonl.bulkwf"
 FOLDER, ADDRESS, ACCOUNT = "/home/ada", "https://api.cloudflare.com/client/v4", "your-account"
-"""What the documents call the folder, the emulator's address, and the account."""
+"""The folder, the address of the emulator, and the account, as the documents show them."""
 TIMEOUT_S = 120
 _FENCE = re.compile(r"^( *)```(.*)$")
 _SETTING = re.compile(r'([a-z-]+)="([^"]*)"')
@@ -47,13 +47,13 @@ _MARK = "\x1e"
 
 @dataclass(frozen=True)
 class Command:
-    """A command and what is printed by it; `line` is its first line's number in the document, from 0."""
+    """A command and its documented output; `line` is the number of its first line in the document, from 0."""
 
     line: int
     text: str
     output: str
     lines: int
-    """Lines of the command and its output."""
+    """Number of lines of the command and its output."""
 
 
 @dataclass
@@ -79,11 +79,11 @@ class Block:
         assert starts[:1] == [0], f"line {self.line}: a console block begins with a command"
         for start, end in zip(starts, [*starts[1:], len(self.content)], strict=True):
             lines = self.content[start:end]
-            words = [lines[0][2:]]
-            while len(words) < len(lines) and lines[len(words)].startswith("> "):
-                words.append(lines[len(words)][2:])
-            output = "".join(line + "\n" for line in lines[len(words) :])
-            yield Command(self.line + start, "\n".join(words), output, end - start)
+            command = [lines[0][2:]]
+            while len(command) < len(lines) and lines[len(command)].startswith("> "):
+                command.append(lines[len(command)][2:])
+            output = "".join(line + "\n" for line in lines[len(command) :])
+            yield Command(self.line + start, "\n".join(command), output, end - start)
 
 
 @dataclass(frozen=True)
@@ -112,15 +112,16 @@ def blocks(text: str) -> list[Block]:
 
 
 def normalized(text: str) -> str:
-    """*text* without what differs from run to run, and without alignment."""
+    """*text* without alignment and plurals, and with placeholders for numbers, times and hexadecimal ids."""
     text = re.sub(r"\b(?=[a-f-]*[0-9])[0-9a-f]{8,}(-[0-9a-f]{4,12})*\b", "<hex>", text)
     text = re.sub(r"[0-9][0-9,.]*(?<![,.])", "0", text)
+    text = re.sub(r"\b0 (batch|instance|line|request|row)(?:es|s)?\b", r"0 \1", text)
     text = re.sub(r"0 (h|min|s)\b( 0 (min|s)\b)*", "<time>", text)
     return "\n".join(" ".join(line.split()) for line in text.strip().splitlines())
 
 
 def alike(documented: str, printed: str) -> bool:
-    """Whether *printed* is what is documented."""
+    """Whether *printed* agrees with the document."""
     pattern = ".*".join(re.escape(part.strip("\n")) for part in normalized(documented).split("…"))
     return re.fullmatch(pattern, normalized(printed), re.DOTALL) is not None
 
@@ -151,7 +152,7 @@ def run(document: Path, folder: Path) -> list[Ran]:
             )
         try:
             shell.wait(TIMEOUT_S)
-        finally:  # with all that a document has started and not ended
+        finally:  # ends also what the document has left running
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(shell.pid, signal.SIGTERM)
     printed = (folder / "printed").read_text("utf-8").replace(str(folder), FOLDER).replace(service.base_url, ADDRESS)
@@ -179,13 +180,13 @@ def prepare(folder: Path, document: Path) -> None:
             (folder / block.settings.get("file", f"block-{number}.py")).write_text(block.text, "utf-8")
     python = folder / "programs" / "python"
     python.parent.mkdir()
-    words = shlex.join([sys.executable, "-W", "error"])
-    python.write_text(f'#!/bin/sh\nexec {words} "$@"\n', "utf-8")
+    command = shlex.join([sys.executable, "-W", "error"])
+    python.write_text(f'#!/bin/sh\nexec {command} "$@"\n', "utf-8")
     python.chmod(0o755)
 
 
 def failures(ran: Sequence[Ran]) -> Iterator[str]:
-    """What differs from the documents."""
+    """The differences from the documents."""
     following = [*(one.command.text for one in ran), ""][1:]
     for one, after in zip(ran, following, strict=True):
         where = f"line {one.command.line + 1}: $ {one.command.text}"
@@ -201,19 +202,19 @@ def query(checkpoint: Path, sql: str) -> list[tuple[object, ...]]:
         return db.execute(sql).fetchall()
 
 
-def renew(document: Path, ran: Sequence[Ran]) -> None:
-    """Write what was printed into *document*, where it is not what is documented."""
+def update(document: Path, ran: Sequence[Ran]) -> None:
+    """Write the printed output into *document* where it differs."""
     lines = document.read_text("utf-8").splitlines()
     for one in reversed(ran):
         command = one.command
         if command.lines and not alike(command.output, one.printed):
-            words = command.text.count("\n") + 1
-            lines[command.line + words : command.line + command.lines] = one.printed.rstrip("\n").splitlines()
+            typed = command.text.count("\n") + 1
+            lines[command.line + typed : command.line + command.lines] = one.printed.rstrip("\n").splitlines()
     document.write_text("\n".join(lines) + "\n", "utf-8")
 
 
 def main(names: Sequence[str]) -> None:
-    """Renew the documents that are named, or all."""
+    """Update the named documents, or all."""
     for document in [Path(name).resolve() for name in names] or DOCUMENTS:
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary, "folder")
@@ -221,7 +222,7 @@ def main(names: Sequence[str]) -> None:
             ran = run(document, folder)
         for failure in failures(ran):
             print(f"{document.relative_to(ROOT)}, {failure}")
-        renew(document, ran)
+        update(document, ran)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Where a batch ends: how many requests a list takes, and that `check` and `run` agree on it."""
+"""Where a batch ends: the number of requests of a list, which `check` and `run` agree on."""
 
 import asyncio
 import json
@@ -28,7 +28,7 @@ ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}", re.ASCII)
 KEYED = IdScheme("run")
 UNLIMITED = RateLimits(instances_per_s=None, requests_per_5m=None)
 LONGEST = 600
-"""Stands in for the megabyte of `MAX_ROW_BYTES` and `MAX_PARAMS_BYTES`."""
+"""Replaces the megabyte of `MAX_ROW_BYTES` and `MAX_PARAMS_BYTES`."""
 
 
 class Bytes:
@@ -98,7 +98,7 @@ def sizes(batches):
         (100, 101, 100),
     ],
 )
-def test_a_batch_holds_as_many_instances_as_fill_what_the_rate_allows_in_a_second(instances, rate, expected):
+def test_a_batch_has_the_size_that_fills_the_rate_window(instances, rate, expected):
     limits = RateLimits(instances_per_s=rate)
 
     batches = batches_of(b"{}\n" * 300, batch=BatchLimits(instances=instances), rate=limits)
@@ -109,7 +109,7 @@ def test_a_batch_holds_as_many_instances_as_fill_what_the_rate_allows_in_a_secon
 
 @given(rows=st.integers(1, 2_000), rate=st.integers(1, 2_000), quota=st.one_of(st.none(), st.integers(1, 30_000)))
 @example(rows=68, rate=100, quota=None)
-def test_an_even_share_fills_the_rate_about_as_well_as_the_best_batch_size(rows, rate, quota):
+def test_an_even_share_is_close_to_the_best_batch_size(rows, rate, quota):
     rates = RateLimits(instances_per_s=rate, requests_per_5m=quota)
     share = even_share(rows, rates)
 
@@ -126,7 +126,7 @@ def test_an_even_share_of_68_at_100_a_second_is_50():
     assert even_share(68, RateLimits()) == 50
 
 
-def test_a_batch_begun_at_a_higher_rate_is_sent_in_requests_of_todays_size():
+def test_a_batch_begun_at_a_higher_rate_is_sent_in_smaller_requests():
     batcher = batcher_of(options=Options(rate=RateLimits(instances_per_s=40)))
 
     assert batcher.requests(range(100)) == [range(40), range(40, 80), range(80, 100)]
@@ -138,7 +138,7 @@ def test_a_batch_begun_at_a_higher_rate_is_sent_in_requests_of_todays_size():
 
 
 @given(st.integers(1_024, 60_000), st.integers(1, 100))
-def test_a_batch_can_always_begin_with_a_row_of_half_the_bytes(size, instances):
+def test_a_batch_always_has_room_for_a_row_of_half_its_bytes(size, instances):
     line = row(params="x" * (size // 2 - 20))
     assert len(line) < size // 2
 
@@ -160,7 +160,7 @@ def test_a_batch_that_fills_its_bytes_with_the_longest_ids_still_fits():
     assert len(compose(batch, range(10))) <= 20_000
 
 
-def test_a_large_row_does_not_join_rows_that_leave_it_no_room():
+def test_a_large_row_that_does_not_fit_begins_the_next_batch():
     large = row(params="x" * 3_300)
     data = b"".join([b"\n", *[row(params="x" * 90) + b"\n"] * 3, large + b"\n", b"{}\n"])
 
@@ -169,7 +169,7 @@ def test_a_large_row_does_not_join_rows_that_leave_it_no_room():
     assert [batch.rows for batch in batches] == [4, 2]
 
 
-def test_rows_bound_by_bytes_are_cut_so_that_they_fill_the_window_of_the_rate():
+def test_batches_bound_by_bytes_have_sizes_that_fill_the_rate_window():
     line = row(params="x" * 14_900) + b"\n"
 
     assert sizes(batches_of(line * 150)) == [(50, 50)] * 3
@@ -177,7 +177,7 @@ def test_rows_bound_by_bytes_are_cut_so_that_they_fill_the_window_of_the_rate():
     assert sizes(batches_of(line * 60)) == [(60, 60)]
 
 
-def test_the_instances_that_a_batch_has_count_when_it_is_cut_to_fill_the_window():
+def test_instances_already_in_a_batch_count_when_it_fills_the_window():
     line = row(params="x" * 14_900) + b"\n"
 
     batches = batches_of(b"{}\n" * 20 + b"bad\n" * 80 + line * 90)
@@ -185,7 +185,7 @@ def test_the_instances_that_a_batch_has_count_when_it_is_cut_to_fill_the_window(
     assert sizes(batches) == [(130, 50), (60, 60)]
 
 
-def test_batches_are_smaller_once_the_service_has_called_a_request_too_large():
+def test_batches_are_smaller_after_the_service_refused_a_request_as_too_large():
     line = row(params="x" * 500) + b"\n"
 
     async def go():
@@ -207,7 +207,7 @@ def test_batches_are_smaller_once_the_service_has_called_a_request_too_large():
 # --- rows ---------------------------------------------------------------------------------------------------------
 
 
-def test_rows_that_follow_take_the_places_of_blank_and_invalid_rows():
+def test_later_rows_replace_blank_and_invalid_rows_in_a_batch():
     data = b"bad\n" + b"{}\n" * 3 + b"\n" + b"{}\n" * 9
 
     assert sizes(batches_of(data, batch=BatchLimits(instances=5, rows=50))) == [(7, 5), (5, 5), (2, 2)]
@@ -277,7 +277,7 @@ def test_every_row_of_any_list_is_in_exactly_one_batch_within_the_bounds(
 
 
 @given(lines=LINES, cuts=st.lists(st.integers(0, 20_000), max_size=12), instances=st.integers(1, 12))
-def test_how_the_bytes_arrive_changes_nothing_about_the_batches(lines, cuts, instances):
+def test_the_chunks_of_a_list_do_not_change_the_batches(lines, cuts, instances):
     assume(all(kind != "long" for kind, _ in lines))
     limits = BatchLimits(instances=instances)
     data = b"".join(line + b"\n" for _, line in lines)
@@ -291,7 +291,7 @@ def test_how_the_bytes_arrive_changes_nothing_about_the_batches(lines, cuts, ins
 
 
 def taken_at(*chunks, linger_s=0.5, **options):
-    """The batches of a feed, and when each was there."""
+    """The batches of a feed, and the time of each."""
 
     async def go():
         batcher = batcher_of(*chunks, options=Options(**options), linger_s=linger_s)
@@ -311,13 +311,13 @@ def test_a_batch_of_a_slow_source_ends_when_the_linger_after_its_first_row_is_ov
     assert taken_at(*slow, linger_s=None) == [(12.6, 4)]
 
 
-def test_a_batch_with_room_left_by_an_invalid_row_waits_for_the_linger_only():
+def test_a_batch_with_an_invalid_row_waits_only_for_the_linger():
     limits = BatchLimits(instances=2, rows=10)
 
     assert taken_at(b"bad\n{}\n", 60.0, b"{}\n", batch=limits) == [(0.5, 2), (60.0, 1)]
 
 
-def test_rows_read_before_the_list_breaks_off_make_a_batch_before_the_error():
+def test_rows_before_an_input_error_make_a_batch_before_the_error():
     async def go():
         batcher = batcher_of(b"{}\nbad\n", InputError("torn"), options=Options(batch=BatchLimits(instances=2)))
         batch = await batcher.next()
@@ -338,7 +338,7 @@ LISTED = st.lists(
     ),
     max_size=40,
 ).map(lambda blocks: [line for line, times in blocks for _ in range(times)])
-"""Blocks of equal lines: ids of their own stand in several rows, in one batch or in several."""
+"""Blocks of equal lines: an id may occur in several rows, in one batch or in several."""
 
 
 @settings(max_examples=100, deadline=None)
@@ -356,7 +356,7 @@ LISTED = st.lists(
 def test_check_says_how_many_requests_and_instances_a_run_makes(lines, instances, spare_rows, size, rate, quota):
     options = Options(
         batch=BatchLimits(instances=instances, rows=instances + spare_rows, bytes=size),
-        # Two rows may share an id: they are sent one after the other, and the second one takes no look-up.
+        # Two rows may have one id. They are sent one after the other, and the second one needs no look-up.
         rate=RateLimits(instances_per_s=rate, requests_per_5m=quota, concurrency=1),
         confirm_existing=False,
     )

@@ -1,4 +1,4 @@
-"""Rows to batches: where they are cut, what is refused and why, which id each gets."""
+"""Batches of rows: where they are cut, which rows are refused and why, which id each row gets."""
 
 import json
 import re
@@ -42,7 +42,7 @@ def refusals(batch):
 # --- cutting ------------------------------------------------------------------------------------------------------
 
 
-def test_a_cut_is_bound_by_rows_by_bytes_or_by_the_data_at_hand():
+def test_a_cut_is_bound_by_rows_by_bytes_or_by_the_data():
     assert cut(b"a\nb\nc\n", 0, 2, 100) == Cut(4, 2, "rows", objects=False, longest=1)
     assert cut(b"a\nb\nc\n", 0, 9, 4) == Cut(4, 2, "bytes", objects=False, longest=1)
     assert cut(b"a\nb\nc", 0, 9, 100) == Cut(4, 2, "data", objects=False, longest=1)
@@ -64,7 +64,7 @@ def test_the_first_line_may_exceed_the_bytes_but_only_alone():
     max_rows=st.integers(1, 12),
     max_bytes=st.integers(1, 40),
 )
-def test_a_cut_takes_as_many_whole_lines_as_both_bounds_let_it(lines, rest, skipped, max_rows, max_bytes):
+def test_a_cut_has_as_many_whole_lines_as_both_bounds_allow(lines, rest, skipped, max_rows, max_bytes):
     whole = [line + b"\n" for line in lines]
     start = sum(map(len, whole[:skipped]))
     whole = whole[skipped:]
@@ -89,7 +89,7 @@ def test_a_cut_takes_as_many_whole_lines_as_both_bounds_let_it(lines, rest, skip
     lines=st.lists(st.binary(max_size=9).map(lambda line: line.replace(b"\n", b"")), min_size=1, max_size=12),
     drawn=st.data(),
 )
-def test_a_fingerprint_is_that_of_the_lines_that_were_not_dropped(lines, drawn):
+def test_a_fingerprint_ignores_dropped_lines(lines, drawn):
     dropped = drawn.draw(st.frozensets(st.integers(0, len(lines) - 1)))
     region = b"".join(line + b"\n" for line in lines)
     kept = b"".join(line + b"\n" for offset, line in enumerate(lines) if offset not in dropped)
@@ -97,7 +97,7 @@ def test_a_fingerprint_is_that_of_the_lines_that_were_not_dropped(lines, drawn):
     assert fingerprint(region, dropped) == (len(kept), crc32(kept))
 
 
-def test_a_corrected_row_that_was_refused_leaves_the_fingerprint_as_it_was():
+def test_correcting_a_refused_row_does_not_change_the_fingerprint():
     assert fingerprint(b"a\nBAD\nc\n", frozenset({1})) == fingerprint(b"a\ncorrected\nc\n", frozenset({1}))
     assert fingerprint(b"a\nb\nc\n", frozenset({1})) != fingerprint(b"a\nb\nC\n", frozenset({1}))
 
@@ -121,6 +121,7 @@ GOOD_ROWS = {
     "location hint": b'{"location_hint":"weur"}',
     "CRLF": b'{"params":1}\r',
     "blanks around": b'  {"params" : 1 }\t',
+    "surrogate pair": b'{"params":"\\ud83d\\ude00 \\\\ud83d"}',
     "U+2028 in text": '{"params":"a\u2028b\u2029c\u0085d"}'.encode(),
     "30 digits": b'{"params":123456789012345678901234567890}',
     "a number that no float holds": b'{"params":1e999}',
@@ -142,9 +143,15 @@ BAD_ROWS = {
     "Infinity": (b'{"params":-Infinity}', "not_json"),
     "bare control character": (b'{"params":"\x01"}', "not_json"),
     "leading zero": (b'{"params":01}', "not_json"),
-    "lone surrogate": (b'{"params":"\\ud800"}', "not_json"),
-    "surrogate pair cut short": (b'{"params":"\\ud800\\u0041"}', "not_json"),
-    "lone surrogate as id": (b'{"instance_id":"\\udfff"}', "not_json"),
+    "lone surrogate": (b'{"params":"\\ud800"}', "lone_surrogate"),
+    "lone surrogate before other text": (b'{"params":"cut \\uD83D","n":12345}', "lone_surrogate"),
+    "lone surrogate behind a pair": (b'{"params":"\\ud83d\\ude00\\ude00"}', "lone_surrogate"),
+    "two high surrogates": (b'{"params":"\\ud83d\\ud83d\\ude00"}', "lone_surrogate"),
+    "surrogate pair cut short": (b'{"params":"\\ud800\\u0041"}', "lone_surrogate"),
+    "lone surrogate as id": (b'{"instance_id":"\\udfff"}', "lone_surrogate"),
+    "lone surrogate as key": (b'{"params":{"\\udfff":1}}', "lone_surrogate"),
+    "escape cut off": (b'{"params":"\\ud8"}', "not_json"),
+    "escaped backslash": (b'{"params":"\\\\ud83d"', "not_json"),
     "byte order mark": (b'\xef\xbb\xbf{"params":1}', "not_json"),
     "not UTF-8": (b'{"params":"\xff"}', "not_utf8"),
     "UTF-8 surrogate": (b'{"params":"\xed\xa0\x80"}', "not_utf8"),
@@ -198,14 +205,14 @@ BAD_ROWS = {
 
 
 @pytest.mark.parametrize("name", GOOD_ROWS)
-def test_a_good_row_is_sent(name):
+def test_a_valid_row_is_sent(name):
     batch = pack(GOOD_ROWS[name])
 
     assert (len(batch.ids), batch.offsets, batch.refused) == (1, [0], ())
 
 
 @pytest.mark.parametrize("name", BAD_ROWS)
-def test_a_bad_row_is_refused_with_its_reason(name):
+def test_an_invalid_row_is_refused_with_its_reason(name):
     line, code = BAD_ROWS[name]
 
     batch = pack(line, first_row=7)
@@ -217,7 +224,7 @@ def test_a_bad_row_is_refused_with_its_reason(name):
 
 
 @pytest.mark.parametrize("name", BAD_ROWS)
-def test_a_bad_row_among_good_ones_that_bring_their_ids_is_refused_alone(name):
+def test_an_invalid_row_among_valid_rows_with_ids_is_refused_alone(name):
     line, code = BAD_ROWS[name]
     if b"instance_id" not in line:
         line = line.replace(b"{", b'{"instance_id":"bad",', 1)
@@ -228,7 +235,7 @@ def test_a_bad_row_among_good_ones_that_bring_their_ids_is_refused_alone(name):
 
 
 @pytest.mark.parametrize("name", GOOD_ROWS)
-def test_a_good_row_is_sent_whatever_its_neighbours_are(name):
+def test_a_valid_row_is_sent_beside_invalid_ones(name):
     batch = pack(row(instance_id="x"), GOOD_ROWS[name], b"not json", row(params=1))
 
     assert (batch.offsets, refusals(batch)) == ([0, 1, 3], [(2, "not_json")])
@@ -254,11 +261,17 @@ def test_an_object_never_spans_lines_and_a_line_never_holds_two(lines):
     assert {code for _, code in refusals(batch)} == {"not_json"}
 
 
+def test_a_lone_surrogate_is_named_with_its_place():
+    message = pack(b'{"instance_id":"a","params":{"t":"\\u00fc \\ud83d","n":1}}').refused[0].message
+
+    assert message.startswith(r"\ud83d at byte 42 of the row is a lone surrogate")
+
+
 def test_an_unknown_key_is_named():
     assert "`orderId`" in pack(b'{"orderId":1}').refused[0].message
 
 
-def test_a_refused_id_is_kept_if_it_can_be_read_and_is_made_fit_to_print():
+def test_a_refused_id_is_stored_in_printable_form():
     batch = pack(row(instance_id="a b"), row(instance_id="x\x1b[31m\u202e" + "y" * 200), row(instance_id="batch"), b"{")
 
     assert [result.id and len(result.id) for result in batch.refused] == [3, 100, 5, None]
@@ -274,7 +287,7 @@ def test_in_a_list_of_params_every_json_value_is_a_row():
     assert pack(b"1 2", b"NaN", b"{", shape="params").ids == []
 
 
-def test_what_the_source_could_not_hand_over_is_refused_with_the_sources_reason():
+def test_a_row_that_the_source_refused_keeps_the_sources_reason():
     packer = new_packer()
     packer.add(
         Slice(
@@ -291,7 +304,7 @@ def test_what_the_source_could_not_hand_over_is_refused_with_the_sources_reason(
     assert batch.refused[0].message == "the row can't be written as JSON"
 
 
-def test_the_length_of_an_overlong_line_is_told():
+def test_the_message_of_an_overlong_line_names_its_length():
     assert too_long(1_234_567).code == "row_too_long"
     assert "1,234,567" in too_long(1_234_567).message
 
@@ -306,7 +319,7 @@ def test_blank_lines_keep_their_row_number_and_are_neither_sent_nor_refused():
     assert (batch.ids, batch.offsets, refusals(batch)) == (["a", "b"], [1, 5], [(1_004, "not_json")])
 
 
-def test_the_rows_of_several_slices_are_numbered_through():
+def test_rows_are_numbered_across_several_slices():
     packer = new_packer()
     packer.add(Slice(10, 2, b"\n\n"))
     packer.add(Slice(12, 2, b'{"instance_id":"a"}\n{"instance_id":"b"}\n'))
@@ -319,7 +332,7 @@ def test_the_rows_of_several_slices_are_numbered_through():
     assert batch.region == b'\n\n{"instance_id":"a"}\n{"instance_id":"b"}\n{}\n\n{"instance_id":"a"}\n'
 
 
-def test_a_packer_counts_rows_of_every_kind_their_bytes_and_the_instances():
+def test_a_packer_counts_rows_bytes_and_instances():
     packer = new_packer()
     packer.add(Slice(0, 3, b"{}\n\nbad\n"))
     packer.add(Slice(3, 1, b"{}\n"))
@@ -331,7 +344,7 @@ def test_a_packer_counts_rows_of_every_kind_their_bytes_and_the_instances():
 
 
 @pytest.mark.parametrize("bare", [True, False])
-def test_an_id_that_comes_twice_in_a_batch_goes_to_the_first_row_which_is_named(bare):
+def test_a_duplicate_id_in_a_batch_is_refused_and_the_first_row_is_named(bare):
     others = [] if bare else [b"{}"]
 
     batch = pack(row(instance_id="b"), row(instance_id="a"), row(instance_id="a", params=1), *others, first_row=40)
@@ -341,7 +354,7 @@ def test_an_id_that_comes_twice_in_a_batch_goes_to_the_first_row_which_is_named(
     assert batch.ids[:2] == ["b", "a"]
 
 
-def test_a_duplicate_is_found_across_slices_whatever_way_the_first_was_read():
+def test_a_duplicate_is_found_across_slices_read_in_either_way():
     packer = new_packer()
     packer.add(Slice(0, 2, b'{"instance_id":"a"}\n{"instance_id":"b"}\n'))
     packer.add(Slice(2, 1, b'{"instance_id":"b"}\n'))
@@ -349,7 +362,7 @@ def test_a_duplicate_is_found_across_slices_whatever_way_the_first_was_read():
     assert refusals(packer.pack()) == [(2, "duplicate_id")]
 
 
-def test_of_a_key_that_comes_twice_the_last_counts_as_it_does_for_the_service():
+def test_the_last_of_duplicate_keys_counts_as_for_the_service():
     batch = pack(b'{"instance_id":"a","instance_id":"b"}')
 
     assert batch.ids == ["b"]
@@ -395,7 +408,7 @@ BEGUN = b"".join(
 
 
 def begun_again(scheme, data=BEGUN, **changes):
-    """A batch as it was begun, with changes, and the offsets of its refused rows."""
+    """A batch of an earlier session, with changes, and the offsets of its refused rows."""
     packer = new_packer(scheme=scheme)
     packer.add(Slice(40, 6, BEGUN))
     batch = packer.pack()
@@ -405,14 +418,14 @@ def begun_again(scheme, data=BEGUN, **changes):
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_rows_that_are_read_again_have_the_ids_that_they_got(scheme):
-    for data in (BEGUN, BEGUN.replace(b"nonsense", row(params={"n": 5}))):  # what was refused may have been corrected
+def test_rows_that_are_read_again_get_the_stored_ids(scheme):
+    for data in (BEGUN, BEGUN.replace(b"nonsense", row(params={"n": 5}))):  # a refused row may have been corrected
         batch, refused = begun_again(scheme, data=data)
         assert has_its_ids(batch, scheme, refused)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_an_id_that_no_row_would_get_or_that_is_missing_is_noticed(scheme):
+def test_a_wrong_or_missing_stored_id_is_found(scheme):
     batch, refused = begun_again(scheme)
     for position in range(len(batch.ids)):
         others = [*batch.ids[:position], *batch.ids[position + 1 :]]
@@ -421,7 +434,7 @@ def test_an_id_that_no_row_would_get_or_that_is_missing_is_noticed(scheme):
         assert not has_its_ids(replace(batch, ids=changed), scheme, refused)
         assert not has_its_ids(replace(batch, ids=others, offsets=offsets), scheme, refused)
     assert not has_its_ids(replace(batch, offsets=[1, *batch.offsets[1:]]), scheme, refused)
-    assert not has_its_ids(batch, scheme, frozenset())  # a row that was refused is no longer said to be
+    assert not has_its_ids(batch, scheme, frozenset())  # the refused row is not in the set
     assert not has_its_ids(replace(batch, first_row=41), SCHEMES[0], refused) or scheme.template
 
 
@@ -438,13 +451,13 @@ def test_generated_ids_differ_by_run_by_row_and_by_content():
     assert len(set(made)) == 4
 
 
-def test_a_generated_id_does_not_depend_on_what_else_is_in_the_batch():
+def test_a_generated_id_does_not_depend_on_the_rest_of_the_batch():
     alone = pack(row(params=1), first_row=3).ids[0]
 
     assert pack(row(params=0), b"bad", b"", row(params=1), row(instance_id="x")).ids[1] == alone
 
 
-def test_an_id_of_the_row_itself_is_never_replaced():
+def test_the_rows_own_id_is_never_replaced():
     assert pack(row(instance_id="mine", params={"n": 1}), scheme=IdScheme("r", "order-{n}")).ids == ["mine"]
 
 
@@ -471,7 +484,7 @@ def test_an_id_of_the_row_itself_is_never_replaced():
         (b'"n"', None),
     ],
 )
-def test_a_template_makes_the_id_of_text_and_whole_numbers_in_the_params_or_refuses_the_row(params, expected):
+def test_a_template_uses_strings_and_integers_of_the_params_or_refuses_the_row(params, expected):
     for shape, line in (("instance", b'{"params":' + params + b"}"), ("params", params)):
         batch = pack(line, scheme=IdScheme("r", "order-{n}"), shape=shape)
 
@@ -522,7 +535,7 @@ def test_a_template_that_gives_two_rows_one_id_refuses_the_later():
         "{a}\udcff",
     ],
 )
-def test_a_template_that_is_more_or_less_than_fields_by_name_is_refused_at_once(template):
+def test_a_template_without_plain_named_fields_is_refused(template):
     with pytest.raises(ConfigError, match="id template"):
         IdScheme("r", template)
 
@@ -549,7 +562,7 @@ def test_a_template_that_is_more_or_less_than_fields_by_name_is_refused_at_once(
     ],
 )
 @pytest.mark.parametrize("given_id", [{"instance_id": "a"}, {}])
-def test_a_batch_knows_the_shortest_time_for_which_the_service_remembers_its_ids(retention, expected_s, given_id):
+def test_a_batch_has_the_shortest_retention_of_its_rows(retention, expected_s, given_id):
     other = row(params=1, **({"instance_id": "other"} if given_id else {}))
 
     batch = pack(other, row(instance_retention=retention, **given_id))

@@ -1,4 +1,4 @@
-"""The benchmarks run to their end and answer their questions; what they measure on a small list means nothing."""
+"""The benchmarks run to their end and answer their questions. Figures of a small list mean nothing."""
 
 import shutil
 import subprocess
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
 ANSWERS = {
-    "faults": {"(e) a service that is not well": 1},
+    "faults": {"(e) a failing service": 1},
     "speed": {"(a) CPU": 4, "(a) instances/s": 3},
     "growth": {"(b) memory": 1, "(f) growth": 1},
     "resume": {"(c) resume: the checkpoint": 2, "(c) resume: with the list": 2},
@@ -25,11 +25,11 @@ ASKED = scaled(["faults"], list(ANSWERS))
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="one rival is curl")
 @pytest.mark.parametrize("question", ASKED)
-def test_a_rehearsal_of_the_benchmarks_answers_the_question(tmp_path, question):
+def test_a_rehearsal_of_the_benchmarks_answers_each_question(tmp_path, question):
     small = ["--scale", "0.002", "--rounds", "1", "--folder", str(tmp_path / "lists")]
-    words = [sys.executable, "benchmarks", question, *small]
+    arguments = [sys.executable, "benchmarks", question, *small]
 
-    ran = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    ran = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
 
     assert ran.stderr == ""
     assert ran.returncode in (0, 1)  # goals are for longer lists

@@ -1,4 +1,4 @@
-"""`bulkwf check`: what would be refused, which ids stand twice, and how long it would take; all without a network."""
+"""`bulkwf check`: invalid rows, duplicate ids, and the duration of a run, without a network."""
 
 import gzip
 import re
@@ -21,7 +21,7 @@ NO_ONE = dict.fromkeys(("CLOUDFLARE_API_TOKEN", "CLOUDFLARE_ACCOUNT_ID"))
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory):
-    """Runs a command, quickly."""
+    """Runs a command in a forked process, which is quick to start."""
     with Forker(tmp_path_factory.mktemp("outputs")) as forker:
         yield forker
 
@@ -31,7 +31,7 @@ def write(path, text):
 
 
 def write_copies(path, rows):
-    """A file of so many rows with one id; returns its name."""
+    """Write a file of *rows* rows with the same id; returns its name."""
     write(path, '{"instance_id":"order-1"}\n' * rows)
     return path
 
@@ -45,11 +45,11 @@ async def report_of(*paths, options=None):
         await source.aclose()
 
 
-def test_a_good_list_exits_with_0_needs_no_credentials_and_leaves_no_file(folder, quick):
+def test_a_valid_list_exits_with_0_without_credentials_or_files(folder, quick):
     rows = write_rows("rows.jsonl", 1_000)
     ended = quick("check", rows, env=NO_ONE)
     assert ended.code == 0
-    assert "1,000 rows: 1,000 can be sent, 0 are invalid" in ended.err
+    assert "1,000 rows: 1,000 can be sent, 0 invalid" in ended.err
     assert "10 requests; at least 10.0 s, bound by 100 instances/s" in ended.err
     assert [file.name for file in folder.iterdir()] == ["rows.jsonl"]
 
@@ -59,13 +59,13 @@ def test_invalid_rows_are_counted_by_reason_and_named_by_their_place(folder, qui
     Path("b.jsonl").write_text(row(1) + "\n" + '{"instance_ids":"a"}\n' + '{"instance_id":"c d"}')
     ended = quick("check", "a.jsonl", "b.jsonl")
     assert ended.code == 1
-    assert "6 rows: 2 can be sent, 4 are invalid" in ended.err
+    assert "6 rows: 2 can be sent, 4 invalid" in ended.err
     assert "  bad_id: 2\n" in ended.err
     places = re.findall(r"^([ab]\.jsonl:\d+): ", ended.err, re.MULTILINE)
     assert places == ["a.jsonl:2", "a.jsonl:3", "b.jsonl:3", "b.jsonl:4"]
 
 
-def test_ids_that_stand_twice_are_found_across_the_whole_list_with_both_places(folder, quick):
+def test_duplicate_ids_are_found_across_the_list_with_both_places(folder, quick):
     write_rows("a.jsonl", 3_000)
     Path("b.jsonl").write_text(row(5_000) + row(7) + row(5_000) + row(2_999))
     ended = quick("check", "a.jsonl", "b.jsonl")
@@ -75,7 +75,7 @@ def test_ids_that_stand_twice_are_found_across_the_whole_list_with_both_places(f
     assert found == {"b.jsonl:2": "a.jsonl:8", "b.jsonl:3": "b.jsonl:1", "b.jsonl:4": "a.jsonl:3000"}
 
 
-async def test_an_id_that_stands_three_times_counts_twice(folder):
+async def test_an_id_that_occurs_three_times_counts_twice(folder):
     write("rows.jsonl", row(1) + row(2) + row(1) + row(1))
     report = await report_of("rows.jsonl")
     assert report.duplicates == 2
@@ -83,14 +83,14 @@ async def test_an_id_that_stands_three_times_counts_twice(folder):
     assert not report.invalid
 
 
-async def test_ids_made_by_a_template_are_held_against_each_other_too(folder):
+async def test_ids_made_by_a_template_are_checked_for_duplicates(folder):
     write("rows.jsonl", '{"params":{"n":1}}\n{"instance_id":"row-1"}\n{"params":{"n":"1"}}\n')
     report = await report_of("rows.jsonl", options=Options(id_template="row-{n}"))
     assert report.duplicates == 2
     assert (await report_of("rows.jsonl")).good
 
 
-async def test_a_hundred_thousand_ids_with_one_duplicate_far_apart_give_that_one(folder):
+async def test_one_duplicate_among_a_hundred_thousand_ids_is_found(folder):
     write("rows.jsonl", "".join(map(row, range(120_000))) + row(3))
     report = await report_of("rows.jsonl")
     assert report.duplicates == 1
@@ -115,17 +115,17 @@ async def test_only_the_first_examples_are_kept_and_the_rest_is_counted(folder):
         (None, None, 0.0, "no limit"),
     ],
 )
-async def test_the_shortest_time_is_that_of_the_limit_that_binds(folder, instances, requests, seconds, limit):
+async def test_the_shortest_time_is_that_of_the_binding_limit(folder, instances, requests, seconds, limit):
     options = Options(rate=RateLimits(instances_per_s=instances, requests_per_5m=requests))
     report = await report_of(write_rows("rows.jsonl", 1_000), options=options)
     assert report.shortest_s(options) == (seconds, limit)
 
 
-async def test_batches_are_counted_as_a_run_would_cut_them(folder):
+async def test_batches_are_counted_as_a_run_cuts_them(folder):
     text = "x" * 15_000
     write("rows.jsonl", "".join(f'{{"params":"{text}"}}\n' for _ in range(1_000)))
     report = await report_of("rows.jsonl")
-    assert report.batches == 20  # 50 and 50 fill a second evenly, where 68 would fit a request
+    assert report.batches == 20  # 68 rows fit into a request, but 50 and 50 fill the rate better
 
 
 async def test_rows_that_follow_invalid_ones_fill_their_requests_as_in_a_run(folder):
@@ -147,14 +147,14 @@ def test_standard_input_gzip_first_and_flags_of_the_list_work_as_in_a_run(folder
     assert quick("check", "bare.jsonl").code == 1
 
 
-def test_an_empty_list_is_good(folder, quick):
+def test_an_empty_list_is_valid(folder, quick):
     Path("rows.jsonl").touch()
     ended = quick("check", "rows.jsonl")
     assert ended.code == 0
     assert "0 rows" in ended.err
 
 
-def test_temporary_files_that_can_not_be_written_exit_with_4_and_the_folder_is_named(folder):
+def test_temporary_files_that_cannot_be_written_exit_with_4_and_the_folder_is_named(folder):
     ended = bulkwf("check", write_rows("rows.jsonl", 10_000), limits={resource.RLIMIT_FSIZE: 100})
     assert ended.code == 4
     assert "can't be written to temporary files: File too large. Make room in /" in ended.err

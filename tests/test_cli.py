@@ -1,4 +1,4 @@
-"""The command line's manners: usage errors, credentials, what goes to which output, and outputs that fail."""
+"""The command line: usage errors, credentials, which output gets what, and outputs that fail."""
 
 import os
 import re
@@ -19,7 +19,7 @@ def rows(folder):
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory):
-    """Runs a command, quickly."""
+    """Runs a command in a forked process, which is quick to start."""
     with Forker(tmp_path_factory.mktemp("outputs")) as forker:
         yield forker
 
@@ -28,7 +28,7 @@ def quick(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("arguments", "reason"),
     [
         (["fly"], "fly"),
         (["run", "rows.jsonl", "-w", "resize", "--fast"], "--fast"),
@@ -63,17 +63,17 @@ def quick(tmp_path_factory):
         (["emulate", "--port", "0", "--faults", "rows.jsonl"], "rows.jsonl"),
     ],
 )
-def test_a_malformed_command_exits_with_2_names_what_is_wrong_and_touches_nothing(rows, words, said, quick):
-    ended = quick(*words)
+def test_a_malformed_command_exits_with_2_names_what_is_wrong_and_touches_nothing(rows, arguments, reason, quick):
+    ended = quick(*arguments)
     assert ended.code == 2
-    assert said in ended.err
+    assert reason in ended.err
     assert ended.err.startswith("bulkwf: ")
     assert ended.out == ""
     assert [file.name for file in Path().iterdir()] == ["rows.jsonl"]
 
 
 @pytest.mark.parametrize(
-    ("url", "said"),
+    ("url", "reason"),
     [
         ("http://example.com/client/v4", "unencrypted"),
         ("http://127.0.0.1.example.com", "unencrypted"),
@@ -85,14 +85,14 @@ def test_a_malformed_command_exits_with_2_names_what_is_wrong_and_touches_nothin
         ("https://127.0.0.1:99999", "can't be read"),
     ],
 )
-def test_a_base_url_that_is_not_safe_or_no_url_is_refused(rows, url, said, quick):
+def test_an_unsafe_or_malformed_base_url_is_refused(rows, url, reason, quick):
     ended = quick("run", rows, "-w", "resize", "--base-url", url)
     assert ended.code == 2
-    assert said in ended.err
+    assert reason in ended.err
 
 
 @pytest.mark.parametrize("name", ["CLOUDFLARE_API_BASE_URL", "CLOUDFLARE_BASE_URL"])
-def test_the_base_url_of_the_environment_is_held_to_the_same_rule(rows, name, quick):
+def test_a_base_url_from_the_environment_follows_the_same_rule(rows, name, quick):
     ended = quick(
         "run", rows, "-w", "resize", env={"CLOUDFLARE_API_BASE_URL": None, name: "http://example.com/client/v4"}
     )
@@ -100,13 +100,13 @@ def test_the_base_url_of_the_environment_is_held_to_the_same_rule(rows, name, qu
     assert "http://example.com" in ended.err
 
 
-def test_a_flag_outweighs_the_base_url_of_the_environment(rows, quick):
+def test_a_flag_takes_precedence_over_the_base_url_of_the_environment(rows, quick):
     ended = quick("run", rows, "-w", "resize", "--base-url", "ftp://flag", env={"CLOUDFLARE_BASE_URL": "ftp://env"})
     assert "ftp://flag" in ended.err
 
 
-def test_a_secret_given_as_a_flags_value_is_not_repeated(rows, quick):
-    ended = quick("run", rows, "-w", "resize", f"--api-token={TOKEN}")  # that it is not printed, `bulkwf` asserts
+def test_a_secret_in_the_value_of_a_flag_is_not_repeated(rows, quick):
+    ended = quick("run", rows, "-w", "resize", f"--api-token={TOKEN}")  # `bulkwf` asserts that it is not printed
     assert ended.code == 2
     assert "unknown option --api-token;" in ended.err
 
@@ -121,7 +121,7 @@ def test_a_ca_file_that_holds_no_certificates_exits_with_2(rows, quick):
 
 
 @pytest.mark.parametrize(
-    ("env", "said"),
+    ("env", "reason"),
     [
         ({"CLOUDFLARE_API_TOKEN": None}, "no credential is given"),
         ({"CLOUDFLARE_API_TOKEN": None, "CLOUDFLARE_EMAIL": "a@example.com"}, "no credential is given"),
@@ -137,24 +137,24 @@ def test_a_ca_file_that_holds_no_certificates_exits_with_2(rows, quick):
         ({"CLOUDFLARE_ACCOUNT_ID": None}, "CLOUDFLARE_ACCOUNT_ID"),
     ],
 )
-def test_a_missing_or_malformed_credential_exits_with_2_and_is_never_quoted(rows, env, said, quick):
+def test_a_missing_or_malformed_credential_exits_with_2_and_is_never_quoted(rows, env, reason, quick):
     ended = quick("run", rows, "-w", "resize", "--max-outage", "0s", env=env)
-    # White space around a key is no fault of it; that run goes as far as the port where nobody listens.
-    assert ended.code == (2 if said else 75)
-    assert said in ended.err
+    # White space around a key is accepted: that run ends only at the port where nobody listens.
+    assert ended.code == (2 if reason else 75)
+    assert reason in ended.err
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "reason"),
     [(None, "No such file"), (b"", "is empty"), (b"\n", "is empty"), (b"\xff\xfe", "non-ASCII"), (b"a b", "a space")],
 )
-def test_a_token_file_that_holds_no_token_exits_with_2(rows, content, said, quick):
+def test_a_token_file_that_holds_no_token_exits_with_2(rows, content, reason, quick):
     if content is not None:
         Path("token").write_bytes(content)
     ended = quick("run", rows, "-w", "resize", "--api-token-file", "token")
     assert ended.code == 2
     assert "--api-token-file token" in ended.err
-    assert said in ended.err
+    assert reason in ended.err
 
 
 def test_a_run_with_email_and_key_or_with_a_token_file_needs_no_token_in_the_environment(rows):
@@ -171,7 +171,7 @@ def test_a_run_with_email_and_key_or_with_a_token_file_needs_no_token_in_the_env
 # --- stdout carries data, stderr the rest -------------------------------------------------------------------------
 
 
-def test_a_run_says_nothing_on_stdout_and_its_summary_on_stderr(rows):
+def test_a_run_prints_its_summary_on_stderr_and_nothing_on_stdout(rows):
     ended = bulkwf("run", rows, *HERE)
     assert ended.code == 0
     assert ended.out == ""
@@ -186,7 +186,7 @@ def test_a_run_with_json_prints_its_summary_as_one_object_on_stdout(rows):
     assert ended.out.count("\n") == 1
 
 
-def test_a_quiet_run_that_goes_well_says_nothing_at_all(rows):
+def test_a_quiet_run_that_succeeds_prints_nothing(rows):
     for flag in ("--quiet", "-q"):
         ended = bulkwf("run", rows, *HERE, flag)
         assert (ended.code, ended.out, ended.err) == (0, "", "")
@@ -198,14 +198,14 @@ def test_a_summary_can_name_a_checkpoint_whose_name_is_not_utf_8(rows):
     assert ended.summary["checkpoint"] == "d\ufffdne"
 
 
-def test_a_quiet_run_that_fails_still_says_why(rows, quick):
+def test_a_quiet_run_that_fails_prints_the_reason(rows, quick):
     ended = quick("run", "none.jsonl", *HERE, "--quiet")
     assert ended.code == 4
-    why = "bulkwf: none.jsonl: the input can't be read: No such file or directory. Check the name and its rights.\n"
+    why = "bulkwf: none.jsonl: the input can't be read: No such file or directory. Check its name and permissions.\n"
     assert ended.err == why
 
 
-def test_check_prints_no_data_so_its_report_is_on_stderr(rows, quick):
+def test_check_prints_its_report_on_stderr(rows, quick):
     ended = quick("check", rows)
     assert ended.out == ""
     assert "250 rows" in ended.err
@@ -213,8 +213,8 @@ def test_check_prints_no_data_so_its_report_is_on_stderr(rows, quick):
 
 def test_help_and_version_are_on_stdout(quick):
     assert quick("--version").out.strip() == version("bulkwf")
-    for words in (["--help"], ["run", "--help"], ["check", "--help"], ["status", "--help"], ["emulate", "--help"]):
-        ended = quick(*words)
+    for arguments in (["--help"], ["run", "--help"], ["check", "--help"], ["status", "--help"], ["emulate", "--help"]):
+        ended = quick(*arguments)
         assert ended.code == 0
         assert "Usage: bulkwf" in ended.out
         assert ended.err == ""
@@ -234,7 +234,7 @@ def test_the_help_of_run_explains_every_flag(quick):
 # --- outputs that fail --------------------------------------------------------------------------------------------
 
 
-def test_a_reader_that_leaves_early_ends_results_in_peace(folder, quick):
+def test_a_reader_that_stops_early_ends_results_without_an_error(folder, quick):
     rows = write_rows("rows.jsonl", 20_000)
     assert quick("run", rows, *HERE, "-c", "done", "-q").code == 0
     ended = shell("set -o pipefail; bulkwf results done | head -1")
@@ -243,24 +243,24 @@ def test_a_reader_that_leaves_early_ends_results_in_peace(folder, quick):
 
 
 @pytest.mark.parametrize(
-    "words",
+    "arguments",
     [("results", "done"), ("results", "done", "--format", "csv"), ("status", "done"), ("status", "done", "--json")],
 )
-def test_a_reader_that_has_left_before_the_first_byte_is_no_error(rows, words, quick):
+def test_a_reader_that_stops_before_the_first_byte_is_no_error(rows, arguments, quick):
     assert quick("run", rows, *HERE, "-c", "done", "-q").code == 0
     reader, writer = os.pipe()
     os.close(reader)
     try:
-        ended = bulkwf(*words, stdout=writer)
+        ended = bulkwf(*arguments, stdout=writer)
     finally:
         os.close(writer)
     assert (ended.code, ended.err) == (0, "")
 
 
-@pytest.mark.parametrize("words", ["results done", "results done --format csv", "status done", "run --help"])
-def test_a_full_disk_under_stdout_is_said_and_exits_with_4(rows, words, quick):
+@pytest.mark.parametrize("arguments", ["results done", "results done --format csv", "status done", "run --help"])
+def test_a_full_disk_under_stdout_is_reported_and_exits_with_4(rows, arguments, quick):
     assert quick("run", rows, *HERE, "-c", "done", "-q").code == 0
-    ended = shell(f"bulkwf {words} > /dev/full")
+    ended = shell(f"bulkwf {arguments} > /dev/full")
     assert ended.code == 4
     assert "No space left on device" in ended.err
 
@@ -277,7 +277,7 @@ def test_a_summary_that_nobody_reads_does_not_change_the_runs_exit_code(folder):
     assert outcomes("rows.jsonl.emulated.bulkwf") == {"created": 1, "invalid": 1}
 
 
-def test_a_summary_that_can_not_be_written_is_said(rows):
+def test_a_summary_that_cannot_be_written_is_reported(rows):
     ended = shell("bulkwf run rows.jsonl -w resize --emulate --rate unlimited --json > /dev/full")
     assert ended.code == 4
     assert "the summary can't be written: No space left on device" in ended.err
@@ -288,7 +288,7 @@ def test_a_summary_that_can_not_be_written_is_said(rows):
 def test_outputs_that_are_closed_or_full_do_not_end_a_run(rows, closed):
     ended = shell(f"bulkwf run rows.jsonl -w resize --emulate --rate unlimited -c done {closed}")
     assert ended.code == 0
-    assert ended.out == ""  # what was meant for a closed stderr has not gone to stdout instead
+    assert ended.out == ""  # messages for a closed stderr have not gone to stdout
     assert outcomes("done") == {"created": 250}
 
 
@@ -298,13 +298,13 @@ def test_errors_keep_their_exit_code_where_nobody_can_read_them(folder):
     assert shell("bulkwf fly 2>/dev/full").code == 2
 
 
-def test_a_closed_stdin_is_no_empty_list(folder):
+def test_a_closed_stdin_is_not_an_empty_list(folder):
     ended = shell("bulkwf run - -w resize --emulate -c done <&-")
     assert ended.code == 4
     assert "the input can't be read" in ended.err
 
 
-def test_an_empty_account_is_malformed_and_not_taken_for_none(rows, quick):
+def test_an_empty_account_is_malformed_not_missing(rows, quick):
     ended = quick("run", rows, "-w", "resize", "-a", "", env={"CLOUDFLARE_ACCOUNT_ID": "acct"})
     assert ended.code == 2
     assert "--account must be" in ended.err

@@ -1,4 +1,4 @@
-"""Lists: files, pipes and gzip, odd endings, unreadable and enormous ones; and machines short of everything."""
+"""Lists: files, pipes and gzip, unusual line endings, unreadable and very large lists; and scarce resources."""
 
 import gzip
 import os
@@ -82,7 +82,7 @@ def test_files_around_standard_input_are_one_list(folder):
     assert created() == ["a-0", "a-1", "a-2", "mid", "b-0", "b-1", "b-2"]
 
 
-def test_gzip_is_known_by_its_first_bytes_in_a_file_and_from_a_pipe(folder):
+def test_gzip_is_recognised_by_its_first_bytes_in_a_file_and_from_a_pipe(folder):
     write_rows("rows.jsonl", 250)
     packed = gzip.compress(Path("rows.jsonl").read_bytes()[:5_000]) + gzip.compress(
         Path("rows.jsonl").read_bytes()[5_000:]
@@ -106,13 +106,13 @@ def test_gzip_is_known_by_its_first_bytes_in_a_file_and_from_a_pipe(folder):
         pytest.param(b'\n\n{"instance_id":"a"}\n \t\n{"instance_id":"b"}\n\n', id="blank lines"),
     ],
 )
-def test_odd_endings_and_beginnings_of_lines_are_no_trouble(folder, text):
+def test_unusual_line_endings_and_byte_order_marks_are_accepted(folder, text):
     Path("rows.jsonl").write_bytes(text)
     assert bulkwf("run", "rows.jsonl", *HERE, "-c", "done").code == 0
     assert created() == ["a", "b"]
 
 
-def test_a_file_that_ends_without_a_newline_does_not_run_into_the_next_and_both_may_begin_with_a_mark(folder):
+def test_a_file_without_a_last_newline_ends_its_row_and_each_file_may_have_a_mark(folder):
     for name in ("a", "b"):
         Path(name).write_bytes(b'\xef\xbb\xbf{"instance_id":"%s"}' % name.encode())
     assert bulkwf("run", "a", "b", *HERE, "-c", "done").code == 0
@@ -149,26 +149,26 @@ def test_a_missing_list_or_a_folder_exits_with_4_before_anything_is_sent(folder)
     write_rows("rows.jsonl", 10)
     Path("sub").mkdir()
     with emulator() as service:
-        for wrong, said in (("none.jsonl", "No such file"), ("sub", "folder")):
+        for wrong, reason in (("none.jsonl", "No such file"), ("sub", "folder")):
             ended = bulkwf("run", "rows.jsonl", wrong, *service.flags(), "-c", "done")
             assert ended.code == 4
             assert f"{wrong}: the input" in ended.err
-            assert said in ended.err
+            assert reason in ended.err
             assert bulkwf("check", "rows.jsonl", wrong).code == 4
         assert not service.created
     assert not Path("done").exists()
 
 
-def test_a_list_that_may_not_be_read_exits_with_4(folder):
+def test_a_list_without_read_permission_exits_with_4(folder):
     Path(write_rows("rows.jsonl", 10)).chmod(0)
-    for words in (("run", "rows.jsonl", *HERE), ("check", "rows.jsonl")):
-        ended = bulkwf(*words, prefix=UNPRIVILEGED)
+    for arguments in (("run", "rows.jsonl", *HERE), ("check", "rows.jsonl")):
+        ended = bulkwf(*arguments, prefix=UNPRIVILEGED)
         assert ended.code == 4
         assert "rows.jsonl: the input can't be read: Permission denied" in ended.err
 
 
 @pytest.mark.parametrize("damage", ["cut", "garbled"])
-def test_a_gzip_file_that_is_cut_or_damaged_exits_with_4_and_mended_it_finishes(folder, damage):
+def test_a_damaged_gzip_file_exits_with_4_and_the_repaired_one_finishes(folder, damage):
     write_rows("rows.jsonl", 20_000)
     whole = gzip.compress(Path("rows.jsonl").read_bytes())
     middle = len(whole) // 2
@@ -178,7 +178,7 @@ def test_a_gzip_file_that_is_cut_or_damaged_exits_with_4_and_mended_it_finishes(
         assert ended.code == 4
         assert "rows.gz: the gzip file is " in ended.err
         assert "Mend it and run the same command again" in ended.err
-        assert not service.created  # damage can look like rows
+        assert not service.created  # damaged data can look like rows
         Path("rows.gz").write_bytes(whole)
         assert bulkwf("run", "rows.gz", *service.flags()).code == 0
         assert service.created == Counter(ids(20_000))
@@ -215,7 +215,7 @@ def test_a_line_of_a_gigabyte_is_invalid_and_never_held_in_memory(folder):
     assert ended.peak_mb < 120
 
 
-def test_two_hundred_thousand_invalid_lines_in_a_row_take_little_time_and_no_memory(folder, record_property):
+def test_two_hundred_thousand_invalid_rows_take_little_time_and_no_memory(folder, record_property):
     peaks = []
     for rows in (20_000, 200_000):
         Path("rows.jsonl").write_text("nonsense\n" * rows)
@@ -254,7 +254,7 @@ def test_too_few_file_descriptors_exit_with_2_and_the_advice_works(folder):
         assert bulkwf("run", rows, *service.flags(), "--concurrency", "7", limits=few).code == 0
         assert service.created == Counter(ids(250))
     ended = bulkwf("run", rows, *HERE, limits=few)
-    assert "Lower --concurrency to 3 or less" in ended.err  # the service's ends of the sockets are here too
+    assert "Lower --concurrency to 3 or less" in ended.err  # this process has the sockets of the service, too
     assert bulkwf("run", rows, *HERE, "--concurrency", "3", limits=few).code == 0
     ended = bulkwf("run", rows, *HERE, limits={resource.RLIMIT_NOFILE: 40})
     assert ended.code == 2
@@ -268,8 +268,8 @@ def test_a_soft_limit_of_file_descriptors_is_raised_as_far_as_needed(folder):
     assert outcomes("done") == {"created": 250}
 
 
-def test_a_pipe_that_is_fed_while_the_run_goes_on_is_read_no_faster_than_it_is_sent(folder):
-    """Backpressure: with the service silent, a writer into the pipe is held up."""
+def test_a_pipe_is_read_no_faster_than_its_rows_are_sent(folder):
+    """Backpressure: while the service does not answer, a writer to the pipe has to wait."""
     reader, writer = os.pipe()
     written = 0
 
@@ -290,7 +290,7 @@ def test_a_pipe_that_is_fed_while_the_run_goes_on_is_read_no_faster_than_it_is_s
             feeding.start()
             run.listens()
             before = -1
-            while written > before or not written:  # until it stands still
+            while written > before or not written:  # until the writer waits
                 before = written
                 time.sleep(1)
             run.signal(signal.SIGTERM)

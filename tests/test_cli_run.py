@@ -1,4 +1,4 @@
-"""What a run against a service comes to, and the exit code that says so: 0, 1, 3 and 75."""
+"""Runs against a service: the outcomes of the rows, and the exit codes 0, 1, 3 and 75."""
 
 import json
 import os
@@ -70,7 +70,7 @@ def test_a_finished_run_started_again_sends_nothing_and_says_so(rows):
     assert ended.summary.items() >= {"created": 250, "settled_now": 0, "attempts": 0}.items()
 
 
-def test_rows_added_to_the_end_of_a_finished_list_are_new_work(rows):
+def test_rows_added_at_the_end_of_a_finished_list_are_submitted(rows):
     with emulator() as service:
         assert bulkwf("run", rows, *service.flags()).code == 0
         with Path(rows).open("a") as file:
@@ -91,7 +91,7 @@ def test_new_moves_a_finished_checkpoint_aside_and_starts_over(rows):
     assert outcomes(aside) == {"created": 250}
 
 
-def test_first_reads_only_so_many_rows_and_the_command_without_it_goes_on(rows):
+def test_first_limits_the_rows_and_the_command_without_it_continues(rows):
     with emulator() as service:
         assert bulkwf("run", rows, *service.flags(), "--first", "120").code == 0
         assert service.created == Counter(ids(120))
@@ -99,7 +99,7 @@ def test_first_reads_only_so_many_rows_and_the_command_without_it_goes_on(rows):
         assert service.created == Counter(ids(250))
 
 
-def test_a_rehearsal_in_the_emulator_does_not_stand_in_the_way_of_the_real_run(rows):
+def test_a_rehearsal_in_the_emulator_does_not_affect_the_real_run(rows):
     none = dict.fromkeys(("CLOUDFLARE_API_TOKEN", "CLOUDFLARE_ACCOUNT_ID"))
     assert bulkwf("run", rows, *HERE, env=none).code == 0  # and needs no account
     with emulator() as service:
@@ -125,7 +125,7 @@ def test_params_reach_the_service_byte_for_byte_and_ids_come_from_a_template(fol
 # --- exit code 1 --------------------------------------------------------------------------------------------------
 
 
-def test_rows_that_the_service_rejects_are_found_alone_and_exit_with_1(rows):
+def test_rows_that_the_service_rejects_are_isolated_and_exit_with_1(rows):
     faults = [{"refuse_ids": "^row-(17|130|131)$"}]
     with emulator(faults=faults) as service:
         ended = bulkwf("run", rows, *service.flags())
@@ -148,12 +148,13 @@ BAD_ROWS = {
     '{"params":NaN}': "",
     '{"params":' + "[" * 2_000 + "]" * 2_000 + "}": "",
     '{"params":"' + "x" * 1_048_577 + '"}': "params_too_large",
-    '{"params":"\udcff"}': "",
+    '{"params":"\udcff"}': "not_utf8",
+    '{"params":{"text":"cut \\ud83d","n":1}}': "lone_surrogate",
     '{"instance_id":7}': "",
 }
 
 
-def test_rows_that_are_invalid_are_never_sent_named_with_their_place_and_exit_with_1(folder):
+def test_invalid_rows_are_not_sent_are_named_with_their_place_and_exit_with_1(folder):
     lines = [line for number, bad in enumerate(BAD_ROWS) for line in (row(number), bad + "\n")]
     Path("rows.jsonl").write_bytes("".join(lines).encode("utf-8", "surrogateescape"))
     with emulator() as service:
@@ -168,7 +169,7 @@ def test_rows_that_are_invalid_are_never_sent_named_with_their_place_and_exit_wi
     assert "rows.jsonl:2: " in ended.err
 
 
-def test_an_id_that_stands_twice_in_one_batch_is_invalid_and_says_where_it_stood_first(folder):
+def test_an_id_twice_in_one_batch_is_invalid_and_the_first_row_is_named(folder):
     Path("rows.jsonl").write_text(row(1) + row(2) + row(1))
     ended = bulkwf("run", "rows.jsonl", *HERE)
     assert ended.code == 1
@@ -197,7 +198,7 @@ def test_fail_on_existed_does_not_count_rows_that_this_run_may_have_created_itse
 
 
 @pytest.mark.parametrize(
-    ("fault", "said"),
+    ("fault", "reason"),
     [
         ({"status": 401}, "refuses the credential"),
         ({"status": 403}, "refuses the credential"),
@@ -206,12 +207,12 @@ def test_fail_on_existed_does_not_count_rows_that_this_run_may_have_created_itse
         ({"status": 404, "code": 10200}, "Check the account id, the workflow's name"),
     ],
 )
-def test_a_service_that_refuses_the_run_exits_with_3_and_rejects_no_row(rows, fault, said):
+def test_a_service_that_refuses_the_run_exits_with_3_and_rejects_no_row(rows, fault, reason):
     with emulator(faults=[fault]) as service:
         ended = bulkwf("run", rows, *service.flags())
         assert not service.created
     assert ended.code == 3
-    assert said in ended.err
+    assert reason in ended.err
     assert not results("rows.jsonl.bulkwf", "rejected")
     assert results("rows.jsonl.bulkwf", "pending")
 
@@ -255,14 +256,14 @@ def test_a_token_that_is_revoked_between_two_sessions_rejects_no_row_and_a_new_o
 
 
 def test_a_token_file_rotated_twice_in_one_run_is_read_again_and_the_run_goes_on(folder):
-    # The list comes through a pipe, so that each rotation is in place before the row that revokes the token before.
+    # The list comes through a pipe, so that each new token is in the file before the row that revokes the old one.
     revoking = [{"contains_id": f"row-{number}", "times": 1, "revoke_token": True} for number in (150, 250)]
     Path("token").write_text(TOKEN)
     none = {"CLOUDFLARE_API_TOKEN": None}
     reader, writer = os.pipe()
     with emulator(faults=revoking) as service, os.fdopen(writer, "w") as pipe, os.fdopen(reader) as stdin:
-        words = ("run", "-", *service.flags(), "-c", "done", "--api-token-file", "token")
-        with Running(*words, env=none, stdin=stdin) as run:
+        arguments = ("run", "-", *service.flags(), "-c", "done", "--api-token-file", "token")
+        with Running(*arguments, env=none, stdin=stdin) as run:
             for turn in range(3):
                 pipe.writelines(row(number) for number in range(turn * 100, turn * 100 + 100))
                 pipe.flush()
@@ -275,7 +276,7 @@ def test_a_token_file_rotated_twice_in_one_run_is_read_again_and_the_run_goes_on
     assert outcomes("done") == {"created": 300}
 
 
-def test_more_rejects_than_allowed_exit_with_3_and_the_rest_stays_pending(folder):
+def test_more_rejected_rows_than_allowed_exit_with_3_and_the_rest_stays_pending(folder):
     rows = write_rows("rows.jsonl", 2_000)
     with emulator(faults=[{"refuse_ids": "5$"}]) as service:
         ended = bulkwf("run", rows, *service.flags(), "--max-rejects", "20", "--concurrency", "1")
@@ -287,7 +288,7 @@ def test_more_rejects_than_allowed_exit_with_3_and_the_rest_stays_pending(folder
     assert found["created"] > 0
 
 
-def test_a_first_batch_that_is_refused_alike_stops_before_the_rows_are_blamed(folder):
+def test_a_first_batch_refused_with_one_error_ends_the_run_and_rejects_no_row(folder):
     rows = write_rows("rows.jsonl", 90)
     with emulator(faults=[{"refuse_ids": "."}]) as service:
         ended = bulkwf("run", rows, *service.flags())
@@ -305,12 +306,15 @@ def test_a_service_that_is_down_exits_with_75_and_the_printed_command_finishes_t
     with closed_port() as base_url:
         ended = bulkwf("run", rows, "-w", "resize", "--base-url", base_url, "--max-outage", "1s")
     assert ended.code == 75
-    assert "(--max-outage): connection refused by 127.0.0.1:" in ended.err
+    assert "connection refused by 127.0.0.1:" in ended.err
+    due = re.search(r"would be made ([\d.,]+) s after the first failure, but the longest outage is 1 s", ended.err)
+    assert due
+    assert float(due[1]) > 1  # also where the first failure was 0.99 s ago, and the next attempt is due in 0.02 s
     assert set(outcomes("rows.jsonl.bulkwf")) == {"pending"}
     assert "--max-outage 1s" in ended.resume_command
 
 
-def test_errors_of_the_service_are_waited_out(rows):
+def test_errors_of_the_service_are_retried_until_they_end(rows):
     faults = [{"to": 4, "status": 503}, {"from": 5, "to": 6, "reset": True}, {"request": 7, "truncate": 20}]
     with emulator(faults=faults) as service:
         ended = bulkwf("run", rows, *service.flags(), "--concurrency", "1")
@@ -318,14 +322,14 @@ def test_errors_of_the_service_are_waited_out(rows):
     assert ended.code == 0
 
 
-def test_a_full_queue_ends_with_75_and_pending_rows_never_with_existed(rows):
+def test_a_full_queue_ends_with_75_and_its_rows_stay_pending(rows):
     with emulator("--max-queued", "0") as service:
         ended = bulkwf("run", rows, *service.flags(), "--max-outage", "3s")
         assert not service.created
     assert ended.code == 75
     assert set(outcomes("rows.jsonl.bulkwf")) == {"pending"}
     assert re.search(r"\(id row-\d+\) out of its answers", ended.err)
-    assert "--reject-omitted" not in ended.err  # it gives up one or two rows, not a list
+    assert "--reject-omitted" not in ended.err  # the flag gives up one or two rows, not a list
 
 
 def test_the_last_row_that_stays_omitted_ends_with_75_and_is_named_with_its_place(rows):
@@ -348,14 +352,14 @@ def test_a_proxy_that_refuses_every_connection_exits_with_3_at_once_with_its_sta
         threading.Thread(target=refuse, daemon=True).start()
         place = f"127.0.0.1:{listening.getsockname()[1]}"
         env = {"CLOUDFLARE_API_TOKEN": TOKEN, "BULKWF_PROXY": f"http://me:proxy-password@{place}"}
-        words = ("-w", "resize", "-a", ACCOUNT, "--base-url", "https://api.invalid/client/v4")
-        ended = bulkwf("run", rows, *words, env=env)
+        arguments = ("-w", "resize", "-a", ACCOUNT, "--base-url", "https://api.invalid/client/v4")
+        ended = bulkwf("run", rows, *arguments, env=env)
     assert ended.code == 3
     assert f"the proxy {place} answers CONNECT with HTTP 407" in ended.err
     assert "proxy-password" not in ended.err
 
 
-def test_a_queue_that_fills_up_in_mid_run_loses_no_row(rows):
+def test_a_queue_that_fills_during_the_run_loses_no_row(rows):
     with emulator("--max-queued", "130") as service:
         ended = bulkwf("run", rows, *service.flags(), "--max-outage", "3s", "--concurrency", "1")
         created = service.created
@@ -365,14 +369,14 @@ def test_a_queue_that_fills_up_in_mid_run_loses_no_row(rows):
     assert found["created"] == created.total() == 130
 
 
-def test_a_pause_longer_than_the_longest_outage_ends_the_run_at_once_and_outlives_it(rows):
+def test_a_pause_longer_than_the_longest_outage_ends_the_run_and_the_next_one(rows):
     with emulator(faults=[{"request": 1, "status": 429, "retry_after": 3_600}]) as service:
-        words = ("run", rows, *service.flags(), "--max-outage", "10s", "--concurrency", "1")
-        assert bulkwf(*words).code == 75
-        again = bulkwf(*words)
-        assert "in 1 requests" in service.stop().err
+        arguments = ("run", rows, *service.flags(), "--max-outage", "10s", "--concurrency", "1")
+        assert bulkwf(*arguments).code == 75
+        again = bulkwf(*arguments)
+        assert "in 1 request;" in service.stop().err
     assert again.code == 75
-    assert re.search(r"ordered a pause of 3,(5\d\d|600) s", again.err)
+    assert re.search(r"ordered a pause of 3,(5\d\d|600) s more, but the longest outage is 10 s", again.err)
 
 
 def test_a_short_pause_is_waited_for(rows):
@@ -387,7 +391,7 @@ def test_a_short_pause_is_waited_for(rows):
 # --- under the limits ---------------------------------------------------------------------------------------------
 
 
-def test_a_run_with_default_limits_meets_no_refusal_by_a_service_with_its_own(folder):
+def test_a_run_with_default_limits_is_never_throttled_by_the_emulators_limits(folder):
     rows = write_rows("rows.jsonl", 300)
     with emulator("--rate", "100/s", "--request-rate", "1200/5m", limited=True) as service:
         ended = bulkwf("run", rows, "-w", "resize", "--base-url", service.base_url, "--json")
@@ -398,7 +402,7 @@ def test_a_run_with_default_limits_meets_no_refusal_by_a_service_with_its_own(fo
     assert "refused for a limit: 0" in seen
 
 
-def test_status_and_results_can_be_read_while_the_run_goes_on(folder):
+def test_status_and_results_can_be_read_during_the_run(folder):
     rows = write_rows("rows.jsonl", 300)
     with (
         emulator(faults=[{"method": "POST", "request": 3, "hang": True}]) as service,

@@ -29,7 +29,7 @@ def created(checkpoint):
     [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)],
     ids=str,
 )
-def test_the_first_signal_keeps_the_answers_in_flight_and_the_printed_command_finishes_the_list(folder, number, code):
+def test_the_first_signal_drains_and_the_printed_command_finishes_the_list(folder, number, code):
     rows = write_rows("the rows' list.jsonl", 1_000)
     with (
         emulator(faults=[ANSWERS_LATE]) as service,
@@ -61,11 +61,11 @@ def test_a_drained_run_prints_its_summary_and_leaves_one_portable_file(folder):
     assert [file.name for file in Path().glob("rows.jsonl.bulkwf*")] == ["rows.jsonl.bulkwf"]
 
 
-def test_a_service_that_never_answers_does_not_hold_up_the_end_past_the_drain_time(folder):
+def test_a_silent_service_does_not_delay_the_end_beyond_the_drain_timeout(folder):
     rows = write_rows("rows.jsonl", 1_000)
     with emulator(faults=[NEVER_ANSWERS]) as service:
-        words = ("run", rows, *service.flags(), "--concurrency", "2", "--timeout", "10m", "--drain-timeout")
-        with Running(*words, "1s") as run:
+        arguments = ("run", rows, *service.flags(), "--concurrency", "2", "--timeout", "10m", "--drain-timeout")
+        with Running(*arguments, "1s") as run:
             service.has_created(200)
             run.signal(signal.SIGTERM)
             signalled = time.monotonic()
@@ -76,16 +76,16 @@ def test_a_service_that_never_answers_does_not_hold_up_the_end_past_the_drain_ti
     assert set(outcomes("rows.jsonl.bulkwf")) == {"pending"}
 
 
-def test_the_second_signal_aborts_at_once_and_what_was_in_flight_is_settled_by_the_next_run(folder):
+def test_the_second_signal_aborts_and_the_next_run_settles_rows_in_doubt(folder):
     rows = write_rows("rows.jsonl", 1_000)
     with emulator(faults=[NEVER_ANSWERS | {"times": 2}]) as service:
-        words = ("run", rows, *service.flags(), "--concurrency", "2", "--timeout", "10m", "--drain-timeout", "9m")
-        with Running(*words) as run:
+        arguments = ("run", rows, *service.flags(), "--concurrency", "2", "--timeout", "10m", "--drain-timeout", "9m")
+        with Running(*arguments) as run:
             service.has_created(200)
             run.signal(signal.SIGTERM)
             run.says("a second signal stops at once")
             run.signal(signal.SIGINT)
-            ended = run.wait(30)  # that it ends by then is what is tested
+            ended = run.wait(30)  # the test is that it ends by then
         assert ended.code == 143
         assert outcomes("rows.jsonl.bulkwf")["pending"] >= 200
         assert shell(ended.resume_command).code == 0
@@ -121,7 +121,7 @@ def test_a_signal_ends_a_run_that_waits_for_a_named_pipe(folder):
 
 
 def test_a_signal_ends_a_run_that_waits_for_the_rate(folder):
-    rows = write_rows("rows.jsonl", 100_000)  # of which the rate allows 100 a second
+    rows = write_rows("rows.jsonl", 100_000)  # the rate allows 100 of them per second
     with (
         emulator() as service,
         Running("run", rows, "-w", "resize", "--base-url", service.base_url) as run,
@@ -133,16 +133,15 @@ def test_a_signal_ends_a_run_that_waits_for_the_rate(folder):
         assert created("rows.jsonl.bulkwf") == set(service.created)
 
 
-def test_a_signal_ends_a_run_that_waits_out_an_outage(folder):
+def test_a_signal_ends_a_run_during_an_outage(folder):
     rows = write_rows("rows.jsonl", 1_000)
     with (
         emulator(faults=[{"status": 429, "retry_after": 600}]) as service,
         Running("run", rows, *service.flags()) as run,
     ):
-        # The pause is durable once the checkpoint has it.
-        until(
-            lambda: "all sending pauses" in shell("bulkwf status rows.jsonl.bulkwf").out, "the pause in the checkpoint"
-        )
+        # The pause is durable as soon as the checkpoint has it.
+        paused = "all sending is paused until"
+        until(lambda: paused in shell("bulkwf status rows.jsonl.bulkwf").out, "the pause in the checkpoint")
         run.signal(signal.SIGINT)
         ended = run.wait(30)
     assert ended.code == 130
@@ -179,7 +178,7 @@ def test_a_check_under_nohup_does_not_end_with_its_terminal(folder):
         assert run.wait().code == 0
 
 
-def test_a_signal_that_comes_too_late_does_not_spoil_a_finished_run(folder):
+def test_a_signal_after_the_work_does_not_change_a_finished_run(folder):
     rows = write_rows("rows.jsonl", 100)
     with (
         emulator(faults=[{"method": "POST", "latency_s": 1.0, "when": "after"}]) as service,
@@ -188,14 +187,14 @@ def test_a_signal_that_comes_too_late_does_not_spoil_a_finished_run(folder):
         service.has_created(100)
         run.signal(signal.SIGTERM)  # all of the list is in flight
         ended = run.wait()
-    # Whether the end of the list had been read before the signal is the run's luck; that its code fits is not.
+    # The end of the list may or may not have been read before the signal. The exit code must agree with it.
     assert ended.code == (0 if "To continue" not in ended.err else 143)
     assert outcomes("rows.jsonl.bulkwf") == {"created": 100}
 
 
-def test_the_emulator_ends_with_0_after_a_signal_and_says_what_it_has_seen(folder):
+def test_the_emulator_exits_with_0_after_a_signal_and_prints_its_counts(folder):
     with emulator() as service:
         ended = service.stop()
     assert ended.code == 0
     assert ended.out.strip() == service.base_url
-    assert "0 instances created in 0 requests" in ended.err
+    assert "0 instances created in 0 requests;" in ended.err

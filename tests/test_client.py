@@ -84,7 +84,7 @@ def test_a_wait_beyond_max_outage_ends_the_run():
     ended, attempts, sleeps = with_retries(*[judged(Verdict.IN_DOUBT, retry_after_s=60.0)] * 5, options=options)
 
     assert isinstance(ended, TemporaryStop)
-    assert "would wait 60 s more" in str(ended)
+    assert "would be made 120 s after the first failure" in str(ended)
     assert (attempts, sleeps) == (2, [60.0])
 
 

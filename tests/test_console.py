@@ -1,4 +1,4 @@
-"""What a person sees: the live bar on a terminal, lines elsewhere, the words of the summary."""
+"""The display for people: the live bar on a terminal, lines elsewhere, the text of the summary."""
 
 import asyncio
 import os
@@ -38,7 +38,7 @@ COLOUR = re.compile(r"\x1b\[[0-9;]*[1-9][0-9;]*m")
 # --- the command on a terminal ------------------------------------------------------------------------------------
 
 
-def test_a_terminal_shows_a_live_bar_that_names_the_binding_limit_and_goes_at_the_end(folder):
+def test_a_terminal_shows_a_bar_with_the_binding_limit_until_the_end(folder):
     rows = write_rows("rows.jsonl", 300)
     shown = on_terminal("run", rows, *SLOWLY, "--json")
     assert shown.code == 0
@@ -46,14 +46,14 @@ def test_a_terminal_shows_a_live_bar_that_names_the_binding_limit_and_goes_at_th
     assert "\x1b[?25h" in shown.screen  # ... and comes back
     assert "100 rows" in shown.screen
     assert "limit: 100 instances/s" in shown.screen
-    assert "\x1b[2K" in shown.screen  # what was drawn is wiped out
+    assert "\x1b[2K" in shown.screen  # the bar is erased
     last = shown.screen.rpartition("\x1b[2K")[2]
     assert re.search(r"created +300", last)
     assert "limit:" not in last
     assert shown.out.count("\n") == 1  # the summary alone
 
 
-def test_no_color_takes_the_colours_away_but_not_the_bar(folder):
+def test_no_color_removes_the_colours_and_keeps_the_bar(folder):
     rows = write_rows("rows.jsonl", 200)
     coloured = on_terminal("run", rows, *SLOWLY, "-c", "a")
     plain = on_terminal("run", rows, *SLOWLY, "-c", "b", env={"NO_COLOR": "1"})
@@ -68,24 +68,24 @@ def test_quiet_shows_nothing_on_a_terminal(folder):
     assert (shown.code, shown.screen) == (0, "")
 
 
-def test_a_stderr_that_is_no_terminal_gets_no_bar(folder):
+def test_a_stderr_that_is_not_a_terminal_gets_no_bar(folder):
     rows = write_rows("rows.jsonl", 200)
     ended = bulkwf("run", rows, *SLOWLY)
     assert "\x1b" not in ended.err
     assert "limit:" not in ended.err
 
 
-def test_a_narrow_terminal_is_no_trouble(folder):
+def test_a_narrow_terminal_works(folder):
     rows = write_rows("rows.jsonl", 150)
     assert on_terminal("run", rows, *SLOWLY, columns=20).code == 0
 
 
-def test_a_terminal_that_goes_away_does_not_end_the_run(folder):
+def test_a_terminal_that_is_closed_does_not_end_the_run(folder):
     rows = write_rows("rows.jsonl", 300)
     ours, theirs = open_terminal()
     with emulator() as service:
-        words = ("run", rows, "-w", "resize", "--base-url", service.base_url)
-        run = subprocess.Popen([*COMMAND, *words], env=environment(), stdin=subprocess.DEVNULL, stderr=theirs)
+        arguments = ("run", rows, "-w", "resize", "--base-url", service.base_url)
+        run = subprocess.Popen([*COMMAND, *arguments], env=environment(), stdin=subprocess.DEVNULL, stderr=theirs)
         try:
             os.close(theirs)
             os.read(ours, 1)  # the bar has begun
@@ -98,12 +98,12 @@ def test_a_terminal_that_goes_away_does_not_end_the_run(folder):
     assert outcomes("rows.jsonl.bulkwf") == {"created": 300}
 
 
-def test_a_signal_on_a_terminal_leaves_the_cursor_visible_and_says_what_happens(folder):
+def test_a_signal_on_a_terminal_leaves_the_cursor_visible_and_is_reported(folder):
     rows = write_rows("rows.jsonl", 20_000)
     ours, theirs = open_terminal()
     with emulator() as service:
-        words = ("run", rows, "-w", "resize", "--base-url", service.base_url)
-        run = subprocess.Popen([*COMMAND, *words], env=environment(), stdin=subprocess.DEVNULL, stderr=theirs)
+        arguments = ("run", rows, "-w", "resize", "--base-url", service.base_url)
+        run = subprocess.Popen([*COMMAND, *arguments], env=environment(), stdin=subprocess.DEVNULL, stderr=theirs)
         try:
             os.close(theirs)
             service.has_created(100)
@@ -120,11 +120,11 @@ def test_a_signal_on_a_terminal_leaves_the_cursor_visible_and_says_what_happens(
     assert screen.rindex(b"\x1b[?25h") > screen.rindex(b"\x1b[?25l")
 
 
-# --- the words, alone ---------------------------------------------------------------------------------------------
+# --- the text alone ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("seconds", "words"),
+    ("seconds", "text"),
     [
         (0, "0.0 s"),
         (4.21, "4.2 s"),
@@ -137,8 +137,8 @@ def test_a_signal_on_a_terminal_leaves_the_cursor_visible_and_says_what_happens(
         (360_000_000, "100,000 h 0 min"),
     ],
 )
-def test_a_duration_reads_well(seconds, words):
-    assert duration(seconds) == words
+def test_a_duration_is_shown_in_seconds_minutes_or_hours(seconds, text):
+    assert duration(seconds) == text
 
 
 def a_run(**totals):
@@ -146,7 +146,7 @@ def a_run(**totals):
     return SimpleNamespace(progress=progress, bound_by="100 instances/s", last_error="", checkpoint=None, where=str)
 
 
-async def test_without_a_terminal_a_line_comes_now_and_then(monkeypatch, capsys):
+async def test_without_a_terminal_a_line_is_printed_at_intervals(monkeypatch, capsys):
     monkeypatch.setattr(console, "LINE_EVERY_S", 0.001)
     async with show_progress(ShownRun(a_run(created=1_200, rejected=3)), quiet=False):
         await asyncio.sleep(0.2)
@@ -156,7 +156,7 @@ async def test_without_a_terminal_a_line_comes_now_and_then(monkeypatch, capsys)
     assert all(line.endswith("; limit: 100 instances/s; 3 rejected") for line in lines)
 
 
-async def test_while_nothing_is_settled_the_reason_is_shown_instead_of_the_limit(monkeypatch, capsys):
+async def test_during_an_outage_the_error_is_shown_instead_of_the_limit(monkeypatch, capsys):
     monkeypatch.setattr(console, "LINE_EVERY_S", 0.001)
     run = a_run()
     run.last_error = "no connection to the service: ClientConnectorError ECONNREFUSED"
@@ -188,7 +188,7 @@ async def test_nothing_is_drawn_while_the_terminal_is_stopped(monkeypatch):
         assert (work.drawn > 0) == written
 
 
-async def test_quiet_is_quiet(monkeypatch, capsys):
+async def test_quiet_shows_no_progress(monkeypatch, capsys):
     monkeypatch.setattr(console, "LINE_EVERY_S", 0.001)
     async with show_progress(ShownRun(a_run(created=1_200)), quiet=True):
         await asyncio.sleep(0.05)
@@ -199,7 +199,7 @@ def summary_of(**counts):
     return "\n".join(summary_lines(a_run(), Summary(**counts)))
 
 
-def test_the_summary_names_what_there_is():
+def test_the_summary_shows_only_counts_above_zero():
     text = summary_of(created=12_000, existed=5, existed_in_doubt=4, settled_now=12_005, elapsed_s=120.05, attempts=121)
     assert re.search(r"created +12,000\n", text)
     assert re.search(r"existed +5  \(4 of them after an attempt of this run whose answer was lost\)", text)
@@ -207,11 +207,11 @@ def test_the_summary_names_what_there_is():
     assert not re.search("rejected|invalid|pending|paused", text)
 
 
-def test_the_summary_says_how_long_the_service_ordered_silence():
+def test_the_summary_shows_the_time_that_the_run_was_paused():
     assert "in 50.0 s, 30.0 s of it paused" in summary_of(created=1, elapsed_s=50.0, paused_s=30.0)
 
 
-def test_an_interrupted_run_over_nothing_is_not_called_an_empty_list():
+def test_an_interrupted_run_without_rows_is_not_called_an_empty_list():
     assert "empty" not in summary_of(complete=False)
     assert "empty" in summary_of(complete=True)
 
@@ -231,28 +231,28 @@ class AVerification:
         return self.found + self.missing
 
 
-async def test_a_verification_shows_how_far_it_is_and_what_it_waits_for():
+async def test_a_verification_shows_its_progress_and_the_binding_limit():
     work = AVerification(5_000, 1_200, bound_by="1,000 requests/5 min")
     shown, began = ShownVerification(work), asyncio.get_running_loop().time()
     assert shown.share() == 0.24
     waiting = ["1,200 of 5,000 instances asked for", "limit: 1,000 requests/5 min"]
-    assert list(shown.facts(began + 10)) == waiting  # how long is left is not known before anything was found
+    assert list(shown.facts(began + 10)) == waiting  # the time left is unknown before anything was found
     work.found, work.missing = 2_198, 2
     assert list(shown.facts(began + 10)) == [
         "2,200 of 5,000 instances asked for",
         "2 missing",
         "limit: 1,000 requests/5 min",
-        "28.0 s left",  # 1,000 in 10 s; what an earlier session found does not count
+        "28.0 s left",  # 1,000 in 10 s; findings of an earlier session do not count
     ]
     assert shown.share() == 0.44
 
 
-async def test_a_verification_that_fails_shows_why_instead_of_the_limit():
+async def test_during_an_outage_a_verification_shows_the_error_instead_of_the_limit():
     shown = ShownVerification(AVerification(20, 3, last_error="it went wrong", bound_by="1,000 requests/5 min"))
     assert list(shown.facts(0.0)) == ["3 of 20 instances asked for", "failing: it went wrong"]
 
 
-async def test_a_verification_of_nothing_is_shown_without_a_fault():
+async def test_a_verification_of_no_instances_can_be_shown():
     shown = ShownVerification(AVerification(0, 0))
     assert shown.share() == 0
     assert list(shown.facts(asyncio.get_running_loop().time())) == ["0 of 0 instances asked for"]
@@ -270,7 +270,7 @@ def verified_of(**more):
     return list(verified_lines(Verified(**usual | state | more)))
 
 
-def test_the_result_of_a_verification_counts_each_status_and_what_is_missing():
+def test_the_result_of_a_verification_counts_each_status_and_missing_instances():
     statuses = {"complete": 11_000, "errored": 990}
     assert verified_of(found=11_990, missing=10, statuses=statuses) == [
         "12,000 instances",
@@ -281,22 +281,22 @@ def test_the_result_of_a_verification_counts_each_status_and_what_is_missing():
     ]
 
 
-def test_a_sample_is_said_to_be_one():
+def test_the_result_of_a_sample_names_the_total():
     lines = verified_of(instances=50, found=50, statuses={"queued": 50})
     assert lines[0] == "50 instances, drawn at random from 12,000"
 
 
-def test_what_was_not_asked_for_and_a_run_that_is_not_finished_are_named():
+def test_instances_not_asked_for_and_an_unfinished_run_are_named():
     lines = verified_of(found=7_000, missing=1, statuses={}, run_finished=False, complete=False)
     assert lines[1:] == [
         "           1  missing",
         "       4,999  not asked for yet",
         "1,201 requests in 3 min 20 s",
-        "the run is not finished: what it has not created yet was not looked for",
+        "the run is not finished: rows that it has not settled yet were not looked for",
     ]
 
 
-def test_a_status_of_the_service_can_not_move_the_cursor():
+def test_a_status_of_the_service_cannot_move_the_cursor():
     text = "\n".join(verified_of(statuses={"bad\x1b[2J\x07\r\nbulkwf: all is well": 12_000}))
     assert "12,000  bad" in text
     assert not re.search(r"[\x00-\x09\x0b-\x1f]", text)
@@ -311,13 +311,17 @@ def test_the_summary_shows_why_rows_failed_with_the_first_places_of_each_reason(
     Path("rows.jsonl").write_text("".join(good % n + bad for n in range(50)) + '{"instance_id":"a b"}\n')
     ended = bulkwf("run", "rows.jsonl", *HERE)
     assert ended.code == 1
-    assert re.search(r"invalid, \w+: 50\n    rows\.jsonl:2: .+\n    rows\.jsonl:4: .+\n    rows\.jsonl:6: ", ended.err)
+    assert re.search(
+        r"invalid, \w+: 50 rows\n    rows\.jsonl:2: .+\n    rows\.jsonl:4: .+\n    rows\.jsonl:6: ", ended.err
+    )
     assert "rows.jsonl:8:" not in ended.err
-    assert re.search(r"invalid, bad_id: 1\n    rows\.jsonl:101: the id 'a b' must be", ended.err)
-    assert "all of them: bulkwf results" in ended.err
+    assert re.search(r"invalid, bad_id: 1 row\n    rows\.jsonl:101: the id 'a b' must be", ended.err)
+    assert "all invalid rows: bulkwf results" in ended.err
+    assert "rejected" not in ended.err
+    assert "correct these rows, and submit them in a list of their own" in ended.err
 
 
-def test_a_message_of_the_service_can_not_move_the_cursor(folder):
+def test_a_message_of_the_service_cannot_move_the_cursor(folder):
     rows = write_rows("rows.jsonl", 1)
     message = "bad\x1b[2J\x07\r\nbulkwf: all is well"
     with emulator(faults=[{"status": 400, "code": 10099, "message": message}]) as service:
@@ -328,7 +332,7 @@ def test_a_message_of_the_service_can_not_move_the_cursor(folder):
     assert "\nbulkwf: all is well" not in ended.err
 
 
-def test_a_run_without_a_terminal_that_is_over_soon_says_nothing_before_its_summary(folder):
+def test_a_short_run_without_a_terminal_prints_only_its_summary(folder):
     rows = write_rows("rows.jsonl", 150)
     with emulator() as service, Running("run", rows, *service.flags()) as run:
         ended = run.wait()

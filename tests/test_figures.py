@@ -6,11 +6,11 @@ LINE = "{kills:,} kills, {lost:,} lost, within {ms:,} ms"
 
 
 def worker(alone, **counts):
-    """What one process has counted, as it sends it."""
+    """The counts of one worker process, as it sends them."""
     return [alone, [(LINE, counts, ["ms"])]]
 
 
-def test_counts_are_added_up_and_of_maxima_the_largest_is_shown():
+def test_counts_of_workers_are_added_and_the_largest_maximum_is_shown():
     workers = [worker(["a line of its own"], kills=1_200, ms=7), worker([], kills=5, lost=0, ms=30), worker([])]
 
     assert add_up(workers) == ["a line of its own", "1,205 kills, 0 lost, within 30 ms"]

@@ -1,4 +1,4 @@
-"""Messages on standard error: whether anybody reads them or not, nothing waits for their reader.
+"""Messages on standard error: nothing waits for their reader, if there is one.
 
 Most of these tests are of real processes: Python's own `sys.stderr` blocks with the reader.
 """
@@ -49,9 +49,9 @@ for number in range(int(sys.argv[1])):
 """
 
 
-def script(text, *words, stderr, **more):
-    """A process that runs *text*, with `messages` in charge of its standard error."""
-    command = [sys.executable, "-c", PREPARED + text, *map(str, words)]
+def script(text, *arguments, stderr, **more):
+    """A process that runs *text*, and writes its standard error through `messages`."""
+    command = [sys.executable, "-c", PREPARED + text, *map(str, arguments)]
     return subprocess.Popen(command, env=environment(), stderr=stderr, stdout=subprocess.PIPE, **more)
 
 
@@ -72,7 +72,7 @@ def read_all(reader):
 
 
 @pytest.mark.parametrize(
-    ("words", "code"),
+    ("arguments", "code"),
     [
         (("run", "rows.jsonl", "-w", "resize", "--emulate", "--rate", "unlimited"), 0),
         (("run", "none.jsonl", "-w", "resize", "--emulate"), 4),
@@ -86,15 +86,15 @@ def read_all(reader):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
 )
-def test_a_command_whose_messages_nobody_reads_ends_with_its_code(words, code, folder):
+def test_a_command_whose_messages_nobody_reads_ends_with_its_code(arguments, code, folder):
     write_rows("rows.jsonl", 10)
-    env = {"PYTHONUNBUFFERED": "1"} if words[0] == "run" else {}
-    with full_pipe() as (_, writer), Running(*words, env=env, stderr=writer) as command:
+    env = {"PYTHONUNBUFFERED": "1"} if arguments[0] == "run" else {}
+    with full_pipe() as (_, writer), Running(*arguments, env=env, stderr=writer) as command:
         assert command.process.wait(PATIENCE_S) == code
 
 
 def test_an_exit_waits_a_short_time_for_the_reader(folder):
-    text = "messages.say('lost'); print(flush=True); process.leave(7)"
+    text = "messages.say('lost'); print(flush=True); process.exit_now(7)"
     with full_pipe() as (_, writer), script(text, stderr=writer) as process:
         process.stdout.readline()
         since = time.monotonic()
@@ -103,9 +103,9 @@ def test_an_exit_waits_a_short_time_for_the_reader(folder):
 
 
 @contextlib.contextmanager
-def on_a_terminal(*words):
+def on_a_terminal(*arguments):
     ours, theirs = open_terminal()
-    with Running(*words, stderr=theirs) as run:
+    with Running(*arguments, stderr=theirs) as run:
         os.close(theirs)
         try:
             yield run, ours
@@ -113,7 +113,7 @@ def on_a_terminal(*words):
             os.close(ours)
 
 
-def test_a_run_on_a_stopped_terminal_goes_on_and_a_signal_ends_it(folder):
+def test_a_run_on_a_stopped_terminal_continues_and_a_signal_ends_it(folder):
     rows = write_rows("rows.jsonl", 20_000)
     with (
         emulator() as service,
@@ -121,14 +121,14 @@ def test_a_run_on_a_stopped_terminal_goes_on_and_a_signal_ends_it(folder):
     ):
         assert os.read(terminal, 1)  # the bar is there
         os.write(terminal, STOP)
-        service.has_created(service.created.total() + 500)  # five seconds at the rate: a bar would be drawn 20 times
+        service.has_created(service.created.total() + 500)  # five seconds at the rate: 20 drawings of a bar
         run.signal(signal.SIGTERM)
         since = time.monotonic()
         assert run.process.wait(PATIENCE_S) == 143
         assert time.monotonic() - since < LATEST_S
 
 
-def test_a_terminal_that_goes_on_shows_the_bar_again_and_all_that_was_said_at_the_end(folder):
+def test_a_continued_terminal_shows_the_bar_and_the_last_messages(folder):
     rows = write_rows("rows.jsonl", 400)
     with (
         emulator() as service,
@@ -145,14 +145,14 @@ def test_a_terminal_that_goes_on_shows_the_bar_again_and_all_that_was_said_at_th
         assert run.process.wait(PATIENCE_S) == 0
     assert b"limit: 100 instances/s" in screen
     assert re.search(rb"created +400\r\n.*checkpoint: \S*rows.jsonl.bulkwf\r\n$", screen, re.DOTALL)
-    assert b"missing" not in screen  # a bar that was not drawn is no message that was lost
+    assert b"missing" not in screen  # a bar that was not drawn is not a lost message
 
 
 def test_data_and_messages_of_one_terminal_keep_their_order(folder):
     rows = write_rows("rows.jsonl", 150)
     ours, theirs = open_terminal()
-    words = ("run", rows, "-w", "resize", "--emulate", "--json")
-    with Running(*words, stdout=theirs, stderr=theirs) as run:
+    arguments = ("run", rows, "-w", "resize", "--emulate", "--json")
+    with Running(*arguments, stdout=theirs, stderr=theirs) as run:
         os.close(theirs)
         screen = b""
         with contextlib.suppress(OSError):
@@ -166,17 +166,17 @@ def test_data_and_messages_of_one_terminal_keep_their_order(folder):
 # --- what can't be taken ------------------------------------------------------------------------------------------
 
 
-def test_what_can_not_be_taken_is_dropped_from_the_oldest_on_and_counted_where_it_was(folder):
+def test_oldest_lines_are_dropped_and_counted_when_nobody_reads(folder):
     lines = 10_000  # a megabyte
     reader, writer = small_pipe()
-    with script(MANY + "print(flush=True)\nprocess.leave(0)", lines, stderr=writer) as process:
+    with script(MANY + "print(flush=True)\nprocess.exit_now(0)", lines, stderr=writer) as process:
         os.close(writer)
-        process.stdout.readline()  # all is said, and nothing is read
-        said = read_all(reader).decode()
+        process.stdout.readline()  # all messages are queued, and none is read
+        output = read_all(reader).decode()
     os.close(reader)
     assert process.returncode == 0
     expected = 0
-    for line in said.splitlines():
+    for line in output.splitlines():
         if missing := re.fullmatch(
             r"bulkwf: ([\d,]+) lines? (?:is|are) missing here: standard error could not be written", line
         ):
@@ -184,22 +184,22 @@ def test_what_can_not_be_taken_is_dropped_from_the_oldest_on_and_counted_where_i
         else:
             assert int(line.split()[1]) == expected
             expected += 1
-    assert "missing" in said
+    assert "missing" in output
     assert expected == lines
-    assert len(said.rpartition("missing")[2]) > messages.QUEUE_BYTES - 200  # what is said last is what matters
+    assert len(output.rpartition("missing")[2]) > messages.QUEUE_BYTES - 200  # the last messages are kept
 
 
 @pytest.mark.parametrize("blocking", [True, False])
-def test_a_reader_that_is_there_gets_all_lines_in_order(blocking, folder):
+def test_a_reader_gets_all_lines_in_order(blocking, folder):
     lines = 2_000
     reader, writer = small_pipe()
     os.set_blocking(writer, blocking)
-    with script(MANY + "process.leave(0)", lines, stderr=writer) as process:
+    with script(MANY + "process.exit_now(0)", lines, stderr=writer) as process:
         os.close(writer)
-        said = read_all(reader).decode().splitlines()
+        output = read_all(reader).decode().splitlines()
     os.close(reader)
     assert process.returncode == 0
-    assert [int(line.split()[1]) for line in said] == list(range(lines))
+    assert [int(line.split()[1]) for line in output] == list(range(lines))
 
 
 FILLED = """
@@ -214,29 +214,28 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (-1, -1))
 
 
 @pytest.mark.parametrize("later", ["messages.say('this fits again')\n", ""])
-def test_a_full_disk_that_has_room_again_gets_the_number_of_lost_lines(later, folder):
-    with Path("err").open("wb") as err, script(FILLED + later + "process.leave(0)", stderr=err) as process:
+def test_a_disk_with_space_again_gets_the_number_of_lost_lines(later, folder):
+    with Path("err").open("wb") as err, script(FILLED + later + "process.exit_now(0)", stderr=err) as process:
         assert process.wait(PATIENCE_S) == 0
-    said = Path("err").read_text().splitlines()
-    assert said[0] == "all of this line fits"
-    assert said[1] == "this line is cut"
-    assert "and this one is lost".startswith(said[2])
-    assert said[3] == "bulkwf: 3 lines are missing here: standard error could not be written"
-    assert said[4:] == ["this fits again"][: bool(later)]
+    output = Path("err").read_text().splitlines()
+    assert output[0] == "all of this line fits"
+    assert output[1] == "this line is cut"
+    assert "and this one is lost".startswith(output[2])
+    assert output[3] == "bulkwf: 3 lines are missing here: standard error could not be written"
+    assert output[4:] == ["this fits again"][: bool(later)]
 
 
 @pytest.mark.parametrize("to", ["2>/dev/full", "2>&-"])
-def test_messages_that_can_not_be_written_cost_neither_the_data_nor_the_exit_code(to, folder):
+def test_messages_that_cannot_be_written_change_neither_the_data_nor_the_exit_code(to, folder):
     rows = write_rows("rows.jsonl", 10)
     ended = shell(f"bulkwf run {rows} -w resize --emulate --json {to}")
     assert (ended.code, ended.summary["created"], ended.err) == (0, 10, "")
     assert shell(f"bulkwf status none {to}").code == 4
 
 
-def test_what_the_interpreter_has_to_say_at_its_end_is_written(folder):
-    text = (
-        "import atexit; atexit.register(lambda: sys.stderr.write('the end\\n')); messages.say('last'); process.leave(0)"
-    )
+def test_errors_of_the_interpreter_at_its_end_are_written(folder):
+    at_end = "import atexit; atexit.register(lambda: sys.stderr.write('the end\\n')); "
+    text = at_end + "messages.say('last'); process.exit_now(0)"
     with script(text, stderr=subprocess.PIPE) as process:
         assert process.communicate(timeout=PATIENCE_S)[1] == b"last\nthe end\n"
 
@@ -258,12 +257,12 @@ bulkwf.cli.app.main()
 """
 
 
-@pytest.mark.parametrize("words", [("run", "rows.jsonl", "-w", "resize", "--emulate"), ("check", "rows.jsonl")])
-def test_a_command_that_can_not_start_a_thread_exits_with_4_and_the_reason_wherever_that_is(words, folder):
+@pytest.mark.parametrize("arguments", [("run", "rows.jsonl", "-w", "resize", "--emulate"), ("check", "rows.jsonl")])
+def test_a_command_that_cannot_start_any_one_of_its_threads_exits_with_4(arguments, folder):
     write_rows("rows.jsonl", 10)
     codes = []
     while 0 not in codes:
-        command = [sys.executable, "-c", FEW_THREADS, str(len(codes)), *words]
+        command = [sys.executable, "-c", FEW_THREADS, str(len(codes)), *arguments]
         ended = subprocess.run(
             command, env=environment(), capture_output=True, text=True, timeout=PATIENCE_S, check=False
         )
@@ -275,21 +274,21 @@ def test_a_command_that_can_not_start_a_thread_exits_with_4_and_the_reason_where
 
 
 @pytest.mark.parametrize(
-    "words", [("emulate", "--host", "localhost", "--port", "0"), ("run", "rows.jsonl", "-w", "resize")]
+    "arguments", [("emulate", "--host", "localhost", "--port", "0"), ("run", "rows.jsonl", "-w", "resize")]
 )
-def test_a_name_look_up_that_can_not_start_a_thread_exits_with_4(words, folder):
+def test_a_name_look_up_that_cannot_start_a_thread_exits_with_4(arguments, folder):
     write_rows("rows.jsonl", 10)
     none = 'import concurrent.futures.thread as t\ndef none(*_): raise RuntimeError("can\'t start new thread")\n'
     patch = (
         f"{none}t.ThreadPoolExecutor._adjust_thread_count = none\n"
-        if words[0] == "emulate"
+        if arguments[0] == "emulate"
         else (
             f"{none}real = t.ThreadPoolExecutor._adjust_thread_count\n"
             "t.ThreadPoolExecutor._adjust_thread_count = lambda pool: "
             "real(pool) if 'checkpoint' in pool._thread_name_prefix else none()\n"
         )
     )
-    command = [sys.executable, "-c", patch + "import bulkwf.cli.app; bulkwf.cli.app.main()", *words]
+    command = [sys.executable, "-c", patch + "import bulkwf.cli.app; bulkwf.cli.app.main()", *arguments]
     env = environment({"CLOUDFLARE_API_BASE_URL": "https://service.test/client/v4"})
     ended = subprocess.run(command, env=env, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert ended.returncode == 4, ended.stderr
@@ -304,22 +303,22 @@ CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e]")
 
 
 @pytest.mark.parametrize("command", ["run", "check", "status", "results", "verify", "missing", "emulate"])
-def test_the_name_of_a_file_can_not_control_the_terminal(command, folder):
+def test_the_name_of_a_file_cannot_control_the_terminal(command, folder):
     Path(ODD).write_text("nonsense\n")
-    words = {
+    arguments = {
         "run": ("run", ODD, "-w", "resize", "--emulate"),
         "check": ("check", ODD),
         "missing": ("run", f"none-{ODD}", "-w", "resize", "--emulate"),
         "emulate": ("emulate", "--faults", ODD),
     }.get(command, (command, ODD))
-    ended = bulkwf(*words)
+    ended = bulkwf(*arguments)
     assert ended.code in (1, 2, 4)
     assert "o'dd" in ended.err
     assert not CONTROL.search(ended.err)
     assert not re.search(r"^\W*(owned|2J)", ended.err, re.MULTILINE)
 
 
-def test_the_printed_command_names_the_odd_file_and_the_terminal_is_safe(folder):
+def test_the_printed_command_names_a_file_with_control_characters_safely(folder):
     odd = os.fsdecode(os.fsencode(ODD) + b"\xff")
     write_rows(odd, 3)
     with closed_port() as base_url:
@@ -329,25 +328,25 @@ def test_the_printed_command_names_the_odd_file_and_the_terminal_is_safe(folder)
     assert shell(f"{ended.resume_command} --emulate -c done -q").code == 0
 
 
-def test_a_record_of_a_log_can_not_control_the_terminal(folder):
+def test_a_log_record_cannot_control_the_terminal(folder):
     text = (
         "log = logging.getLogger('bulkwf')\n"
         "log.warning('%s: odd', 'a\\x1b[2J\\nbulkwf: all is well')\n"
         "try: raise ValueError('b\\x1b[2J')\n"
         "except ValueError: log.exception('failed')\n"
-        "process.leave(0)"
+        "process.exit_now(0)"
     )
     with script(text, stderr=subprocess.PIPE) as process:
-        said = process.communicate(timeout=PATIENCE_S)[1].decode()
-    assert not CONTROL.search(said)
-    assert said.splitlines()[:2] == ["a [2J bulkwf: all is well: odd", "failed"]
-    assert said.splitlines()[-1] == "ValueError: b [2J"
+        output = process.communicate(timeout=PATIENCE_S)[1].decode()
+    assert not CONTROL.search(output)
+    assert output.splitlines()[:2] == ["a [2J bulkwf: all is well: odd", "failed"]
+    assert output.splitlines()[-1] == "ValueError: b [2J"
 
 
 # --- in this process ----------------------------------------------------------------------------------------------
 
 
-def test_say_never_raises_where_nobody_can_read(monkeypatch):
+def test_say_never_raises_when_nobody_can_read(monkeypatch):
     class Full:
         def write(self, text):
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -356,7 +355,7 @@ def test_say_never_raises_where_nobody_can_read(monkeypatch):
     messages.say("lost")
 
 
-def test_a_message_longer_than_the_queue_is_written_whole():
+def test_a_message_longer_than_the_queue_is_written_completely():
     reader, writer = os.pipe()
     queued = messages._Queued(writer, most_bytes=10)
     queued.write(b"x" * 5_000 + b"\n")
@@ -365,7 +364,7 @@ def test_a_message_longer_than_the_queue_is_written_whole():
     os.close(reader)
 
 
-def test_nothing_but_the_messages_module_writes_to_stderr():
+def test_only_the_messages_module_writes_to_stderr():
     found = [
         path.name
         for path in Path(messages.__file__).parent.rglob("*.py")
@@ -373,4 +372,4 @@ def test_nothing_but_the_messages_module_writes_to_stderr():
         if isinstance(node, ast.Attribute) and node.attr in ("stderr", "__stderr__", "print_exc")
     ]
     assert set(found) == {"messages.py", "app.py"}
-    assert found.count("app.py") == 2  # where a closed one is filled
+    assert found.count("app.py") == 2  # where a closed stderr is replaced

@@ -42,7 +42,7 @@ def done(tmp_path_factory):
 
 
 @contextlib.contextmanager
-def writing(*words, env, full, blocking):
+def writing(*arguments, env, full, blocking):
     """The command with a small pipe as its stdout, filled beforehand or empty; and the pipe's other end."""
     reader, writer = os.pipe()
     fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
@@ -51,7 +51,7 @@ def writing(*words, env, full, blocking):
     os.set_blocking(writer, blocking)
     with Path("err").open("wb") as err:
         process = subprocess.Popen(
-            [*COMMAND, *map(str, words)], env=environment(env), stdin=subprocess.DEVNULL, stdout=writer, stderr=err
+            [*COMMAND, *map(str, arguments)], env=environment(env), stdin=subprocess.DEVNULL, stdout=writer, stderr=err
         )
     os.close(writer)
     try:
@@ -68,7 +68,7 @@ def stat_of(process):
 
 
 def waits(process):
-    """Wait until *process* has ended or seems to wait; if it does not yet, the test only sees less."""
+    """Wait until *process* has ended or seems to wait. If it does not wait yet, the test covers less."""
     seen = []
 
     def idle():
@@ -112,10 +112,10 @@ READERS = {
 
 
 @pytest.mark.parametrize(("name", "env"), [("results", {}), *((name, UNBUFFERED) for name in READERS)])
-def test_a_pipe_that_does_not_block_gets_all_data(name, env, done, monkeypatch):
+def test_a_non_blocking_pipe_gets_all_data(name, env, done, monkeypatch):
     monkeypatch.chdir(done.parent)
-    words, is_complete = READERS[name]
-    with writing(*words, env=env, full=True, blocking=False) as (process, reader):
+    arguments, is_complete = READERS[name]
+    with writing(*arguments, env=env, full=True, blocking=False) as (process, reader):
         waits(process)
         data = read_all(reader, full=True)
         code = process.wait(PATIENCE_S)
@@ -125,7 +125,7 @@ def test_a_pipe_that_does_not_block_gets_all_data(name, env, done, monkeypatch):
 
 @pytest.fixture(scope="module")
 def lost(tmp_path_factory):
-    """Words that verify a run whose instances the service has lost."""
+    """The arguments that verify a run whose instances the service has lost."""
     with (
         contextlib.chdir(tmp_path_factory.mktemp("lost")),
         emulator(faults=[{"method": "POST", "lose": "."}]) as service,
@@ -137,7 +137,7 @@ def lost(tmp_path_factory):
 
 
 @pytest.mark.parametrize("form", [("--format", "jsonl"), ("--format", "csv"), ("--json",)], ids=" ".join)
-def test_a_pipe_that_does_not_block_gets_all_that_a_verification_finds(form, lost, folder):
+def test_a_non_blocking_pipe_gets_all_findings_of_a_verification(form, lost, folder):
     with writing(*lost, *form, env=UNBUFFERED, full=True, blocking=False) as (process, reader):
         waits(process)
         data = read_all(reader, full=True)
@@ -146,7 +146,7 @@ def test_a_pipe_that_does_not_block_gets_all_that_a_verification_finds(form, los
     assert (code, found, data[-1:]) == (1, 200, b"\n")
 
 
-def test_a_pipe_that_does_not_block_gets_the_emulators_address(folder):
+def test_a_non_blocking_pipe_gets_the_address_of_the_emulator(folder):
     with writing("emulate", "--port", "0", env=UNBUFFERED, full=True, blocking=False) as (process, reader):
         waits(process)
         data = b""
@@ -160,8 +160,8 @@ def test_a_pipe_that_does_not_block_gets_the_emulators_address(folder):
 @pytest.mark.parametrize("name", ["results", "results as CSV"])
 def test_a_command_that_is_stopped_and_continued_writes_all_data(name, done, monkeypatch):
     monkeypatch.chdir(done.parent)
-    words, is_complete = READERS[name]
-    with writing(*words, env=UNBUFFERED, full=False, blocking=True) as (process, reader):
+    arguments, is_complete = READERS[name]
+    with writing(*arguments, env=UNBUFFERED, full=False, blocking=True) as (process, reader):
         waits(process)
         process.send_signal(signal.SIGSTOP)
         until(lambda: stat_of(process)[0] == "T", "the command to be stopped")
@@ -175,7 +175,7 @@ SAID = "bulkwf: standard output can't be written: {}. It is incomplete: run the 
 
 
 @pytest.mark.parametrize("name", ["results", "results as CSV"])
-def test_data_of_which_a_part_does_not_fit_exits_with_4(name, done, monkeypatch):
+def test_data_that_fits_only_in_part_exits_with_4(name, done, monkeypatch):
     monkeypatch.chdir(done.parent)
     most = 70_000  # what SQLite writes to read a checkpoint fits
     with Path("out").open("wb") as out:
@@ -185,7 +185,7 @@ def test_data_of_which_a_part_does_not_fit_exits_with_4(name, done, monkeypatch)
 
 
 @pytest.mark.parametrize("name", ["results", "results as CSV", "status", "status as JSON"])
-def test_data_of_which_nothing_fits_exits_with_4(name, done, monkeypatch):
+def test_data_that_does_not_fit_at_all_exits_with_4(name, done, monkeypatch):
     monkeypatch.chdir(done.parent)
     with Path("/dev/full").open("wb") as full:
         ended = bulkwf(*READERS[name][0], env=UNBUFFERED, stdout=full)
@@ -193,7 +193,7 @@ def test_data_of_which_nothing_fits_exits_with_4(name, done, monkeypatch):
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_data_for_a_closed_output_is_not_lost_in_silence(name, done, monkeypatch):
+def test_data_for_a_closed_output_is_reported_as_lost(name, done, monkeypatch):
     monkeypatch.chdir(done.parent)
     ended = shell(f"bulkwf {' '.join(READERS[name][0])} >&-", env=UNBUFFERED)
     assert ended.code == 4
@@ -206,8 +206,8 @@ def test_data_is_utf_8_whatever_the_locale(locale, folder):
     checkpoint = f"{rows}.emulated.bulkwf"
     ran = bulkwf("run", rows, *HERE, "--json", "-q", env=env)
     assert (ran.code, ran.summary["checkpoint"]) == (0, checkpoint)
-    for words in (("status", checkpoint), ("status", checkpoint, "--json")):
-        ended = bulkwf(*words, env=env)
+    for arguments in (("status", checkpoint), ("status", checkpoint, "--json")):
+        ended = bulkwf(*arguments, env=env)
         assert ended.code == 0
         assert rows in ended.out
 
@@ -216,7 +216,7 @@ def test_data_is_utf_8_whatever_the_locale(locale, folder):
 
 
 class Scripted:
-    """Stands in for `os.write`: each call writes so many bytes, or raises."""
+    """Replaces `os.write`: each call writes the next number of bytes, or raises the next error."""
 
     def __init__(self, *steps):
         self.steps = list(steps)
@@ -230,7 +230,7 @@ class Scripted:
         return min(step, len(data))
 
 
-def test_what_is_written_in_parts_is_written_whole(monkeypatch):
+def test_a_partial_write_is_continued_to_its_end(monkeypatch):
     write = Scripted(1, BlockingIOError(errno.EAGAIN, "again"), 2, 0, 3)
     waited = []
     monkeypatch.setattr(output.os, "write", write)
@@ -244,7 +244,7 @@ def test_what_is_written_in_parts_is_written_whole(monkeypatch):
     ("number", "kind"),
     [(errno.ENOSPC, output.OutputError), (errno.EIO, output.OutputError), (errno.EPIPE, output.ReaderGone)],
 )
-def test_after_an_error_nothing_more_is_written_and_nothing_more_fails(number, kind, monkeypatch):
+def test_after_an_error_nothing_is_written_and_no_write_fails(number, kind, monkeypatch):
     write = Scripted(3, OSError(number, os.strerror(number)))
     monkeypatch.setattr(output.os, "write", write)
     file = output._Whole(1)
@@ -255,7 +255,7 @@ def test_after_an_error_nothing_more_is_written_and_nothing_more_fails(number, k
     assert write.written == b"012"
 
 
-def test_an_error_that_the_system_keeps_for_the_close_is_told(monkeypatch):
+def test_an_error_that_the_system_reports_at_close_is_raised(monkeypatch):
     def full(descriptor):
         close(descriptor)
         raise OSError(errno.EDQUOT, "Disk quota exceeded")
@@ -263,10 +263,10 @@ def test_an_error_that_the_system_keeps_for_the_close_is_told(monkeypatch):
     close = os.close
     monkeypatch.setattr(output.os, "close", full)
     with pytest.raises(output.OutputError, match="quota"):
-        output._Whole(1).settle()
+        output._Whole(1).check_close()
 
 
-def test_nothing_but_the_output_module_writes_to_stdout():
+def test_only_the_output_module_writes_to_stdout():
     found = []
     for path in Path(output.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):

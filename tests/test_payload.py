@@ -1,4 +1,4 @@
-"""Rows and batches to request bodies, byte for byte; response bodies to answers, whatever they are."""
+"""Request bodies of rows and batches, byte for byte; answers of any response body."""
 
 import json
 import sys
@@ -26,7 +26,7 @@ from bulkwf.service.responses import (
     decode_lookup,
     decode_page,
 )
-from bulkwf.text import clean
+from bulkwf.text import clean, counted, seconds
 
 
 def pack(lines, shape="instance"):
@@ -41,7 +41,7 @@ def steers(text):
 
 
 def literally(text):
-    """JSON as the text has it: numbers as their digits, objects as pairs in their order."""
+    """JSON with numbers as their digits, and objects as pairs in their order."""
     return json.loads(text, parse_int=str, parse_float=str, object_pairs_hook=lambda pairs: ("object", pairs))
 
 
@@ -82,12 +82,12 @@ def containers(values):
 
 
 VALUES = st.recursive(SCALARS, containers, max_leaves=8)
-"""JSON values as text: any blanks, any notation, keys that come twice."""
+"""JSON values as text, with any blanks, any notation, and duplicate keys."""
 
 
 @st.composite
 def instances(draw):
-    """(a row as text, whether it brings an id, its params as text or None)."""
+    """(a row as text, whether it has an id, its params as text or None)."""
     members = []
     params = draw(st.none() | VALUES)
     with_id = draw(st.booleans())
@@ -136,7 +136,7 @@ def test_a_list_of_params_is_sent_byte_for_byte_with_an_id_for_each(values, draw
 
 
 @given(values=st.lists(VALUES, min_size=1, max_size=8))
-def test_rows_that_bring_their_ids_are_sent_as_they_are(values):
+def test_rows_with_ids_are_sent_unchanged(values):
     lines = [f'{{"instance_id":"i{n}","params":{value}}}'.encode() for n, value in enumerate(values)]
     batch = pack(lines)
 
@@ -171,7 +171,7 @@ FRAGMENTS = [
     *[b'{"params":1', b'"instance_id":"a"}', b'{"params":"', b'"}'],
     *[b'{"params":[{', b"}]}", b'{"params":[{}', b"{}]}", b'{"params":[[{}', b"{}]]}"],
 ]
-"""Lines that are rows, halves of rows, and two rows; together they may look like as many rows as lines."""
+"""Lines that are a row, half a row, or two rows. Together they may look like as many rows as lines."""
 LINES = st.one_of(
     instances().map(lambda found: found[0]),
     VALUES.map(str.encode),
@@ -186,11 +186,11 @@ def fields(row):
 
 @settings(max_examples=200)
 @given(lines=st.lists(LINES, min_size=1, max_size=5))
-def test_reading_all_rows_at_once_gives_up_or_finds_what_reading_each_alone_finds(lines):
+def test_reading_all_rows_at_once_gives_the_same_as_each_alone_or_gives_up(lines):
     check_all_at_once(lines)
 
 
-def test_no_three_lines_are_taken_for_other_rows_than_each_is_alone():
+def test_three_lines_together_are_the_same_rows_as_each_alone():
     for lines in product(FRAGMENTS, repeat=3):
         check_all_at_once(lines)
 
@@ -211,18 +211,18 @@ def check_all_at_once(lines):
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n"])
-def test_good_rows_are_read_in_one_pass_however_many_brackets_they_hold_together(end):
+def test_valid_rows_are_read_in_one_pass_with_any_total_of_brackets(end):
     line = b'{"instance_id":"a","params":[' + b"[]," * 100 + b"{}]}"
 
     assert len(decode_rows((line + end) * 100, 100)) == 100
 
 
-def test_a_line_of_many_brackets_is_looked_at_alone():
+def test_a_line_with_many_brackets_is_checked_alone():
     assert decode_rows(b'{"params":[' + b"[]," * 500 + b"1]}\n", 1) is None
 
 
 @given(VALUES.map(str.encode))
-def test_the_depth_of_a_row_is_counted_outside_of_its_texts(line):
+def test_brackets_inside_strings_do_not_count_as_depth(line):
     def depth(value):
         if isinstance(value, tuple) and value[0] == "object":
             return 1 + max((depth(member) for _, member in value[1]), default=0)
@@ -232,8 +232,8 @@ def test_the_depth_of_a_row_is_counted_outside_of_its_texts(line):
 
 
 @pytest.mark.parametrize("brackets", [b"", b"[" * 501])
-def test_a_text_without_an_end_is_read_in_no_time_however_many_quotes_are_escaped_in_it(brackets):
-    line = b'{"params":' + brackets + b'"' + b'\\"' * 100_000  # read anew from each quote it took minutes
+def test_an_unterminated_string_with_many_escaped_quotes_is_read_in_linear_time(brackets):
+    line = b'{"params":' + brackets + b'"' + b'\\"' * 100_000  # a scan from each quote would take minutes
 
     assert isinstance(read_row(line, "instance"), Flaw)
     assert decode_answer(line) is None
@@ -244,25 +244,25 @@ def called_from_below(calls, function):
 
 
 @pytest.mark.parametrize("levels", [400, 499, 500, 700, 900, 930, 950, 970, 2_000])
-def test_a_row_that_was_read_can_be_sent_from_a_much_deeper_stack(levels):
+def test_a_row_that_was_read_can_be_composed_on_a_deeper_stack(levels):
     """Before Python 3.12 a parser's limit shrinks with the stack of its caller."""
     batch = pack([b'{"params":{"a":' + b"[" * (levels - 1) + b"]" * (levels - 1) + b"}}"])
     here, frame = 0, sys._getframe()
     while frame is not None:
         here, frame = here + 1, frame.f_back
 
-    assert len(batch.ids) == (levels < 500), "500 levels, the row's own and its params' included, are the most"
+    assert len(batch.ids) == (levels < 500), "the maximum is 500 levels, those of the row and its params included"
     for position in range(len(batch.ids)):
         body = called_from_below(max(0, 400 - here), lambda position=position: compose(batch, [position]))
         assert body.count(b"[") == levels
 
 
-def test_the_byte_that_is_no_utf8_is_named():
+def test_the_first_byte_that_is_not_utf8_is_named():
     assert "byte 12 of it is 0xff" in read_row(b'{"params":"\xff"}', "instance").message
 
 
 @given(st.binary(max_size=60), st.sampled_from(["instance", "params"]))
-def test_any_bytes_are_a_row_or_have_a_flaw_that_can_be_printed(line, shape):
+def test_any_bytes_give_a_row_or_a_printable_flaw(line, shape):
     found = read_row(line, shape)
 
     if isinstance(found, Flaw):
@@ -275,7 +275,7 @@ def test_any_bytes_are_a_row_or_have_a_flaw_that_can_be_printed(line, shape):
 
 
 @given(st.text(max_size=400), st.integers(2, 200))
-def test_clean_text_is_one_printable_line_of_at_most_the_length_asked_for(text, length):
+def test_clean_text_is_one_printable_line_of_limited_length(text, length):
     found = clean(text, length)
 
     assert len(found) <= length
@@ -302,8 +302,29 @@ def test_clean_text_is_one_printable_line_of_at_most_the_length_asked_for(text, 
         "\U000e0041",
     ],
 )
-def test_clean_text_holds_nothing_that_steers_a_terminal_or_hides(hidden):
+def test_clean_text_has_no_control_or_invisible_characters(hidden):
     assert clean(f"a{hidden}{hidden}b") == "a b"
+
+
+@pytest.mark.parametrize(
+    ("number", "noun", "text"),
+    [
+        (0, "row", "0 rows"),
+        (1, "request", "1 request"),
+        (2, "batch", "2 batches"),
+        (2_000, "request", "2,000 requests"),
+    ],
+)
+def test_a_number_is_followed_by_its_noun_in_the_singular_or_plural(number, noun, text):
+    assert counted(number, noun) == text
+
+
+@pytest.mark.parametrize(
+    ("length_s", "text"),
+    [(1, "1 s"), (1.01, "1.1 s"), (1.1, "1.1 s"), (0.0, "0 s"), (1_800.0, "1,800 s"), (1_800.1, "1,801 s")],
+)
+def test_a_time_over_a_limit_does_not_read_like_the_limit(length_s, text):
+    assert seconds(length_s) == text
 
 
 def test_long_text_ends_in_an_ellipsis_and_ordinary_text_stays_as_it_is():
@@ -335,7 +356,7 @@ def test_the_newer_answer_is_read():
     assert envelope.refused == [Refused("b", 1, 10405, "exists")]
 
 
-def test_unknown_fields_and_statuses_are_welcome():
+def test_unknown_fields_and_statuses_are_accepted():
     envelope = decode_answer(
         b'{"success":true,"new":{"x":[1]},"result":[{"id":"a","status":"hibernating","region":"weur","n":{}}]}'
     )
@@ -370,11 +391,11 @@ def test_an_answer_without_instances_names_none(result):
         b'{"success":true,"x":' + b"[" * 5_000 + b"]" * 5_000 + b"}",
     ],
 )
-def test_what_is_no_answer_to_a_batch_create_is_not_taken_for_one(body):
+def test_another_body_is_not_an_answer_to_a_batch_create(body):
     assert decode_answer(body) is None
 
 
-def test_a_look_up_says_whether_the_instance_is_there():
+def test_a_look_up_says_whether_the_instance_exists():
     found = decode_lookup(b'{"success":true,"result":{"id":"a","status":"running","steps":[]}}')
     assert (found.success, found.id, found.status) == (True, "a", "running")
     nameless = decode_lookup(b'{"success":true,"result":{"status":"running"}}')
@@ -385,7 +406,7 @@ def test_a_look_up_says_whether_the_instance_is_there():
 @pytest.mark.parametrize(
     "body", [b"", b"{}", b'{"success":true}', b'{"success":true,"result":null}', b'{"success":true,"result":[]}', b"x"]
 )
-def test_what_is_no_answer_to_a_look_up_is_not_taken_for_one(body):
+def test_another_body_is_not_an_answer_to_a_look_up(body):
     assert decode_lookup(body) is None
 
 
@@ -393,7 +414,7 @@ def a_page(info, result=b'[{"id":"a","status":"queued","created_on":"2026-01-01"
     return b'{"success":true,"errors":[],"result":%s,"result_info":%s}' % (result, info)
 
 
-def test_a_page_of_the_list_names_instances_and_where_it_goes_on():
+def test_a_list_page_gives_its_instances_and_the_next_cursor():
     page = decode_page(a_page(b'{"per_page":100,"count":2,"cursor":"abc=="}'))
     assert [(one.id, one.status) for one in page.listed] == [("a", "queued"), ("b", None)]
     assert page.cursor == "abc=="
@@ -414,7 +435,7 @@ def test_a_page_without_a_cursor_is_the_last(info, cursor):
     assert decode_page(a_page(info)).cursor == cursor
 
 
-def test_a_page_needs_nothing_said_about_it():
+def test_a_list_page_needs_no_result_info():
     page = decode_page(b'{"success":true,"result":[{"id":"a","status":null}]}')
     assert ([(one.id, one.status) for one in page.listed], page.cursor) == ([("a", None)], None)
     assert decode_page(b'{"success":true,"result":[]}').listed == []
@@ -431,7 +452,7 @@ def test_a_page_needs_nothing_said_about_it():
         b'{"success":true,"x":' + b"[" * 5_000 + b"]" * 5_000 + b"}",
     ],
 )  # fmt: skip
-def test_what_is_no_page_of_a_list_is_not_taken_for_one(body):
+def test_another_body_is_not_a_list_page(body):
     assert decode_page(body) is None
 
 
@@ -445,7 +466,7 @@ def test_what_is_no_page_of_a_list_is_not_taken_for_one(body):
     ],
 )
 def test_an_answer_may_have_600_levels_with_any_python_and_no_more(decode, head):
-    """A parser's own limit is 1,000 less the caller's stack before Python 3.12, and 10,000 or so from then on."""
+    """A parser's own limit is 1,000 minus the caller's stack before Python 3.12, and about 10,000 since then."""
 
     def nested(levels):
         return head + b"[" * levels + b'"]]]"' + b"]" * levels + b"}"
@@ -490,7 +511,7 @@ def test_errors_are_read_with_those_of_their_chains():
     )
 
 
-def test_a_chain_of_errors_is_followed_only_so_far():
+def test_a_chain_of_errors_is_followed_to_a_bounded_depth():
     error = {"code": 9}
     for code in range(8, 0, -1):
         error = {"code": code, "error_chain": [error]}
@@ -511,12 +532,12 @@ def test_a_chain_of_errors_is_followed_only_so_far():
         (b"[" * 5_000, None),
     ],
 )
-def test_a_body_without_a_list_of_errors_has_none_and_one_that_is_no_object_is_told_apart(body, expected):
+def test_a_body_without_errors_differs_from_a_body_that_is_not_an_object(body, expected):
     assert decode_errors(body) == expected
 
 
 LARGE_BYTES = 8 * 1_048_576
-"""The largest answer that is read."""
+"""Size of the largest answer that is read, in bytes."""
 
 
 def filled(head, entry, tail):
@@ -536,7 +557,7 @@ def filled(head, entry, tail):
     ],
     ids=["errors", "messages", "result", "refused instances"],
 )
-def test_a_large_error_answer_takes_no_more_memory_than_its_errors_may(head, entry, tail, read):
+def test_a_large_error_answer_takes_bounded_memory(head, entry, tail, read):
     body = filled(head, entry, tail)
     tracemalloc.start()
     try:
@@ -554,7 +575,7 @@ def test_as_many_errors_are_read_as_a_list_may_hold():
 
 
 @given(st.binary(max_size=80) | VALUES.map(str.encode))
-def test_no_body_at_all_makes_the_decoders_fail(body):
+def test_no_body_makes_the_decoders_raise(body):
     assert decode_answer(body) is None or body
     assert decode_lookup(body) is None or body
     assert decode_page(body) is None or body

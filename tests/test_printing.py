@@ -1,4 +1,4 @@
-"""Results and status as data: JSON lines, CSV, filters; a list's ends never reach a spreadsheet as formulas."""
+"""Results and status as data: JSON lines, CSV, filters; no text of a list becomes a formula in a spreadsheet."""
 
 import contextlib
 import csv
@@ -22,14 +22,14 @@ FIELDS = [
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory):
-    """Runs a command, quickly."""
+    """Runs a command in a forked process, which is quick to start."""
     with Forker(tmp_path_factory.mktemp("outputs")) as forker:
         yield forker
 
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory):
-    """A checkpoint with a row of each outcome, some twice."""
+    """A checkpoint with one or two rows of each outcome."""
     with contextlib.chdir(tmp_path_factory.mktemp("mixed")):
         write_rows("before.jsonl", 1, "old")
         formula = '{"instance_id":"=1+1"}\n'
@@ -54,7 +54,7 @@ def test_results_lists_every_row_once_in_the_order_of_the_list(mixed, quick):
     ("outcome", "rows"),
     [("created", [0, 3]), ("existed", [1]), ("rejected", [4]), ("invalid", [2, 5]), ("pending", [])],
 )
-def test_results_can_be_asked_for_one_outcome(mixed, outcome, rows, quick):
+def test_results_can_be_limited_to_one_outcome(mixed, outcome, rows, quick):
     ended = quick("results", mixed, "--outcome", outcome)
     assert ended.code == 0
     assert [line["row"] for line in ended.lines] == rows
@@ -63,7 +63,7 @@ def test_results_can_be_asked_for_one_outcome(mixed, outcome, rows, quick):
     assert as_csv.startswith(",".join(FIELDS))  # the header, even where there is no row
 
 
-def test_csv_gives_the_same_as_json_lines_but_for_the_mark_before_a_formula(mixed, quick):
+def test_csv_equals_json_lines_except_for_the_mark_before_a_formula(mixed, quick):
     lines = quick("results", mixed).lines
     records = list(csv.DictReader(io.StringIO(quick("results", mixed, "--format", "csv").out, newline="")))
     assert records[5]["id"] == "'=1+1"
@@ -76,7 +76,7 @@ FULL_WIDTH = ["\uff1d1", "\uff0b1", "\uff0d1", "\uff20A"]
 
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", *FULL_WIDTH])
 @pytest.mark.parametrize("kind", [Result, Finding])
-def test_no_column_reaches_a_spreadsheet_as_a_formula(kind, text):
+def test_no_column_is_a_formula_in_a_spreadsheet(kind, text):
     columns = [column.name for column in fields(kind)]
     file = io.BytesIO()
     write_csv([kind(**dict.fromkeys(columns, text))], file, kind)  # a foreign checkpoint may hold text in any of them
@@ -84,7 +84,7 @@ def test_no_column_reaches_a_spreadsheet_as_a_formula(kind, text):
     assert record == dict.fromkeys(columns, "'" + text)
 
 
-def test_a_negative_number_is_no_formula():
+def test_a_negative_number_is_not_a_formula():
     file = io.BytesIO()
     write_csv([Result(row=-1, id="a", outcome="rejected", code=-2)], file)
     (record,) = csv.DictReader(io.StringIO(file.getvalue().decode(), newline=""))
@@ -100,9 +100,9 @@ def test_findings_are_written_with_their_own_columns(rows):
     lines, table = io.BytesIO(), io.BytesIO()
     write_jsonl(iter(findings), lines)
     write_csv(iter(findings), table, Finding)
-    told = [json.loads(line) for line in lines.getvalue().splitlines()]
-    assert all(list(one) == FINDING_FIELDS for one in told)
-    assert [(one["row"], one["id"], one["status"]) for one in told] == [(n, f"-{n}", None) for n in range(rows)]
+    findings = [json.loads(line) for line in lines.getvalue().splitlines()]
+    assert all(list(one) == FINDING_FIELDS for one in findings)
+    assert [(one["row"], one["id"], one["status"]) for one in findings] == [(n, f"-{n}", None) for n in range(rows)]
     reader = csv.DictReader(io.StringIO(table.getvalue().decode(), newline=""))
     assert reader.fieldnames == FINDING_FIELDS
     assert list(reader) == [
@@ -110,7 +110,7 @@ def test_findings_are_written_with_their_own_columns(rows):
     ]
 
 
-def test_csv_holds_what_it_must_quote():
+def test_csv_quotes_separators_quotes_and_newlines():
     message = 'a "b", c\nd; é\u2028'
     file = io.BytesIO()
     write_csv([Result(row=0, id="a", outcome="rejected", message=message)], file)
@@ -119,7 +119,7 @@ def test_csv_holds_what_it_must_quote():
 
 
 @pytest.mark.parametrize("rows", [0, 1, 999, 1_000, 1_001, 2_500])
-def test_pages_lose_and_repeat_nothing(rows):
+def test_paged_writing_loses_and_repeats_nothing(rows):
     results = [Result(row=number, id=f"row-{number}", outcome="created") for number in range(rows)]
     lines, table = io.BytesIO(), io.BytesIO()
     write_jsonl(iter(results), lines)
@@ -129,7 +129,7 @@ def test_pages_lose_and_repeat_nothing(rows):
     assert [int(record["row"]) for record in records] == list(range(rows))
 
 
-def test_results_are_written_as_they_are_read_not_gathered_first():
+def test_results_are_written_page_by_page_as_they_are_read():
     class Full(io.BytesIO):
         def write(self, data):
             raise BrokenPipeError
@@ -148,7 +148,7 @@ def test_results_are_written_as_they_are_read_not_gathered_first():
         assert len(drawn) == 1_000
 
 
-def test_status_says_what_the_run_is_and_how_far_it_has_come(mixed, quick):
+def test_status_shows_the_run_and_its_counts(mixed, quick):
     ended = quick("status", mixed)
     assert ended.err == ""
     assert "run of rows.jsonl to workflow resize, account acct, http://127.0.0.1:" in ended.out
@@ -157,7 +157,7 @@ def test_status_says_what_the_run_is_and_how_far_it_has_come(mixed, quick):
     assert counts == [["created", "2"], ["existed", "1"], ["rejected", "1"], ["invalid", "2"], ["pending", "0"]]
 
 
-def test_status_as_json_has_the_same(mixed, quick):
+def test_status_as_json_has_the_same_counts(mixed, quick):
     status = quick("status", mixed, "--json").summary
     assert status["header"]["workflow"] == "resize"
     assert status["finished_at"] > status["created_at"]
@@ -166,7 +166,7 @@ def test_status_as_json_has_the_same(mixed, quick):
     assert status["rows"] == 6
 
 
-def test_the_pending_rows_of_a_run_that_stopped_are_listed_when_asked_for(folder, quick):
+def test_the_pending_rows_of_a_stopped_run_can_be_listed(folder, quick):
     rows = write_rows("rows.jsonl", 250)
     with emulator(faults=[{"from": 2, "status": 407}]) as service:
         assert quick("run", rows, *service.flags(), "--concurrency", "1").code == 3

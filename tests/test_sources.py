@@ -1,4 +1,4 @@
-"""The list: whatever it is made of and however it arrives, the same rows come out, or the reason why not."""
+"""Sources: a list of any kind gives the same rows however its bytes arrive, or the reason why it can't be read."""
 
 import array
 import asyncio
@@ -42,7 +42,7 @@ EVERYTHING = 1 << 40
 
 
 class Feed:
-    """Chunks as given; an exception among them is raised; a future is waited for."""
+    """A feed of given chunks. An exception among them is raised; a future is awaited."""
 
     read_share = None
 
@@ -64,14 +64,14 @@ class Feed:
         self.closed = True
 
 
-async def take(source, rows, size, patience_s=None):
+async def take(source, rows, size, max_wait_s=None):
     """The next rows; None at the end of the list."""
-    found = await source.peek(rows, size, patience_s)
+    found = await source.peek(rows, size, max_wait_s)
     return source.take(found) if found.rows else None
 
 
 async def drain(source, rows=100, size=EVERYTHING):
-    """All slices of a source, which is closed in the end."""
+    """All slices of a source, which is then closed."""
     found = []
     try:
         while (piece := await take(source, rows, size)) is not None:
@@ -93,7 +93,7 @@ def lines_of(slices):
 
 
 def read_until_error(*args, **how):
-    """What was read before the list could not be read further, and why it could not."""
+    """The slices that were read before an input error, and its message."""
 
     async def go():
         source, found = open_source(*args, **how), []
@@ -110,7 +110,7 @@ def read_until_error(*args, **how):
 
 
 class Region(NamedTuple):
-    """Rows that have been read before."""
+    """Rows of an earlier session."""
 
     rows: int
     size: int
@@ -133,7 +133,7 @@ def numbered(count, start=0):
     cuts=st.lists(st.integers(0, 200), max_size=10),
     asked=st.lists(st.tuples(st.integers(1, 8), st.integers(1, 40)), min_size=1),
 )
-def test_slices_are_contiguous_whole_rows_within_their_bounds_and_miss_nothing(lines, cuts, asked):
+def test_slices_are_contiguous_whole_rows_within_their_bounds(lines, cuts, asked):
     data = b"".join(line + b"\n" for line in lines)
     ends = [0, *sorted({min(cut, len(data)) for cut in cuts}), len(data)]
     chunks = [data[a:b] for a, b in pairwise(ends)]
@@ -164,7 +164,7 @@ def test_slices_are_contiguous_whole_rows_within_their_bounds_and_miss_nothing(l
     cuts=st.lists(st.integers(0, 100), max_size=10),
     shares=st.lists(st.integers(1, 9), min_size=1),
 )
-def test_what_was_taken_once_is_taken_again_by_its_rows_or_passed_by_its_bytes(lines, cuts, shares):
+def test_rows_of_an_earlier_session_are_taken_again_or_skipped(lines, cuts, shares):
     data = b"".join(line + b"\n" for line in lines)
     ends = [0, *sorted({min(cut, len(data)) for cut in cuts}), len(data)]
     chunks = [data[a:b] for a, b in pairwise(ends)]
@@ -192,7 +192,7 @@ def test_what_was_taken_once_is_taken_again_by_its_rows_or_passed_by_its_bytes(l
     asyncio.run(go())
 
 
-async def test_a_list_that_has_become_shorter_gives_what_is_left_of_it():
+async def test_a_shorter_list_gives_the_rows_that_are_left():
     source = Source(Feed(b"a\nb\n"))
     assert (await source.take_rows(5)).rows == 2
     source = Source(Feed(b"a\nb\n"))
@@ -201,8 +201,8 @@ async def test_a_list_that_has_become_shorter_gives_what_is_left_of_it():
 
 
 @given(cuts=st.lists(st.integers(0, 60), max_size=5), at=st.integers(0, 59), shares=st.lists(st.integers(1, 4)))
-def test_the_first_region_that_is_another_now_is_told(cuts, at, shares):
-    """Whatever byte has changed, and wherever chunks end."""
+def test_the_first_region_that_differs_is_returned(cuts, at, shares):
+    """With any changed byte, and any ends of chunks."""
     lines = [b"row %d\n" % number for number in range(10)] * 2
     data, regions, first = b"".join(lines), [], 0
     for rows in [*shares, *[1] * 20]:
@@ -218,13 +218,13 @@ def test_the_first_region_that_is_another_now_is_told(cuts, at, shares):
     assert found == (regions[next(number for number, end in enumerate(within) if at < end)], False)
 
 
-async def test_a_list_that_breaks_off_among_rows_read_before_is_not_called_shorter():
+async def test_an_input_error_among_earlier_rows_is_not_a_shorter_list():
     for again in (lambda source: source.take_rows(5), lambda source: source.skip([Region(5, 99, 0)])):
         with pytest.raises(InputError, match="torn"):
             await again(Source(Feed(b"a\nb\nhalf", InputError("torn"))))
 
 
-async def test_rows_can_be_taken_on_after_a_region_was_passed():
+async def test_rows_can_be_taken_after_a_skipped_region():
     source = Source(Feed(numbered(3), numbered(3, 3)))
 
     await source.skip([Region(2, *fingerprint(numbered(2)))])
@@ -243,9 +243,7 @@ async def test_rows_can_be_taken_on_after_a_region_was_passed():
     stop=st.one_of(st.none(), st.integers(0, 33)),
     rows=st.integers(1, 9),
 )
-def test_a_source_begun_at_a_row_gives_the_rows_and_numbers_of_the_whole_list_from_there(
-    lines, cuts, first_row, stop, rows
-):
+def test_a_source_with_a_first_row_keeps_the_rows_and_numbers_of_the_list(lines, cuts, first_row, stop, rows):
     data = b"".join(line + b"\n" for line in lines)
     ends = [0, *sorted({min(cut, len(data)) for cut in cuts}), len(data)]
     chunks = [Chunk(data[a:b], "list.jsonl" if a == 0 else None) for a, b in pairwise(ends)]
@@ -261,7 +259,7 @@ def test_a_source_begun_at_a_row_gives_the_rows_and_numbers_of_the_whole_list_fr
 
 
 def numbered_rows(slices):
-    """Each row's line, and the code for which the source refused it, by its number."""
+    """The line of each row, and the code for which the source refused it, by row number."""
     found = {}
     for piece in slices:
         refused = {offset: code for offset, code, _ in piece.refused}
@@ -272,7 +270,7 @@ def numbered_rows(slices):
 
 @pytest.mark.parametrize("kind", ["files", "gzip", "iterable", "async iterable"])
 @pytest.mark.parametrize("first_row", [0, 1, 499, 500, 1_199, 1_200, 2_399, 2_400, 9_999])
-def test_a_list_of_any_kind_can_be_begun_at_a_row(kind, first_row, tmp_path):
+def test_a_list_of_any_kind_can_have_a_first_row(kind, first_row, tmp_path):
     own = [{"params": n} for n in range(2_400)]
     own[1_300] = {"params": {1, 2}}
 
@@ -296,7 +294,7 @@ def test_a_list_of_any_kind_can_be_begun_at_a_row(kind, first_row, tmp_path):
         assert whole[1_300] == (b"", "not_json")
 
 
-def test_a_row_is_named_by_its_place_in_its_file_wherever_the_source_begins(tmp_path):
+def test_the_place_of_a_row_does_not_depend_on_the_first_row(tmp_path):
     for name, rows in (("a.jsonl", 3), ("b.jsonl", 4), ("c.jsonl", 2)):
         (tmp_path / name).write_bytes(numbered(rows))
 
@@ -308,7 +306,7 @@ def test_a_row_is_named_by_its_place_in_its_file_wherever_the_source_begins(tmp_
     assert asyncio.run(go()) == ["b.jsonl:3", "b.jsonl:4", "c.jsonl:1", "c.jsonl:2"]
 
 
-async def test_rows_that_were_taken_before_are_compared_from_the_first_row_on_whatever_the_stop():
+async def test_earlier_rows_are_compared_from_the_first_row_and_beyond_the_stop():
     lines = numbered(10).splitlines(keepends=True)
     regions = [Region(len(part), *fingerprint(b"".join(part))) for part in (lines[4:6], lines[6:9])]
     chunks = [numbered(3), numbered(4, 3), numbered(3, 7)]
@@ -326,13 +324,13 @@ async def test_rows_that_were_taken_before_are_compared_from_the_first_row_on_wh
     assert await Source(Feed(*chunks), first_row=11).skip(regions) == (regions[0], True)
 
 
-async def test_a_list_that_breaks_off_before_the_first_row_is_not_called_shorter():
+async def test_an_input_error_before_the_first_row_is_not_a_shorter_list():
     for again in (lambda source: take(source, 5, EVERYTHING), lambda source: source.take_rows(5)):
         with pytest.raises(InputError, match="torn"):
             await again(Source(Feed(b"a\nb\nhalf", InputError("torn")), first_row=9))
 
 
-async def test_no_row_is_read_from_the_stop_on():
+async def test_no_row_is_given_from_the_stop_on():
     source = Source(Feed(numbered(5), numbered(5, 5)), stop=7)
 
     found = [await take(source, 3, EVERYTHING) for _ in range(4)]
@@ -352,7 +350,7 @@ def test_a_list_of_any_kind_ends_before_its_stop(stop, rows, tmp_path):
 # --- peeking ------------------------------------------------------------------------------------------------------
 
 
-async def test_rows_that_join_others_may_be_none_when_patience_ends_or_at_the_end_of_the_list():
+async def test_joining_rows_may_be_none_after_the_wait_or_at_the_end():
     waiting = asyncio.get_running_loop().create_future()
     source = Source(Feed(b"a\n", waiting))
     await take(source, 1, EVERYTHING)
@@ -373,7 +371,7 @@ async def test_a_peek_takes_nothing_and_can_be_repeated_with_narrower_bounds():
     assert (await take(source, 9, EVERYTHING)).data == b"b\n"
 
 
-async def test_an_error_is_raised_for_no_rows_that_would_join_others():
+async def test_joining_rows_raise_no_input_error():
     source = Source(Feed(b"a\n", InputError("torn")))
     await take(source, 1, EVERYTHING)
 
@@ -385,7 +383,7 @@ async def test_an_error_is_raised_for_no_rows_that_would_join_others():
 # --- slow sources -------------------------------------------------------------------------------------------------
 
 
-async def test_rows_at_hand_do_not_wait_for_others_longer_than_patience_and_nothing_is_lost():
+async def test_buffered_rows_wait_for_others_at_most_the_given_time_and_none_is_lost():
     loop = asyncio.get_running_loop()
     waiting = [loop.create_future() for _ in range(2)]
     source = Source(Feed(b"a\nb\n", *waiting))
@@ -398,7 +396,7 @@ async def test_rows_at_hand_do_not_wait_for_others_longer_than_patience_and_noth
     assert await take(source, 1, EVERYTHING, 0.0) is None
 
 
-async def test_without_a_row_at_hand_patience_does_not_run_out():
+async def test_without_a_buffered_row_the_wait_has_no_limit():
     waiting = asyncio.get_running_loop().create_future()
     source = Source(Feed(b"half a ", waiting))
     taking = asyncio.ensure_future(take(source, 5, EVERYTHING, 0.0))
@@ -411,7 +409,7 @@ async def test_without_a_row_at_hand_patience_does_not_run_out():
     assert (await taking).data == b"half a row\n"
 
 
-async def test_without_an_end_to_patience_a_slice_waits_until_it_is_full():
+async def test_without_a_limit_of_the_wait_a_slice_waits_until_it_is_full():
     waiting = asyncio.get_running_loop().create_future()
     source = Source(Feed(b"a\n", waiting))
     taking = asyncio.ensure_future(take(source, 2, EVERYTHING))
@@ -425,7 +423,7 @@ async def test_without_an_end_to_patience_a_slice_waits_until_it_is_full():
 
 
 class Clock:
-    """The loop's clock, moved by the test; timers of the loop itself follow it."""
+    """The clock of the loop, moved by the test. The timers of the loop follow it."""
 
     def __init__(self, monkeypatch):
         self.now = asyncio.get_running_loop().time()
@@ -437,7 +435,7 @@ class Clock:
             await asyncio.sleep(0)
 
 
-async def test_rows_that_trickle_in_one_by_one_do_not_extend_patience(monkeypatch):
+async def test_rows_that_arrive_one_by_one_do_not_extend_the_wait(monkeypatch):
     waiting = [asyncio.get_running_loop().create_future() for _ in range(9)]
     source = Source(Feed(b"0\n", *waiting))
     clock = Clock(monkeypatch)
@@ -469,7 +467,7 @@ async def test_a_cancelled_wait_for_rows_loses_none():
     assert (await take(source, 5, EVERYTHING)).data == b"a\nb\n"
 
 
-async def test_closing_a_source_ends_the_read_that_is_under_way_and_closes_the_feed():
+async def test_closing_a_source_ends_its_read_and_closes_the_feed():
     waiting = asyncio.get_running_loop().create_future()
     feed = Feed(b"a\n", waiting)
     source = Source(feed)
@@ -484,7 +482,7 @@ async def test_closing_a_source_ends_the_read_that_is_under_way_and_closes_the_f
     assert feed.closed
 
 
-async def test_a_cancelled_closing_is_cancelled_but_closes_the_feed_all_the_same():
+async def test_a_cancelled_close_still_closes_the_feed():
     class Stubborn(Feed):
         async def read(self):
             try:
@@ -506,7 +504,7 @@ async def test_a_cancelled_closing_is_cancelled_but_closes_the_feed_all_the_same
     assert feed.closed
 
 
-async def test_what_was_read_before_an_error_is_returned_before_the_error():
+async def test_rows_read_before_an_error_are_returned_before_the_error():
     source = Source(Feed(b"a\nb\nhalf", InputError("torn")))
 
     assert (await take(source, 1, EVERYTHING)).data == b"a\n"
@@ -586,7 +584,7 @@ def test_an_overlong_line_at_the_end_of_a_file_is_refused_too(end, tmp_path):
     assert [piece.first_row + offset for piece in found for offset, _, _ in piece.refused] == [1]
 
 
-async def test_two_overlong_lines_are_refused_each_with_its_row_whatever_stands_between():
+async def test_two_overlong_lines_are_each_refused_with_their_row():
     long = b"y" * (MAX_ROW_BYTES + 1)
     source = Source(Feed(b"{}\n" + long, b"yyy\n\n{}\n" + long, b"\n{}\n"))
 
@@ -630,7 +628,7 @@ async def test_a_line_of_exactly_the_limit_is_kept_whole():
     ],
 )
 @pytest.mark.parametrize("packed", [False, True])
-def test_files_are_one_list_split_at_newlines_and_nothing_else(contents, expected, packed, tmp_path):
+def test_files_are_one_list_split_only_at_newlines(contents, expected, packed, tmp_path):
     paths = []
     for number, content in enumerate(contents):
         paths.append(tmp_path / f"{number}.jsonl")
@@ -684,8 +682,8 @@ def test_a_folder_is_refused(tmp_path):
         open_source(tmp_path)
 
 
-def test_a_file_that_may_not_be_read_is_refused_before_the_run_begins():
-    """As another user, since root may read everything; in a process of its own, since that can't be undone."""
+def test_a_file_without_read_permission_is_refused_before_the_run_begins():
+    """As another user, because root may read everything; in another process, because that can't be undone."""
     program = """if True:
         import os, sys
         from bulkwf.errors import InputError
@@ -714,11 +712,11 @@ def test_a_file_that_may_not_be_read_is_refused_before_the_run_begins():
         locked.chmod(0o700)
 
     assert found.stdout.splitlines() == [
-        f"{path}: the input can't be read: Permission denied. Check the name and its rights." for path in paths[1:]
+        f"{path}: the input can't be read: Permission denied. Check its name and permissions." for path in paths[1:]
     ]
 
 
-def test_a_file_that_goes_away_after_the_run_began_is_an_error_of_the_list(tmp_path):
+def test_a_file_deleted_during_the_run_is_an_input_error(tmp_path):
     first, second = tmp_path / "first.jsonl", tmp_path / "second.jsonl"
     for path in (first, second):
         path.write_bytes(b"{}\n")
@@ -735,7 +733,7 @@ def test_a_file_that_goes_away_after_the_run_began_is_an_error_of_the_list(tmp_p
         asyncio.run(go())
 
 
-def test_a_file_that_shrinks_while_it_is_read_is_not_taken_for_its_end(tmp_path):
+def test_a_file_that_shrinks_while_it_is_read_is_an_input_error(tmp_path):
     path = tmp_path / "shrinking.jsonl"
     path.write_bytes(numbered(300_000))
 
@@ -767,7 +765,7 @@ def test_a_file_that_grows_while_it_is_read_is_read_to_its_new_end(tmp_path):
     assert lines_of(asyncio.run(go()))[-1] == b"the last"
 
 
-def test_a_file_that_was_empty_a_moment_ago_loses_no_byte(tmp_path):
+def test_a_file_that_grows_from_empty_loses_no_byte(tmp_path):
     path = tmp_path / "growing.jsonl"
     path.touch()
     file = files._RegularFile(str(path), os.open(path, os.O_RDONLY))
@@ -777,7 +775,7 @@ def test_a_file_that_was_empty_a_moment_ago_loses_no_byte(tmp_path):
     file.close()
 
 
-def test_the_files_are_closed_when_they_have_been_read_or_the_source_is_closed(tmp_path):
+def test_files_are_closed_at_their_end_or_with_the_source(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(numbered(300_000))
 
@@ -799,7 +797,7 @@ def test_the_files_are_closed_when_they_have_been_read_or_the_source_is_closed(t
     asyncio.run(go())
 
 
-def test_nothing_at_all_is_an_empty_list():
+def test_empty_input_is_an_empty_list():
     assert read("/dev/null") == []
 
 
@@ -834,10 +832,10 @@ def test_many_small_members_are_unpacked_in_few_calls(between, tmp_path, monkeyp
     monkeypatch.setattr(files._Gzip, "_unpack", lambda file: calls.append(file) or unpack(file))
 
     assert lines_of(read(path)) == numbered(20_000).split(b"\n")[:-1]
-    assert len(calls) < 20  # for each of two passes, one or two a megabyte
+    assert len(calls) < 20  # one or two per megabyte, in each of two passes
 
 
-def test_gzip_is_known_by_its_first_bytes_not_by_its_name(tmp_path):
+def test_gzip_is_recognised_by_its_first_bytes_not_by_its_name(tmp_path):
     plain, packed = tmp_path / "plain.gz", tmp_path / "packed.jsonl"
     plain.write_bytes(b"1\n")
     packed.write_bytes(gzip.compress(b"2\n"))
@@ -921,7 +919,7 @@ def test_a_gzip_file_is_unpacked_no_faster_than_it_is_taken(tmp_path):
     assert asyncio.run(go()) <= files.CHUNK_BYTES
 
 
-def test_a_single_wrong_bit_in_a_gzip_file_is_never_taken_for_a_complete_list(tmp_path):
+def test_a_single_wrong_bit_in_a_gzip_file_is_always_an_error(tmp_path):
     path = tmp_path / "bit.gz"
     whole = gzip.compress(numbered(40), mtime=0)
     rows = numbered(40).split(b"\n")[:-1]
@@ -939,7 +937,7 @@ def test_a_single_wrong_bit_in_a_gzip_file_is_never_taken_for_a_complete_list(tm
 
 
 def written_to_a_pipe(tmp_path, *pieces, take=100):
-    """What is read of a pipe into which *pieces* are written one by one, each only after the one before was read."""
+    """The rows from a pipe. Each of the *pieces* is written after the one before it was read."""
     path = tmp_path / "pipe"
     os.mkfifo(path)
     keeper = os.open(path, os.O_RDWR | os.O_NONBLOCK)
@@ -965,7 +963,7 @@ def unread(descriptor):
 
 async def until_it_is_read(descriptor):
     async with asyncio.timeout(10):
-        while unread(descriptor):  # noqa: ASYNC110 - nothing tells when a pipe has been read
+        while unread(descriptor):  # noqa: ASYNC110 - no event says when a pipe was read
             await asyncio.sleep(0)
 
 
@@ -986,7 +984,7 @@ def test_a_pipe_is_read_as_it_is_written(pieces, tmp_path):
     assert source.where(1) == "pipe:2"
 
 
-def test_a_gzip_stream_may_come_through_a_pipe_in_pieces_of_any_size(tmp_path):
+def test_a_gzip_stream_may_arrive_in_pieces_of_any_size(tmp_path):
     packed = gzip.compress(b"\xef\xbb\xbfa\nb\n")
 
     found, _ = written_to_a_pipe(tmp_path, packed[:1], packed[1:3], packed[3:20], packed[20:])
@@ -994,7 +992,7 @@ def test_a_gzip_stream_may_come_through_a_pipe_in_pieces_of_any_size(tmp_path):
     assert lines_of(found) == [b"a", b"b"]
 
 
-def test_a_pipe_that_nobody_writes_to_can_be_left(tmp_path):
+def test_a_read_of_a_silent_pipe_can_be_cancelled(tmp_path):
     path = tmp_path / "pipe"
     os.mkfifo(path)
     keeper = os.open(path, os.O_RDWR | os.O_NONBLOCK)
@@ -1013,7 +1011,7 @@ def test_a_pipe_that_nobody_writes_to_can_be_left(tmp_path):
     os.close(keeper)
 
 
-def test_standard_input_is_a_list_and_its_rows_are_those_of_stdin(tmp_path):
+def test_standard_input_is_a_list_whose_places_name_stdin(tmp_path):
     program = """if True:
         import asyncio
         from bulkwf.sources import open_source
@@ -1040,7 +1038,7 @@ def test_standard_input_is_a_list_and_its_rows_are_those_of_stdin(tmp_path):
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_the_share_that_was_read_grows_to_the_whole(packed, tmp_path):
+def test_the_read_share_grows_to_1(packed, tmp_path):
     paths = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
     for path in paths:
         data = os.urandom(1_000_000).hex().encode() + b"\n" + numbered(100_000)
@@ -1059,10 +1057,10 @@ def test_the_share_that_was_read_grows_to_the_whole(packed, tmp_path):
     assert all(0 <= share <= 1 for share in shares)
     assert shares[-1] == 1.0
     assert len(set(shares)) > 3
-    assert all(later > share - 0.2 for share, later in pairwise(shares))  # what is held is estimated
+    assert all(later > share - 0.2 for share, later in pairwise(shares))  # the share of buffered rows is estimated
 
 
-async def test_the_share_is_known_of_rows_that_have_a_length_and_of_no_others():
+async def test_the_read_share_is_known_only_for_rows_with_a_length():
     async def slow():
         yield {}
 
@@ -1078,7 +1076,7 @@ async def test_the_share_is_known_of_rows_that_have_a_length_and_of_no_others():
         await drain(source)
 
 
-def test_an_empty_list_has_been_read_whole(tmp_path):
+def test_the_read_share_of_an_empty_list_is_1(tmp_path):
     path = tmp_path / "empty.jsonl"
     path.touch()
 
@@ -1133,7 +1131,7 @@ class Level(IntEnum):
         ),
     ],
 )
-def test_a_row_of_a_program_is_written_with_every_value_as_it_is(row, line):
+def test_a_row_of_a_program_is_encoded_with_its_values_unchanged(row, line):
     assert encode_row(row).decode() == line
 
 
@@ -1167,7 +1165,7 @@ CIRCULAR["self"] = CIRCULAR
     ],
     ids=lambda value: f"{type(value).__name__} {str(value)[:20]!a}",
 )
-def test_a_value_that_json_does_not_have_is_refused_not_replaced(params):
+def test_a_value_without_a_json_form_is_refused_not_replaced(params):
     with pytest.raises((TypeError, ValueError, RecursionError)):
         encode_row({"params": params})
     with pytest.raises((TypeError, ValueError, RecursionError)):
@@ -1183,7 +1181,7 @@ JSON = st.recursive(
 
 @settings(max_examples=200)
 @given(JSON)
-def test_every_value_that_json_has_comes_back_as_it_was(params):
+def test_each_json_value_is_decoded_to_itself(params):
     def exactly(value):
         return json.dumps(value, ensure_ascii=True)
 
@@ -1194,7 +1192,7 @@ def test_every_value_that_json_has_comes_back_as_it_was(params):
 
 
 @given(st.lists(st.integers(0, 1 << 70) | st.floats() | st.none() | st.sets(st.none()), max_size=5))
-def test_no_line_ever_holds_what_json_does_not(params):
+def test_no_line_holds_a_value_that_json_does_not_have(params):
     bad = any(isinstance(value, set) or (isinstance(value, float) and not math.isfinite(value)) for value in params)
 
     try:
@@ -1206,7 +1204,7 @@ def test_no_line_ever_holds_what_json_does_not(params):
         assert json.loads(line) == {"params": params}
 
 
-def test_a_row_that_cannot_be_written_is_refused_alone_and_keeps_its_number():
+def test_a_row_that_cannot_be_encoded_is_refused_alone_and_keeps_its_number():
     rows = [{"params": 1}, {"params": math.nan}, "text", {"params": {1}}, 7, None, {"params": 2}]
 
     (piece,) = read(rows)
@@ -1217,7 +1215,26 @@ def test_a_row_that_cannot_be_written_is_refused_alone_and_keeps_its_number():
     assert all(message.isprintable() for _, _, message in piece.refused)
 
 
-def test_refused_rows_stay_with_their_rows_however_the_list_is_sliced():
+LONE_SURROGATES = {
+    "in params": {"params": {"text": "cut \ud83d", "n": 1}},
+    "beside a null": {"params": {"text": "\ud83d", "none": None}},
+    "in a key": {"params": {"\ud83d": 1}},
+    "in the id": {"instance_id": "\ud83d"},
+    "in an Instance": Instance(params="\ud83d"),
+}
+
+
+@pytest.mark.parametrize("name", LONE_SURROGATES)
+def test_a_mapping_with_a_lone_surrogate_is_refused_with_that_reason(name):
+    (piece,) = read([{"params": 1}, LONE_SURROGATES[name], {"params": "\U0001f600"}])
+
+    assert piece.data == '{"params":1}\n\n{"params":"\U0001f600"}\n'.encode()
+    ((offset, code, message),) = piece.refused
+    assert (offset, code) == (1, "lone_surrogate")
+    assert message.startswith(r"\ud83d in a text of the row is a lone surrogate")
+
+
+def test_refused_rows_keep_their_numbers_in_any_slicing():
     bad = {0, 3, 4, 9, 500, 501, 999, 1_000}
     slices = read([{"params": {n}} if n in bad else {"params": n} for n in range(1_200)], rows=7)
 
@@ -1244,7 +1261,7 @@ def test_an_iterable_of_any_length_is_a_list(count):
 
 @pytest.mark.parametrize("good", [0, 1, 30, CHUNK_ROWS, CHUNK_ROWS + 30])
 @pytest.mark.parametrize("awaited", [False, True])
-def test_rows_that_raise_give_all_rows_before_and_then_the_reason_with_its_cause(good, awaited):
+def test_an_iterable_that_raises_gives_all_earlier_rows_and_then_the_error(good, awaited):
     def rows():
         yield from ({"params": n} for n in range(good))
         raise LookupError("no more of the table")
@@ -1277,7 +1294,7 @@ async def test_the_cause_of_an_error_in_the_callers_code_is_kept():
         await source.aclose()
 
 
-async def test_a_cancellation_inside_the_callers_code_is_not_taken_for_the_end_of_the_list():
+async def test_a_cancellation_inside_the_callers_code_is_not_the_end_of_the_list():
     async def rows():
         yield {}
         lookup = asyncio.ensure_future(asyncio.sleep(3_600))
@@ -1293,7 +1310,7 @@ async def test_a_cancellation_inside_the_callers_code_is_not_taken_for_the_end_o
     await source.aclose()
 
 
-async def test_a_slow_async_list_gives_up_the_rows_it_has_when_patience_ends():
+async def test_a_slow_async_list_gives_its_rows_when_the_wait_ends():
     more = asyncio.Event()
 
     async def rows():
@@ -1311,7 +1328,7 @@ async def test_a_slow_async_list_gives_up_the_rows_it_has_when_patience_ends():
     await source.aclose()
 
 
-async def test_an_async_list_is_not_drawn_far_ahead_of_what_is_taken():
+async def test_an_async_list_is_drawn_only_a_little_ahead():
     drawn = 0
 
     async def rows():
@@ -1329,7 +1346,7 @@ async def test_an_async_list_is_not_drawn_far_ahead_of_what_is_taken():
     await source.aclose()
 
 
-async def test_an_iterable_is_not_drawn_far_ahead_of_what_is_taken():
+async def test_an_iterable_is_drawn_only_a_little_ahead():
     drawn = 0
 
     def rows():
@@ -1366,7 +1383,7 @@ async def test_closing_an_async_list_that_waits_ends_its_wait():
     assert ended.is_set()
 
 
-async def test_an_async_generator_that_goes_on_after_a_cancellation_is_closed_all_the_same():
+async def test_an_async_generator_that_ignores_a_cancellation_is_closed():
     log = []
 
     async def rows():
@@ -1389,7 +1406,7 @@ async def test_an_async_generator_that_goes_on_after_a_cancellation_is_closed_al
 
 
 @pytest.mark.parametrize("waits_in", ["the rows", "the cleanup"])
-async def test_the_cleanup_of_an_async_generator_is_cut_off_in_the_end(waits_in, monkeypatch, caplog):
+async def test_the_cleanup_of_an_async_generator_is_limited_in_time(waits_in, monkeypatch, caplog):
     monkeypatch.setattr(rows_module, "CLEANUP_S", 0.05)
     cut = asyncio.Event()
 
@@ -1416,8 +1433,8 @@ async def test_the_cleanup_of_an_async_generator_is_cut_off_in_the_end(waits_in,
 
 
 @pytest.mark.parametrize("step", ["open", "read"])
-async def test_a_file_is_closed_only_when_the_thread_that_uses_it_has_ended(tmp_path, monkeypatch, step):
-    """The run may end before: until then the descriptor's number must not be given to another file."""
+async def test_a_file_is_closed_after_the_thread_that_reads_it_has_ended(tmp_path, monkeypatch, step):
+    """The run may end before the thread. Until then the descriptor must not get to another file."""
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"{}\n" * 10)
     real, begun, go_on, used = getattr(os, step), threading.Event(), threading.Event(), []
@@ -1453,7 +1470,7 @@ async def test_a_file_is_closed_only_when_the_thread_that_uses_it_has_ended(tmp_
 
 
 @pytest.mark.parametrize("kind", ["iterable", "async iterable"])
-async def test_large_rows_of_a_program_are_held_a_few_at_a_time(kind):
+async def test_only_a_few_large_rows_of_a_program_are_in_memory(kind):
     drawn = 0
 
     def rows():

@@ -1,6 +1,6 @@
 #!/bin/sh
-# What one writes without a language: `split` cuts the list, `curl` sends the pieces, sixteen at a time.
-# Usage: curl.sh ROWS BASE_URL FOLDER; prints how many were created.
+# Without a programming language: `split` cuts the list, `curl` sends the pieces, sixteen at a time.
+# Usage: curl.sh ROWS BASE_URL FOLDER; prints the number of created instances.
 set -eu
 rows=$1 url=$2/accounts/acct/workflows/bench/instances/batch folder=$3
 mkdir -p "$folder/parts" "$folder/answers"

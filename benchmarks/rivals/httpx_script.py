@@ -1,4 +1,4 @@
-"""The same with httpx: the list in memory, a gather under a semaphore, a line of JSON per result."""
+"""A script around httpx: the list in memory, a gather under a semaphore, one line of JSON per result."""
 
 import asyncio
 import json
@@ -16,14 +16,14 @@ async def main(rows: str, base_url: str, results: str) -> None:
     semaphore, created = asyncio.Semaphore(16), 0
     headers = {"Authorization": f"Bearer {os.environ['CLOUDFLARE_API_TOKEN']}"}
     async with httpx.AsyncClient(headers=headers, timeout=60) as client:
-        with open(results, "w", encoding="utf-8") as told:
+        with open(results, "w", encoding="utf-8") as file:
 
             async def send(batch: list[dict]) -> None:
                 nonlocal created
                 async with semaphore:
                     response = await client.post(url, json=batch)
                 for one in response.json()["result"]:
-                    told.write(json.dumps({"id": one["id"], "status": one["status"]}) + "\n")
+                    file.write(json.dumps({"id": one["id"], "status": one["status"]}) + "\n")
                     created += 1
 
             await asyncio.gather(*(send(items[start : start + 100]) for start in range(0, len(items), 100)))

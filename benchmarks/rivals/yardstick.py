@@ -1,4 +1,4 @@
-"""The least that a loop over aiohttp does: no checks, no limits, no retries, no checkpoint, no results.
+"""The minimum of a loop over aiohttp: no checks, no limits, no retries, no checkpoint, no results.
 
 `orjson.loads` each row, `orjson.dumps` each batch, post it, `orjson.loads` the answer; sixteen at a time.
 """

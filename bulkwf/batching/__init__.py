@@ -1,1 +1,1 @@
-"""Lines of a list to batches. Pure."""
+"""Makes batches of the lines of a list. Pure."""

@@ -48,13 +48,13 @@ class RowSource(Protocol):
     """Where the rows come from; `sources.Source` is one."""
 
     async def peek(
-        self, max_rows: int, max_bytes: int, patience_s: float | None = None, *, joining: bool = False
+        self, max_rows: int, max_bytes: int, max_wait_s: float | None = None, *, joining: bool = False
     ) -> Cut:
-        """How many of the next rows fit into both bounds; none at the end of the list. See `sources.Source.peek`."""
+        """The next rows that fit into both bounds; none at the end of the list. See `sources.Source.peek`."""
         ...
 
     def take(self, found: Cut) -> Slice:
-        """The rows that `peek` has found last."""
+        """The rows of the last `peek`."""
         ...
 
 
@@ -125,6 +125,6 @@ class Batcher:
         return rows, self.max_bytes - packer.size - instances * ITEM_OVERHEAD_BYTES
 
     async def _even(self, instances: int, found: Cut, max_bytes: int) -> Cut:
-        """Of the rows that were *found* to fit, those that fill the rate best beside the *instances* of the batch."""
+        """Those of the rows *found* that fill the rate best together with the *instances* of the batch."""
         share = even_share(instances + found.rows, self._rate) - instances
         return await self._source.peek(share, max_bytes) if 0 < share < found.rows else found

@@ -1,4 +1,4 @@
-"""A batch to the body of its request: the rows' bytes are spliced, never serialised again. Pure."""
+"""Composes the body of a request: the bytes of rows are spliced, never serialised again. Pure."""
 
 from collections.abc import Sequence
 

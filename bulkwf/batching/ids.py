@@ -1,4 +1,4 @@
-"""The ids of instances: the rules for them, and how rows without an id get one. Pure."""
+"""The ids of instances: their rules, and the ids that rows without one get. Pure."""
 
 import re
 from collections.abc import Sequence
@@ -23,16 +23,16 @@ _IDS = re.compile(f"(?:{ID_PATTERN}{{0,99}}\n)+", re.ASCII)
 
 _SYSTEM_ID = re.compile("cf_[0-9a-f]{64}", re.ASCII)
 
-_URL_WORDS = frozenset({"batch", "terminate", "terminateAll"})
+_URL_SEGMENTS = frozenset({"batch", "terminate", "terminateAll"})
 
 
 @dataclass(frozen=True, slots=True)
 class IdScheme:
-    """How a row that brings no id gets one, so that a retry after a lost answer can never duplicate it.
+    """How a row without an id gets one. The id is the same each time, so that a retry creates no second instance.
 
     Attributes:
-        run_key: Begins a generated id: `<run_key>-<row>-<crc32 of the row, 8 hex digits>`.
-        template: If given, makes the id from fields of the row's params instead: `order-{order_id}`.
+        run_key: Prefix of a generated id: `<run_key>-<row>-<crc32 of the row, 8 hex digits>`.
+        template: If given, the id is made of fields of the row's params instead: `order-{order_id}`.
     """
 
     run_key: str
@@ -43,7 +43,7 @@ class IdScheme:
             _template_fields(self.template)
 
     def make(self, row: int, line: bytes, params: bytes | None) -> str | Flaw:
-        """The id for row number *row*, or why it can't have one."""
+        """The id of row number *row*, or why it gets none."""
         if self.template is None:
             return f"{self.run_key}-{row}-{crc32(line):08x}"
         values: dict[str, str] = {}
@@ -57,7 +57,7 @@ class IdScheme:
                 )
             values[name] = value
         made = self.template.format_map(values)
-        # Not quoted: it is made of params, and why a row is refused is kept and printed.
+        # The id is not quoted: it holds params, and the reason of a refusal is stored and printed.
         return _id_flaw(made, template=self.template) or made
 
 
@@ -88,29 +88,29 @@ def _field(params: bytes | None, name: str) -> str | None:
 def _id_flaw(instance_id: str, template: str | None = None) -> Flaw | None:
     if _ID.fullmatch(instance_id) is None:
         code, why = "bad_id", "must be 1 to 100 of the characters A-Z a-z 0-9 _ -, not starting with -"
-    elif instance_id in _URL_WORDS or _SYSTEM_ID.fullmatch(instance_id):
+    elif instance_id in _URL_SEGMENTS or _SYSTEM_ID.fullmatch(instance_id):
         code, why = "reserved_id", "is reserved by the service"
     else:
         return None
-    called = f"the id {clean(instance_id, 120)!r}" if template is None else f"the id that {template!r} makes"
-    return Flaw(code, f"{called} {why}")
+    subject = f"the id {clean(instance_id, 120)!r}" if template is None else f"the id that {template!r} makes"
+    return Flaw(code, f"{subject} {why}")
 
 
 def ids_are_good(ids: Sequence[str]) -> bool:
-    """Whether *ids*, one or more, are ids that the service takes, each another one."""
+    """Whether *ids*, one or more, are valid and distinct."""
     joined = "\n".join(ids) + "\n"
     if _IDS.fullmatch(joined) is None or len(set(ids)) != len(ids) or joined.count("\n") != len(ids):
-        return False  # the last: an id that holds a newline looks like two good ones
-    return _URL_WORDS.isdisjoint(ids) and ("cf_" not in joined or not any(map(_SYSTEM_ID.fullmatch, ids)))
+        return False  # the last condition finds an id that holds a newline, which looks like two valid ones
+    return _URL_SEGMENTS.isdisjoint(ids) and ("cf_" not in joined or not any(map(_SYSTEM_ID.fullmatch, ids)))
 
 
 def has_its_ids(batch: Batch, scheme: IdScheme, refused: frozenset[int]) -> bool:
-    """Whether the rows of a batch that was begun before, read again, still get the ids that were stored for them.
+    """Whether the rows of a batch of an earlier session still get the ids that are stored for them.
 
     Args:
-        batch: The rows, and the stored ids.
+        batch: The rows as they are read now, and the stored ids.
         scheme: How rows get ids.
-        refused: Offsets of the rows that were refused: those may have been corrected since.
+        refused: Offsets of the rows that were refused. They may have been corrected since.
     """
     stored = dict(zip(batch.offsets, batch.ids, strict=True))
     return all(
@@ -121,7 +121,7 @@ def has_its_ids(batch: Batch, scheme: IdScheme, refused: frozenset[int]) -> bool
 
 
 def _id_of(line: bytes, number: int, row_shape: Literal["instance", "params"], scheme: IdScheme) -> str | Flaw | None:
-    """The id under which row *number* is sent, or why it has none; None for a blank line."""
+    """The id of row *number*, or why it gets none; None for a blank line."""
     if not line or line.isspace():
         return None
     row = read_row(line, row_shape)
@@ -129,7 +129,7 @@ def _id_of(line: bytes, number: int, row_shape: Literal["instance", "params"], s
 
 
 def _id_for(row: Row, number: int, line: bytes, scheme: IdScheme) -> str | Flaw:
-    """The id that a row brings, or the one that is made for it."""
+    """The row's own id, or the one that is made for it."""
     if row.instance_id is not msgspec.UNSET:
         return row.instance_id
     return scheme.make(number, line, None if row.params is msgspec.UNSET else bytes(row.params))

@@ -1,4 +1,4 @@
-"""Lines: where to cut them, and their fingerprint. Pure."""
+"""Lines: how many fit into given bounds, and their fingerprint. Pure."""
 
 from typing import Literal, NamedTuple
 from zlib import crc32
@@ -17,14 +17,14 @@ _OPENING, _CLOSING = b"{}"
 
 
 class Cut(NamedTuple):
-    """The next lines of some data, whole ones.
+    """Whole lines at the start of some data.
 
     Attributes:
-        size: Their bytes, newlines included.
-        rows: How many they are.
-        bound: Why no more: the bound on rows, the bound on bytes, or the data ends.
-        objects: Each line begins with `{` and ends with `}`.
-        longest: Bytes of the longest line.
+        size: Size of the lines in bytes, newlines included.
+        rows: Number of lines.
+        bound: Why there are no more lines: the bound on rows, the bound on bytes, or the end of the data.
+        objects: Whether each line begins with `{` and ends with `}`.
+        longest: Size of the longest line in bytes, without its newline.
     """
 
     size: int
@@ -52,9 +52,9 @@ def cut(data: bytes, start: int, max_rows: int, max_bytes: int) -> Cut:
 
 
 def fingerprint(region: bytes, dropped: frozenset[int] = frozenset()) -> tuple[int, int]:
-    """Size in bytes and crc32 of the lines of *region*, less those at the offsets *dropped*.
+    """Size in bytes and crc32 of the lines of *region*, without those at the offsets *dropped*.
 
-    Rows that were refused may be corrected in the list without making it another list.
+    Refused rows are dropped: correcting them in the list does not make it a different list.
     """
     if dropped:
         lines = region.split(b"\n")[:-1]
@@ -63,5 +63,5 @@ def fingerprint(region: bytes, dropped: frozenset[int] = frozenset()) -> tuple[i
 
 
 def too_long(size: int) -> Flaw:
-    """Why a line of *size* bytes, or of more than that, is refused."""
-    return Flaw("row_too_long", f"the row is {size:,} bytes or longer; {MAX_ROW_BYTES:,} is the most")
+    """Why a line of at least *size* bytes is refused."""
+    return Flaw("row_too_long", f"the row has {size:,} bytes or more; the maximum is {MAX_ROW_BYTES:,}")

@@ -1,4 +1,4 @@
-"""Rows to a batch: which are invalid, which id each instance gets. Pure."""
+"""Packs rows into a batch: which rows are invalid, which id each instance gets. Pure."""
 
 from math import inf
 from typing import Literal
@@ -16,15 +16,15 @@ __all__ = ["Packer"]
 
 
 class Packer:
-    """Gathers slices into one batch: `add` each, then `pack`. Where the batch ends, `batching.batcher` decides.
+    """Packs slices into one batch: `add` each, then `pack`. `batching.batcher` decides where the batch ends.
 
     Args:
         scheme: How rows get ids.
-        row_shape: Whether a line is a whole instance or its params alone.
+        row_shape: "instance" if a line has the keys of the API, "params" if it is the params.
 
     Attributes:
-        rows: Rows added so far, blank and invalid ones included.
-        size: Bytes of their lines.
+        rows: Number of rows added so far, blank and invalid ones included.
+        size: Size of their lines in bytes.
     """
 
     def __init__(self, scheme: IdScheme, row_shape: Literal["instance", "params"]) -> None:
@@ -42,15 +42,15 @@ class Packer:
 
     @property
     def instances(self) -> int:
-        """Instances to send so far."""
+        """Number of instances to send so far."""
         return len(self._ids)
 
     def add(self, piece: Slice, found: Cut | None = None) -> None:
-        """Check the rows of *piece*, the next ones of the list, and take them in.
+        """Validate the rows of *piece*, the next rows of the list, and add them.
 
         Args:
             piece: One row or more.
-            found: What `cut` has said of its lines, if known: this saves another look at them.
+            found: The cut of its lines, if known. It saves a second scan of them.
         """
         self._slices.append(piece)
         if not self._add_all(piece, found):
@@ -59,7 +59,7 @@ class Packer:
         self.size += len(piece.data)
 
     def pack(self) -> Batch:
-        """The batch of all that was added."""
+        """The batch of all rows added."""
         first_row = self._slices[0].first_row
         return Batch(
             first_row=first_row,
@@ -74,7 +74,7 @@ class Packer:
         )
 
     def _add_all(self, piece: Slice, found: Cut | None) -> bool:
-        """Take in a slice whose rows are all good and bring their ids; False if they don't."""
+        """Add a slice whose rows are all valid and have ids; False if one is not or has none."""
         if self._row_shape == "params" or piece.refused or self._ids or len(piece.data) > MAX_PARAMS_BYTES:
             return False
         objects, longest = (False, inf) if found is None else (found.objects, found.longest)
@@ -84,7 +84,7 @@ class Packer:
         ids = [row.instance_id for row in rows]
         if msgspec.UNSET in ids or not ids_are_good(ids):  # type: ignore[arg-type]
             return False
-        # Lists have few different retentions.
+        # A set, as lists have few different retentions.
         for retention in set(map(_RETENTION, rows)):
             if retention is not msgspec.UNSET and not self._note_retention(retention):
                 return False
@@ -126,9 +126,7 @@ class Packer:
             self._refuse(offset, None, made)
         elif made in self._rows_of_ids:
             first = self._slices[0].first_row + self._rows_of_ids[made]
-            self._refuse(
-                offset, made, Flaw("duplicate_id", f"the id {made!r} is that of row {first} (counted from 0) already")
-            )
+            self._refuse(offset, made, Flaw("duplicate_id", f"row {first} (counted from 0) has the same id {made!r}"))
         else:
             self._bare = self._bare and given is not None
             self._rows_of_ids[made] = offset
@@ -138,7 +136,7 @@ class Packer:
     def _row_flaw(self, row: Row) -> Flaw | None:
         if row.params is not msgspec.UNSET and len(row.params) > MAX_PARAMS_BYTES:
             return Flaw(
-                "params_too_large", f"params are {len(row.params):,} bytes; the service takes {MAX_PARAMS_BYTES:,}"
+                "params_too_large", f"the params have {len(row.params):,} bytes; the maximum is {MAX_PARAMS_BYTES:,}"
             )
         if row.instance_retention is not msgspec.UNSET and not self._note_retention(row.instance_retention):
             return Flaw(

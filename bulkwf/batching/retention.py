@@ -14,7 +14,7 @@ DEFAULT_RETENTION_S = 3 * 86_400.0
 """How long the service remembers an id on the smallest plan."""
 
 LONGEST_DURATION = 100
-"""A longer text is none, whatever stands in it."""
+"""Maximum length of a duration, in characters."""
 
 _RETENTION = attrgetter("instance_retention")
 
@@ -33,7 +33,7 @@ _UNIT_S = {
 
 def _seconds(value: int | str) -> float | None:
     if isinstance(value, int):
-        return min(value, 10**15) / 1_000 if value > 0 else None  # a float can't take any length of digits
+        return min(value, 10**15) / 1_000 if value > 0 else None  # an integer of any length may not fit a float
     return _duration_s(value) if len(value) <= LONGEST_DURATION else None
 
 

@@ -1,5 +1,6 @@
-"""One row: whether it is valid, and what it says. A row's bytes are validated and measured, never rebuilt. Pure."""
+"""One row: whether it is valid, and its values. The bytes of a row are validated and measured, never rebuilt. Pure."""
 
+import re
 from math import inf
 from typing import Literal
 
@@ -8,27 +9,33 @@ import msgspec
 from bulkwf.nesting import _brackets, _is_deeper
 from bulkwf.text import clean
 
-__all__ = ["Flaw", "Retention", "Row", "decode_rows", "read_row"]
+__all__ = ["Flaw", "Retention", "Row", "decode_rows", "lone_surrogate", "read_row"]
 
 MAX_NESTING = 500
-"""The most levels of objects and arrays in a row, its own included.
+"""Maximum depth of objects and arrays in a row, the row itself included.
 
-A rule of ours, because a parser's own limit is none: it moves with the Python version, and before 3.12 with the depth
-of the caller's stack too, so that a row that could be read once might not be readable again.
+A parser's own limit depends on the Python version and, before 3.12, on the depth of the caller's stack. With such a
+limit, a row that could be read once might not be readable again.
 """
 
 UTF8_PIECE_BYTES = 16_384
 
 
+_HIGH, _LOW, _HALF = (rb"u[dD][%b][0-9a-fA-F]{2}" % second for second in (b"89abAB", b"c-fC-F", b"89a-fA-F"))
+
+_ESCAPE = re.compile(rb"\\(?:%b\\%b|(?P<alone>%b)|.)" % (_HIGH, _LOW, _HALF), re.DOTALL)
+"""One escape sequence of a JSON text, or the two of a surrogate pair."""
+
+
 class Retention(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
-    """How long the service keeps an instance, and with it the memory of its id."""
+    """How long the service keeps an instance, and with it its id."""
 
     success_retention: int | str | msgspec.UnsetType = msgspec.UNSET
     error_retention: int | str | msgspec.UnsetType = msgspec.UNSET
 
 
 class Row(msgspec.Struct, forbid_unknown_fields=True, gc=False):
-    """A row as the API has it. `params` stays raw."""
+    """A row with the keys of the API. `params` stays raw."""
 
     instance_id: str | msgspec.UnsetType = msgspec.UNSET
     params: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
@@ -37,7 +44,7 @@ class Row(msgspec.Struct, forbid_unknown_fields=True, gc=False):
 
 
 class Flaw(msgspec.Struct, frozen=True):
-    """Why a row can't be sent: a word for programs, a sentence for people."""
+    """Why a row can't be sent: a code for programs, a message for people."""
 
     code: str
     message: str
@@ -49,20 +56,20 @@ _PARAMS = msgspec.json.Decoder(msgspec.Raw)
 
 
 def decode_rows(region: bytes, rows: int, *, objects: bool = False, longest: float = inf) -> list[Row] | None:
-    """All of a region's rows, of the shape "instance", in one pass; None if any needs a closer look by `read_row`.
+    """All rows of a region in one pass, for the row shape "instance"; None if any row needs `read_row`.
 
-    Every newline has to stand between a `}` and a `{`. That can't happen inside a JSON value, so no row spans lines;
-    with as many rows as lines, no line holds two.
+    Every newline must be between a `}` and a `{`. That can't occur inside a JSON value, so no row spans lines. With as
+    many rows as lines, no line holds two rows.
 
     Args:
         region: Whole lines.
-        rows: How many.
+        rows: Number of lines.
         objects: Each line is known to begin with `{` and to end with `}`.
-        longest: Bytes of the longest of them, or more.
+        longest: Upper bound of the size of a line, in bytes.
     """
     if not objects and (region.count(b"}\n{") or region.count(b"}\r\n{")) != rows - 1:
         return None
-    deep = longest > 2 * MAX_NESTING and _brackets(region) > MAX_NESTING  # as many have to close
+    deep = longest > 2 * MAX_NESTING and _brackets(region) > MAX_NESTING  # each bracket must be closed, too
     if deep and max(map(_brackets, region.split(b"\n"))) > MAX_NESTING:
         return None
     try:
@@ -74,27 +81,38 @@ def decode_rows(region: bytes, rows: int, *, objects: bool = False, longest: flo
 
 
 def read_row(line: bytes, row_shape: Literal["instance", "params"]) -> Row | Flaw:
-    """One row, or why it is none."""
+    """The row in *line*, or why it is invalid."""
     try:
         line.decode()
         if _is_deeper(line, MAX_NESTING):
-            return Flaw("too_deep", f"the row is nested too deep; {MAX_NESTING} levels are the most")
+            return Flaw("too_deep", f"the row is nested too deeply; the maximum is {MAX_NESTING} levels")
         return _ROW.decode(line) if row_shape == "instance" else Row(params=_PARAMS.decode(line))
     except UnicodeDecodeError as error:
         return Flaw("not_utf8", f"the row is not UTF-8: byte {error.start + 1} of it is 0x{line[error.start]:02x}")
     except RecursionError:
-        return Flaw("too_deep", "the row is nested too deep to be read here")
+        return Flaw("too_deep", "the row is nested too deeply to be read here")
     except msgspec.ValidationError as error:
         return _validation_flaw(str(error))
     except msgspec.DecodeError as error:
-        reason = str(error)
-        if "truncated" in reason and rb"\u" in line:
-            reason = "half a character stands in it, a lone surrogate"  # msgspec's own words say something else
+        # The grammar of JSON allows a lone surrogate. msgspec refuses it, for a reason that names something else.
+        alone = next((escape for escape in _ESCAPE.finditer(line) if escape["alone"]), None)
+        if alone is not None:
+            return lone_surrogate(alone[0].decode(), f"at byte {alone.start() + 1} of the row")
+        reason = str(error).removeprefix("JSON is malformed: ")
         return Flaw("not_json", clean(f"the row is not JSON: {reason}"))
 
 
+def lone_surrogate(surrogate: str, place: str) -> Flaw:
+    """Why a row with half of a surrogate pair is refused."""
+    return Flaw(
+        "lone_surrogate",
+        f"{surrogate} {place} is a lone surrogate: half of a character, which has no form in UTF-8; "
+        "remove it or complete the pair",
+    )
+
+
 def _check_utf8(region: bytes) -> None:
-    """Raise `UnicodeDecodeError` if *region* is not UTF-8. In pieces, as a long text is slow to make."""
+    """Raise `UnicodeDecodeError` if *region* is not UTF-8. In pieces, as decoding a long text is slow."""
     if region.isascii():
         return
     start = 0
@@ -117,6 +135,6 @@ def _validation_flaw(text: str) -> Flaw:
     if not key:
         return Flaw("not_object", clean(f"the row is not a JSON object: {what}"))
     if key == "instance_id":
-        return Flaw("bad_id", clean(f"instance_id: {what}; leave the key out to have an id made"))
+        return Flaw("bad_id", clean(f"instance_id: {what}; without the key, an id is made"))
     code = "bad_retention" if key.startswith("instance_retention") else "bad_value"
     return Flaw(code, clean(f"{key}: {what}"))

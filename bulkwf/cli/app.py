@@ -27,6 +27,7 @@ from bulkwf.errors import BulkwfError, ConfigError, SystemRefused
 from bulkwf.model import RowOutcome
 from bulkwf.options import DEFAULT_BASE_URL
 from bulkwf.settings import Given, Settings, environment, parse_rate
+from bulkwf.text import counted
 
 __all__ = ["app", "main"]
 
@@ -34,10 +35,10 @@ EXIT_USAGE = 2
 EXIT_SYSTEM = 4
 EXIT_BUG = 70
 SETTLE_S = 0.2
-"""How long data waits until earlier messages are written: both may go to one terminal."""
+"""How long data waits until earlier messages are written, in seconds: both may go to the same terminal."""
 
 EMULATED = {"account_id": Given("emulated", "--emulate")}
-"""The layer that stands in the environment's place with --emulate."""
+"""The layer of settings that replaces the environment with --emulate."""
 
 app = App(
     name="bulkwf",
@@ -64,14 +65,14 @@ def run(
     service_flags: ServiceFlags = ServiceFlags(),
     api_token_file: TokenFile = None,
 ) -> int:
-    """Submit a list. The same command again continues where the run was cut off.
+    """Submit a list. Run the same command again to continue an interrupted run.
 
     The token comes from CLOUDFLARE_API_TOKEN (or CLOUDFLARE_EMAIL and CLOUDFLARE_API_KEY), or from --api-token-file.
 
     Parameters
     ----------
     inputs
-        Files of JSON lines, plain or gzip, one list in their order; - is standard input.
+        Files of JSON lines, plain or gzip, read in order as one list; - is standard input.
     workflow
         Name of the workflow.
     account
@@ -87,14 +88,14 @@ def run(
     json
         Print the summary as JSON on stdout.
     """
-    from bulkwf.cli.run import Session, make_descriptors_last  # noqa: PLC0415
+    from bulkwf.cli.run import Session, raise_descriptor_limit  # noqa: PLC0415
 
     paths = input_paths(inputs)
     flags = flag_layer(list_flags, run_flags, service_flags, workflow=workflow, account=account)
     settings = Settings(flags, EMULATED if emulate else environment(os.environ))
     options, target = settings.options(), settings.target()
     file = checkpoint or default_checkpoint(paths, emulate=emulate)
-    make_descriptors_last(options.rate.concurrency, ends=2 if emulate else 1)
+    raise_descriptor_limit(options.rate.concurrency, ends=2 if emulate else 1)
     session = Session(paths, target, file, options, api_token_file, emulate=emulate, new=new)
     summary = process.run(session.run(quiet=quiet))
     if json:
@@ -105,12 +106,12 @@ def run(
 
 @app.command
 def check(*inputs: Inputs, list_flags: ListFlags = ListFlags()) -> int:
-    """Validate a list without any network, and say how long it will take against which limit.
+    """Validate a list without a network, and estimate how long its run will take.
 
     Parameters
     ----------
     inputs
-        Files of JSON lines, plain or gzip, one list in their order; - is standard input.
+        Files of JSON lines, plain or gzip, read in order as one list; - is standard input.
     """
     from bulkwf.batching.ids import IdScheme  # noqa: PLC0415
     from bulkwf.check import check_list  # noqa: PLC0415
@@ -130,7 +131,7 @@ def check(*inputs: Inputs, list_flags: ListFlags = ListFlags()) -> int:
 
 @app.command
 def status(checkpoint: Path, *, json: bool = False) -> int:
-    """Show what a checkpoint knows of its run, also while the run is in progress.
+    """Show the state of a run from its checkpoint, also while the run is in progress.
 
     Parameters
     ----------
@@ -155,14 +156,14 @@ def results(
     outcome: RowOutcome | None = None,
     format: Literal["jsonl", "csv"] = "jsonl",  # noqa: A002
 ) -> int:
-    """Print what has become of each row, in the order of the rows.
+    """Print the outcome of each row, in row order.
 
     Parameters
     ----------
     checkpoint
         The run's checkpoint.
     outcome
-        Only the rows that ended so; by default all but the pending ones.
+        Only rows with this outcome; by default all but the pending ones.
     format
         JSON lines, or CSV with a header.
     """
@@ -189,8 +190,8 @@ def verify(
 ) -> int:
     """Check that the service holds the instances of a run. Prints the missing, errored and unknown ones.
 
-    Exit code 0: none is missing. 1: some are missing. 75: not finished; run the same command again to continue it. What
-    was found is kept in a file beside the checkpoint until the verification is finished.
+    Exit code 0: none is missing. 1: some are missing. 75: not finished; run the same command again to continue it. The
+    findings are kept in a file beside the checkpoint until the verification is finished.
 
     Parameters
     ----------
@@ -208,7 +209,7 @@ def verify(
         Print one JSON object: the counts, and the instances as `problems`.
     """
     from bulkwf.cli.formats import write_csv, write_jsonl, write_report  # noqa: PLC0415
-    from bulkwf.cli.run import make_descriptors_last  # noqa: PLC0415
+    from bulkwf.cli.run import raise_descriptor_limit  # noqa: PLC0415
     from bulkwf.cli.verify import VerifySession  # noqa: PLC0415
     from bulkwf.model import Finding  # noqa: PLC0415
 
@@ -217,7 +218,7 @@ def verify(
     sample = None if sample is None else min(sample, sys.maxsize)
     settings = Settings(flag_layer(service_flags, account=account, request_rate=request_rate), environment(os.environ))
     options = settings.options()
-    make_descriptors_last(options.rate.concurrency, ends=1)
+    raise_descriptor_limit(options.rate.concurrency, ends=1)
     account_id, base_url = settings.get("account_id"), settings.get("base_url") or DEFAULT_BASE_URL
     session = VerifySession(checkpoint, account_id, base_url, options, api_token_file, sample)
     with settings.naming_origins():
@@ -231,7 +232,7 @@ def verify(
         else:
             write_jsonl(report.problems(), output.data())
         output.finish()
-    except output.ReaderGone:  # the exit code says what was found
+    except output.ReaderGone:  # the exit code still says what was found
         pass
     report.discard()
     return report.counts.exit_code
@@ -290,10 +291,10 @@ def emulate(
         _say(f"the base URL can't be written to standard output: {error.strerror}.")
         return EXIT_SYSTEM
     except (OSError, OverflowError) as error:
-        raise ConfigError(f"can't serve: {error}") from None
+        raise ConfigError(f"can't listen on {host}, port {port}, or write the log: {error}.") from None
     _say(
-        f"{service.created:,} instances created in {service.requests:,} requests; the most attempted in any second: "
-        f"{service.worst_window:,}; requests refused for a limit: {service.overruns.total():,}"
+        f"{counted(service.created, 'instance')} created in {counted(service.requests, 'request')}; the most attempted "
+        f"in any second: {service.worst_window:,}; requests refused for a limit: {service.overruns.total():,}"
     )
     return 0
 
@@ -324,9 +325,9 @@ def _say(text: str) -> None:
     messages.say(f"bulkwf: {text}")
 
 
-def _call(words: list[str]) -> int:
+def _call(arguments: list[str]) -> int:
     try:
-        code = app(words, exit_on_error=False, print_error=False)
+        code = app(arguments, exit_on_error=False, print_error=False)
         return code if isinstance(code, int) else 0
     except CycloptsError as error:
         _say(f"{error} See `bulkwf --help`.")
@@ -336,37 +337,37 @@ def _call(words: list[str]) -> int:
         return error.exit_code
     except (OSError, SystemExit):
         raise
-    except Exception as error:  # noqa: BLE001 - the last line of defence: 1 would say that the run has finished
+    except Exception as error:  # noqa: BLE001 - exit code 1 would say that the run has finished
         messages.say(*traceback.format_exc().splitlines())
-        _say(f"this is a bug in bulkwf ({type(error).__name__}). A checkpoint resumes all the same: run it again.")
+        name = type(error).__name__
+        _say(f"this is a bug in bulkwf ({name}): report it with the lines above. To continue, run the same command.")
         return EXIT_BUG
 
 
-def _hold_standard_files() -> None:
-    """Fill the places of standard files that are closed: the next file to be opened would be taken for one of them.
+def _open_closed_standard_files() -> None:
+    """Open /dev/null in place of each standard file that is closed. Otherwise the next opened file gets its number.
 
-    Reading from such an input and writing to such an output fail, as with closed ones. What is said to a closed
-    stderr is lost.
+    Reading such an input and writing such an output still fail. Messages to a closed stderr are lost.
     """
     for number, flags in enumerate((os.O_WRONLY, os.O_RDONLY, os.O_WRONLY)):
         try:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, flags)
-    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115 - there is no path; as long as we live
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115 - open to the end
 
 
 def main() -> None:
     """The command's entry: runs it and exits with its code."""
     code = 0
     try:
-        _hold_standard_files()
+        _open_closed_standard_files()
         output.take_over()
         messages.take_over()
         process.watch_signals()
         code = _call(sys.argv[1:])
         output.finish()
-    except KeyboardInterrupt:  # of a command that has no way of its own to end, or not yet
+    except KeyboardInterrupt:  # the command does not handle signals, or not yet
         output.abandon()
         code = 128 + signal.SIGINT
     except output.ReaderGone:
@@ -380,4 +381,4 @@ def main() -> None:
     except OSError as error:
         _say(f"the system refuses what the command needs: {error}.")
         code = EXIT_SYSTEM
-    process.leave(code)
+    process.exit_now(code)

@@ -1,4 +1,4 @@
-"""The display of a run or a verification under way."""
+"""The live display of a run or a verification."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -8,7 +8,7 @@ from typing import Protocol
 
 from bulkwf.cli import messages
 from bulkwf.run import Run
-from bulkwf.text import printable
+from bulkwf.text import counted, printable
 from bulkwf.verification import Verification
 
 __all__ = ["Shown", "ShownRun", "ShownVerification", "duration", "show_progress"]
@@ -30,20 +30,20 @@ def duration(seconds: float) -> str:
 
 
 class Shown(Protocol):
-    """Work under way, as it is shown."""
+    """Work whose progress is shown."""
 
     def share(self) -> float | None:
         """How much of it is done, from 0 to 1; None if that is unknown."""
         ...
 
     def facts(self, now: float) -> Iterator[str]:
-        """What is worth knowing now, the most important first."""
+        """Its state now, the most important part first."""
         ...
 
 
 @asynccontextmanager
 async def show_progress(work: Shown, *, quiet: bool) -> AsyncIterator[None]:
-    """Show how *work* goes while the block lasts: a live bar on a terminal, else a line every half minute."""
+    """Show the progress of *work* while the block lasts: a bar on a terminal, otherwise a line each half minute."""
     if quiet:
         yield
         return
@@ -52,7 +52,7 @@ async def show_progress(work: Shown, *, quiet: bool) -> AsyncIterator[None]:
         yield
     finally:
         shown.cancel()
-        await asyncio.gather(shown, return_exceptions=True)  # what goes wrong in the display does not end the work
+        await asyncio.gather(shown, return_exceptions=True)  # an error in the display does not end the work
 
 
 async def _say_lines(work: Shown) -> None:
@@ -62,7 +62,7 @@ async def _say_lines(work: Shown) -> None:
 
 
 async def _show_bar(work: Shown) -> None:
-    from rich.console import Console  # noqa: PLC0415 - 40 ms that only a terminal is worth
+    from rich.console import Console  # noqa: PLC0415 - takes 40 ms, and only a terminal needs it
     from rich.progress import BarColumn, Progress, TextColumn  # noqa: PLC0415
 
     console = Console(stderr=True)
@@ -70,7 +70,7 @@ async def _show_bar(work: Shown) -> None:
     with Progress(*columns, console=console, transient=True, auto_refresh=False) as bar:
         task = bar.add_task("", total=None)
         while True:
-            if messages.wait_written():  # else the terminal is stopped, and frames would pile up
+            if messages.wait_written():  # otherwise the terminal is stopped, and frames would fill the queue
                 share = work.share()
                 bar.update(
                     task,
@@ -84,7 +84,7 @@ async def _show_bar(work: Shown) -> None:
 
 @dataclass(frozen=True)
 class ShownRun:
-    """A run as it is shown."""
+    """A run whose progress is shown."""
 
     run: Run
 
@@ -95,7 +95,7 @@ class ShownRun:
     def facts(self, now: float) -> Iterator[str]:
         """See `Shown.facts`."""
         run, progress, counts = self.run, self.run.progress, self.run.progress.counts
-        yield f"{counts.settled:,} rows settled"
+        yield f"{counted(counts.settled, 'row')} settled"
         if progress.read_share is not None:
             yield f"{progress.read_share:.0%} read"
         yield f"{progress.rate(now):,.0f}/s"
@@ -103,14 +103,14 @@ class ShownRun:
         for name in ("existed", "rejected", "invalid"):
             if count := getattr(counts, name):
                 yield f"{count:,} {name}"
-        left = progress.left_s(now)
+        left = None if run.last_error else progress.left_s(now)
         if left is not None:
             yield f"{duration(left)} left"
 
 
 @dataclass
 class ShownVerification:
-    """A verification as it is shown."""
+    """A verification whose progress is shown."""
 
     verification: Verification
 
@@ -125,7 +125,7 @@ class ShownVerification:
     def facts(self, now: float) -> Iterator[str]:
         """See `Shown.facts`."""
         verification = self.verification
-        yield f"{verification.answered:,} of {verification.wanted:,} instances asked for"
+        yield f"{verification.answered:,} of {counted(verification.wanted, 'instance')} asked for"
         if verification.missing:
             yield f"{verification.missing:,} missing"
         yield from _obstacle(verification.last_error, verification.bound_by)

@@ -1,4 +1,4 @@
-"""What is said at the end, and the command that resumes."""
+"""The last message of a command, and the command that resumes."""
 
 import os
 import shutil
@@ -7,13 +7,13 @@ import sys
 
 from bulkwf.cli.messages import say
 from bulkwf.cli.shell import shell_command
-from bulkwf.errors import BulkwfError, CheckpointError, InputError, SystemRefused
+from bulkwf.errors import BulkwfError, CheckpointError, InputError, ServiceRefused, SystemRefused, TemporaryStop
 
 __all__ = ["resume_command", "say_end"]
 
 
 def say_end(error: BulkwfError | None, received: signal.Signals | None, *, complete: bool) -> None:
-    """Say what has ended the work, and what to do next."""
+    """Print the error that ended the work, and what to do next."""
     if error is not None:
         say(f"bulkwf: {error}")
     if not complete:
@@ -21,8 +21,10 @@ def say_end(error: BulkwfError | None, received: signal.Signals | None, *, compl
 
 
 def _what_next(error: BulkwfError | None, received: signal.Signals | None) -> str:
-    if isinstance(error, InputError | CheckpointError | SystemRefused):
+    if isinstance(error, InputError | CheckpointError | ServiceRefused | SystemRefused):
         return "Fix this, then resume with"
+    if isinstance(error, TemporaryStop):
+        return "To continue later, run"
     return f"stopped by {received.name}. To continue, run" if error is None and received else "To continue, run"
 
 
@@ -30,9 +32,9 @@ def resume_command() -> str:
     """The command that continues this one."""
     program = sys.argv[0]
     if program.endswith("__main__.py"):
-        words = [sys.executable, "-m", "bulkwf"]
+        command = [sys.executable, "-m", "bulkwf"]
     else:
         found = shutil.which("bulkwf")
-        words = ["bulkwf" if found and os.path.realpath(found) == os.path.realpath(program) else program]
-    # --new would refuse the unfinished checkpoint that this run leaves.
-    return shell_command([*words, *(word for word in sys.argv[1:] if word != "--new")])
+        command = ["bulkwf" if found and os.path.realpath(found) == os.path.realpath(program) else program]
+    # --new would refuse the unfinished checkpoint of this run.
+    return shell_command([*command, *(argument for argument in sys.argv[1:] if argument != "--new")])

@@ -1,4 +1,4 @@
-"""Flags of the command line, and the layer of settings that they make.
+"""Flags of the command line, and the layer of settings that they form.
 
 A flag that is not given is None: its default stands in `Options`, and its help shows it from there.
 """
@@ -37,7 +37,7 @@ SETTINGS = {
     "request_rate": "rate.requests_per_5m",
     "timeout": "timeout_s",
 }
-"""The settings of the flags that have another name than their setting."""
+"""Flags whose setting has another name."""
 
 
 def _default(flag: str) -> Parameter:
@@ -46,7 +46,7 @@ def _default(flag: str) -> Parameter:
 
 
 Inputs = Annotated[str, Parameter(name="INPUT", allow_leading_hyphen=True, negative=())]
-"""Files of JSON lines, plain or gzip, one list in their order; - is standard input."""
+"""Files of JSON lines, plain or gzip, read in order as one list; - is standard input."""
 Account = Annotated[str | None, Parameter(name=["--account", "-a"])]
 TokenFile = Annotated[
     Path | None, Parameter(help="File that holds the API token. It is read again when the service refuses the token.")
@@ -75,7 +75,7 @@ class ListFlags:
     id_template: str | None = None
     "Makes the id of a row that has none from its params: order-{order_id}."
     run_key: str | None = None
-    "What generated ids begin with. By default it is drawn, and kept in the checkpoint."
+    "Prefix of generated ids. By default it is random, and stored in the checkpoint."
     first: int | None = None
     "Number of rows to read, from the beginning of the list. By default all."
 
@@ -142,7 +142,11 @@ def flag_layer(*groups: ListFlags | ServiceFlags | RunFlags, **others: Any) -> L
 
 
 def input_paths(inputs: tuple[str, ...]) -> list[str]:
-    """The inputs as named, once they make sense."""
+    """The paths of the list.
+
+    Raises:
+        ConfigError: There is none, one is an unknown flag, or standard input is named twice.
+    """
     for path in inputs:
         if path.startswith("-") and path != "-":
             option = path.partition("=")[0]  # its value may be a secret
@@ -155,7 +159,7 @@ def input_paths(inputs: tuple[str, ...]) -> list[str]:
 
 
 def default_checkpoint(paths: list[str], *, emulate: bool) -> Path:
-    """The checkpoint's path if none is given: beside the input. A rehearsal has its own, apart from the run's."""
+    """The path of the checkpoint if none is given: beside the input. A rehearsal gets a path of its own."""
     if len(paths) > 1 or paths == ["-"]:
         raise ConfigError("standard input and several inputs need the checkpoint's name: -c FILE.")
     return Path(paths[0] + (".emulated.bulkwf" if emulate else ".bulkwf"))

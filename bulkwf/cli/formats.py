@@ -15,18 +15,18 @@ __all__ = ["write_csv", "write_jsonl", "write_report"]
 
 PAGE_RESULTS = 1_000
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
-"""A spreadsheet takes a cell for a formula that begins with one of these; full-width ones in East Asian locales."""
+"""A spreadsheet evaluates a cell that begins with one of these; the full-width ones in East Asian locales."""
 
 
 def write_jsonl(results: Iterable[Result | Finding], file: BinaryIO) -> None:
-    """An object a line, with the result's fields as keys."""
+    """Write one JSON object per line, with the fields of the result as keys."""
     lines = (orjson.dumps(result, option=orjson.OPT_APPEND_NEWLINE) for result in results)
     while page := b"".join(islice(lines, PAGE_RESULTS)):
         file.write(page)
 
 
 def write_report(summary: Any, results: Iterable[Result | Finding], file: BinaryIO) -> None:
-    """One object: the fields of the dataclass *summary*, and the results as `problems`."""
+    """Write one JSON object: the fields of the dataclass *summary*, and the results as `problems`."""
     file.write(orjson.dumps(summary)[:-1] + b',"problems":[')
     comma = b""
     for result in results:
@@ -36,12 +36,12 @@ def write_report(summary: Any, results: Iterable[Result | Finding], file: Binary
 
 
 def write_csv(results: Iterable[Result | Finding], file: BinaryIO, kind: type[Result | Finding] = Result) -> None:
-    """A header and a record a line. Text that a spreadsheet would take for a formula gets a `'` in front.
+    """Write a header and one record per line. Text that a spreadsheet would evaluate gets a `'` in front.
 
     Args:
-        results: What to write.
-        file: Where to.
-        kind: What the results are; its fields are the columns.
+        results: The records.
+        file: Where they are written.
+        kind: Their class; its fields are the columns.
     """
     columns = [field.name for field in fields(kind)]
     text = io.StringIO(newline="")

@@ -1,8 +1,8 @@
 """Messages on standard error, written by a thread of their own. Nothing else of bulkwf writes there.
 
 A write to standard error can block without end: a terminal is stopped (Ctrl-S), or a pipe is full because its reader
-hangs. Then this thread blocks, and nothing else does. What waits to be written is bounded: the oldest lines are dropped
-for new ones, and their number is written in their place.
+hangs. Then only this thread blocks. The queue is bounded: the oldest lines are dropped for new ones, and their number
+is written in their place.
 """
 
 import io
@@ -26,9 +26,9 @@ __all__ = ["THREAD", "finish", "is_terminal", "say", "take_over", "wait_written"
 
 THREAD = "bulkwf-stderr"
 QUEUE_BYTES = 262_144
-"""Upper bound of what waits to be written. One message alone may be longer."""
+"""Upper bound of the queue, in bytes. A single message may be longer."""
 FINISH_S = 1.0
-"""How long the end of the process waits for a reader, in seconds."""
+"""How long the end of the process waits for messages to be written, in seconds."""
 
 
 class _Queued(io.RawIOBase):
@@ -36,7 +36,7 @@ class _Queued(io.RawIOBase):
 
     Args:
         descriptor: Where to write.
-        most_bytes: Upper bound of what waits.
+        most_bytes: Upper bound of the queue, in bytes. A single message may be longer.
     """
 
     def __init__(self, descriptor: int, most_bytes: int = QUEUE_BYTES) -> None:
@@ -47,9 +47,9 @@ class _Queued(io.RawIOBase):
         self._queued_bytes = 0
         self._writing = False
         self._dropped = 0
-        """Lines that were dropped, and whose number is not written yet."""
+        """Dropped lines that are not reported yet."""
         self._in_line = False
-        """What was written last does not end with a newline."""
+        """The last write did not end with a newline."""
         # Its lock is reentrant: the garbage collector may run a `write` of its own inside a `write`.
         self._changed = threading.Condition()
         start_daemon(self._run, THREAD)
@@ -123,7 +123,7 @@ class _Queued(io.RawIOBase):
 
 
 class _LogLines(logging.Formatter):
-    """A record as lines fit for a terminal."""
+    """A log record as lines without control characters."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name that logging gives it
         return printable(super().formatMessage(record))
@@ -135,7 +135,7 @@ class _LogLines(logging.Formatter):
 
 
 def take_over() -> None:
-    """Let a thread write what anybody writes to `sys.stderr` from now on, logging included.
+    """Let a thread do all writes to `sys.stderr` from now on, those of logging included.
 
     Raises:
         SystemRefused: The thread can't be started.
@@ -152,7 +152,7 @@ def say(*lines: str) -> None:
     try:
         sys.stderr.write("".join(f"{printable(line)}\n" for line in lines))
         sys.stderr.flush()
-    except (OSError, ValueError):  # it is not taken over, and full or closed
+    except (OSError, ValueError):  # `take_over` was not called, and the file is full or closed
         return
 
 
@@ -171,11 +171,11 @@ def wait_written(timeout_s: float = 0.0) -> bool:
 
 
 def finish() -> bool:
-    """Wait at most `FINISH_S` for the reader; whether the system has taken all messages."""
+    """Wait at most `FINISH_S`; whether the system has taken all messages."""
     queued = _queued()
     if queued is None or not queued.wait_written(FINISH_S):
         return False
-    sys.stderr = sys.__stderr__  # the thread ends with the interpreter, which may have something to say after that
+    sys.stderr = sys.__stderr__  # the thread ends with the interpreter, which may print errors after that
     return True
 
 

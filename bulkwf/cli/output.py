@@ -23,9 +23,9 @@ class ReaderGone(OutputError):
 class _Whole(io.RawIOBase):
     """A file whose `write` writes all that it is given, or raises `OutputError`.
 
-    Python's own raw file writes a part and says so in its return value, which a text layer passes over: under
-    PYTHONUNBUFFERED, when a disk fills, a pipe does not block, or the process is stopped and continued. After an error
-    nothing more is written, so that what still lies in a buffer fails nobody.
+    Python's own raw file may write a part and return its size. Under PYTHONUNBUFFERED a text layer ignores that size,
+    so data is lost when a disk is full, a pipe does not block, or the process is stopped and continued. After an error
+    nothing more is written, so that data left in a buffer raises no second error.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -55,8 +55,8 @@ class _Whole(io.RawIOBase):
             self._fail(error)
         return size
 
-    def settle(self) -> None:
-        """Raise what the system has kept for the end: a network file system tells of a full disk at a close."""
+    def check_close(self) -> None:
+        """Raise an error that the system reports only at a close, as network file systems do for a full disk."""
         try:
             if not self.failed:
                 os.close(os.dup(self._descriptor))
@@ -70,25 +70,25 @@ class _Whole(io.RawIOBase):
 
 
 def wait_writable(descriptor: int) -> None:
-    """Wait until *descriptor*, which does not block, can be written again."""
+    """Wait until *descriptor*, which is non-blocking, can be written again."""
     waiting = select.poll()
     waiting.register(descriptor, select.POLLOUT)
     waiting.poll()
 
 
 def take_over() -> None:
-    """Make `sys.stdout` complete or an error, whoever writes to it."""
+    """Make each write to `sys.stdout` complete or an error."""
     sys.stdout = io.TextIOWrapper(io.BufferedWriter(_Whole(1)), "utf-8", errors="backslashreplace")
 
 
 def abandon() -> None:
-    """Write nothing more: what is left is dropped."""
+    """Drop what is not written yet, and write nothing more."""
     if isinstance(raw := _raw(), _Whole):
         raw.failed = True
 
 
 def data() -> BinaryIO:
-    """Where a command writes its data; `finish` ends it."""
+    """The file that a command writes its data to; `finish` completes it."""
     return sys.stdout.buffer
 
 
@@ -103,15 +103,15 @@ def write_line(text: str) -> None:
 
 
 def finish() -> None:
-    """Write what is left.
+    """Write what is buffered.
 
     Raises:
         OutputError: It can't be written.
     """
     sys.stdout.flush()
     if isinstance(raw := _raw(), _Whole):
-        raw.settle()
+        raw.check_close()
 
 
 def _raw() -> object:
-    return getattr(sys.stdout.buffer, "raw", None)  # another file where `take_over` was not called
+    return getattr(sys.stdout.buffer, "raw", None)  # another file, or none, if `take_over` was not called

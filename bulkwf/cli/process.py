@@ -1,4 +1,4 @@
-"""The process of a command: it reacts to signals, and it ends, whatever hangs.
+"""The process of a command: it reacts to signals and exits, even while a part of it hangs.
 
 Python can't end a thread, and before it exits it waits for the threads of its pools. Such a thread can hang: in a token
 file that is a named pipe, in a name look-up, on a disk. A signal's handler, asyncio's too, needs the main thread, which
@@ -21,22 +21,22 @@ from typing import Any, NoReturn, TypeVar
 from bulkwf.cli import messages
 from bulkwf.threads import start_daemon, starting_threads
 
-__all__ = ["caught_signals", "leave", "run", "watch_signals"]
+__all__ = ["caught_signals", "exit_now", "run", "watch_signals"]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 EXIT_AFTER_S = 1.5
-"""From a signal that does not begin a drain to the forced exit."""
+"""Time from a signal that does not begin a drain to the forced exit, in seconds."""
 GRACE_S = 0.2
-"""How long an exit waits for threads that are about to end, and a forced one for the reader of its last message."""
+"""How long an exit waits for threads that are about to end, and a forced exit for its last message, in seconds."""
 THREAD = "bulkwf-signals"
 T = TypeVar("T")
 
 
 class _SignalThread:
-    """Reads the signals that have a handler, whatever the main thread does.
+    """Reads the signals that have a handler, even while the main thread hangs.
 
-    The first signal of a block of `caught_signals` goes to that block alone. Every other one also starts the time
-    after which the process is ended.
+    The first signal of a block of `caught_signals` goes to that block alone. Every other signal also starts the
+    countdown to the forced exit.
     """
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class _SignalThread:
         start_daemon(self._run, THREAD, reader)
 
     def route(self, receive: Callable[[signal.Signals], None] | None, advice: Sequence[str]) -> None:
-        """Give signals to *receive* from now on; None: there is nothing to drain."""
+        """Pass signals to *receive* from now on; None means that there is nothing to drain."""
         self._draining, self._receive, self._advice = False, receive, advice
 
     def _run(self, reader: int) -> None:
@@ -75,7 +75,7 @@ class _SignalThread:
             self._exit_at = min(self._exit_at, time.monotonic() + EXIT_AFTER_S)
 
     def _exit(self) -> NoReturn:
-        reason = "a disk, a name server, the source of the token or an output does not answer"
+        reason = "a disk, a name server, the source of the token or an output does not respond"
         try:
             messages.say(f"bulkwf: {self._received[-1].name}: the process was ended: {reason}.", *self._advice)
             messages.wait_written(GRACE_S)
@@ -85,7 +85,7 @@ class _SignalThread:
 
 @cache
 def watch_signals() -> _SignalThread:
-    """Start the thread that reads signals: from now on what hangs in the main thread holds none of them up.
+    """Start the thread that reads signals. From now on, a main thread that hangs delays none of them.
 
     Raises:
         SystemRefused: The thread can't be started.
@@ -101,8 +101,8 @@ def caught_signals(receive: Callable[[signal.Signals], None], advice: Sequence[s
     the first signal as the code. The handlers stay in place after the block, until the process ends.
 
     Args:
-        receive: Ends the work in order at the first signal, at once at the second.
-        advice: Lines that say what to do after a forced exit.
+        receive: Drains the work at the first signal, and aborts it at the second.
+        advice: Lines of the message of a forced exit: what to do next.
     """
     loop = asyncio.get_running_loop()
 
@@ -114,26 +114,26 @@ def caught_signals(receive: Callable[[signal.Signals], None], advice: Sequence[s
     watch.route(pass_on, advice)
     for number in SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, _left_to_the_thread)
+            signal.signal(number, _handle_in_thread)
     try:
         yield
     finally:
         watch.route(None, advice)
 
 
-def _left_to_the_thread(*_: object) -> None:
-    """The handler in the main thread, without which Python would not write the signal's number to the pipe."""
+def _handle_in_thread(*_: object) -> None:
+    """The handler in the main thread. Without one, Python does not write the signal's number to the pipe."""
 
 
 class _Loop(asyncio.SelectorEventLoop):
-    """A loop that does not wait for the threads of its pool before it ends."""
+    """A loop that does not wait for the threads of its pool at its end."""
 
     async def shutdown_default_executor(self, timeout: float | None = None) -> None:  # noqa: ASYNC109
         """See `asyncio.BaseEventLoop.shutdown_default_executor`, which starts a thread in order to wait."""
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """Do what `asyncio.run` does, without its wait for threads.
+    """Run *work* as `asyncio.run` does, without its wait for threads.
 
     Raises:
         SystemRefused: A thread can't be started.
@@ -142,7 +142,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
         return runner.run(work)
 
 
-def leave(code: int) -> NoReturn:
+def exit_now(code: int) -> NoReturn:
     """Exit with *code*, even if threads or the reader of standard error hang."""
     if not messages.finish():
         os._exit(code)

@@ -9,28 +9,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from bulkwf.cli.display import ShownRun, show_progress
+from bulkwf.cli.endings import say_end
 from bulkwf.cli.messages import say
+from bulkwf.cli.signals import Signals
 from bulkwf.cli.summaries import summary_lines
 from bulkwf.errors import BulkwfError, ConfigError
 from bulkwf.model import Summary
 from bulkwf.options import REHEARSAL, Options, Target
 from bulkwf.run import open_run
-from bulkwf.transport.credentials import TokenSource
+from bulkwf.transport.credentials import TokenSource, token_source
 
 if TYPE_CHECKING:
     from bulkwf.emulator import Service
-from bulkwf.cli.endings import say_end
-from bulkwf.cli.signals import Signals
-from bulkwf.transport.credentials import token_source
 
-__all__ = ["Session", "emulated_service", "make_descriptors_last"]
+__all__ = ["Session", "emulated_service", "raise_descriptor_limit"]
 
 DESCRIPTORS_BESIDE_SOCKETS = 48
+"""Open files of a run that are not connections to the service."""
 
 
 @dataclass(frozen=True)
 class Session:
-    """One run of the command: from the open checkpoint to the exit code."""
+    """One run of the command: from its inputs to the exit code."""
 
     paths: list[str]
     target: Target
@@ -41,7 +41,7 @@ class Session:
     new: bool
 
     async def run(self, *, quiet: bool) -> Summary:
-        """Run, show, and say what to do next; the summary holds the exit code."""
+        """Run the list, show the progress, and print what to do next; the summary holds the exit code."""
         error: BulkwfError | None = None
         async with AsyncExitStack() as stack:
             endpoint = await stack.enter_async_context(self._endpoint())
@@ -71,11 +71,11 @@ class Session:
 
     @asynccontextmanager
     async def _endpoint(self) -> "AsyncIterator[_Endpoint]":
-        """The service, or one that is emulated in this process for as long as the block lasts."""
+        """The service, or one that is emulated in this process while the block lasts."""
         if not self.emulate:
             yield _Endpoint(self.target, token_source(self.token_file), self.options)
             return
-        from bulkwf.emulator import emulate as serve_here  # noqa: PLC0415 - a server, which a real run has no use for
+        from bulkwf.emulator import emulate as serve_here  # noqa: PLC0415 - only a rehearsal needs a server
 
         rate = self.options.rate
         service = emulated_service(rate.instances_per_s, rate.requests_per_5m and max(1_200, rate.requests_per_5m))
@@ -86,12 +86,12 @@ class Session:
 
 
 class _Endpoint(NamedTuple):
-    """Where a run's requests go, and how.
+    """Where the requests of a run go, and with which credential and options.
 
     Attributes:
         target: The workflow.
         token: Where the credential comes from.
-        options: The run's.
+        options: The options of the run.
         known_as: See `open_run`.
     """
 
@@ -104,7 +104,7 @@ class _Endpoint(NamedTuple):
 def emulated_service(
     rate: int | None, request_rate: int | None, max_queued: int | None = None, workflows: Iterable[str] = ()
 ) -> "Service":
-    """A service with the limits of the real one, at these rates."""
+    """An emulated service with the limits of the real one, at these rates."""
     from bulkwf.emulator import Limits, Service  # noqa: PLC0415
 
     limits = Limits(
@@ -117,8 +117,16 @@ def emulated_service(
     return Service(limits, time.monotonic, workflows=set(workflows) or None, epoch=epoch)
 
 
-def make_descriptors_last(concurrency: int, ends: int) -> None:
-    """Raise the limit of open files to what the run needs, if the system allows it; *ends*: sockets per request."""
+def raise_descriptor_limit(concurrency: int, ends: int) -> None:
+    """Raise the limit of open files to what the run needs.
+
+    Args:
+        concurrency: Maximum number of requests in flight.
+        ends: Sockets of this process for each of them.
+
+    Raises:
+        ConfigError: The system does not allow that many.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = concurrency * ends + DESCRIPTORS_BESIDE_SOCKETS
     if soft == resource.RLIM_INFINITY or soft >= needed:

@@ -1,4 +1,4 @@
-"""Commands for people to copy."""
+"""Command lines for people to copy."""
 
 import os
 import shlex
@@ -7,12 +7,13 @@ from collections.abc import Iterable
 __all__ = ["shell_command"]
 
 
-def shell_command(words: Iterable[str]) -> str:
-    """*words* as a command for a shell, of characters that can be printed alone."""
-    return " ".join(shlex.quote(word) if word.isprintable() else _escaped(word) for word in words)
+def shell_command(arguments: Iterable[str]) -> str:
+    """*arguments* as a command line for a shell, in printable characters only."""
+    return " ".join(shlex.quote(one) if one.isprintable() else _escaped(one) for one in arguments)
 
 
-def _escaped(word: str) -> str:
-    r"""*word*, with its odd bytes as `\xHH`: bash, zsh and ksh read that between `$'` and `'`."""
-    plain = (chr(byte) if 32 <= byte < 127 and byte not in b"'\\" else f"\\x{byte:02x}" for byte in os.fsencode(word))
+def _escaped(argument: str) -> str:
+    r"""*argument* with each unprintable byte as `\xHH`, which bash, zsh and ksh read between `$'` and `'`."""
+    data = os.fsencode(argument)
+    plain = (chr(byte) if 32 <= byte < 127 and byte not in b"'\\" else f"\\x{byte:02x}" for byte in data)
     return f"$'{''.join(plain)}'"

@@ -1,4 +1,4 @@
-"""What the process's signals do to a run."""
+"""What a run, a verification or a check does when a signal arrives."""
 
 import asyncio
 import signal
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class Signals:
-    """The first signal drains, the second aborts. *then* is the message after the first."""
+    """The first signal drains, the second aborts. *then* is the message at the first one."""
 
     def __init__(self, drain: Callable[[int], None], abort: Callable[[], None], then: str) -> None:
         self._drain = drain

@@ -1,4 +1,4 @@
-"""What a run, a verification, a check or a checkpoint has come to, as lines for people."""
+"""The lines that a run, a verification, a check and a status print for people."""
 
 import time
 from collections import Counter
@@ -10,30 +10,46 @@ from bulkwf.check import CheckReport
 from bulkwf.checkpoint import Status, read_results
 from bulkwf.cli.display import duration
 from bulkwf.cli.shell import shell_command
-from bulkwf.model import Summary
+from bulkwf.model import RowOutcome, Summary
 from bulkwf.options import Options
 from bulkwf.run import Run
-from bulkwf.text import clean
+from bulkwf.text import clean, counted
 from bulkwf.verification import Verified
 
 __all__ = ["check_lines", "status_lines", "summary_lines", "verified_lines", "when"]
 
+FAILURES: tuple[RowOutcome, ...] = ("rejected", "invalid")
 FAILURES_READ = 10_000
-
-FAILURES_SHOWN = 10
-
+"""Failed rows of each outcome that are read to count the reasons."""
+REASONS_SHOWN = 10
 EXAMPLES_SHOWN = 3
+"""Rows that are shown for each reason."""
+SHOWN_PAUSE_S = 0.05
+"""A shorter pause would read as 0.0 s."""
 
 
 def summary_lines(run: Run, summary: Summary) -> Iterator[str]:
-    """What the run has come to."""
+    """The counts of a run, its speed, and why rows failed."""
     if summary.complete and not summary.rows:
         yield "the list is empty: there was nothing to do"
         return
     if summary.complete and not summary.settled_now:
         yield "nothing new: every row of the list was settled by an earlier run"
-        if summary.rejected or summary.invalid:
-            yield "rows that were refused stay so, corrected or not: submit corrected ones as a list of their own"
+    yield from _outcome_lines(summary)
+    paused = f", {duration(summary.paused_s)} of it paused" if summary.paused_s >= SHOWN_PAUSE_S else ""
+    rate = summary.settled_now / max(summary.elapsed_s, 1e-9)
+    yield (
+        f"{counted(summary.settled_now, 'row')} settled in {duration(summary.elapsed_s)}{paused}: {rate:,.1f}/s, "
+        f"{counted(summary.attempts, 'request')}"
+    )
+    if not summary.complete and run.progress.read_share is not None:
+        yield f"{run.progress.read_share:.0%} of the list was read"
+    if run.checkpoint is not None:
+        yield from _failure_lines(run, run.checkpoint, summary)
+        yield f"checkpoint: {run.checkpoint}"
+
+
+def _outcome_lines(summary: Summary) -> Iterator[str]:
     for name in ("created", "existed", "rejected", "invalid", "pending"):
         count = getattr(summary, name)
         if count or name == "created":
@@ -41,90 +57,82 @@ def summary_lines(run: Run, summary: Summary) -> Iterator[str]:
             if name == "existed" and summary.existed_in_doubt:
                 doubt = f"  ({summary.existed_in_doubt:,} of them after an attempt of this run whose answer was lost)"
             yield f"{name:>9}  {count:>12,}{doubt}"
-    paused = f", {duration(summary.paused_s)} of it paused" if summary.paused_s else ""
-    rate = summary.settled_now / max(summary.elapsed_s, 1e-9)
-    yield (
-        f"{summary.settled_now:,} rows settled in {duration(summary.elapsed_s)}{paused}: {rate:,.1f}/s, "
-        f"{summary.attempts:,} requests"
-    )
-    if not summary.complete and run.progress.read_share is not None:
-        yield f"{run.progress.read_share:.0%} of the list has been begun"
-    if run.checkpoint is not None:
-        if summary.rejected or summary.invalid:
-            yield from _failures(run, run.checkpoint)
-        yield f"checkpoint: {run.checkpoint}"
 
 
-def _failures(run: Run, checkpoint: Path) -> Iterator[str]:
-    """Why rows failed: each reason with its count and the first places."""
-    counts: Counter[tuple[str, str]] = Counter()
-    places: dict[tuple[str, str], list[str]] = {}
+def _failure_lines(run: Run, checkpoint: Path, summary: Summary) -> Iterator[str]:
+    """Why rows failed: each reason with its count and the first rows; and what to do about them."""
+    outcomes = [name for name in FAILURES if getattr(summary, name)]
+    counts: Counter[str] = Counter()
+    examples: dict[str, list[str]] = {}
     read = 0
-    for outcome in ("rejected", "invalid"):
+    for outcome in outcomes:
         for result in islice(read_results(checkpoint, outcome=outcome), FAILURES_READ):
             read += 1
-            message = result.message or ""
-            key = (outcome, str(result.code))
-            counts[key] += 1
-            examples = places.setdefault(key, [])
-            if len(examples) < EXAMPLES_SHOWN:
-                examples.append(f"    {run.where(result.row)}: {message}")
-    for key, count in counts.most_common(FAILURES_SHOWN):
-        outcome, code = key
-        yield f"{outcome}, {code}: {count:,}{'' if read < FAILURES_READ else ' or more'}"
-        yield from places[key]
-    command = shell_command(["bulkwf", "results", str(checkpoint), "--outcome", "rejected"])
-    yield f"all of them: {command} (or invalid)"
+            reason = f"{outcome}, {result.code}"
+            counts[reason] += 1
+            shown = examples.setdefault(reason, [])
+            if len(shown) < EXAMPLES_SHOWN:
+                shown.append(f"    {run.where(result.row)}: {result.message or ''}")
+    for reason, count in counts.most_common(REASONS_SHOWN):
+        yield f"{reason}: {counted(count, 'row')}{'' if read < FAILURES_READ else ' or more'}"
+        yield from examples[reason]
+    for outcome in outcomes:
+        yield f"all {outcome} rows: {shell_command(['bulkwf', 'results', str(checkpoint), '--outcome', outcome])}"
+    if outcomes:
+        yield "next: correct these rows, and submit them in a list of their own"
 
 
 def verified_lines(verified: Verified) -> Iterator[str]:
-    """What a verification has come to."""
+    """The counts of a verification."""
     drawn = "" if verified.instances == verified.total else f", drawn at random from {verified.total:,}"
-    yield f"{verified.instances:,} instances{drawn}"
+    yield f"{counted(verified.instances, 'instance')}{drawn}"
     for status, count in verified.statuses.items():
         yield f"{count:>12,}  {clean(status)}"
     yield f"{verified.missing:>12,}  missing"
     if verified.unknown:
-        yield f"{verified.unknown:>12,}  unknown: the service does not answer when it is asked for them"
+        yield f"{verified.unknown:>12,}  unknown: the service does not answer look-ups of them"
     unasked = verified.instances - verified.found - verified.missing - verified.unknown
     if unasked:
         yield f"{unasked:>12,}  not asked for yet"
-    yield f"{verified.requests:,} requests in {duration(verified.elapsed_s)}"
+    yield f"{counted(verified.requests, 'request')} in {duration(verified.elapsed_s)}"
     if not verified.run_finished:
-        yield "the run is not finished: what it has not created yet was not looked for"
+        yield "the run is not finished: rows that it has not settled yet were not looked for"
 
 
 def check_lines(report: CheckReport, options: Options) -> Iterator[str]:
-    """What a check has found."""
+    """The problems of a list, its counts, and the shortest time that it can take."""
     for place, reason in report.examples:
         yield f"{place}: {reason}"
-    refused = report.invalid.total()
-    more = refused + report.duplicates - len(report.examples)
+    invalid = report.invalid.total()
+    more = invalid + report.duplicates - len(report.examples)
     if more > 0:
         yield f"… and {more:,} more"
-    yield f"{report.rows:,} rows: {report.instances:,} can be sent, {refused:,} are invalid"
+    yield f"{counted(report.rows, 'row')}: {report.instances:,} can be sent, {invalid:,} invalid"
     for code, count in report.invalid.most_common():
         yield f"  {code}: {count:,}"
     if report.duplicates:
-        yield f"{report.duplicates:,} rows have the id of an earlier row: a run calls them existing, or invalid"
+        have = "row has" if report.duplicates == 1 else "rows have"
+        yield f"{report.duplicates:,} {have} the id of an earlier row: the outcome will be existed, or invalid"
     least_s, limit = report.shortest_s(options)
-    yield f"{report.batches:,} requests; at least {duration(least_s)}, bound by {limit}"
+    yield f"{counted(report.batches, 'request')}; at least {duration(least_s)}, bound by {limit}"
 
 
 def status_lines(status: Status) -> Iterator[str]:
-    """What a checkpoint says of its run."""
+    """What a checkpoint stores of its run."""
     header, counts = status.header, status.counts
     state = "not finished" if status.finished_at is None else f"finished {when(status.finished_at)}"
     place = f"workflow {header.workflow}, account {header.account_id}, {header.base_url}"
     yield clean(f"run of {header.input} to {place}", 1_000)
-    yield f"begun {when(status.created_at)}, {state}"
+    yield f"started {when(status.created_at)}, {state}"
     for name in ("created", "existed", "rejected", "invalid", "pending"):
         yield f"{name:>9}  {getattr(counts, name):>12,}"
-    yield f"{status.rows:,} lines of the list begun in {status.batches:,} batches, {status.attempts:,} requests"
+    batches, requests = counted(status.batches, "batch"), counted(status.attempts, "request")
+    yield f"{counted(status.rows, 'line')} of the list in {batches}, {requests}"
     if status.batches_in_doubt:
-        yield f"{status.batches_in_doubt:,} batches in doubt: the same `bulkwf run` as before settles them"
+        doubt = counted(status.batches_in_doubt, "batch")
+        yield f"{doubt} in doubt: run the same `bulkwf run` command again to settle their rows"
     if status.pause_until is not None and status.pause_until > time.time():
-        yield f"all sending pauses until {when(status.pause_until)}"
+        yield f"all sending is paused until {when(status.pause_until)}"
 
 
 def when(unix_s: float) -> str:

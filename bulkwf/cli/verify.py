@@ -1,4 +1,4 @@
-"""One verification of the command: from the flags to the exit code."""
+"""One verification of the command: from its checkpoint to the exit code."""
 
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ from bulkwf.verification import VerificationReport, open_verification
 __all__ = ["VerifySession"]
 
 LARGE_BYTES = 20_000_000
-"""Size of a checkpoint that takes more than a second to read, in bytes."""
+"""Size above which reading a checkpoint takes over a second, in bytes."""
 
 
 @dataclass(frozen=True)
 class VerifySession:
-    """One verification: from the checkpoint to the exit code."""
+    """One verification."""
 
     checkpoint: Path
     account_id: str | None
@@ -34,7 +34,7 @@ class VerifySession:
     sample: int | None
 
     async def run(self, *, quiet: bool) -> VerificationReport:
-        """Verify, show the counts, and say what to do next; the report holds the exit code."""
+        """Verify, show the counts, and print what to do next; the report holds the exit code."""
         error: BulkwfError | None = None
         if not quiet and self.checkpoint.is_file() and self.checkpoint.stat().st_size > LARGE_BYTES:
             say("bulkwf: reading the checkpoint …")
@@ -52,7 +52,7 @@ class VerifySession:
             )
             if verification.store.resumed and not quiet:
                 since, path = when(verification.store.begun_at), verification.store.path
-                say(f"bulkwf: continues the verification begun {since}; to start over, delete {path}")
+                say(f"bulkwf: continuing the verification started {since}; to start over, delete {path}")
             working = anyio.CancelScope()
             signals = Signals(lambda _: working.cancel(), working.cancel, "what was found so far is kept")
             stack.enter_context(signals.caught())

@@ -1,4 +1,4 @@
-"""The list: cut into slices of whole lines, whatever it is made of."""
+"""The list as slices of whole lines, from files or from rows of a program."""
 
 import os
 from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
@@ -34,7 +34,7 @@ def open_source(rows: Rows | Paths, *, first_row: int = 0, stop: int | None = No
 
 
 def name_source(rows: Rows | Paths) -> str:
-    """What people call the list: the names of its files."""
+    """The name of the list for people: the names of its files."""
     paths = _paths(rows)
     if not paths:
         return "rows of a program"
@@ -43,7 +43,7 @@ def name_source(rows: Rows | Paths) -> str:
 
 
 def identify_source(rows: Rows | Paths) -> str:
-    """What the list is now, as the checkpoint stores it; see `identity.identify`."""
+    """The identity of the list now, as the checkpoint stores it; see `identity.identify`."""
     return identify(_paths(rows))
 
 

@@ -1,4 +1,4 @@
-"""Files of JSON lines, plain or gzip, one after another as one list; `-` is standard input."""
+"""Files of JSON lines, plain or gzip, read in order as one list; `-` is standard input."""
 
 import os
 import re
@@ -23,12 +23,12 @@ CHUNK_BYTES = 1_048_576
 BOM = b"\xef\xbb\xbf"
 GZIP_MAGIC = b"\x1f\x8b"
 PIECE_BYTES = 8_192
-"""Unpacked at a time: at the end of each member, zlib copies what is left of the piece."""
+"""Packed bytes that are unpacked at a time: at the end of a gzip member, zlib copies the rest of the piece."""
 _NO_PADDING = re.compile(rb"[^\0]")
 
 
 class FileFeed:
-    """Reads files in their order. Looks at all of them first, so that a wrong name ends a run before it begins."""
+    """Reads files in order. Checks all their names first: a wrong one ends the run before it begins."""
 
     def __init__(self, paths: Sequence[str]) -> None:
         self._paths = list(paths)
@@ -77,7 +77,7 @@ class FileFeed:
 
     @staticmethod
     async def _begin(file: "_File") -> bytes:
-        """A file's first bytes, less the mark; a pipe may hand that over in pieces, or alone."""
+        """The first bytes of a file without the byte order mark. A pipe may give the mark in pieces, or alone."""
         if isinstance(file, _Gzip):
             await file.prove()
         data = await file.read()
@@ -93,7 +93,7 @@ class FileFeed:
             self._file = await _open(path)
         except OSError as error:
             raise InputError(
-                f"{path}: the input can't be read: {error.strerror}. Check the name and its rights."
+                f"{path}: the input can't be read: {error.strerror}. Check its name and permissions."
             ) from None
         return "stdin" if path == "-" else Path(path).name
 
@@ -114,10 +114,10 @@ class _File(Protocol):
 
 
 class _RegularFile:
-    """Read at once where it is in memory, else in a thread: a disk must not hold up the event loop.
+    """Read in the event loop if the data is in memory, otherwise in a thread: a disk must not block the loop.
 
-    A read in a thread may hang, and outlive the run. The descriptor is closed when it has returned: until then its
-    number must not be given to another file.
+    A read in a thread may hang, and outlive the run. The descriptor is closed after that read has returned, as its
+    number must not be given to another file before.
     """
 
     def __init__(self, name: str, descriptor: int) -> None:
@@ -157,8 +157,9 @@ class _RegularFile:
                 self._release()
 
     def _is_cached(self) -> bool:
-        """Whether the last one of the next bytes is in memory, as those before it are then; only Linux can tell."""
-        last = max(0, min(self.read_bytes + CHUNK_BYTES, self._size) - 1)  # -1 would read on, and lose what it read
+        """Whether the next chunk is in memory: if its last byte is, the others are too. Only Linux can say."""
+        # Not -1 for an empty file: at that offset, preadv would advance the file position.
+        last = max(0, min(self.read_bytes + CHUNK_BYTES, self._size) - 1)
         try:
             return os.preadv(self._descriptor, [bytearray(1)], self._start + last, os.RWF_NOWAIT) == 1
         except (OSError, AttributeError):
@@ -180,7 +181,7 @@ class _RegularFile:
 
 
 class _Stream:
-    """A pipe or a terminal: waited for, so that a run can be stopped while nothing comes."""
+    """A pipe or a terminal. Waits in the event loop, so that a run can be stopped while no data comes."""
 
     def __init__(self, name: str, descriptor: int) -> None:
         self.name = name
@@ -202,14 +203,14 @@ class _Stream:
 
 
 class _Gzip:
-    """Unpacks another file, never more than a chunk at a time; members that follow one another are one file."""
+    """Unpacks another file, at most a chunk at a time. Concatenated gzip members are one file."""
 
     def __init__(self, file: _File, begun: bytes) -> None:
         self.name = file.name
         self._file = file
         self._packed = begun
         self._at = 0
-        """So many of the packed bytes are unpacked."""
+        """Number of packed bytes that are unpacked."""
         self._proving = False
         self._unpacker = zlib.decompressobj(wbits=31)
 
@@ -218,9 +219,9 @@ class _Gzip:
         return 0 if self._proving else self._file.read_bytes
 
     async def prove(self) -> None:
-        """Unpack all of it before any of it is believed: the checksum stands at the end, and damage can look like rows.
+        """Unpack the file to its end before using any row: the checksum is there, and damaged data can look like rows.
 
-        What can't be read twice has to be believed.
+        A stream can't be read twice, so it is not checked first.
         """
         if isinstance(self._file, _RegularFile):
             self._proving = True
@@ -241,7 +242,7 @@ class _Gzip:
                 raise EOFError("the gzip file is cut off: its end is missing.")
 
     def _unpack(self) -> bytes:
-        """A chunk of what the packed bytes hold, over as many members as that takes; nothing once they are used up."""
+        """The next chunk of unpacked bytes, over as many members as needed; empty once the packed bytes are used up."""
         pieces, room = [], CHUNK_BYTES
         while room:
             if self._unpacker.eof:
@@ -264,7 +265,7 @@ class _Gzip:
 
 
 class _Begun:
-    """A file of which the first bytes have been looked at."""
+    """A file whose first bytes were read already."""
 
     def __init__(self, file: _File, begun: bytes) -> None:
         self.name = file.name
@@ -300,7 +301,7 @@ async def _open(path: str) -> _File:
     except BaseException:
         file.close()
         raise
-    # By its first bytes, not by its name: no line of JSON begins like this.
+    # Recognised by its first bytes, not by its name: no JSON line begins with them.
     return _Gzip(file, begun) if begun.startswith(GZIP_MAGIC) else _Begun(file, begun)
 
 
@@ -312,9 +313,11 @@ def _size(path: str) -> int | None:
         if stat.S_ISDIR(found.st_mode):
             raise InputError(f"{path}: the input is a folder; name files of JSON lines.")
         if not os.access(path, os.R_OK):
-            raise InputError(f"{path}: the input can't be read: Permission denied. Check the name and its rights.")
+            raise InputError(f"{path}: the input can't be read: Permission denied. Check its name and permissions.")
     except OSError as error:
-        raise InputError(f"{path}: the input can't be read: {error.strerror}. Check the name and its rights.") from None
+        raise InputError(
+            f"{path}: the input can't be read: {error.strerror}. Check its name and permissions."
+        ) from None
     return found.st_size if stat.S_ISREG(found.st_mode) else None
 
 

@@ -1,6 +1,6 @@
-"""What a list was when a session began: stored in the checkpoint, to explain why a list differs later.
+"""The identity of a list when a session began. The checkpoint stores it, to explain how a list differs later.
 
-It explains only. Whether a list is the same is decided by its rows.
+It only explains: the rows decide whether a list is the same.
 """
 
 import os
@@ -12,6 +12,8 @@ from typing import Any
 
 import msgspec
 import orjson
+
+from bulkwf.text import counted
 
 __all__ = ["explain_change", "identify"]
 
@@ -38,8 +40,8 @@ def identify(paths: Sequence[str] | None) -> str:
         paths: Its files; None if its rows come from a program.
 
     Returns:
-        `format`, the version of the rules, and for each part its name, size in bytes and time of change (Unix time),
-        as far as it has them.
+        `format`, the version of the rules, and for each part its name and, for a regular file, its size in bytes and
+        time of change (Unix time).
     """
     if paths is None:
         return orjson.dumps({"format": "rows", "rules": RULES, "parts": []}).decode()
@@ -78,8 +80,8 @@ def _change(earlier: _Part, later: _Part) -> str:
     if earlier.size is None or later.size is None or (earlier.size, earlier.mtime) == (later.size, later.mtime):
         return ""
     return (
-        f"{later.name} had {earlier.size:,} bytes, last changed {_when(earlier.mtime)}; "
-        f"it has {later.size:,} bytes now, last changed {_when(later.mtime)}."
+        f"{later.name} had {counted(earlier.size, 'byte')}, last changed {_when(earlier.mtime)}; "
+        f"it has {counted(later.size, 'byte')} now, last changed {_when(later.mtime)}."
     )
 
 

@@ -1,4 +1,4 @@
-"""Rows given as Python values, encoded as JSON lines without changing them."""
+"""Rows of a program, encoded as JSON lines without changing their values."""
 
 import asyncio
 import json
@@ -9,6 +9,7 @@ from typing import Any
 
 import orjson
 
+from bulkwf.batching.row import Flaw, lone_surrogate
 from bulkwf.errors import InputError
 from bulkwf.model import ABSENT, Instance
 from bulkwf.sources.source import Chunk
@@ -21,17 +22,17 @@ log = logging.getLogger("bulkwf")
 CHUNK_ROWS = 500
 CHUNK_BYTES = 1_048_576
 LONGEST_DRAW_S = 0.05
-"""An iterable that takes its time must not hold up the event loop for longer than one row takes."""
+"""How long the event loop draws rows of a slow iterable at a time, in seconds. A single row may take longer."""
 CLEANUP_S = 5.0
-"""So long may an async generator take over its own cleanup when it is closed."""
+"""Maximum time of an async generator's cleanup, in seconds."""
 _REFUSE_CLASSES = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_SUBCLASS
 
 
 def encode_row(row: Mapping[str, Any] | Instance) -> bytes:
-    """*row* as one line of JSON, every value as it is.
+    """*row* as one line of JSON, with every value unchanged.
 
-    orjson writes NaN and Infinity as null and refuses integers over 64 bits; where either may have happened, the
-    standard library has the last word.
+    orjson writes NaN and Infinity as null, and refuses integers over 64 bits. Where either is possible, the standard
+    library encodes the row.
 
     Raises:
         TypeError, ValueError: The row can't be written as JSON.
@@ -63,7 +64,7 @@ def _members(instance: Instance) -> dict[str, Any]:
 
 
 def _encode_other(value: Any) -> Any:
-    """What orjson can write and the standard library can't: dates, UUIDs, enumerations."""
+    """Encode what orjson supports and the standard library does not: dates, UUIDs, enumerations."""
     if isinstance(value, Mapping):
         return dict(value)
     if isinstance(value, Enum):
@@ -83,8 +84,15 @@ def _refuse_keys(value: Any) -> None:
             _refuse_keys(member)
 
 
+def _flaw(error: TypeError | ValueError | RecursionError) -> Flaw:
+    """Why a row is refused that could not be encoded."""
+    if isinstance(error, UnicodeEncodeError):
+        return lone_surrogate(f"\\u{ord(error.object[error.start]):04x}", "in a text of the row")
+    return Flaw("not_json", clean(f"the row can't be written as JSON: {error}"))
+
+
 class _Page:
-    """Encoded rows that make the next chunk. Bound by bytes too: five hundred rows may be large ones."""
+    """The encoded rows of the next chunk, bound by number and by bytes."""
 
     def __init__(self) -> None:
         self.rows = 0
@@ -100,7 +108,8 @@ class _Page:
         try:
             line = encode_row(row)
         except (TypeError, ValueError, RecursionError) as error:
-            self._refused.append((self.rows, "not_json", clean(f"the row can't be written as JSON: {error}")))
+            flaw = _flaw(error)
+            self._refused.append((self.rows, flaw.code, flaw.message))
             line = b""
         self._lines.append(line)
         self._size += len(line)
@@ -117,12 +126,12 @@ def _broken(row: int, error: BaseException) -> InputError:
 
 
 def _cleanup_failed(error: BaseException) -> None:
-    # Logged, not raised: it may hide neither the run's result nor the error that has ended it.
+    # Logged, not raised: it must not hide the result of the run, or the error that has ended it.
     log.warning("the generator that gives the rows failed while it was closed: %r", error)
 
 
 class RowFeed:
-    """Rows of an ordinary iterable, drawn in the event loop: one that blocks should be an async one instead."""
+    """Rows of an ordinary iterable, drawn in the event loop. An iterable that blocks should be an async one."""
 
     def __init__(self, rows: Iterable[Any]) -> None:
         self._rows: Iterator[Any] = iter(rows)
@@ -147,7 +156,7 @@ class RowFeed:
         return None
 
     def _draw(self, page: _Page) -> None:
-        """Fill *page*; rows that were drawn before an error are not lost with it."""
+        """Fill *page*. Rows drawn before an error are kept."""
         clock = asyncio.get_running_loop().time
         until = clock() + LONGEST_DRAW_S
         try:
@@ -156,7 +165,7 @@ class RowFeed:
                 del row  # error trackers keep the locals of every frame
                 if page.full or clock() > until:
                     break
-        except Exception as error:  # noqa: BLE001 - the caller's own code; what it raises is the reason
+        except Exception as error:  # noqa: BLE001 - the caller's code; its error is the reason
             self._error = _broken(self._read + page.rows, error)
         self._read += page.rows
 
@@ -165,12 +174,12 @@ class RowFeed:
         if isinstance(self._rows, Generator):
             try:
                 self._rows.close()
-            except Exception as error:  # noqa: BLE001 - the caller's own code
+            except Exception as error:  # noqa: BLE001 - the caller's code
                 _cleanup_failed(error)
 
 
 class AsyncRowFeed:
-    """Rows of an async iterable. One task draws all of them, so that waiting for a row can be given up."""
+    """Rows of an async iterable. One task draws all of them, so that a wait for a row can be given up."""
 
     def __init__(self, rows: AsyncIterable[Any]) -> None:
         self._rows: AsyncIterator[Any] = aiter(rows)
@@ -201,7 +210,7 @@ class AsyncRowFeed:
         return None
 
     async def aclose(self) -> None:
-        """See `Feed.aclose`. An async generator is closed; what its cleanup awaits may take `CLEANUP_S`."""
+        """See `Feed.aclose`. An async generator is closed; its cleanup may take `CLEANUP_S`."""
         if self._closing is None:
             self._closing = asyncio.ensure_future(self._close())
         await asyncio.wait((self._closing,), timeout=CLEANUP_S)
@@ -218,13 +227,13 @@ class AsyncRowFeed:
         if isinstance(self._rows, AsyncGenerator):
             try:
                 await self._rows.aclose()
-            except Exception as error:  # noqa: BLE001 - the caller's own code
+            except Exception as error:  # noqa: BLE001 - the caller's code
                 _cleanup_failed(error)
 
     async def _draw(self) -> None:
         try:
             async for row in self._rows:
-                if self._closing is not None:  # the generator has swallowed the cancellation
+                if self._closing is not None:  # the generator has suppressed the cancellation
                     return
                 self._page.add(row)
                 del row  # error trackers keep the locals of every frame
@@ -234,7 +243,7 @@ class AsyncRowFeed:
                     self._space.clear()
                     await self._space.wait()
         except BaseException as error:
-            # A cancellation too, when it comes out of the caller's code: it must not pass for the end of the list.
+            # A cancellation raised by the caller's code, too: it must not look like the end of the list.
             self._error = _broken(self._read, error)
             if not isinstance(error, Exception):
                 raise

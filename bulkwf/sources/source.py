@@ -1,4 +1,4 @@
-"""Chunks of bytes to slices of whole lines. Knows nothing of rates: how many rows a batch takes, its caller says."""
+"""Cuts chunks of bytes into slices of whole lines. The caller says how many rows it takes."""
 
 import asyncio
 from bisect import bisect_right
@@ -15,17 +15,17 @@ from bulkwf.uncancelled import until_done
 __all__ = ["Chunk", "Feed", "Source"]
 
 SEEK_ROWS = 1_000
-"""Rows before the first one are dropped this many at a time."""
+"""How many of the rows before the first one are dropped at a time."""
 ANY_SIZE = 1 << 62
 
 
 class Chunk(NamedTuple):
-    """Some bytes of the list; a part of it never ends inside a line.
+    """Some bytes of the list. A file never ends inside a line.
 
     Attributes:
-        data: JSON lines. The last line may go on in the next chunk.
-        part: Name of the file that begins with this chunk; None if the chunk goes on with the one before.
-        refused: (number of the line in this chunk, code, message) of rows that could not be made into JSON.
+        data: JSON lines. The last line may continue in the next chunk.
+        part: Name of the file that begins with this chunk; None if the chunk continues the one before.
+        refused: (number of the line in this chunk, code, message) of rows that could not be encoded as JSON.
     """
 
     data: bytes
@@ -38,7 +38,7 @@ class Feed(Protocol):
 
     @property
     def read_share(self) -> float | None:
-        """How much of the list has been read, from 0 to 1; None if its length is unknown."""
+        """Share of the list that was read, from 0 to 1; None if its length is unknown."""
         ...
 
     async def read(self) -> Chunk | None:
@@ -50,12 +50,12 @@ class Feed(Protocol):
         ...
 
     async def aclose(self) -> None:
-        """Let go of files and iterators."""
+        """Close files and iterators."""
         ...
 
 
 class Region(Protocol):
-    """Rows that have been read before: their number, and the size and crc32 of their lines."""
+    """Rows that an earlier session has read: their number, and the size and crc32 of their lines."""
 
     @property
     def rows(self) -> int: ...
@@ -69,12 +69,12 @@ _Region = TypeVar("_Region", bound=Region)
 
 
 class Source:
-    """The list as slices of whole lines, read ahead by one chunk; memory does not grow with its length.
+    """The list as slices of whole lines, read ahead by one chunk. Memory does not grow with the length of the list.
 
     Args:
         feed: Where the bytes come from, from the beginning of the list.
-        first_row: Number of the row to begin with. Rows before it are read, and dropped.
-        stop: Number of the row that `peek` ends before; None is the end of the list.
+        first_row: Number of the first row. Rows before it are read, and dropped.
+        stop: `peek` gives no row from this number on; None is the end of the list.
 
     Attributes:
         row: Number of the next row, counted from 0 over the whole list. Below *first_row* until the first read.
@@ -88,9 +88,9 @@ class Source:
         self._data = b""
         self._at = 0
         self._fed = 0
-        """Bytes that the feed has given so far."""
+        """Number of bytes that the feed has given so far."""
         self._dropping = 0
-        """Bytes of an overlong line that have been dropped so far."""
+        """Number of bytes of an overlong line that were dropped so far."""
         self._refused: deque[tuple[int, str, str]] = deque()
         self._starts: list[int] = []
         self._names: list[str] = []
@@ -100,30 +100,30 @@ class Source:
 
     @property
     def read_share(self) -> float | None:
-        """How much of the list has been taken, from 0 to 1; None if its length is unknown."""
+        """Share of the list that was taken, from 0 to 1; None if its length is unknown."""
         share = self._feed.read_share
         return share if share is None or not self._fed else share * (1 - (len(self._data) - self._at) / self._fed)
 
     def where(self, row: int) -> str:
-        """A row's place for people: `orders.jsonl:1602`, counted from 1 in each file."""
+        """The place of a row for people: `orders.jsonl:1602`, counted from 1 in each file."""
         part = bisect_right(self._starts, row) - 1
         if part < 0:
             return f"row {row}"
         return f"{self._names[part]}:{row - self._starts[part] + 1}"
 
     async def peek(
-        self, max_rows: int, max_bytes: int, patience_s: float | None = None, *, joining: bool = False
+        self, max_rows: int, max_bytes: int, max_wait_s: float | None = None, *, joining: bool = False
     ) -> Cut:
-        """The next rows that `take` can give, once it is known how many fit within both bounds.
+        """Wait until it is known how many of the next rows fit within both bounds.
 
         Args:
             max_rows: At most this many rows; 1 or more.
             max_bytes: At most this many bytes of lines, unless the first row alone is larger.
-            patience_s: Once there is a row, wait at most this many seconds for more; None waits without limit.
-            joining: The caller has rows that these would join: *patience_s* counts from now on.
+            max_wait_s: Once there is a row, wait at most this many seconds for more; None waits without limit.
+            joining: The caller has rows that these would join: *max_wait_s* counts from now on.
 
         Returns:
-            No rows at the end of the list, or if *joining* and none came in time.
+            The rows that `take` gives. None at the end of the list, or if *joining* and none came in time.
 
         Raises:
             InputError: The list can't be read further, and all rows before that are taken. If *joining*, the next call
@@ -132,23 +132,23 @@ class Source:
         await self._seek()
         if self._stop is not None:
             max_rows = max(0, min(max_rows, self._stop - self.row))
-        found = await self._gather(max_rows, max_bytes, patience_s, joining=joining)
+        found = await self._gather(max_rows, max_bytes, max_wait_s, joining=joining)
         if found.bound == "data" and not found.rows and not joining and self._error is not None:
             raise self._error
         return found
 
     def take(self, found: Cut) -> Slice:
-        """The rows that `peek` has found last."""
+        """The rows *found* by the last `peek`."""
         first, end = self.row, self._at + found.size
         data, self._at = self._data[self._at : end], end
-        refused = tuple((row - first, code, message) for row, code, message in self._pass(found.rows))
+        refused = tuple((row - first, code, message) for row, code, message in self._advance(found.rows))
         return Slice(first, found.rows, data, refused)
 
     async def take_rows(self, rows: int) -> Slice:
-        """The next *rows* rows, whatever their size, beyond *stop* too; fewer at the end of the list.
+        """The next *rows* rows of any size, also beyond *stop*; fewer at the end of the list.
 
         Raises:
-            InputError: The list can't be read so far.
+            InputError: The list can't be read to the last of them.
         """
         await self._seek()
         found = await self._gather(rows, ANY_SIZE)
@@ -157,13 +157,13 @@ class Source:
         return self.take(found)
 
     async def skip(self, regions: Iterable[_Region]) -> tuple[_Region, bool] | None:
-        """Read past whole rows that were read by an earlier process, comparing them with what they were.
+        """Read past the rows of an earlier session, and compare them.
 
         Returns:
-            The first of the *regions* that is another now, and whether the list ended inside it; None if there is none.
+            The first of the *regions* that differs now, and whether the list ended inside it; None if none differs.
 
         Raises:
-            InputError: The list can't be read so far.
+            InputError: The list can't be read to the last of them.
         """
         await self._seek()
         held = memoryview(self._data)
@@ -180,20 +180,20 @@ class Source:
                     return region, True
             if digest != region.digest:
                 return region, False
-        self._pass(0)  # what of them could not be read is forgotten, too
+        self._advance(0)  # forgets those of them that could not be read
         return None
 
     async def aclose(self) -> None:
-        """Let go of the list."""
+        """Close the list."""
         try:
             if self._reading is not None:
                 self._reading.cancel()
-                await until_done(self._reading, self._reading.cancel)  # a thread may be reading what is to be closed
+                await until_done(self._reading, self._reading.cancel)  # a thread may still read
         finally:
             await self._feed.aclose()
 
     async def _skip_over_chunks(self, region: Region) -> tuple[int, int]:
-        """Read past a region; size and crc32 of what there was of it."""
+        """Read past a region; size and crc32 of the part of it that is there."""
         last, found, digest = self.row + region.rows, 0, 0
         while True:
             part = memoryview(self._data)[self._at : self._at + region.size - found]
@@ -218,21 +218,21 @@ class Source:
             self.take(found)
 
     async def _gather(
-        self, max_rows: int, max_bytes: int, patience_s: float | None = None, *, joining: bool = False
+        self, max_rows: int, max_bytes: int, max_wait_s: float | None = None, *, joining: bool = False
     ) -> Cut:
-        """The rows at hand within both bounds, after reading on as long as more of them may fit."""
+        """The buffered rows within both bounds, after reading on as long as more rows may fit."""
         found = cut(self._data, self._at, max_rows, max_bytes)
         deadline: float | None = None
         while found.bound == "data":
-            if deadline is None and patience_s is not None and (found.rows or joining):
-                deadline = asyncio.get_running_loop().time() + patience_s
+            if deadline is None and max_wait_s is not None and (found.rows or joining):
+                deadline = asyncio.get_running_loop().time() + max_wait_s
             if not await self._fill(deadline):
                 break
             found = cut(self._data, self._at, max_rows, max_bytes)
         return found
 
-    def _pass(self, rows: int) -> list[tuple[int, str, str]]:
-        """Count *rows* rows as taken; those of them that could not be read."""
+    def _advance(self, rows: int) -> list[tuple[int, str, str]]:
+        """Advance by *rows* rows; those of them that could not be read."""
         self.row += rows
         refused: list[tuple[int, str, str]] = []
         while self._refused and self._refused[0][0] < self.row:
@@ -240,14 +240,14 @@ class Source:
         return refused
 
     async def _fill(self, deadline: float | None) -> bool:
-        """Add a chunk to the data at hand; False if the list has ended, or the loop's time has come to *deadline*."""
+        """Add a chunk to the buffered data; False if the list has ended, or *deadline* (the loop's time) is over."""
         if self._ended:
             return False
         if self._reading is None:
             self._reading = asyncio.ensure_future(self._feed.read())
-        await asyncio.sleep(0)  # enough for what is in memory: waiting for a task costs three turns of the loop
+        await asyncio.sleep(0)  # enough for data in memory; a wait for a task takes three turns of the loop
         if not self._reading.done():
-            # Waited for, never cancelled: a cancelled read may lose what it has read.
+            # Never cancelled: a cancelled read may lose data.
             timeout_s = None if deadline is None else max(0.0, deadline - asyncio.get_running_loop().time())
             done, _ = await asyncio.wait((self._reading,), timeout=timeout_s)
             if not done:
@@ -264,7 +264,7 @@ class Source:
         return True
 
     def _append(self, chunk: Chunk) -> None:
-        row = self.row + self._data.count(b"\n", self._at)  # that the chunk begins in
+        row = self.row + self._data.count(b"\n", self._at)  # the row that the chunk begins in
         if chunk.part is not None:
             self._starts.append(row)
             self._names.append(chunk.part)
@@ -279,7 +279,7 @@ class Source:
             self._data = self._data[: len(self._data) - tail]
 
     def _drop_rest(self, data: bytes, row: int) -> bytes:
-        """What of *data* follows the overlong line; the line itself becomes an empty one, refused."""
+        """The part of *data* after the overlong line. The line itself becomes an empty, refused one."""
         newline = data.find(b"\n")
         if newline < 0:
             self._dropping += len(data)

@@ -22,6 +22,7 @@ from bulkwf.limits.slots import Limiter
 from bulkwf.options import RetryPolicy
 from bulkwf.service.verdicts import HANDLING, Action
 from bulkwf.submission.retries import PROBE_AFTER_S, Probe, Stop, Wait, plan
+from bulkwf.text import seconds
 
 __all__ = ["AttemptJournal", "OutageTracker", "ServiceClient", "open_client"]
 
@@ -229,8 +230,9 @@ class ServiceClient:
         failing_s = self.outage.failing_s(self.clock())
         if failing_s + wait_s > longest_s:
             raise TemporaryStop(
-                f"nothing could be settled for {failing_s:,.0f} s, and the next attempt would wait {wait_s:,.0f} s "
-                f"more, which is over the longest outage of {longest_s:,.0f} s (--max-outage): {judgement.message}."
+                f"the run cannot continue now: {judgement.message}. The next attempt would be made "
+                f"{seconds(failing_s + wait_s)} after the first failure, but the longest outage is "
+                f"{seconds(longest_s)} (--max-outage)."
             )
 
     def _learn(self, judgement: Judgement, reply: Reply | Fault) -> float | None:

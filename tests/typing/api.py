@@ -103,16 +103,16 @@ async def refuses_what_is_no_argument() -> None:
     OPTIONS.first = 20  # type: ignore[misc]
 
 
-# --- what has become of the rows ----------------------------------------------------------------------------------
+# --- results ----------------------------------------------------------------------------------
 
 
 def reads() -> list[str]:
     assert_type(bulkwf.read_results("night.bulkwf"), Iterator[Result])
     bulkwf.read_results(Path("night.bulkwf"), outcome="lost")  # type: ignore[arg-type]
-    return [tell(result) for result in bulkwf.read_results(Path("night.bulkwf"), outcome="rejected")]
+    return [describe(result) for result in bulkwf.read_results(Path("night.bulkwf"), outcome="rejected")]
 
 
-def tell(result: Result) -> str:
+def describe(result: Result) -> str:
     assert_type(result.outcome, Literal["created", "existed", "rejected", "invalid", "pending"])
     assert_type((result.row, result.id, result.code), tuple[int, str | None, int | str | None])
     match result.outcome:
@@ -140,7 +140,7 @@ async def handles_each_error() -> int:
 
 
 class Recorder:
-    """A transport of one's own: a class with these four methods, whatever it inherits from."""
+    """A custom transport: a class with these four methods, without a base class."""
 
     def __init__(self) -> None:
         self.requests: list[Request] = []
