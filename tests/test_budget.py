@@ -1,4 +1,4 @@
-"""Runs of one process share windows, quota and pauses; judged by the moments at which bodies were written."""
+"""Runs of one process share windows, quota and pauses. Judged by the times at which bodies were written."""
 
 import asyncio
 import gc
@@ -31,7 +31,7 @@ ENDPOINT = "https://api.example"
 
 
 class Process:
-    """The runs of one process: their limiters, and what was written of which."""
+    """The runs of one process: their limiters, and which of them has written what."""
 
     def __init__(self):
         self.pools = Pools()
@@ -64,7 +64,7 @@ class Process:
                 self.on_wire -= 1
 
     async def work(self, limiter, requests, **more):
-        """A run of so many requests, eight at a time; returns when it has ended."""
+        """A run of *requests* requests, eight at a time; returns when it has ended."""
         todo = list(range(requests))
 
         async def worker():
@@ -92,7 +92,7 @@ LANE, ACCOUNT, TOKEN = range(3)
 
 @settings(max_examples=60)
 @given(st.integers(0, 2**32), st.integers(2, 8), st.sampled_from([40, 300, None]))
-def test_runs_together_never_exceed_a_window_and_all_of_them_end(seed, runs, requests):
+def test_runs_that_share_never_exceed_a_window_and_all_end(seed, runs, requests):
     """Random workflows, accounts, tokens, costs, 429s, cancellations, slow writes and runs that come later."""
     chance = random.Random(seed)
 
@@ -136,7 +136,7 @@ def test_runs_together_never_exceed_a_window_and_all_of_them_end(seed, runs, req
     assert requests is None or process.most(300.0, TOKEN, requests=True) <= requests
 
 
-def test_four_workflows_of_an_account_keep_its_300_instances_a_second_and_use_them():
+def test_four_workflows_of_an_account_share_its_300_instances_a_second():
     async def run():
         process = Process()
         ends = await asyncio.gather(*(process.work(process.limiter(lane), 60) for lane in "abcd"))
@@ -174,8 +174,8 @@ def test_two_runs_of_one_token_share_its_requests_evenly():
     assert min(ends) >= 0.9 * max(ends)
 
 
-def test_small_requests_of_another_run_do_not_keep_a_full_batch_waiting():
-    """Both are of one workflow; each small one fits long before a hundred do."""
+def test_small_requests_of_another_run_do_not_starve_a_full_batch():
+    """Both send to one workflow. Each small request fits long before a hundred instances do."""
 
     async def run():
         process = Process()
@@ -260,7 +260,7 @@ def test_a_429_of_one_run_pauses_the_others_of_the_token_and_one_probe_follows()
     assert run_virtual(run()) == [30.0, 34.0]
 
 
-def test_a_pause_for_another_reason_holds_one_run():
+def test_a_pause_for_another_reason_holds_one_run_only():
     async def run():
         process = Process()
         one, other = process.limiter("a"), process.limiter("b")
@@ -271,7 +271,7 @@ def test_a_pause_for_another_reason_holds_one_run():
     assert run_virtual(run()) == [(0.0, False), (20.0, True)]
 
 
-def test_a_shorter_pause_is_said_to_last_as_long_as_the_one_that_holds():
+def test_a_shorter_pause_is_reported_as_long_as_the_present_one():
     async def run():
         process = Process()
         one, other = process.limiter("a"), process.limiter("b")
@@ -280,7 +280,7 @@ def test_a_shorter_pause_is_said_to_last_as_long_as_the_one_that_holds():
     assert run_virtual(run()) == (60.0, 60.0, 60.0)
 
 
-def test_a_quota_that_one_run_hears_of_paces_the_other():
+def test_a_quota_reported_to_one_run_spaces_the_requests_of_the_other():
     async def run():
         process = Process()
         one, other = process.limiter("a", requests=1_000), process.limiter("b", requests=1_000)
@@ -296,7 +296,7 @@ def test_a_quota_that_one_run_hears_of_paces_the_other():
 # --- the end of a run, and the next one ---------------------------------------------------------------------------
 
 
-def test_what_an_ended_run_has_sent_counts_for_the_next_one():
+def test_requests_of_an_ended_run_count_for_the_next_one():
     async def run():
         process = Process()
         first = process.limiter(requests=2)
@@ -348,8 +348,8 @@ def test_pools_go_when_no_run_uses_them_and_nothing_counts():
     run_virtual(run())
 
 
-def test_a_lease_that_nobody_holds_any_more_counts_as_written():
-    """An event loop that was never run to its end leaves it."""
+def test_an_abandoned_lease_counts_as_written():
+    """It is left by an event loop that was not run to its end."""
 
     async def run():
         process = Process()
@@ -366,7 +366,7 @@ def test_a_lease_that_nobody_holds_any_more_counts_as_written():
     assert run_virtual(run()) == (pytest.approx(6.005, abs=1e-3), 0)
 
 
-def test_a_waiter_whose_event_loop_stands_still_loses_its_turn():
+def test_a_waiter_whose_event_loop_is_blocked_loses_its_turn():
     async def run():
         process = Process()
         stuck, other = process.limiter(), process.limiter()
@@ -378,7 +378,7 @@ def test_a_waiter_whose_event_loop_stands_still_loses_its_turn():
     assert run_virtual(run()) == pytest.approx(2.02, abs=0.1)
 
 
-def test_a_restored_file_s_requests_count_once_in_one_process():
+def test_the_requests_of_a_restored_file_count_once_in_a_process():
     async def run():
         pools = Pools()
         at = asyncio.get_running_loop().time
@@ -396,7 +396,7 @@ def test_a_restored_file_s_requests_count_once_in_one_process():
     assert run_virtual(run()) == (2.0, 7.0)
 
 
-def test_past_requests_that_this_process_has_sent_are_left_out():
+def test_restored_requests_exclude_those_of_this_process():
     async def run():
         async with AsyncExitStack() as parts:
             limiter = wiring.open_limiter(parts, TARGET, Options(), clock())
@@ -411,7 +411,7 @@ def test_past_requests_that_this_process_has_sent_are_left_out():
 # --- another token ------------------------------------------------------------------------------------------------
 
 
-def test_after_another_token_what_was_sent_and_the_pause_still_count():
+def test_requests_and_pause_of_the_old_token_count_for_the_new_one():
     async def run():
         process = Process()
         one, other = process.limiter("a", requests=10), process.limiter("b", requests=10)
@@ -434,7 +434,7 @@ def test_after_another_token_what_was_sent_and_the_pause_still_count():
     assert run_virtual(run()) == (pytest.approx(30.05), 5)
 
 
-def test_another_token_of_runs_without_a_request_limit():
+def test_the_token_changes_in_runs_without_a_request_limit():
     async def run():
         process = Process()
         one, other = process.limiter("a"), process.limiter("b", token="u")
@@ -520,7 +520,7 @@ def test_runs_on_the_clock_of_the_process_share_its_pools(monkeypatch, shared):
     assert run_virtual(run()) == (True, False)
 
 
-def test_programs_that_submit_to_four_workflows_at_once_keep_the_account_s_300_instances_a_second(monkeypatch):
+def test_four_submissions_at_once_keep_the_limit_of_their_account(monkeypatch):
     monkeypatch.setattr(wiring, "POOLS", Pools())
     monkeypatch.setattr(run_module, "system_clock", lambda: replace(clock(), shared=True))
     transports = {name: ScriptedTransport(then=created, latency_s=0.2) for name in "abcd"}
@@ -549,7 +549,7 @@ def test_programs_that_submit_to_four_workflows_at_once_keep_the_account_s_300_i
     assert max(ends) <= 12_000 / 300 / 0.95
 
 
-def test_a_waiter_stands_in_no_line_while_its_run_is_alone():
+def test_a_waiter_joins_no_line_while_its_run_is_alone():
     async def run():
         process = Process()
         limiter = process.limiter()
@@ -562,7 +562,7 @@ def test_a_waiter_stands_in_no_line_while_its_run_is_alone():
     assert run_virtual(run()) == (False, 1.0, "100 instances/s")
 
 
-def test_what_a_window_has_counted_outlives_a_time_without_a_limit():
+def test_a_window_keeps_its_uses_while_no_run_sets_a_limit():
     pools = Pools()
 
     def opened(limits, now):
@@ -586,7 +586,7 @@ def test_what_a_window_has_counted_outlives_a_time_without_a_limit():
 
 
 def test_waking_a_run_whose_loop_is_closed_raises_nothing():
-    """Another run of the process wakes those that wait: it may not end for one that was abandoned."""
+    """Another run of the process wakes waiters: it must not end because of an abandoned one."""
     limits = WindowLimiter(RateLimits(), clock=lambda: 0.0)
     limits._loop = asyncio.new_event_loop()
     limits._loop.close()

@@ -1,4 +1,4 @@
-"""Who may send next, and when: the limiter in virtual time, judged by the moments at which bodies were written."""
+"""Which request the limiter sends next, and when; in virtual time, judged by when bodies were written."""
 
 import asyncio
 import itertools
@@ -52,7 +52,7 @@ class Traffic:
                 self.on_wire -= 1
 
     async def flood(self, seconds, cost, *, workers=16, **more):
-        """As many requests as the limiter lets through, for so long; returns the instances a second."""
+        """Send as many requests as the limiter allows for *seconds*; returns the instances a second."""
         started, before = now(), len(self.written)
 
         async def work():
@@ -76,8 +76,8 @@ def granted_at(traffic):
 
 @settings(max_examples=60)
 @given(st.integers(0, 2**32), st.sampled_from([1, 7, 100, 250]), st.sampled_from([5, 40, None]))
-def test_no_window_is_ever_over_whatever_is_sent(seed, rate, requests):
-    """Random costs, latencies, moments of asking and delays of writing; judged by brute force."""
+def test_no_window_exceeds_its_limit(seed, rate, requests):
+    """Random costs, latencies, times of asking and delays of writing; judged by brute force."""
     chance = random.Random(seed)
 
     async def run():
@@ -127,7 +127,7 @@ def test_nearly_all_of_the_request_rate_is_used():
     assert len(traffic.written) == 4_000
 
 
-def test_a_place_counts_from_the_moment_of_writing_not_of_leave():
+def test_a_request_counts_from_its_writing_not_from_its_lease():
     async def run():
         traffic = Traffic(limiter(100))
         await asyncio.gather(traffic.send(0, 100, write_s=5.0), traffic.send(1, 100))
@@ -136,7 +136,7 @@ def test_a_place_counts_from_the_moment_of_writing_not_of_leave():
     assert granted_at(run_virtual(run())) == pytest.approx([0.0, 6.0 + MARGIN_S], abs=1e-5)
 
 
-def test_a_body_that_is_known_late_to_have_left_counts_from_when_it_left():
+def test_a_body_reported_late_counts_from_when_it_left():
     async def run():
         limits = limiter(100)
         async with limits.slot(100) as slot:
@@ -152,7 +152,7 @@ def test_a_body_that_is_known_late_to_have_left_counts_from_when_it_left():
 
 
 @pytest.mark.parametrize(("write_s", "period_s"), [(0.0, 1.005), (0.002, 1.005), (0.020, 1.020)])
-def test_the_time_from_leave_to_writing_comes_off_the_margin_and_never_off_the_period(write_s, period_s):
+def test_the_lead_shortens_the_margin_and_never_the_period(write_s, period_s):
     async def run():
         traffic = Traffic(limiter(100, margin_s=0.005))
         for number in range(LEADS + 2):
@@ -165,7 +165,7 @@ def test_the_time_from_leave_to_writing_comes_off_the_margin_and_never_off_the_p
     assert gaps[LEADS - 1 :] == pytest.approx([period_s] * 2, abs=1e-5)
 
 
-def test_the_first_requests_which_open_connections_take_nothing_off_the_margin():
+def test_the_first_requests_do_not_shorten_the_margin():
     async def run():
         traffic = Traffic(limiter(100, margin_s=0.005))
         await traffic.send(0, 100, write_s=0.3)
@@ -175,7 +175,7 @@ def test_the_first_requests_which_open_connections_take_nothing_off_the_margin()
     assert granted_at(run_virtual(run())) == pytest.approx([0.0, 1.305], abs=1e-5)
 
 
-def test_what_was_answered_without_being_written_counts_from_its_end():
+def test_a_request_answered_before_its_body_was_written_counts_from_its_end():
     async def run():
         limits = limiter(100)
         async with limits.slot(100):
@@ -195,8 +195,8 @@ def test_a_lookup_costs_a_request_and_no_instance():
     assert granted_at(run_virtual(run())) == pytest.approx([0.0, 0.0, 0.0, 300.005], abs=1e-5)
 
 
-def test_a_seconds_instances_are_spread_over_half_of_it():
-    """What leaves at once arrives as the service finds time, and its late end meets the first of the next second."""
+def test_the_instances_of_a_second_are_spread_over_half_of_it():
+    """The requests of a burst arrive spread out, and the last ones would arrive with those of the next second."""
 
     async def run():
         traffic = Traffic(limiter(300))
@@ -208,7 +208,7 @@ def test_a_seconds_instances_are_spread_over_half_of_it():
 
 
 def test_a_batch_larger_than_the_rate_goes_alone():
-    """One begun at another rate, by an earlier session, must not wait for ever."""
+    """An earlier session may have begun it at another rate."""
 
     async def run():
         traffic = Traffic(limiter(10))
@@ -219,14 +219,14 @@ def test_a_batch_larger_than_the_rate_goes_alone():
 
 
 @pytest.mark.parametrize(("rates", "memory_s"), [((100, 5), 300.005), ((100, None), 1.005), ((None, None), 0.0)])
-def test_what_an_earlier_process_sent_counts_as_long_as_the_longest_window(rates, memory_s):
+def test_requests_of_earlier_processes_count_for_the_longest_window(rates, memory_s):
     async def run():
         return limiter(*rates).memory_s
 
     assert run_virtual(run()) == pytest.approx(memory_s)
 
 
-def test_what_was_never_sent_gives_its_places_back():
+def test_an_unsent_request_gives_back_what_it_reserved():
     async def run():
         limits = limiter(100, 5)
         for _ in range(50):
@@ -241,7 +241,7 @@ def test_what_was_never_sent_gives_its_places_back():
     assert run_virtual(run()) == pytest.approx(1.005, abs=1e-5)
 
 
-def test_whoever_is_told_twice_that_a_body_is_written_counts_it_once():
+def test_a_body_reported_as_written_twice_counts_once():
     """Aiohttp may write a body again, on another connection."""
 
     async def run():
@@ -264,7 +264,7 @@ def test_whoever_is_told_twice_that_a_body_is_written_counts_it_once():
 
 
 def in_order(numbers, costs):
-    """Posts among themselves, and look-ups among themselves, which wait in a queue of their own."""
+    """Whether posts are in order, and look-ups, which have a queue of their own."""
     posts = [number for number in numbers if costs[number]]
     lookups = [number for number in numbers if not costs[number]]
     return posts == sorted(posts) and lookups == sorted(lookups)
@@ -272,7 +272,7 @@ def in_order(numbers, costs):
 
 @settings(max_examples=40)
 @given(st.lists(st.integers(0, 100), min_size=2, max_size=40), st.integers(0, 1_000))
-def test_leave_is_given_in_the_order_of_asking(costs, seed):
+def test_slots_are_given_in_the_order_of_asking(costs, seed):
     chance = random.Random(seed)
 
     async def run():
@@ -290,7 +290,7 @@ def test_leave_is_given_in_the_order_of_asking(costs, seed):
     assert traffic.most_on_wire <= 3
 
 
-def test_a_lookup_does_not_wait_behind_a_batch_that_waits_for_the_instances():
+def test_a_lookup_does_not_wait_behind_a_batch():
     async def run():
         traffic = Traffic(limiter(100))
         await asyncio.gather(traffic.send(0, 100), traffic.send(1, 100), traffic.send(2, 0))
@@ -299,7 +299,7 @@ def test_a_lookup_does_not_wait_behind_a_batch_that_waits_for_the_instances():
     assert run_virtual(run()).granted == [(0.0, 0), (0.0, 2), (pytest.approx(1.005, abs=1e-4), 1)]
 
 
-def test_so_many_requests_as_there_are_places_are_on_the_wire():
+def test_no_more_requests_are_on_the_wire_than_the_concurrency_allows():
     async def run():
         traffic = Traffic(limiter(None, concurrency=5))
         await traffic.flood(10.0, 100, workers=40, latency_s=1.0)
@@ -310,7 +310,7 @@ def test_so_many_requests_as_there_are_places_are_on_the_wire():
     assert len(traffic.written) == 50
 
 
-def test_vacancies_are_what_could_go_at_once():
+def test_capacity_is_the_number_of_requests_that_could_go_at_once():
     async def run():
         limits = limiter(100, 3, concurrency=4)
         assert [limits.capacity(cost) for cost in (0, 1, 50, 51, 100)] == [3, 1, 1, 1, 1]
@@ -329,7 +329,7 @@ def test_vacancies_are_what_could_go_at_once():
     run_virtual(run())
 
 
-def test_whoever_watches_is_told_of_every_change():
+def test_the_watcher_is_called_at_every_change():
     async def run():
         limits = limiter(None, concurrency=1)
         seen = []
@@ -344,7 +344,7 @@ def test_whoever_watches_is_told_of_every_change():
 # --- as many at a time as the service bears -----------------------------------------------------------------------
 
 
-def test_overload_halves_the_places_and_rounds_of_success_add_one_each():
+def test_overload_halves_the_concurrency_and_rounds_of_success_add_one():
     async def run():
         limits = limiter(None, concurrency=16)
         places = []
@@ -367,7 +367,7 @@ def test_overload_halves_the_places_and_rounds_of_success_add_one_each():
 # --- pauses -------------------------------------------------------------------------------------------------------
 
 
-def test_nothing_goes_before_the_end_of_a_pause_and_then_one_probe_first():
+def test_one_probe_goes_first_after_a_pause():
     async def run():
         traffic = Traffic(limiter(None))
         traffic.limits.throttled(30.0)
@@ -415,7 +415,7 @@ def test_a_shorter_order_does_not_shorten_a_pause():
     assert run_virtual(run()) == 50.0
 
 
-def test_a_pause_holds_whoever_waits_already():
+def test_a_pause_holds_requests_that_wait_already():
     async def run():
         traffic = Traffic(limiter(100))
         await traffic.send(0, 100)
@@ -429,7 +429,7 @@ def test_a_pause_holds_whoever_waits_already():
 
 
 def test_the_probe_after_a_pause_counts_from_its_answer():
-    """A service that has been silent is slow to wake: it may see the probe as late as that."""
+    """A service that was unreachable may be slow: it may see the probe as late as that."""
 
     async def run():
         traffic = Traffic(limiter(100))
@@ -440,7 +440,7 @@ def test_the_probe_after_a_pause_counts_from_its_answer():
     assert granted_at(run_virtual(run())) == pytest.approx([10.0, 11.41, 12.42], abs=1e-3)
 
 
-def test_a_rate_that_is_refused_once_and_borne_after_the_pause_is_kept():
+def test_a_rate_refused_once_and_accepted_after_the_pause_is_kept():
     async def run():
         traffic = Traffic(limiter(100))
         for _ in range(3):
@@ -452,7 +452,7 @@ def test_a_rate_that_is_refused_once_and_borne_after_the_pause_is_kept():
     assert run_virtual(run()) == 1.0
 
 
-def test_a_rate_that_is_refused_again_is_halved_and_recovers_step_by_step():
+def test_a_rate_refused_again_is_halved_and_recovers_in_steps():
     async def run():
         traffic = Traffic(limiter(100))
         for _ in range(2):
@@ -469,7 +469,7 @@ def test_a_rate_that_is_refused_again_is_halved_and_recovers_step_by_step():
     assert RECOVERY_S * 4 <= 10.0 * sum(rate < 95 for rate in rates) <= RECOVERY_S * 8
 
 
-def test_refusals_again_and_again_halve_the_rate_to_a_sixteenth_and_no_further():
+def test_repeated_refusals_reduce_the_rate_to_a_sixteenth_at_most():
     async def run():
         traffic = Traffic(limiter(100))
         for _ in range(9):
@@ -489,7 +489,7 @@ def test_refusals_of_requests_on_the_wire_together_count_once():
     assert run_virtual(run()) == (1.0, 2 * MARGIN_S)
 
 
-def test_where_the_quota_is_spent_the_request_rate_is_lowered_not_that_of_instances():
+def test_a_refusal_with_a_spent_quota_reduces_the_request_rate_only():
     async def run():
         limits = limiter(100, 1_000)
         limits.observe({"ratelimit": '"default";r=0;t=60'})
@@ -502,8 +502,8 @@ def test_where_the_quota_is_spent_the_request_rate_is_lowered_not_that_of_instan
 # --- what the service says is left --------------------------------------------------------------------------------
 
 
-def test_requests_are_spread_over_what_the_service_has_left():
-    """20 requests left in 100 s: one every 5 s, before the wall is met."""
+def test_requests_are_spread_over_the_reported_quota():
+    """20 requests left in 100 s: one every 5 s."""
 
     async def run():
         traffic = Traffic(limiter(None, 1_000))
@@ -515,7 +515,7 @@ def test_requests_are_spread_over_what_the_service_has_left():
     assert [round(at) for at in gaps] == [5 * i for i in range(20)]
 
 
-def test_nothing_is_sent_while_nothing_is_left():
+def test_nothing_is_sent_while_the_quota_is_spent():
     async def run():
         traffic = Traffic(limiter(None, 1_000))
         traffic.limits.observe({"ratelimit": '"default";r=0;t=77'})
@@ -526,7 +526,7 @@ def test_nothing_is_sent_while_nothing_is_left():
 
 
 @pytest.mark.parametrize("header", ['"default";r=1199;t=300', "nonsense", "", '"default";r=;t=300'])
-def test_a_quota_that_is_wide_or_unreadable_slows_nothing_down(header):
+def test_a_large_or_unreadable_quota_delays_nothing(header):
     async def run():
         traffic = Traffic(limiter(None, 1_000))
         traffic.limits.observe({"ratelimit": header})
@@ -536,7 +536,7 @@ def test_a_quota_that_is_wide_or_unreadable_slows_nothing_down(header):
     assert run_virtual(run()) == 0.0
 
 
-def test_a_wider_quota_ends_the_slowness():
+def test_a_larger_quota_ends_the_spacing():
     async def run():
         traffic = Traffic(limiter(None, 1_000))
         traffic.limits.observe({"ratelimit": '"default";r=1;t=100'})
@@ -552,8 +552,8 @@ def test_a_wider_quota_ends_the_slowness():
 
 
 @pytest.mark.parametrize("header", ['"default";r=0;t=60', '"default";r=1;t=60'])
-def test_after_the_window_of_a_quota_one_request_goes_alone(header):
-    """How much the next window holds, its answer tells: here nothing, so all go."""
+def test_one_request_goes_alone_after_the_window_of_a_quota(header):
+    """Its answer says how much the next window holds. Here it reports no quota, so all go."""
 
     async def run():
         traffic = Traffic(limiter(None, 1_000))
@@ -568,7 +568,7 @@ def test_after_the_window_of_a_quota_one_request_goes_alone(header):
 # --- stopping and cancelling --------------------------------------------------------------------------------------
 
 
-def test_a_stop_ends_every_wait_now_and_from_now_on():
+def test_a_stop_ends_every_present_and_later_wait():
     async def run():
         limits = limiter(1, concurrency=2)
         traffic = Traffic(limits)
@@ -586,7 +586,7 @@ def test_a_stop_ends_every_wait_now_and_from_now_on():
     assert run_virtual(run()) == 0.5
 
 
-def test_a_stop_leaves_those_who_hold_a_slot_alone():
+def test_a_stop_does_not_affect_requests_that_hold_a_slot():
     async def run():
         traffic = Traffic(limiter(100))
         sending = asyncio.ensure_future(traffic.send(0, latency_s=10.0))
@@ -600,8 +600,8 @@ def test_a_stop_leaves_those_who_hold_a_slot_alone():
 
 @settings(max_examples=150)
 @given(st.lists(st.tuples(st.integers(0, 11), st.floats(0, 3)), max_size=12), st.integers(0, 1_000))
-def test_cancelling_whoever_waits_or_sends_leaks_nothing(cancellations, seed):
-    """Afterwards all places are free, all windows empty, and the others have been served in their order."""
+def test_cancelled_waits_and_requests_leak_nothing(cancellations, seed):
+    """Afterwards nothing is on the wire, all windows are empty, and the others were served in their order."""
     chance = random.Random(seed)
 
     async def run():
@@ -652,7 +652,7 @@ def test_cancelling_the_head_of_the_queue_lets_the_next_one_go():
 # --- the past -----------------------------------------------------------------------------------------------------
 
 
-def test_what_an_earlier_process_sent_counts():
+def test_requests_of_an_earlier_process_count():
     async def run():
         traffic = Traffic(limiter(100, 4))
         traffic.limits.restore([(400.0, 100), (299.0, 100), (100.0, 0), (0.4, 70)], 0.0)
@@ -663,7 +663,7 @@ def test_what_an_earlier_process_sent_counts():
     assert granted_at(run_virtual(run())) == pytest.approx([0.0, 1.005, 200.005], abs=1e-4)
 
 
-def test_an_earlier_process_s_pause_is_kept_and_one_probe_goes_first():
+def test_one_probe_goes_first_after_a_restored_pause():
     async def run():
         traffic = Traffic(limiter(None))
         traffic.limits.restore([], 60.0)
@@ -674,7 +674,7 @@ def test_an_earlier_process_s_pause_is_kept_and_one_probe_goes_first():
 
 
 @pytest.mark.parametrize(("paused_s", "at_once"), [(-1.0, 1), (-299.0, 1), (-301.0, 3)])
-def test_soon_after_an_earlier_process_s_pause_one_probe_goes_first(paused_s, at_once):
+def test_one_probe_goes_first_soon_after_a_restored_pause(paused_s, at_once):
     async def run():
         traffic = Traffic(limiter(None))
         traffic.limits.restore([], paused_s)
@@ -684,7 +684,7 @@ def test_soon_after_an_earlier_process_s_pause_one_probe_goes_first(paused_s, at
     assert granted_at(run_virtual(run())).count(0.0) == at_once
 
 
-def test_an_earlier_process_s_quota_is_kept_and_one_probe_goes_first():
+def test_one_probe_goes_first_after_a_restored_quota():
     async def run():
         traffic = Traffic(limiter(None, 1_000))
         traffic.limits.restore([(20.0, 0)], -inf, [Said(-20.0, -21.0, "r=0;t=100")])
@@ -694,7 +694,7 @@ def test_an_earlier_process_s_quota_is_kept_and_one_probe_goes_first():
     assert granted_at(run_virtual(run())) == [80.0, 82.0, 82.0]
 
 
-def test_where_an_earlier_process_s_quota_is_spent_a_refusal_lowers_the_request_rate():
+def test_a_refusal_with_a_spent_restored_quota_reduces_the_request_rate():
     async def run():
         limits = limiter(100, 1_000)
         limits.restore([], -inf, [Said(-20.0, -21.0, "r=0;t=100")])

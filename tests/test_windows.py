@@ -1,4 +1,4 @@
-"""The windows never let more through than the limit in any period, and never wait for longer than that needs."""
+"""Windows never allow more than the limit in any period, and no wait is longer than that requires."""
 
 from math import inf, nextafter
 
@@ -40,9 +40,7 @@ STEPS = st.lists(
     margin=st.sampled_from([0.0, 0.005]),
     burst_factor=st.sampled_from([2.0, inf]),
 )
-def test_no_period_ever_sees_more_than_the_limit_whatever_is_reserved_written_or_given_back(
-    steps, limit, margin, burst_factor
-):
+def test_no_period_exceeds_the_limit_after_any_sequence_of_steps(steps, limit, margin, burst_factor):
     window, now = Window(limit, 1.0, margin, burst_factor), 1_000.0
     in_flight, written = [], []
     for step, value in steps:
@@ -76,7 +74,7 @@ def test_no_period_ever_sees_more_than_the_limit_whatever_is_reserved_written_or
     rate_factor=st.sampled_from([1.0, 0.5]),
 )
 @example(uses=[(0.0, 10)], limit=5, cost=10, rate_factor=1.0)
-def test_the_wait_is_finite_once_all_is_written_and_is_exactly_long_enough(uses, limit, cost, rate_factor):
+def test_the_wait_is_exact_once_everything_is_written(uses, limit, cost, rate_factor):
     window, now = Window(limit, 1.0, 0.005), 1_000.0
     window.rate_factor = rate_factor
     for gap, used in uses:
@@ -91,7 +89,7 @@ def test_the_wait_is_finite_once_all_is_written_and_is_exactly_long_enough(uses,
     assert window.wait_s(now + wait + 1e-6, cost) == 0
 
 
-def test_a_place_is_taken_from_the_reservation_on_and_runs_out_a_period_after_the_writing():
+def test_a_use_counts_from_its_reservation_until_a_period_after_its_writing():
     window = Window(3, 1.0, 0.25)
     window.reserve(50.0, 3)
     assert (window.wait_s(50.0, 1), window.capacity(50.0, 1, 0.0)) == (inf, 0)
@@ -103,7 +101,7 @@ def test_a_place_is_taken_from_the_reservation_on_and_runs_out_a_period_after_th
     assert (window.wait_s(61.25, 3), window.capacity(61.25, 1, 0.0)) == (0.0, 3)
 
 
-def test_a_use_that_becomes_known_late_runs_from_when_it_was():
+def test_a_use_reported_late_counts_from_when_it_was():
     window = Window(10, 1.0, 0.0)
     for cost in (4, 6):
         window.reserve(0.0, cost)
@@ -114,7 +112,7 @@ def test_a_use_that_becomes_known_late_runs_from_when_it_was():
     assert window.capacity(1.1, 4, 0.0) == 1
 
 
-def test_a_reservation_that_was_given_back_leaves_no_trace():
+def test_a_reservation_that_was_given_back_does_not_count():
     window = Window(3, 1.0, 0.0)
     window.reserve(0.0, 2)
     window.give_back(2)
@@ -122,7 +120,7 @@ def test_a_reservation_that_was_given_back_leaves_no_trace():
     assert (window.wait_s(0.0, 3), window.capacity(0.0, 1, 0.0)) == (0.0, 3)
 
 
-def test_the_wait_is_for_as_many_uses_as_must_run_out_and_no_more():
+def test_the_wait_lasts_until_enough_uses_have_expired():
     window = Window(10, 1.0, 0.0)
     for at, cost in ((0.0, 4), (0.2, 4), (0.4, 2)):
         fill(window, at, cost)
@@ -131,7 +129,7 @@ def test_the_wait_is_for_as_many_uses_as_must_run_out_and_no_more():
 
 
 def pass_through(window, now, cost, times):
-    """When each of so many uses goes, each as soon as it may."""
+    """When each of *times* uses goes if each goes as soon as it may."""
     left = []
     for _ in range(times):
         while (wait := window.wait_s(now, cost)) > 0:
@@ -141,22 +139,22 @@ def pass_through(window, now, cost, times):
     return left
 
 
-def test_an_empty_window_is_filled_at_no_more_than_so_many_times_its_rate():
+def test_an_empty_window_is_filled_at_the_burst_factor_at_most():
     left = pass_through(Window(3_000, 1.0, 0.0, burst_factor=2.0), 0.0, 100, 60)
 
     assert left[:30] == pytest.approx([number / 60 for number in range(30)], abs=2 * SLACK_S)
     assert left[30:] == pytest.approx([1 + number / 60 for number in range(30)], abs=2 * SLACK_S)
 
 
-def test_a_lowered_rate_is_spread_over_all_of_its_period():
-    """Whoever shares the rate would be refused for a burst, though the whole period's sum is small enough."""
+def test_a_reduced_rate_is_spread_over_the_whole_period():
+    """A burst would be refused where another client shares the rate, though the sum over the period is small enough."""
     window = Window(300, 1.0, 0.0, burst_factor=2.0)
     window.rate_factor = 0.5
 
     assert pass_through(window, 0.0, 100, 6) == pytest.approx([number * 2 / 3 for number in range(6)], abs=2 * SLACK_S)
 
 
-def test_uses_that_are_late_by_less_than_a_timer_can_tell_do_not_put_off_those_behind_them():
+def test_uses_late_by_a_timer_s_precision_do_not_delay_the_next_ones():
     window, now, uses = Window(10_000, 1.0, 0.0, burst_factor=2.0), 0.0, 0
     while now < 0.5:
         now += 0.001 + window.wait_s(now, 2)  # each wake-up is late by a millisecond
@@ -175,9 +173,7 @@ def test_uses_that_are_late_by_less_than_a_timer_can_tell_do_not_put_off_those_b
     rate_factor=st.sampled_from([1.0, 0.5]),
     burst_factor=st.sampled_from([2.0, inf]),
 )
-def test_the_turns_of_a_while_are_at_least_those_that_can_be_had_and_none_only_if_there_is_none(
-    uses, cost, within_s, rate_factor, burst_factor
-):
+def test_capacity_is_an_upper_bound_and_zero_only_if_nothing_fits(uses, cost, within_s, rate_factor, burst_factor):
     window, now = Window(12, 1.0, 0.005, burst_factor), 1_000.0
     window.rate_factor = rate_factor
     for gap, used in uses:
@@ -192,7 +188,7 @@ def test_the_turns_of_a_while_are_at_least_those_that_can_be_had_and_none_only_i
     assert (had == 0) == (turns == 0)
 
 
-def test_while_something_is_reserved_only_what_is_written_can_be_waited_for():
+def test_the_wait_is_infinite_where_it_depends_on_a_reservation():
     window = Window(10, 1.0, 0.0)
     fill(window, 0.0, 6)
     window.reserve(0.0, 4)
@@ -201,7 +197,7 @@ def test_while_something_is_reserved_only_what_is_written_can_be_waited_for():
     assert window.wait_s(0.0, 7) == inf
 
 
-def test_what_is_larger_than_the_limit_goes_alone_and_never_waits_for_ever():
+def test_a_use_larger_than_the_limit_goes_alone():
     window = Window(50, 1.0, 0.0)
     fill(window, 0.0, 100)
 
@@ -212,7 +208,7 @@ def test_what_is_larger_than_the_limit_goes_alone_and_never_waits_for_ever():
     assert window.wait_s(5.0, 100) == inf
 
 
-def test_a_lower_share_stretches_the_period_so_that_a_whole_batch_still_fits():
+def test_a_reduced_rate_lengthens_the_period_so_that_a_batch_fits():
     window = Window(100, 1.0, 0.0)
     window.rate_factor = 0.5
     fill(window, 0.0, 100)
@@ -221,7 +217,7 @@ def test_a_lower_share_stretches_the_period_so_that_a_whole_batch_still_fits():
     assert window.wait_s(1.0, 100) == pytest.approx(1.0)
 
 
-def test_a_wait_is_never_so_short_that_the_clock_stands_still():
+def test_a_wait_is_long_enough_to_advance_the_clock():
     window = Window(1, 1.0, 0.0)
     window.used(0.1, 1)
 
@@ -234,7 +230,7 @@ def test_a_wait_is_never_so_short_that_the_clock_stands_still():
     assert min(waits - {0.0}) >= 1e-6
 
 
-def test_what_an_earlier_process_sent_counts_from_when_it_was_sent():
+def test_uses_of_an_earlier_process_count_from_their_own_time():
     window = Window(1_000, 300.0, 0.0)
     window.used(-200.0, 900)
 
@@ -246,7 +242,7 @@ def test_what_an_earlier_process_sent_counts_from_when_it_was_sent():
 
 
 @given(left=st.integers(0, 400), seconds=st.integers(1, 300), later_s=st.floats(0, 400), within_s=st.floats(0, 400))
-def test_as_many_requests_have_their_turn_as_the_gap_lets_through(left, seconds, later_s, within_s):
+def test_capacity_is_the_number_of_requests_that_the_gap_allows(left, seconds, later_s, within_s):
     pace = QuotaPacer(3.0)
     pace.sent(0.0)
     observe(pace, 0.0, f'"default";r={left};t={seconds}')
@@ -286,7 +282,7 @@ def observe(pace, now, text, sent_at=None):
         ('"default";r=1234567890;t=300', 0.0),
     ],
 )
-def test_requests_are_spread_over_what_is_left_where_that_is_less_than_our_own_limit(header, gap):
+def test_requests_are_spaced_where_the_quota_is_below_our_own_limit(header, gap):
     pace = QuotaPacer(1_000 / 300)
     pace.sent(7.0)
 
@@ -297,14 +293,14 @@ def test_requests_are_spread_over_what_is_left_where_that_is_less_than_our_own_l
     assert pace.wait_s(7.0 + gap + 1) == 0
 
 
-def test_when_nothing_is_left_requests_wait_for_the_next_period_and_it_is_said_so():
+def test_a_spent_quota_delays_requests_until_the_next_period():
     pace = QuotaPacer(1_000 / 300)
 
     assert observe(pace, 7.0, '"a";r=9;t=1, "default";r=0;t=120') is True
     assert pace.wait_s(7.0) == 120.0
 
 
-def test_each_request_that_goes_puts_the_gap_before_the_next():
+def test_each_request_delays_the_next_one_by_the_gap():
     pace = QuotaPacer(1_000 / 300)
     pace.sent(0.0)
     assert pace.wait_s(0.0) == 0
@@ -316,7 +312,7 @@ def test_each_request_that_goes_puts_the_gap_before_the_next():
     assert pace.wait_s(15.0) == pytest.approx(5.0)
 
 
-def test_the_gap_runs_from_the_request_not_from_its_answer():
+def test_the_gap_begins_at_the_request_not_at_its_answer():
     pace = QuotaPacer(1_000 / 300)
     pace.sent(3.0)
     observe(pace, 8.0, '"default";r=10;t=100')
@@ -324,7 +320,7 @@ def test_the_gap_runs_from_the_request_not_from_its_answer():
     assert pace.wait_s(8.0) == pytest.approx(5.0)
 
 
-def test_what_was_said_of_a_period_ends_with_it():
+def test_a_quota_ends_with_its_period():
     pace = QuotaPacer(1_000 / 300)
     observe(pace, 0.0, '"default";r=2;t=100')
     pace.sent(99.0)
@@ -344,7 +340,7 @@ def test_an_answer_without_the_header_changes_nothing():
     assert pace.wait_s(10.0) == pytest.approx(10.0)
 
 
-def test_the_gap_is_lifted_when_the_service_has_room_again():
+def test_a_larger_quota_ends_the_gap():
     pace = QuotaPacer(1_000 / 300)
     pace.sent(0.0)
     observe(pace, 0.0, '"default";r=1;t=100')
@@ -353,7 +349,7 @@ def test_the_gap_is_lifted_when_the_service_has_room_again():
     assert pace.wait_s(1.0) == 0
 
 
-def test_without_a_limit_of_our_own_any_quota_sets_the_pace():
+def test_any_quota_sets_the_gap_without_a_limit_of_our_own():
     pace = QuotaPacer(inf)
     pace.sent(0.0)
     observe(pace, 0.0, '"default";r=600;t=300')
@@ -370,7 +366,7 @@ def test_without_a_limit_of_our_own_any_quota_sets_the_pace():
         ("nonsense", None),
     ],
 )
-def test_what_is_left_is_kept_in_a_form_that_sets_the_same_pace(header, kept):
+def test_a_stored_quota_sets_the_same_gap(header, kept):
     told, stored = QuotaPacer(1_000 / 300), QuotaPacer(1_000 / 300)
     assert quota_text({"ratelimit": header}) == kept
     observe(told, 7.0, header)
@@ -379,7 +375,7 @@ def test_what_is_left_is_kept_in_a_form_that_sets_the_same_pace(header, kept):
 
 
 @pytest.mark.parametrize(("sent_at", "gap"), [(0.5, 99.0), (1.5, 0.0)])
-def test_an_answer_that_may_be_older_than_the_last_word_loosens_nothing(sent_at, gap):
+def test_an_answer_that_may_be_older_does_not_shorten_the_gap(sent_at, gap):
     pace = QuotaPacer(1_000 / 300)
     pace.sent(2.0)
     observe(pace, 1.0, '"default";r=1;t=100')
@@ -388,7 +384,7 @@ def test_an_answer_that_may_be_older_than_the_last_word_loosens_nothing(sent_at,
     assert pace.wait_s(2.0) == pytest.approx(gap)
 
 
-def test_an_answer_that_may_be_older_tightens_the_pace_all_the_same():
+def test_an_answer_that_may_be_older_can_lengthen_the_gap():
     pace = QuotaPacer(1_000 / 300)
     observe(pace, 1.0, '"default";r=3;t=100')
 
@@ -396,7 +392,7 @@ def test_an_answer_that_may_be_older_tightens_the_pace_all_the_same():
     assert pace.wait_s(2.0) == pytest.approx(100.0)
 
 
-def test_after_its_window_a_quota_is_no_longer_known_until_an_answer_tells():
+def test_a_quota_is_unknown_from_the_end_of_its_window_to_the_next_report():
     pace = QuotaPacer(1_000 / 300)
     observe(pace, 0.0, '"default";r=0;t=100')
     assert [pace.expired(at) for at in (0.0, 99.0, 100.0)] == [False, False, True]
@@ -412,14 +408,14 @@ def test_after_its_window_a_quota_is_no_longer_known_until_an_answer_tells():
     [
         ("r=0;t=200", [70.0], 170.0),
         ("r=0;t=20", [70.0], 0.0),
-        ("r=5;t=200", [70.0], 10.0),  # said 30 s ago, one every 40 s
+        ("r=5;t=200", [70.0], 10.0),  # reported 30 s ago, one every 40 s
         ("r=5;t=200", [70.0, 80.0, 90.0], 30.0),
         ("r=2;t=200", [70.0, 80.0, 90.0], 170.0),  # nothing is left
         ("r=5;t=200", [70.0, 500.0], 40.0),  # the clock was set back: it went now
         ("r=900;t=300", [70.0, 80.0], 0.0),
     ],
 )
-def test_what_an_earlier_process_was_told_holds_less_what_was_sent_since(text, sent, wait_s):
+def test_a_restored_quota_is_reduced_by_the_requests_since(text, sent, wait_s):
     pace = QuotaPacer(2.0)
 
     spent = pace.restore(100.0, [Said(70.0, 69.0, text)], sent)
@@ -428,8 +424,8 @@ def test_what_an_earlier_process_was_told_holds_less_what_was_sent_since(text, s
     assert spent is ("r=0" in text or wait_s == 170.0)
 
 
-def test_no_more_go_than_are_left_until_another_answer_tells():
-    """A rate that would be borne for the whole window is no leave to send more than the window holds."""
+def test_no_more_requests_go_than_the_quota_says_until_the_next_report():
+    """Also where the rate itself is below our own limit."""
     pace = QuotaPacer(2.0)
     observe(pace, 0.0, '"a";r=2;t=1,"b";r=3;t=1')
     sent = []
@@ -444,7 +440,7 @@ def test_no_more_go_than_are_left_until_another_answer_tells():
     assert (pace.capacity(0.4, 0.5), pace.wait_s(0.4)) == (90, 0)
 
 
-def test_what_has_not_gone_is_left_unless_an_answer_has_told_since():
+def test_an_unsent_request_is_added_to_the_quota_unless_a_report_came_since():
     pace = QuotaPacer(2.0)
     observe(pace, 0.0, '"a";r=1;t=100')
     pace.sent(0.1)
@@ -456,7 +452,7 @@ def test_what_has_not_gone_is_left_unless_an_answer_has_told_since():
     assert pace.wait_s(0.3) == pytest.approx(100)
 
 
-def test_of_several_words_of_an_earlier_process_the_one_that_counts_is_found_again():
+def test_the_report_that_counts_is_found_among_restored_ones():
     pace = QuotaPacer(2.0)
     words = [Said(10.0, 9.0, "r=0;t=300"), Said(50.0, 40.0, "r=4;t=200"), Said(51.0, 41.0, "r=5;t=200")]
 
@@ -464,7 +460,7 @@ def test_of_several_words_of_an_earlier_process_the_one_that_counts_is_found_aga
     assert pace.wait_s(60.0) == pytest.approx(40.0)  # r=4; the third may be older, the first is
 
 
-def test_what_an_earlier_process_was_told_before_the_last_report_heard_here_is_ignored():
+def test_restored_reports_older_than_the_last_one_heard_are_ignored():
     pace = QuotaPacer(2.0)
     observe(pace, 50.0, "r=90;t=300")
     pace.restore(60.0, [Said(40.0, 39.0, "r=0;t=300")], [])
@@ -472,7 +468,7 @@ def test_what_an_earlier_process_was_told_before_the_last_report_heard_here_is_i
     assert pace.capacity(60.0, 0.0) == 1
 
 
-def test_a_quota_from_a_clock_that_was_ahead_holds_for_its_own_time_at_most():
+def test_a_quota_from_a_fast_clock_holds_for_its_own_period_at_most():
     pace = QuotaPacer(2.0)
     pace.restore(100.0, [Said(5_000.0, 4_999.0, "r=0;t=200")], [])
 
@@ -488,7 +484,7 @@ def test_a_pause_without_an_order_doubles_from_ten_seconds_to_five_minutes():
 
 
 @given(refusals=st.integers(1, 50), ordered=st.floats(0, 1e9))
-def test_a_pause_that_the_service_orders_is_never_shortened_nor_a_leave_to_hammer(refusals, ordered):
+def test_an_ordered_pause_is_never_shortened_and_has_a_lower_bound(refusals, ordered):
     least = min(2 ** (refusals - 1), 32)
 
     assert pause_s(refusals, ordered) == max(ordered, least)

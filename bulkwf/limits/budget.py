@@ -15,8 +15,9 @@ from collections.abc import Sequence
 from math import inf
 
 from bulkwf.limits.pause import pause_s
-from bulkwf.limits.pools import TURN_S, Bound, Lease, Pause, Pool, Pools, TokenPool, Wait, Waiter
+from bulkwf.limits.pools import Bound, Lease, Pause, Pool, Pools, TokenPool, Wait, Waiter
 from bulkwf.limits.quota import Said
+from bulkwf.limits.turns import Turns
 from bulkwf.limits.window import RECOVERY_S, Window
 from bulkwf.options import RateLimits
 
@@ -24,7 +25,6 @@ __all__ = ["Budget"]
 
 PROBE_WITHIN_S = 300.0
 """A process that starts within this many seconds of the end of a stored pause sends one probe first."""
-LOOK_AGAIN_S = 0.005
 
 
 class Budget:
@@ -69,7 +69,6 @@ class Budget:
         self._pause = Pause()
         self._file = ""
         self._post: tuple[tuple[Bound, Window], ...] = ()
-        self._shared = False
         with self._lock:
             pools.drop_idle(now)
             self._lane = pools.lane(endpoint, account, workflow, margin_s)
@@ -79,10 +78,10 @@ class Budget:
                 pool.add(self)
 
     def bind(self) -> None:
-        """Take up the windows as the pools have them at present."""
+        """Use the windows that the pools have at present."""
         pools = ((Bound.INSTANCES, self._lane), (Bound.ACCOUNT, self._account))
         self._post = tuple((bound, pool.window) for bound, pool in pools if pool.window is not None)
-        self._shared = self._lane.shared or self._account.shared or self._token.shared
+        self._turns = Turns(self, self._pools)
 
     # --- leases ---------------------------------------------------------------------------------------------------
 
@@ -90,15 +89,14 @@ class Budget:
         """A lease for a request that carries *cost* instances, or how long to wait before *waiter* asks again."""
         with self._lock:
             wait = self._wait(now, cost)
-            if self._shared:
+            if self._turns.shared:
                 waiter.cost = cost
-                wait = wait or self._turn(now, waiter)
+                wait = wait or self._turns.wait(now, waiter)
                 if wait is not None:
-                    self._join(waiter)
+                    self._turns.join(waiter)
             if wait is not None:
                 return wait
-            if waiter.queued:
-                self.leave(waiter)
+            self._turns.leave(waiter)
             token = self._token
             token.pacer.sent(now)
             token.on_wire += 1
@@ -109,22 +107,18 @@ class Budget:
             return lease
 
     def leave(self, waiter: Waiter) -> None:
-        """*waiter* does not ask again soon: take it out of the lines."""
+        """Take *waiter* out of the lines: it does not ask again soon."""
         with self._lock:
-            if waiter.queued:
-                waiter.queued, waiter.ready_at = False, None
-                for pool in self._pools:
-                    pool.line.pop(waiter, None)
-                self._wake_others()
+            self._turns.leave(waiter)
 
     def written(self, lease: Lease, at: float) -> None:
-        """The request was written at *at*: its period begins then. To be called once, and not of a probe."""
+        """The request was written at *at*: its period begins then. Called once, and not for a probe."""
         with self._lock:
             self._count(lease, at)
-            self._wake_others()
+            self._turns.wake_others()
 
     def end(self, lease: Lease, now: float, *, sent: bool) -> None:
-        """The request has come to its end; *sent*: a byte of it may have left this machine."""
+        """The request has ended; *sent*: a byte of it may have left this machine."""
         with self._lock:
             lease.token.on_wire -= 1
             self.on_wire -= 1
@@ -135,7 +129,7 @@ class Budget:
             elif not lease.counted:
                 for window, amount in lease.windows:
                     window.give_back(amount)
-            self._wake_others()
+            self._turns.wake_others()
 
     def lead(self, seconds: float) -> None:
         """Set `lead_s`."""
@@ -146,7 +140,7 @@ class Budget:
                     pool.lead()
 
     def capacity(self, now: float, cost: int, within_s: float) -> float:
-        """How many requests of *cost* instances this run could send in *within_s* seconds if it was alone."""
+        """How many requests of *cost* instances this run could send in *within_s* seconds if no other run sent any."""
         with self._lock:
             if self.paused_until - now > within_s:
                 return 0
@@ -154,7 +148,7 @@ class Budget:
             return min(self._probe_room(now), self._token.pacer.capacity(now, within_s), *fitting)
 
     def ready_s(self, now: float, cost: int) -> float:
-        """Seconds until a request of *cost* instances could go, other runs apart."""
+        """Seconds until a request of *cost* instances could go, without regard to the turns of other runs."""
         wait = self._wait(now, cost)
         return 0.0 if wait is None else wait.seconds
 
@@ -175,7 +169,7 @@ class Budget:
         return uses
 
     def _wait(self, now: float, cost: int) -> Wait | None:
-        """What a request waits for longest, other runs apart; None if it need not wait."""
+        """What a request waits for longest, without regard to turns; None if it need not wait."""
         if self._probe_room(now) <= 0:
             return Wait(inf, Bound.PROBE)
         seconds, bound = self.paused_until - now, Bound.PAUSE
@@ -194,40 +188,6 @@ class Budget:
         lease.counted = True
         for window, amount in lease.windows:
             window.written(at, amount)
-
-    # --- turns ----------------------------------------------------------------------------------------------------
-
-    def _turn(self, now: float, waiter: Waiter) -> Wait | None:
-        """How long *waiter* leaves other runs' waiters the turn; None if it delays none that came before it."""
-        for pool in self._pools if waiter.cost else (self._token,):
-            for earlier in tuple(pool.line):
-                if earlier is waiter:
-                    break
-                if earlier.user is self:
-                    continue
-                ready_s = earlier.user.ready_s(now, earlier.cost)
-                if pool.delays(now, earlier, ready_s, waiter.cost):
-                    if earlier.lapsed(now, ready_s):
-                        earlier.user.leave(earlier)
-                        continue
-                    return Wait(min(max(ready_s, LOOK_AGAIN_S), TURN_S), Bound.TURN)
-        return None
-
-    def _join(self, waiter: Waiter) -> None:
-        waiter.queued = True
-        for pool in self._pools if waiter.cost else (self._token,):
-            pool.line.setdefault(waiter)
-
-    def _leave_all(self) -> None:
-        for waiter in [waiter for waiter in self._token.line if waiter.user is self]:
-            self.leave(waiter)
-
-    def _wake_others(self) -> None:
-        """Something has changed for those who wait in other runs."""
-        if self._shared:
-            for waiter in dict.fromkeys(waiter for pool in self._pools for waiter in pool.line):
-                if waiter.user is not self:
-                    waiter.wake()
 
     # --- pauses and the rate --------------------------------------------------------------------------------------
 
@@ -250,7 +210,7 @@ class Budget:
     def _probe_room(self, now: float) -> float:
         """How many requests may be added to those on the wire; infinite while none is a probe.
 
-        After a pause, and after the end of a window whose quota was short, one request goes alone: its answer tells
+        After a pause, and after the end of a window whose quota was short, one request goes alone: its answer shows
         how much may follow.
         """
         token = self._token
@@ -272,7 +232,7 @@ class Budget:
                 self._token.pacer.forget()
             for window in self._reducible:
                 window.recover(now)
-            self._wake_others()
+            self._turns.wake_others()
 
     def settled(self) -> None:
         """Something has been settled: the next pause is the first in a row."""
@@ -283,7 +243,7 @@ class Budget:
         """A request was answered with a 429: pause all runs of the token, and widen the margin.
 
         The pause is enough after a single 429. The rate is halved after another one soon after a pause, or while it is
-        reduced, or where the quota is spent: then another client shares it.
+        reduced, or where the quota is spent: then another client probably shares the limit.
 
         Returns:
             Seconds until the pause ends.
@@ -297,7 +257,7 @@ class Budget:
             token.pause.hold(now + seconds)
             for reducible in self._reducible:
                 reducible.recover_from(self.paused_until)
-            self._wake_others()
+            self._turns.wake_others()
             return self.paused_until - now
 
     def pause(self, now: float) -> float:
@@ -313,7 +273,7 @@ class Budget:
 
     @property
     def _reducible(self) -> list[Window]:
-        """The windows whose rate is reduced after a 429. No answer tells the account's rate from the workflow's."""
+        """The windows whose rate is reduced after a 429. No answer says whether the account's rate was exceeded."""
         return [pool.window for pool in (self._lane, self._token) if pool.window is not None]
 
     def _pause_length_s(self, now: float, pause: Pause, ordered_s: float | None) -> float:
@@ -334,12 +294,12 @@ class Budget:
         return max((window.span_s for window, _ in self._uses(1)), default=0.0)
 
     def uncounted_s(self, now: float, file: str, *, own: bool) -> float:
-        """The requests of so many last seconds that *file* holds are to be restored; infinite for all of them.
+        """Length of the time before *now* whose requests in *file* must be restored, in seconds; infinite for all.
 
-        The others are counted already: earlier runs of this process have sent or restored them.
+        Earlier requests are counted already: runs of this process have sent or restored them.
 
         Args:
-            now: The present. All that the file holds is taken to be counted from now on.
+            now: The present. From now on, all that the file holds is regarded as counted.
             file: Names it.
             own: Until the budget is closed, only this run records requests in it.
         """
@@ -351,29 +311,29 @@ class Budget:
             return max(0.0, now - counted_until)
 
     def restore(
-        self, now: float, attempts: Sequence[tuple[float, int]], paused_s: float, words: Sequence[Said] = ()
+        self, now: float, attempts: Sequence[tuple[float, int]], paused_s: float, reports: Sequence[Said] = ()
     ) -> None:
-        """Take over what earlier processes have sent, and what the service has said to them.
+        """Count what earlier processes have sent, and keep to the pause and the quota that they have heard of.
 
         Args:
             now: The present.
             attempts: (seconds ago, instances) of each request, the oldest first; negative where a clock was set back.
             paused_s: How long the stored pause still lasts; negative if it is over.
-            words: What the last answers said is left, in negative seconds from now, the oldest first.
+            reports: The last quotas that answers reported, in negative seconds from now, the oldest first.
         """
         with self._lock:
             for ago, instances in attempts:
                 for window, amount in self._uses(instances):
                     if ago < window.span_s:  # what seems to have been sent later than now counts from now
                         window.used(now - max(0.0, ago), amount)
-            if paused_s > 0:  # for which reason is not stored, so it holds for all
+            if paused_s > 0:  # its reason is not stored, so it holds for all runs
                 self._token.pause.hold(now + paused_s)
             elif paused_s > -PROBE_WITHIN_S:
                 self._pause.probing = True
-            moved = [Said(now + heard_at, now + sent_at, text) for heard_at, sent_at, text in words]
+            moved = [Said(now + heard_at, now + sent_at, text) for heard_at, sent_at, text in reports]
             self._token.quota_spent = self._token.pacer.restore(now, moved, [now - ago for ago, _ in attempts])
             self._pause.probing = self._pause.probing or self._token.pacer.binds
-            self._wake_others()
+            self._turns.wake_others()
 
     def change_token(self, now: float, fingerprint: str) -> None:
         """The run sends with another token of the same user from now on."""
@@ -383,7 +343,7 @@ class Budget:
             old, new = self._token, self._all_pools.token(self._endpoint, fingerprint, self._token)
             if new is old:
                 return
-            self._leave_all()
+            self._turns.leave_all()
             if self._file:
                 old.known[self._file], new.known[self._file] = now, inf
             self._token = new
@@ -397,7 +357,7 @@ class Budget:
             self.closed = True
             if self._file:
                 self._token.known[self._file] = now
-            self._leave_all()
+            self._turns.leave_all()
             for pool in self._pools:
                 pool.fit()
-            self._wake_others()
+            self._turns.wake_others()

@@ -4,14 +4,15 @@ Rules:
 
 1. Requests that create instances wait in one queue, in the order of asking: first attempts and retries alike. Look-ups,
    which use nothing of the instances' windows, have a queue of their own. Behind a batch that waits for its window they
-   would be late, and they would be sent together with it, which makes the moment of its arrival less certain.
+   would be late. They would also be sent together with it, which makes the time of its arrival less certain.
 2. The head of a queue waits for one of the concurrent requests to end, then for the `Budget`: every window, the quota
    and any pause. After a pause, one request is sent alone, as a probe.
 3. A request that holds a slot waits for nothing but its own answer. A backoff holds no slot.
-4. What was written counts, from the moment its body was written. What was not sent gives its lease back. The probe
-   after a pause counts from its answer: a service that was silent may be slow, and nothing else is sent before.
-5. The time that always passes between lease and writing is subtracted from the margin: it would be lost rate. Never
-   more than the margin, so that no body is written inside a window even if it is written in no time.
+4. A request counts from the moment at which its body was written. One that was not sent gives its lease back. The
+   probe after a pause counts from its answer: a service that was unreachable may be slow, and nothing else is sent
+   before the answer.
+5. The time that always passes between lease and writing is subtracted from the margin, as it would reduce the rate. At
+   most the whole margin is subtracted, so that no body is written too early even if it is written in no time.
 """
 
 import asyncio
@@ -35,8 +36,8 @@ __all__ = ["WindowLimiter"]
 LOOPBACK_MARGIN_S = 0.007
 NETWORK_MARGIN_S = 0.020
 BLIND_MARGIN_S = 0.100
-"""Where the kernel does not tell what is still in the socket: 128 KB, what macOS gives a socket at first, leave in this
-time at 10 Mbit/s."""
+"""Margin where the kernel does not report what is still in the socket. At 10 Mbit/s, 128 KB leave in this time, the
+first size of a socket's buffer on macOS."""
 STATES = {
     Bound.PAUSE: RunState.PAUSED,
     Bound.PROBE: RunState.PLACES,  # one request at a time
@@ -53,7 +54,7 @@ LEADS = 8
 
 
 class WindowLimiter:
-    """A limiter over a budget: sliding windows, a pause, and as many concurrent requests as the service can take.
+    """A limiter over a budget: sliding windows, a pause, and an adaptive number of concurrent requests.
 
     Args:
         limits: What may be sent.
@@ -78,7 +79,7 @@ class WindowLimiter:
         self._most_concurrency = limits.concurrency
         self._concurrency = limits.concurrency
         self._waits_for: dict[bool, RunState] = {}
-        """What the heads of the queues wait for: the one that posts (True), and the one that looks up."""
+        """What the heads of the queues wait for. Keys: True for the one that posts, False for the one that looks up."""
         self._bound: Bound | None = None
         self._waits = False
         self._post_turn = asyncio.Lock()
@@ -187,7 +188,7 @@ class WindowLimiter:
         self.budget.close(self._clock())
 
     def _ask(self, cost: int, waiter: Waiter) -> Lease | float:
-        """A lease, or the seconds to wait before the next try at most."""
+        """A lease, or the longest time to wait before the next call, in seconds."""
         if self.stopped:
             raise Draining
         now = self._clock()
@@ -231,7 +232,7 @@ class WindowLimiter:
             with suppress(RuntimeError):  # the loop is closed
                 self._loop.call_soon_threadsafe(self._wake)
 
-    # --- what the answers teach -----------------------------------------------------------------------------------
+    # --- feedback -------------------------------------------------------------------------------------------------
 
     def feedback(self, judgement: Judgement, reply: Reply | Fault) -> float | None:
         """See `Limiter.feedback`."""
@@ -250,7 +251,7 @@ class WindowLimiter:
         return ordered
 
     def observe(self, headers: Mapping[str, str], elapsed_s: float = 0.0) -> None:
-        """Take in what an answer's headers say of the limits; *elapsed_s*: seconds since its request was sent."""
+        """Process what an answer's headers say about the limits; *elapsed_s*: seconds since its request was sent."""
         now = self._clock()
         self.budget.observe(Said(now, now - elapsed_s, headers.get("ratelimit", "")))
 
@@ -306,9 +307,9 @@ class WindowLimiter:
         """See `Budget.uncounted_s`."""
         return self.budget.uncounted_s(self._clock(), file, own=own)
 
-    def restore(self, attempts: Sequence[tuple[float, int]], paused_s: float, words: Sequence[Said] = ()) -> None:
+    def restore(self, attempts: Sequence[tuple[float, int]], paused_s: float, reports: Sequence[Said] = ()) -> None:
         """See `Budget.restore`."""
-        self.budget.restore(self._clock(), attempts, paused_s, words)
+        self.budget.restore(self._clock(), attempts, paused_s, reports)
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:
@@ -319,7 +320,7 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
 
 
 class _WindowSlot:
-    """One request's leave."""
+    """One request's slot."""
 
     __slots__ = ("_cost", "_lease", "_limiter", "_sent", "waited_for")
     _lease: Lease

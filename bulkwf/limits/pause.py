@@ -8,9 +8,9 @@ def pause_s(pauses: int, ordered_s: float | None) -> float:
 
     Args:
         pauses: Pauses in a row, this one included.
-        ordered_s: What `Retry-After` says, which is never shortened; None if it says nothing.
+        ordered_s: What `Retry-After` says, in seconds. It is never shortened. None if there is no such header.
     """
     doubled = 2.0 ** min(pauses - 1, 5)
     if ordered_s is not None:
-        return max(ordered_s, doubled)  # `Retry-After: 0` again and again does not allow a request at once
+        return max(ordered_s, doubled)  # repeated `Retry-After: 0` does not allow a request at once
     return min(300.0, 10.0 * doubled)

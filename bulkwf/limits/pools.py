@@ -15,12 +15,12 @@ from bulkwf.options import INSTANCE_PERIOD_S, REQUEST_PERIOD_S, RateLimits
 __all__ = ["Bound", "Lease", "Pause", "Pool", "Pools", "TokenPool", "User", "Wait", "Waiter"]
 
 ACCOUNT_INSTANCES_PER_S = 300
-"""What the service allows an account. A run whose own rate is higher knows of a higher one."""
+"""The service's limit for an account, unless the rate of a run is higher: then its account has a higher limit."""
 BURST_FACTOR = 2.0
-"""The instances of a second are spread over at least half of it. What is sent in one burst arrives spread out, and its
-last requests would meet the first ones of the next second."""
+"""The instances of a second are spread over at least half of it. The requests of one burst arrive spread out: the last
+ones would arrive together with the first ones of the next second."""
 TURN_S = 1.0
-"""A waiter that could go and has not gone for this many seconds loses its turn: its event loop is blocked or gone."""
+"""A waiter that could go and has not gone for this many seconds loses its turn: its event loop is blocked or closed."""
 
 
 class Bound(Enum):
@@ -61,11 +61,11 @@ class User(Protocol):
     closed: bool
 
     def bind(self) -> None:
-        """Take up the windows as the pools have them at present."""
+        """Use the windows that the pools have at present."""
         ...
 
     def ready_s(self, now: float, cost: int) -> float:
-        """Seconds until a request of *cost* instances could go, other runs apart."""
+        """Seconds until a request of *cost* instances could go, without regard to the turns of other runs."""
         ...
 
     def leave(self, waiter: "Waiter") -> None:
@@ -184,7 +184,7 @@ class Pool:
         self.fit()
 
     def fit(self) -> None:
-        """Adapt the limit to the runs that share it; to be called when one comes or goes."""
+        """Adapt the limit to the runs that share it; called when one starts or ends."""
         users = self.open_users
         self.shared = len(users) > 1
         if not users:
@@ -200,7 +200,7 @@ class Pool:
             user.bind()
 
     def lead(self) -> None:
-        """Take from the margin what passes anyway before any of its requests is written."""
+        """Subtract from the margin the time that always passes before one of its requests is written."""
         if self.window is not None:
             self.window.lead_s = min((user.lead_s for user in self.open_users), default=0.0)
 
@@ -216,7 +216,7 @@ class Pool:
         return wait_s == inf or wait_s > ready_s
 
     def clear(self, now: float) -> bool:
-        """Count reservations that nobody holds any more as written; whether nothing counts any more."""
+        """Count abandoned reservations as written; returns whether nothing counts any more."""
         window = self.window or self._kept
         if window is None:
             return True
@@ -261,7 +261,7 @@ class TokenPool(Pool):
         return super().delays(now, earlier, ready_s, cost)
 
     def absorb(self, other: "TokenPool") -> None:
-        """Count what was sent with an earlier token of the same user, too, and keep to its pause."""
+        """Also count what was sent with an earlier token of the same user, and keep to its pause."""
         if other in self.absorbed:
             return
         self.absorbed.append(other)

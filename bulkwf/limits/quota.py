@@ -8,13 +8,13 @@ from typing import Any, NamedTuple, Self
 __all__ = ["QuotaPacer", "Said", "quota_text"]
 
 LONGEST_QUOTA_S = 3_600
-"""Longest quota period that is believed, in seconds: a longer one would stop the run without a message."""
+"""Longest period of a reported quota, in seconds. A longer one is cut: it would stop the run without a message."""
 
 _QUOTA = re.compile(r"\br=([0-9]{1,9})\s*;\s*t=([0-9]{1,9})\b", re.ASCII)
 
 
 def quota_text(headers: Mapping[str, str]) -> str | None:
-    """What an answer's `Ratelimit` header says is left, as it is stored: `r=<requests>;t=<seconds>,…`; None if nothing.
+    """The quota that an answer's `Ratelimit` header reports, as it is stored: `r=<requests>;t=<seconds>,…`; else None.
 
     Args:
         headers: With lower-case names.
@@ -27,7 +27,7 @@ def _parse(text: str) -> list[tuple[str, str]]:
 
 
 class Said(NamedTuple):
-    """What an answer says is left for the token. Times are in seconds of any clock.
+    """The quota of a token that an answer reports. Times are in seconds of any clock.
 
     Attributes:
         heard_at: When the answer came.
@@ -41,14 +41,14 @@ class Said(NamedTuple):
 
     @classmethod
     def of(cls, heard_at: Any, sent_at: Any, text: Any) -> Self:
-        """From columns. Raises `TypeError` or `ValueError` if they hold what no run writes."""
+        """From the columns of a file. Raises `TypeError` or `ValueError` for values that no run writes."""
         if not isinstance(text, str):
             raise TypeError("a quota is a text")
         return cls(float(heard_at), float(sent_at), text)
 
 
 class QuotaPacer:
-    """Paces requests by the quota that the service's `Ratelimit` header reports.
+    """Spaces requests by the quota that the service's `Ratelimit` header reports.
 
     `r` requests are left in the next `t` seconds, for all clients that share the token. No more are sent until another
     answer reports a quota. Where that is less than `requests_per_s` would send, they are spread over the time.
@@ -67,7 +67,7 @@ class QuotaPacer:
         self._valid_until = -inf
 
     def observe(self, said: Said) -> bool:
-        """Take in what an answer says; True if it says that nothing is left.
+        """Process the quota that an answer reports; True if nothing is left of it.
 
         Answers overtake each other. One whose request was sent before the last report was heard may be the older of
         the two, so it can tighten the pace, but not loosen it.
@@ -87,18 +87,18 @@ class QuotaPacer:
             self._sent_at = said.heard_at  # nothing is left from then on, whenever the last request was sent
         return least == 0
 
-    def restore(self, now: float, words: Iterable[Said], sent: Sequence[float]) -> bool:
-        """Take over what the service has said to an earlier process; True if nothing is left of it.
+    def restore(self, now: float, reports: Iterable[Said], sent: Sequence[float]) -> bool:
+        """Restore the quotas that an earlier process has heard of; True if nothing is left.
 
         Args:
-            now: By the clock of the words.
-            words: What its last answers said, the oldest first. Those before the last one heard here are ignored.
-            sent: When it sent, or may have sent, requests, the oldest first. Those after the word that counts are
+            now: By the clock of the reports.
+            reports: Its last quotas, the oldest first. Those before the last one heard here are ignored.
+            sent: When it sent, or may have sent, requests, the oldest first. Those after the report that counts are
                 subtracted from it, although the service may have done that already. May be later than *now*, if a
                 clock was set back.
         """
         heard_at = self._heard_at
-        for said in words:
+        for said in reports:
             if said.heard_at > heard_at:
                 self.observe(said)
         ahead_s = max(0.0, self._heard_at - now)
@@ -127,7 +127,7 @@ class QuotaPacer:
         return now >= self._valid_until
 
     def forget(self) -> None:
-        """Let the reported quota delay nothing any more."""
+        """Discard the reported quota."""
         self._gap_s, self._left, self._valid_until = 0.0, [], -inf
 
     def capacity(self, now: float, within_s: float) -> float:

@@ -1,4 +1,4 @@
-"""What a run asks of its limits: a slot for each request, and feedback for each answer."""
+"""What a run needs of its limits: a slot for each request, and feedback for each answer."""
 
 from collections.abc import Callable
 from typing import Protocol, Self
@@ -24,7 +24,7 @@ class HeldSlot(Slot, Protocol):
 
 
 class Limiter(Protocol):
-    """Hands out slots to one run, for one target."""
+    """Gives one run the slots for its requests to one target."""
 
     def slot(self, cost: int) -> HeldSlot:
         """A slot for a request that carries *cost* instances; 0 for a look-up. Entered when it is free."""
@@ -65,7 +65,7 @@ class Limiter(Protocol):
         ...
 
     def feedback(self, judgement: Judgement, reply: Reply | Fault) -> float | None:
-        """Take in what an attempt's answer says of the limits. To be called before the first await after it.
+        """Process what an attempt's answer says about the limits. Called before the first await after the answer.
 
         Returns:
             Seconds until the pause ends that it orders; None if it orders none.
@@ -89,9 +89,9 @@ class Limiter(Protocol):
         ...
 
     def watch(self, changed: Callable[[], None]) -> None:
-        """Call *changed* whenever `waiting` or `capacity` has changed for another reason than that time passes."""
+        """Call *changed* whenever `waiting` or `capacity` has changed, except by the passing of time."""
         ...
 
     def close(self) -> None:
-        """The run has ended: stop, and let its limits hold for no other run any more."""
+        """The run has ended: stop. Its limits no longer hold for other runs."""
         ...

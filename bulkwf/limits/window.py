@@ -76,7 +76,7 @@ class Window:
         return max(self.wait_s(now, cost + first), self._paced_at(now, first) - now)
 
     def capacity(self, now: float, cost: int, within_s: float) -> int:
-        """How many uses of *cost* could begin in the next *within_s* seconds, those that wait now included."""
+        """How many uses of *cost* could begin in the next *within_s* seconds, including those that wait now."""
         self._expire(now)
         span_s, gap_s = self.span_s, self._gap_s(cost)
         spans, rest_s = divmod(within_s, span_s)
@@ -101,10 +101,10 @@ class Window:
     def used(self, at: float, cost: int) -> None:
         """Something was sent at *at* without a reservation: by an earlier process, for example."""
         self._used += cost
-        place = len(self._written)
-        while place and self._written[place - 1][0] > at:  # a later one may have become known first
-            place -= 1
-        self._written.insert(place, (at, cost))
+        index = len(self._written)
+        while index and self._written[index - 1][0] > at:  # a later one may have become known first
+            index -= 1
+        self._written.insert(index, (at, cost))
 
     def give_back(self, cost: int) -> None:
         """A reserved request has not been sent."""

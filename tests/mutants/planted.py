@@ -574,9 +574,9 @@ PLANTED = (
         by="budget",
     ),
     Mutant(
-        "let whoever fits go first",
+        "let any request that fits go first",
         "limits/budget.py",
-        "                wait = wait or self._turn(now, waiter)\n",
+        "                wait = wait or self._turns.wait(now, waiter)\n",
         "",
         by="budget",
     ),
