@@ -1,7 +1,8 @@
 """The service on this machine: its rules, its limits, and the faults that a script asks for.
 
-`answers`, `limits`, `batch`, `admission`, `instances`, `state` and `faults` are pure; `server` puts them on a socket,
-and `log` keeps what was really created. Nothing here is shared with the client, so that the two do not share mistakes.
+`answers`, `limits`, `batch`, `admission`, `instances`, `state` and `faults` are pure, and so is `exchange`, which plays
+one request over them. `server` puts it on a socket; `log` keeps what was really created. Nothing here is shared with
+the client, so that the two do not share mistakes.
 
 `tests/contract` holds it against Cloudflare's own engine on this machine (miniflare). They answer alike, but for these;
 the words of the last column are those of `state.py`:
@@ -51,6 +52,7 @@ that send the same batch at the same moment, the engine now and then tells both 
 from bulkwf.emulator.admission import Caller, Target
 from bulkwf.emulator.answers import Answer
 from bulkwf.emulator.batch import params_crc
+from bulkwf.emulator.exchange import Call, Exchange, Outgoing
 from bulkwf.emulator.faults import FaultScriptError, Rule, parse_script
 from bulkwf.emulator.limits import Limits
 from bulkwf.emulator.log import Created, read_log
@@ -59,11 +61,14 @@ from bulkwf.emulator.state import Service, Tampering
 
 __all__ = [
     "Answer",
+    "Call",
     "Caller",
     "Created",
     "Emulator",
+    "Exchange",
     "FaultScriptError",
     "Limits",
+    "Outgoing",
     "Rule",
     "Service",
     "Tampering",

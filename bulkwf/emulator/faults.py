@@ -69,6 +69,7 @@ Which = bool | int | str
 Draw = Callable[[], float]
 Manner = Literal["reply", "reset", "close", "hang", "truncate", "raw", "twice"]
 _ENDINGS: tuple[Manner, ...] = ("reset", "close", "hang", "truncate", "raw", "twice")
+_OWN_ANSWER: frozenset[Manner] = frozenset({"truncate", "twice"})
 _CODES = {
     400: answers.BODY_REFUSED,
     401: answers.NOT_AUTHENTICATED,
@@ -153,14 +154,29 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How a request ends, if not as the service would have it."""
+    """How a request ends."""
 
-    manner: Manner
+    manner: Manner = "reply"
     reply: Answer | None = None
+    """Answer of the script; None where there is none, or where the service's own answer goes out."""
     at_byte: int = 0
     raw: bytes = b""
     creates: int | None = 0
-    """How many instances of the batch begin nevertheless; None for all."""
+    """How many instances of the batch are created nevertheless; None for all."""
+
+    @property
+    def own_answer(self) -> bool:
+        """Whether the service's own answer goes out."""
+        return self.reply is None and self.manner in ("reply", *_OWN_ANSWER)
+
+    @property
+    def executes(self) -> bool:
+        """Whether the request is executed at all."""
+        return self.own_answer or self.creates != 0
+
+
+NO_ENDING = Ending(creates=None)
+"""The service's own answer, unchanged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +184,7 @@ class Fault:
     """All that befalls one request. The rules that brought it about are named by their position."""
 
     rules: tuple[int, ...] = ()
-    ending: Ending | None = None
+    ending: Ending = NO_ENDING
     latency_before_s: float = 0.0
     latency_after_s: float = 0.0
     tampering: Tampering = field(default_factory=Tampering)
@@ -224,7 +240,7 @@ def _problems(rule: Rule) -> list[str]:
         or (manners and rule.when is None),
         "`when` needs a way to end the request, or latency_s": rule.when is None or manners or rule.latency_s,
         "truncate and twice give the service's own answer: `when` is after, or left out": rule.when != "before"
-        or not {"truncate", "twice"}.intersection(manners),
+        or not _OWN_ANSWER.intersection(manners),
     }
     patterns = [p for p in (*_choices(rule), rule.refuse_ids) if isinstance(p, str)]
     return [problem for problem, fine in checks.items() if not fine] + [
@@ -264,7 +280,7 @@ def decide(rules: Sequence[Rule], facts: Facts, fired: Sequence[int], draw: Draw
     if not applying:
         return NO_FAULT
     chosen = [rules[i] for i in applying]
-    ending = next((_ending(rule, facts) for rule in chosen if rule.manners()), None)
+    ending = next((_ending(rule, facts) for rule in chosen if rule.manners()), NO_ENDING)
     latencies = [(rule.when == "after", _latency(rule, draw)) for rule in chosen]
     return Fault(
         rules=tuple(applying),
@@ -313,12 +329,12 @@ def _pick(which: Which, ids: Sequence[str]) -> list[str]:
     return list(ids[:which])
 
 
-def _tampering(rules: Sequence[Rule], ending: Ending | None, ids: Sequence[str]) -> Tampering:
+def _tampering(rules: Sequence[Rule], ending: Ending, ids: Sequence[str]) -> Tampering:
     def picked(*choices: Which) -> frozenset[str]:
         return frozenset(id_ for which in choices for id_ in _pick(which, ids))
 
     withheld = picked(*(rule.omit for rule in rules))
-    if ending is not None and ending.creates is not None:
+    if ending.creates is not None:
         withheld = withheld.union(ids[ending.creates :])
     return Tampering(
         withheld=withheld,
@@ -338,9 +354,8 @@ def _foreign(rule: Rule) -> list[str]:
 
 def _ending(rule: Rule, facts: Facts) -> Ending:
     manner = rule.manners()[0]
-    own_answer = manner in ("truncate", "twice")
     creates = rule.partial
-    if creates is None and not own_answer and rule.when != "after":
+    if creates is None and manner not in _OWN_ANSWER and rule.when != "after":
         creates = 0
     reply = _reply(rule, facts.wall_s) if manner == "reply" else None
     return Ending(manner, reply, rule.truncate or 0, (rule.raw or "").encode(), creates)

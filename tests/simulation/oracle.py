@@ -8,14 +8,15 @@ from itertools import accumulate
 from math import inf
 
 from canary import assert_silent, assert_silent_files, report
-from fakes import EPOCH
 
 from bulkwf.attempt import Fault, FaultKind, Reply
 from bulkwf.checkpoint import read_results, read_status
-from bulkwf.errors import ServiceRefused, TemporaryStop
+from bulkwf.emulator import params_crc
+from bulkwf.errors import ServiceRefused
 from bulkwf.model import Result
 from bulkwf.service.judge import retry_after_s
-from simulation.world import Crash, Sent, World, params_crc
+from simulation.network import Sent
+from simulation.world import World
 
 ALLOWED = {
     "own": {"created", "existed", "rejected"},
@@ -75,7 +76,7 @@ class Oracle:
 
     def judge(self, world: World) -> None:
         """At the end."""
-        assert world.begun_twice == []
+        assert world.service.created_twice == []
         last = world.sessions[-1]
         assert last.summary is not None
         assert last.summary.complete, f"the run did not come to its end: {last.error!r}"
@@ -327,6 +328,3 @@ def _check_window(uses: list[tuple[float | None, int]], period_s: float, limit: 
         held.append((at, amount))
         total = sum(n for _, n in held)
         assert total <= limit, f"{total} {what} in {period_s} s, at {at}"
-
-
-__all__ = ["EPOCH", "Crash", "Oracle", "TemporaryStop", "trace"]
