@@ -25,8 +25,10 @@ class _Selector(selectors.SelectSelector):
     jump: Callable[[float | None], None]
 
     def select(self, timeout=None):
+        if timeout == 0:  # callbacks are ready: descriptors can wait until there are none
+            return []
         ready = super().select(0)
-        if not ready and timeout != 0:
+        if not ready:
             self.jump(timeout)
         return ready
 
