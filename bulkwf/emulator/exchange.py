@@ -1,6 +1,6 @@
 """One request and its answer: the service's rules together with the fault script. Pure: no socket, no waiting.
 
-Whoever has the connection plays each request in these steps, and applies every fault in this way:
+The server, and every test without a network, plays each request in these steps:
 
     arrival = exchange.arrive(call)            # the request has been read completely
     ... wait for arrival.delay_s ...

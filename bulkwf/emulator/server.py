@@ -63,7 +63,7 @@ class Emulator:
             response = await self._send(request, outgoing)
         except (ConnectionError, web.RequestPayloadError):
             _abort(request)
-            return web.Response()  # aiohttp wants one, and notices that there is no connection to write it to
+            return web.Response()  # aiohttp requires one; it is not written, since the connection is closed
         if outgoing.disconnects:
             response.force_close()
         return response
@@ -110,7 +110,7 @@ def _call(request: web.BaseRequest, body: bytes) -> Call:
 
 
 async def _read(request: web.BaseRequest, max_bytes: int) -> bytes:
-    """The body; of one that is too long, enough to see that it is."""
+    """The body; of one that is too long, the first *max_bytes* and a little more."""
     parts: list[bytes] = []
     size = 0
     async for part in request.content.iter_any():
@@ -162,7 +162,7 @@ def _transport(request: web.BaseRequest) -> asyncio.Transport:
 
 
 def _abort(request: web.BaseRequest) -> None:
-    """Make sure that nothing more is said. What `raw` and `close` have written still goes out."""
+    """Close the connection. What was written to it before still goes out."""
     if request.transport is not None:
         request.transport.close()
 
@@ -180,8 +180,8 @@ async def emulate(
     """Serve `service` on this machine, in this event loop, until the block ends.
 
     `faults`: a fault script, as in `faults.py`; `seed` fixes its chances. `port`: 0 takes a free one. `log`: a file
-    to which what is really created is appended; `read_log` reads it. The service outlives the block: served again,
-    it still holds its instances. Raises `FaultScriptError`, and OSError if the address or the file is not to be had.
+    to which everything created is appended; `read_log` reads it. The service outlives the block: served again,
+    it still has its instances. Raises `FaultScriptError`, and OSError if the address or the file can't be used.
     """
     rules = parse_script(faults)
     with CreationLog(log) if log is not None else nullcontext() as creation_log:
@@ -211,7 +211,7 @@ async def serve(
     port: int = 0,
     log: str | Path | None = None,
 ) -> None:
-    """Serve until cancelled. `started` is called once, with the base URL, when clients may come."""
+    """Serve until cancelled. `started` is called once, with the base URL, when the server listens."""
     async with emulate(service, faults=faults, seed=seed, host=host, port=port, log=log) as emulator:
         started(emulator.base_url)
         await asyncio.Event().wait()
