@@ -209,7 +209,7 @@ class Instances:
         return [self._listed(id_, now) for _, id_ in page], info
 
     def description(self, name: str, now: float) -> dict[str, Any]:
-        """The description of the workflow. Documented: the keys. Our choice: its class and its age, that of the clock."""
+        """The description of the workflow. Documented: the keys. Our choice: its class; it is as old as the clock."""
         born = self._iso(0.0)
         return {
             "id": self.workflow_id,

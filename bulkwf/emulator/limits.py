@@ -27,7 +27,7 @@ class Limits:
     """Queued instances of one workflow. Documented: 100,000 or 2,000,000. Unknown: what happens beyond that."""
 
     when_full: Literal["omit", "refuse"] = "omit"
-    """Whether a full queue leaves instances out of the answer, without an error, or refuses the batch (429). Unknown."""
+    """Whether a full queue leaves instances out of the answer without an error, or refuses the batch (429). Unknown."""
 
     retention_s: float = 3 * DAY_S
     """How long an id stays taken, in seconds. Documented: 3 days on the free plan, 30 on the paid one."""

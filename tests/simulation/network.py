@@ -1,4 +1,4 @@
-"""One session's way to the service."""
+"""The transport of one session, and the requests that it sends."""
 
 import asyncio
 from collections.abc import Callable
@@ -18,7 +18,7 @@ TIMEOUT_S = 60.0
 
 @dataclass
 class Sent:
-    """One request as the world saw it."""
+    """One request of a session."""
 
     number: int
     session: int
@@ -27,20 +27,20 @@ class Sent:
     at: float
     written_at: float | None = None
     created: tuple[str, ...] = ()
-    """What really began because of it."""
+    """Ids that it created."""
     withheld: tuple[str, ...] = ()
-    """What a fault kept from beginning, without a word."""
-    told: Reply | Fault | None = None
-    """What the session has heard; None if it heard nothing any more."""
-    told_at: float | None = None
+    """Ids that a fault kept it from creating, without an error."""
+    reply: Reply | Fault | None = None
+    """What the session received; None if the session ended before."""
+    replied_at: float | None = None
     clean: bool = False
-    """It was the service's own, whole answer to this request."""
+    """The reply is the service's own complete answer to this request."""
     stale: bool = False
-    """It was a late copy of another answer."""
+    """The reply is a late copy of the answer to another request."""
 
 
 class Network:
-    """One session's way to the service."""
+    """The transport of one session."""
 
     def __init__(self, world: "World", session: int) -> None:
         self._world = world
@@ -62,10 +62,10 @@ class Network:
         assert not twice, f"in two requests at the same time: {sorted(twice)}"
         self._on_wire.update(ids)
         try:
-            told = await self._exchange(sent, request, slot.written)
-            sent.told_at = world.monotonic()
-            sent.told = replace(told, elapsed_s=sent.told_at - sent.at)
-            return sent.told
+            reply = await self._exchange(sent, request, slot.written)
+            sent.replied_at = world.monotonic()
+            sent.reply = replace(reply, elapsed_s=sent.replied_at - sent.at)
+            return sent.reply
         finally:
             self._on_wire.difference_update(ids)
 
@@ -86,9 +86,9 @@ class Network:
         left = partial(written, loop.time())
         acknowledgement = loop.call_later(world.travel_s() / 4, left)
         try:
-            told = await self._converse(sent, request, failing=failing)
+            reply = await self._converse(sent, request, failing=failing)
             left()
-            return told
+            return reply
         finally:
             acknowledgement.cancel()
 
@@ -106,12 +106,12 @@ class Network:
         token = self._token
         world.schedule(world.travel_s(), lambda: world.arrive(sent, request, token, answered))
         try:
-            told = await asyncio.wait_for(answered, TIMEOUT_S)
+            reply = await asyncio.wait_for(answered, TIMEOUT_S)
         except TimeoutError:
             return Fault(kind=FaultKind.IN_DOUBT, message="no answer in time")
-        if sent.method == "POST" and isinstance(told, Reply):
-            world.stale = told
-        return told
+        if sent.method == "POST" and isinstance(reply, Reply):
+            world.stale = reply
+        return reply
 
     async def refresh_credential(self, credential: int) -> bool:
         """See `Transport.refresh_credential`."""

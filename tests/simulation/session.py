@@ -1,4 +1,4 @@
-"""One session of a run: the loop that it runs in, how it ended, and how its tasks are cancelled or cut off."""
+"""One session of a run: its event loop, its record, and the ways in which it is ended."""
 
 import asyncio
 import gc
@@ -13,11 +13,11 @@ from bulkwf.model import Result, Summary
 
 
 class Crash(BaseException):
-    """The process is gone."""
+    """The process was killed."""
 
 
 class SimulatedLoop(VirtualLoop):
-    """Virtual time that begins where the last session's ended, and a turn at which something happens."""
+    """A virtual loop that continues the time of the last session's. `at_turn`: what to call at which turn."""
 
     def __init__(self, begin_s: float) -> None:
         super().__init__(limit_s=1e9)
@@ -37,7 +37,7 @@ class SimulatedLoop(VirtualLoop):
 
 @dataclass
 class Session:
-    """How one session went."""
+    """The record of one session."""
 
     number: int
     began_at: float
@@ -47,17 +47,17 @@ class Session:
     error: BaseException | None = None
     ended_at: float = 0.0
     paused_until: float = 0.0
-    """What the checkpoint asked for when it began, in virtual seconds."""
+    """End of the pause in the checkpoint when the session began, in virtual seconds."""
     emitted: list[tuple[int, tuple[str, str | None]]] = field(default_factory=list)
-    """The results that were handed to the caller: (row, (outcome, id))."""
+    """The results given to the caller: (row, (outcome, id))."""
 
     async def emit(self, results: Sequence[Result]) -> None:
-        """Note results that the run hands to its caller."""
+        """Record results that the run gives to its caller."""
         self.emitted.extend((result.row, (result.outcome, result.id)) for result in results)
 
 
 def cancel_all(loop: SimulatedLoop, times: int) -> None:
-    """Cancel every task, as `asyncio.run` does at its end; in all *times* turns in a row, while the session lasts."""
+    """Cancel every task, as `asyncio.run` does at its end, in *times* turns in a row."""
     for task in asyncio.all_tasks(loop):
         task.cancel()
     if times > 1:
@@ -65,13 +65,14 @@ def cancel_all(loop: SimulatedLoop, times: int) -> None:
 
 
 def crash() -> None:
+    """End the session as a kill does."""
     raise Crash
 
 
 def unwind(loop: asyncio.AbstractEventLoop) -> None:
-    """Let what is left of a session's tasks end; the world no longer listens."""
+    """End the remaining tasks of a session. What they send no longer arrives."""
     with warnings.catch_warnings():
-        # A task that is cancelled before it began complains of the coroutine that anyio has wrapped for it.
+        # A task that is cancelled before it starts leaves a coroutine of anyio's that was never awaited.
         warnings.simplefilter("ignore", RuntimeWarning)
         while tasks := asyncio.all_tasks(loop):
             for task in tasks:

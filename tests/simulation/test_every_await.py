@@ -1,4 +1,4 @@
-"""A run of three batches, ended at each turn of its loop in turn, and resumed to its end."""
+"""A run of three batches, ended at each turn of its loop in turn, and resumed until it is complete."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ TROUBLE = (
     {"method": "POST", "request": 4, "status": 429, "retry_after": 2},
     {"refuse_ids": "^poison-"},
 )
-"""An answer lost after the commit, a batch that is half there, a pause, a row that must be found by halving."""
+"""An answer lost after its execution, a batch created in part, a pause, and a row that is found by halving."""
 
 
 def small_plan(script=TROUBLE) -> Plan:
@@ -44,15 +44,15 @@ def small_plan(script=TROUBLE) -> Plan:
 
 
 @pytest.mark.parametrize("end", ["crash", "cancel", "cancel all", "drain", "abort"])
-def test_a_run_ended_at_any_turn_is_resumed_to_its_end(end):
+def test_a_run_ended_at_any_turn_resumes_until_it_is_complete(end):
     turn, sessions = 0, 2
     while sessions > 1:
         turn += 1
         sessions = len(play_plan(replace(small_plan(), ends=((end, turn),))).sessions)
-    assert turn > 60, "the run has fewer turns than it can have"
+    assert turn > 60, f"the run ended after {turn} turns"
 
 
 @pytest.mark.parametrize("first", scaled((31,), range(1, 80, 6)))
-def test_a_run_that_crashes_twice_is_resumed_to_its_end(first):
+def test_a_run_that_crashes_twice_resumes_until_it_is_complete(first):
     for second in range(1, 80, 6):
         play_plan(replace(small_plan(), ends=(("crash", first), ("crash", second))))
