@@ -209,12 +209,6 @@ class Service:
             return Creation(creation.answer if result is None else failed, creation.created)
         return Creation(success(orjson.dumps(named[0]).decode()), creation.created)
 
-    def create_batch(self, caller: Caller, target: Target, body: bytes) -> Answer:
-        """Read, admit and execute a batch-create request."""
-        reading = self.read(body)
-        refused = self.admit(caller, target, reading.attempted) or reading.refusal
-        return refused or self.create(target, reading.items).answer
-
     def _choose(
         self, workflow: Instances, items: Sequence[Item], withheld: frozenset[str], now: float
     ) -> tuple[list[Item], list[tuple[int, str, int]]]:
