@@ -1,4 +1,4 @@
-"""Programs of npm's that the tests run: installed once for each package.json, in a cache outside the tree."""
+"""Installs the npm packages that tests need: once for each package.json, in a cache outside the tree."""
 
 import functools
 import hashlib
@@ -14,14 +14,14 @@ import pytest
 LEAST_NODE = 20
 NOT_TESTED = "NOT TESTED"
 REQUIRED = os.environ.get("BULKWF_REQUIRE_REAL_ENGINE") == "1"
-"""Set where Node and npm must be there: then a test that lacks them fails instead of being skipped."""
+"""Where it is set, a test without Node and npm fails instead of being skipped."""
 _CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bulkwf-tests"
 _INSTALL = ("npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "--no-package-lock", "--loglevel=error")
 
 
 @functools.cache
 def installed(manifest: Path) -> Path:
-    """The folder whose `node_modules` hold what the package.json *manifest* names; skips the test without Node."""
+    """The folder whose `node_modules` has the packages of the package.json *manifest*; skips the test without Node."""
     trouble = _trouble()
     if trouble:
         text = f"Node {LEAST_NODE} and npm are needed to run Cloudflare's own code: {trouble}"
@@ -38,7 +38,7 @@ def installed(manifest: Path) -> Path:
             assert done.returncode == 0, done.stderr
             try:
                 fresh.rename(place)
-            except OSError:  # another test run was quicker
+            except OSError:  # another test run has installed it meanwhile
                 assert place.is_dir()
     return place
 

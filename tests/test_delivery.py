@@ -32,6 +32,7 @@ from hypothesis import strategies as st
 
 from bulkwf.attempt import FaultKind, Verdict
 from bulkwf.batching.batch_state import BatchState
+from bulkwf.emulator import Limits, Service
 from bulkwf.emulator.answers import refusal
 from bulkwf.errors import CheckpointError, Draining, ServiceRefused, TemporaryStop
 from bulkwf.options import Options, RateLimits, RetryPolicy
@@ -695,15 +696,14 @@ def first_row_with_lagging_lookups(lag_s, *script):
     """What the first row comes to if look-ups lag behind the creations, while other batches go on."""
 
     async def run():
-        held = service()
         born = {}
 
-        class Lagging(ServiceTransport):
-            def _look_up(self, instance_id):
-                seen = held.holds(TARGET, instance_id) and born.setdefault(instance_id, now()) + lag_s <= now()
-                return super()._look_up(instance_id if seen else "nobody")
+        class Lagging(Service):
+            def get_instance(self, target, id_, *, simple=False):
+                seen = self.holds(target, id_) and born.setdefault(id_, now()) + lag_s <= now()
+                return super().get_instance(target, id_ if seen else "nobody", simple=simple)
 
-        desk = Desk(Lagging(held, script=script))
+        desk = Desk(ServiceTransport(Lagging(Limits.none(), now), script=script))
 
         async def others():
             for number in range(1, 100):
@@ -758,14 +758,14 @@ def test_refused_rows_of_an_earlier_session_outlast_their_doubt_together():
 
 
 def test_a_row_whose_look_up_is_never_answered_stays_pending_and_holds_up_nobody():
-    class Failing(ServiceTransport):
-        def _look_up(self, instance_id):
-            return refusal(500, 10001, "no") if instance_id == "id-1" else super()._look_up(instance_id)
+    class Failing(Service):
+        def get_instance(self, target, id_, *, simple=False):
+            return refusal(500, 10001, "no") if id_ == "id-1" else super().get_instance(target, id_, simple=simple)
 
     async def run():
-        held = service()
+        held = Failing(Limits.none(), now)
         held.create(TARGET, held.read(b'[{"instance_id":"id-0"},{"instance_id":"id-1"}]').items)
-        transport = Failing(held)
+        transport = ServiceTransport(held)
         desk = Desk(transport)
         return transport, desk, await desk.deliver(make_batch(5))
 

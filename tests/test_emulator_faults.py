@@ -1,4 +1,4 @@
-"""The fault scripts: what they say, what they may not say, and to whom it happens."""
+"""Fault scripts: which rules are valid, which requests they select, and what happens to these."""
 
 import pytest
 from hypothesis import given
@@ -41,27 +41,27 @@ def test_a_rule_applies_to_the_requests_it_selects(selectors, expected):
     assert numbers(selectors) == expected
 
 
-def test_with_a_method_only_its_requests_are_counted():
+def test_a_rule_with_a_method_counts_only_requests_of_that_method():
     rule = {"method": "GET", "request": 2, "close": True}
 
     assert fault(rule, method="GET", number=9, of_method=2) is not NO_FAULT
     assert fault(rule, method="GET", number=2, of_method=1) is NO_FAULT
 
 
-def test_a_rule_may_be_bound_to_a_time():
+def test_a_rule_applies_within_its_time():
     rule = {"after_s": 10, "until_s": 20, "close": True}
 
     assert [at for at in (9.9, 10, 19.9, 20) if fault(rule, elapsed_s=at) is not NO_FAULT] == [10, 19.9]
 
 
-def test_a_rule_applies_as_often_as_it_may():
+def test_a_rule_with_times_applies_at_most_that_often():
     rule = {"times": 2, "close": True}
 
     assert [fault(rule, fired=[n]) is not NO_FAULT for n in range(4)] == [True, True, False, False]
 
 
 @given(st.floats(0, 1, exclude_max=True), st.floats(0, 1))
-def test_chance_is_drawn(draw, chance):
+def test_a_rule_with_a_chance_applies_where_the_draw_is_below_it(draw, chance):
     applies = fault({"chance": chance, "close": True}, draw=lambda: draw) is not NO_FAULT
 
     assert applies == (draw < chance)
@@ -88,7 +88,7 @@ def test_nothing_is_drawn_for_a_rule_that_does_not_select_the_request():
         ({"twice": True}, None),
     ],
 )
-def test_an_ending_says_how_much_begins_nevertheless(rule, creates):
+def test_an_ending_determines_how_many_instances_are_created(rule, creates):
     bent = fault(rule)
 
     assert bent.ending.creates == creates
@@ -117,20 +117,20 @@ def test_an_answer_of_the_script_has_the_envelope(rule, status, code, headers):
     assert reply.json()["success"] is False
 
 
-def test_an_answer_of_the_script_may_be_no_json():
+def test_an_answer_of_the_script_may_be_text_or_html():
     assert fault({"status": 200, "body": "{garbage"}).ending.reply.body == b"{garbage"
     page = fault({"status": 503, "html": True}).ending.reply
     assert page.body.startswith(b"<!DOCTYPE html>")
     assert page.headers["Content-Type"].startswith("text/html")
 
 
-# ── What else befalls ──
+# ── What else happens ──
 
 
 @pytest.mark.parametrize(
     ("which", "ids"), [(True, IDS), (2, IDS[:2]), (0, ()), ("^a", IDS[:2]), ("-1$", ("a-1", "b-1"))]
 )
-def test_ids_are_chosen_by_all_by_number_or_by_pattern(which, ids):
+def test_ids_are_chosen_by_true_by_number_or_by_pattern(which, ids):
     rule = {"foreign": 0, "latency_s": 1}
 
     assert fault(rule | {"omit": which}).tampering.withheld == set(ids)
@@ -140,30 +140,30 @@ def test_ids_are_chosen_by_all_by_number_or_by_pattern(which, ids):
     assert fault(rule | {"repeat": which}).tampering.repeated == set(ids)
 
 
-def test_foreign_ids_are_given_or_made():
+def test_foreign_ids_are_listed_or_generated():
     assert fault({"foreign": 2}).tampering.also_named == ("foreign-1", "foreign-2")
     assert fault({"foreign": ["x"]}).tampering.also_named == ("x",)
 
 
-def test_a_rule_that_refuses_ids_applies_to_batches_that_have_one():
+def test_a_rule_that_refuses_ids_applies_to_batches_with_such_an_id():
     assert fault({"refuse_ids": "^b"}).refused_id == "b-1"
     assert fault({"refuse_ids": "^c"}) is NO_FAULT
 
 
-def test_latency_comes_before_the_instances_begin_or_after_and_adds_up():
+def test_latencies_before_and_after_the_execution_add_up():
     bent = fault({"latency_s": 1}, {"latency_s": [2, 4]}, {"latency_s": 0.5, "when": "after"}, {"revoke_token": True})
 
     assert (bent.latency_before_s, bent.latency_after_s, bent.revokes_token) == (4.0, 0.5, True)
 
 
-def test_of_several_rules_that_end_a_request_the_first_decides():
+def test_the_first_of_several_rules_with_an_ending_decides():
     bent = fault({"request": 2, "hang": True}, {"status": 500, "when": "after"}, {"reset": True}, {"omit": 1})
 
     assert (bent.ending.manner, bent.rules) == ("reply", (1, 2, 3))
     assert bent.tampering.withheld == {"a-1"}
 
 
-# ── Scripts that cannot be followed ──
+# ── Invalid scripts ──
 
 
 def test_a_script_is_json_or_a_list_of_rules():
@@ -186,8 +186,8 @@ def test_a_script_is_json_or_a_list_of_rules():
         ({"status": 99}, "between 200 and 599"),
         ({"truncate": -1}, "not negative"),
         ({"omit": -1}, "not negative"),
-        ({"latency_s": [2, 1]}, "0 <= lo <= hi"),
-        ({"latency_s": -1}, "0 <= lo <= hi"),
+        ({"latency_s": [2, 1]}, "0 <= low <= high"),
+        ({"latency_s": -1}, "0 <= low <= high"),
         ({"reset": True, "retry_after": 3}, "need a status"),
         ({"omit": True, "partial": 3}, "partial needs"),
         ({"reset": True, "partial": 3, "when": "after"}, "partial needs"),
@@ -198,12 +198,12 @@ def test_a_script_is_json_or_a_list_of_rules():
         (7, "Expected `object`"),
     ],
 )
-def test_a_rule_that_cannot_be_followed_is_named_with_the_reason(rule, reason):
+def test_an_invalid_rule_is_refused_with_its_number_and_the_reason(rule, reason):
     with pytest.raises(FaultScriptError, match=f"^rule 2: .*{reason}"):
         parse_script([{"reset": True}, rule])
 
 
 @pytest.mark.parametrize("script", ["{", "{}", "7"])
-def test_what_is_no_script_is_refused(script):
+def test_a_script_that_is_not_a_list_of_rules_is_refused(script):
     with pytest.raises(FaultScriptError, match=r"^the fault script is not"):
         parse_script(script)

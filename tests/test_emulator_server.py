@@ -16,7 +16,7 @@ GONE = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError)
 
 
 class Client:
-    """Speaks to an emulator as a user of the API would."""
+    """A client of the emulator."""
 
     def __init__(self, session, emulator):
         self.session = session
@@ -62,7 +62,7 @@ async def until(condition):
 # ── Routes ──
 
 
-async def test_a_batch_is_created_and_can_be_asked_for():
+async def test_a_batch_is_created_looked_up_listed_and_counted():
     async with talk() as client:
         assert client.emulator.base_url.startswith("http://127.0.0.1:")
         assert await client.create("a", "b") == ["a", "b"]
@@ -82,7 +82,7 @@ async def test_a_batch_is_created_and_can_be_asked_for():
         assert client.service.gets == 6
 
 
-async def test_a_single_instance_is_created_and_an_id_that_is_taken_refused(tmp_path):
+async def test_a_single_instance_is_created_and_a_taken_id_is_refused(tmp_path):
     async with talk(log=tmp_path / "log") as client:
 
         async def create(body):
@@ -123,7 +123,7 @@ async def test_an_unknown_path_has_no_route(path):
         assert (response.status, (await response.json())["errors"][0]["code"]) == (404, 7003)
 
 
-async def test_a_method_that_a_path_does_not_have_has_no_route():
+async def test_an_unknown_method_of_a_path_has_no_route():
     async with talk() as client:
         for method, path in (("PUT", "/instances/batch"), ("PATCH", "/instances"), ("DELETE", "/instances")):
             async with client.session.request(method, client.url + path, headers=HEADERS) as response:
@@ -146,12 +146,12 @@ async def test_the_limit_headers_are_on_every_answer_and_retry_after_only_on_a_4
     ("headers", "expected"),
     [({}, 401), ({"Authorization": "token"}, 400), ({"X-Auth-Email": "e@example.com", "X-Auth-Key": "k"}, 200)],
 )
-async def test_callers_say_who_they_are(headers, expected):
+async def test_a_request_is_authenticated_by_its_headers(headers, expected):
     async with talk() as client:
         assert (await client.post("a", headers=headers)).status == expected
 
 
-async def test_a_body_over_the_limit_is_not_read_to_its_end():
+async def test_a_body_over_the_limit_is_not_read_completely():
     async with talk(service=Service(Limits(max_body_bytes=1000), time.monotonic)) as client:
         assert (await client.post(*(c * 100 for c in "abcde"))).status == 413
         assert await client.create("a") == ["a"]
@@ -160,7 +160,7 @@ async def test_a_body_over_the_limit_is_not_read_to_its_end():
 # ── The log ──
 
 
-async def test_the_log_holds_what_began_with_the_checksums_of_its_params(tmp_path):
+async def test_the_log_has_each_instance_created_with_the_checksum_of_its_params(tmp_path):
     log = tmp_path / "created.log"
     async with talk({"request": 2, "close": True, "partial": 1}, log=log) as client:
         await client.create("a", "b")
@@ -172,7 +172,7 @@ async def test_the_log_holds_what_began_with_the_checksums_of_its_params(tmp_pat
     assert next(read_log(log)).crc == params_crc(b'{"id": "a"}')
 
 
-async def test_a_log_that_was_cut_is_read_and_goes_on(tmp_path):
+async def test_a_log_with_a_cut_line_is_read_and_continued(tmp_path):
     log = tmp_path / "created.log"
     async with talk(log=log) as client:
         await client.create("a")
@@ -192,7 +192,7 @@ async def test_a_log_that_was_cut_is_read_and_goes_on(tmp_path):
     ("how", "held"), [({}, []), ({"when": "after"}, ["a", "b", "c"]), ({"partial": 2}, ["a", "b"])]
 )
 @pytest.mark.parametrize("ending", [{"status": 500}, {"reset": True}, {"close": True}, {"raw": "\x00garbage\r\n\r\n"}])
-async def test_a_request_ends_badly_before_or_after_its_instances_begin(ending, how, held):
+async def test_an_ending_comes_before_or_after_the_execution_of_the_request(ending, how, held):
     async with talk({"request": 1} | ending | how) as client:
         if "status" in ending:
             assert (await client.post("a", "b", "c")).status == 500
@@ -215,7 +215,7 @@ async def test_a_request_ends_badly_before_or_after_its_instances_begin(ending, 
         ({"status": 200, "body": "<"}, {"Content-Type": "application/json"}),
     ],
 )
-async def test_an_answer_of_the_script_replaces_the_services_own(answer, headers):
+async def test_an_answer_of_the_script_replaces_the_services_own_answer(answer, headers):
     async with talk(answer) as client:
         response = await client.post("a")
 
@@ -224,13 +224,13 @@ async def test_an_answer_of_the_script_replaces_the_services_own(answer, headers
         assert client.held() == []
 
 
-async def test_a_date_may_say_when_to_come_again():
+async def test_retry_after_is_a_date_where_the_script_says_so():
     async with talk({"status": 429, "retry_after": "date+5"}) as client:
         assert (await client.post("a")).headers["Retry-After"].endswith(" GMT")
 
 
 @pytest.mark.parametrize("cut", [0, 20])
-async def test_an_answer_is_cut_short(cut):
+async def test_an_answer_is_cut_after_the_bytes_that_the_script_says(cut):
     async with talk({"request": 1, "truncate": cut}) as client:
         with pytest.raises(GONE):
             await client.post("a")
@@ -238,7 +238,7 @@ async def test_an_answer_is_cut_short(cut):
         assert await client.create("b") == ["b"]
 
 
-async def test_an_answer_that_comes_twice_waits_for_the_next_request():
+async def test_the_second_copy_of_an_answer_follows_on_the_same_connection():
     async with talk({"request": 1, "twice": True}) as client:
         reader, writer = await asyncio.open_connection("127.0.0.1", int(client.url.split(":")[2].split("/")[0]))
         body = b'[{"instance_id":"a"}]'
@@ -253,14 +253,14 @@ async def test_an_answer_that_comes_twice_waits_for_the_next_request():
 
 
 @pytest.mark.parametrize(("when", "held"), [("before", []), ("after", ["a"])])
-async def test_no_answer_ever_comes(when, held):
+async def test_a_hanging_request_gets_no_answer(when, held):
     async with talk({"hang": True, "when": when}) as client:
         with pytest.raises(TimeoutError):
             await client.post("a", timeout_s=0.05)
         assert client.held() == held
 
 
-async def test_a_late_request_creates_its_instances_after_the_client_has_given_up():
+async def test_a_delayed_request_is_executed_after_the_client_has_given_up():
     async with talk({"request": 1, "latency_s": 0.05}) as client:
         with pytest.raises(TimeoutError):
             await client.post("a", timeout_s=0.01)
@@ -268,7 +268,7 @@ async def test_a_late_request_creates_its_instances_after_the_client_has_given_u
         await until(client.held)
 
 
-async def test_a_late_answer_comes_after_its_instances_have_begun():
+async def test_a_delayed_answer_comes_after_the_execution():
     async with talk({"latency_s": [0.03, 0.06], "when": "after"}) as client:
         asked = asyncio.create_task(client.create("a"))
         await until(client.held)
@@ -276,7 +276,7 @@ async def test_a_late_answer_comes_after_its_instances_have_begun():
         assert await asked == ["a"]
 
 
-async def test_instances_are_left_out_of_the_answer_begun_or_not():
+async def test_instances_are_left_out_of_the_answer_whether_created_or_not():
     async with talk({"request": 1, "omit": 1}, {"request": 2, "omit_created": "^[cd]$"}) as client:
         assert await client.create("a", "b") == ["b"]
         assert client.held() == ["b"]
@@ -284,14 +284,14 @@ async def test_instances_are_left_out_of_the_answer_begun_or_not():
         assert client.held() == ["b", "c", "d", "e"]
 
 
-async def test_the_answer_names_ids_twice_or_such_as_were_not_sent():
+async def test_the_answer_names_ids_twice_and_ids_that_were_not_sent():
     async with talk({"request": 1, "repeat": True}, {"request": 2, "foreign": ["x"]}) as client:
         assert await client.create("a") == ["a", "a"]
         assert await client.create("b") == ["b", "x"]
         assert client.held() == ["a", "b"]
 
 
-async def test_some_ids_are_refused_by_the_service_alone():
+async def test_a_batch_with_an_id_that_the_script_refuses_is_refused():
     async with talk({"refuse_ids": "bad"}) as client:
         response = await client.post("a", "bad-1", "b")
 
@@ -299,14 +299,14 @@ async def test_some_ids_are_refused_by_the_service_alone():
         assert await client.create("a", "b") == ["a", "b"]
 
 
-async def test_a_token_is_revoked_in_the_middle():
+async def test_a_revoked_token_is_refused_from_that_request_on():
     async with talk({"request": 2, "revoke_token": True}) as client:
         assert [(await client.post(id_)).status for id_ in "abc"] == [200, 401, 401]
         assert (await client.post("d", headers={"Authorization": "Bearer new"})).status == 200
         assert client.held() == ["a", "d"]
 
 
-async def test_a_connection_is_closed_behind_an_answer():
+async def test_the_connection_is_closed_after_the_answer():
     async with talk({"request": 2, "disconnect": True}) as client:
         answers = [await client.post(id_) for id_ in "abc"]
 
@@ -314,7 +314,7 @@ async def test_a_connection_is_closed_behind_an_answer():
     assert client.held() == ["a", "b", "c"]
 
 
-async def test_every_tenth_and_chance_are_the_same_with_the_same_seed():
+async def test_the_same_seed_gives_the_same_faults():
     async def statuses(seed):
         async with talk({"every": 10, "status": 500}, {"chance": 0.3, "status": 503}, seed=seed) as client:
             return [(await client.post(f"i{n}")).status for n in range(20)]
@@ -326,10 +326,10 @@ async def test_every_tenth_and_chance_are_the_same_with_the_same_seed():
     assert first == await statuses(1) != await statuses(2)
 
 
-# ── Life ──
+# ── Start and stop ──
 
 
-async def test_a_stop_does_not_wait_for_what_hangs_or_is_late():
+async def test_a_stop_ends_hanging_and_delayed_requests():
     async with talk({"request": 1, "hang": True}, {"request": 2, "latency_s": 60}) as client:
         asked = [asyncio.create_task(client.post(id_, timeout_s=30)) for id_ in "ab"]
         await until(lambda: client.service.requests == 2)
@@ -342,7 +342,7 @@ async def test_a_stop_does_not_wait_for_what_hangs_or_is_late():
     assert client.held() == []
 
 
-async def test_a_client_that_leaves_in_the_middle_of_its_body_disturbs_nobody(caplog):
+async def test_a_client_that_disconnects_within_its_body_has_no_effect_on_others(caplog):
     async with talk() as client:
         port = int(client.url.split(":")[2].split("/")[0])
         _, writer = await asyncio.open_connection("127.0.0.1", port)

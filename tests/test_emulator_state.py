@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bulkwf.emulator import Caller, Limits, Service, Tampering, Target, params_crc
+from bulkwf.emulator import Call, Caller, Exchange, Limits, Service, Tampering, Target, params_crc
 
 TARGET = Target("acct", "resize")
 CALLER = Caller("Bearer token")
@@ -33,8 +33,15 @@ def batch(*ids):
     return body(*({"instance_id": id_} for id_ in ids))
 
 
+def create_batch(service, caller, target, body):
+    """The answer to a whole batch-create request."""
+    path = f"/accounts/{target.account}/workflows/{target.workflow}/instances/batch"
+    exchange = Exchange(service, (), draw=lambda: 0.0, wall=lambda: 0.0)
+    return exchange.execute(exchange.arrive(Call("POST", path, caller, body=body))).answer
+
+
 def submit(service, *ids, caller=CALLER, target=TARGET):
-    return service.create_batch(caller, target, batch(*ids))
+    return create_batch(service, caller, target, batch(*ids))
 
 
 def names(answer):
@@ -50,7 +57,7 @@ def code(answer):
 # ── Creation ──
 
 
-def test_a_batch_begins_one_instance_for_each_id_and_names_them_in_order(clock):
+def test_a_batch_creates_an_instance_for_each_id_and_names_them_in_order(clock):
     service = Service(Limits(), clock)
 
     answer = submit(service, "b", "a", "c")
@@ -72,7 +79,7 @@ def test_an_id_that_is_taken_is_left_out_of_the_answer_without_an_error(clock):
     assert service.created == 3
 
 
-def test_of_the_same_id_twice_in_a_batch_the_first_counts(clock):
+def test_the_first_of_two_equal_ids_in_a_batch_counts(clock):
     service = Service(Limits(), clock)
 
     reading = service.read(body({"instance_id": "a", "params": 1}, {"instance_id": "a", "params": 2}))
@@ -82,18 +89,18 @@ def test_of_the_same_id_twice_in_a_batch_the_first_counts(clock):
     assert [item.crc for item in creation.created] == [params_crc(b"1")]
 
 
-def test_ids_of_another_workflow_are_free(clock):
+def test_an_id_that_another_workflow_has_is_free(clock):
     service = Service(Limits(), clock)
     submit(service, "a")
 
     assert names(submit(service, "a", target=Target("acct", "other"))) == ["a"]
 
 
-def test_an_instance_without_an_id_gets_one_of_its_own_each_time(clock):
+def test_each_instance_without_an_id_gets_a_new_one(clock):
     service = Service(Limits(), clock)
 
-    given_ids = names(service.create_batch(CALLER, TARGET, b"[{},{}]"))
-    given_ids += names(service.create_batch(CALLER, TARGET, b"[{}]"))
+    given_ids = names(create_batch(service, CALLER, TARGET, b"[{},{}]"))
+    given_ids += names(create_batch(service, CALLER, TARGET, b"[{}]"))
 
     assert len(set(given_ids)) == 3
     assert all(len(id_) == 36 for id_ in given_ids)
@@ -112,7 +119,7 @@ def test_an_instance_without_an_id_gets_one_of_its_own_each_time(clock):
 def test_an_id_is_free_again_once_its_retention_has_passed(clock, retention, seconds):
     service = Service(Limits(), clock)
     item = {"instance_id": "a"} | ({"instance_retention": retention} if retention else {})
-    service.create_batch(CALLER, TARGET, body(item))
+    create_batch(service, CALLER, TARGET, body(item))
 
     clock.now += seconds - 0.25
     assert names(submit(service, "a")) == []
@@ -122,7 +129,7 @@ def test_an_id_is_free_again_once_its_retention_has_passed(clock, retention, sec
     assert service.created == 2
 
 
-def test_a_service_of_the_earlier_documentation_refuses_a_batch_with_an_id_that_is_taken(clock):
+def test_a_batch_with_a_taken_id_is_refused_where_the_service_is_set_to_refuse(clock):
     service = Service(Limits(), clock, existing="refuse")
     submit(service, "a")
 
@@ -130,7 +137,7 @@ def test_a_service_of_the_earlier_documentation_refuses_a_batch_with_an_id_that_
     assert service.ids(TARGET) == ["a"]
 
 
-def test_a_service_that_begins_ids_twice_can_be_had_and_is_counted(clock):
+def test_a_taken_id_is_created_twice_where_the_service_is_set_to_duplicate(clock):
     service = Service(Limits(), clock, existing="duplicate")
     submit(service, "a")
 
@@ -138,7 +145,7 @@ def test_a_service_that_begins_ids_twice_can_be_had_and_is_counted(clock):
     assert (service.created, service.ids(TARGET)) == (2, ["a"])
 
 
-def test_the_newer_shape_gives_the_reason_for_each_id_that_did_not_begin(clock):
+def test_the_newer_shape_gives_the_reason_for_each_id_not_created(clock):
     service = Service(Limits(), clock, result_shape="object")
     submit(service, "a")
 
@@ -149,7 +156,7 @@ def test_the_newer_shape_gives_the_reason_for_each_id_that_did_not_begin(clock):
 
 
 @pytest.mark.parametrize("per_batch", [1, 2, 5])
-def test_a_full_queue_leaves_instances_out_although_they_did_not_begin(clock, per_batch):
+def test_a_full_queue_neither_creates_nor_names_more_instances(clock, per_batch):
     service = Service(Limits(max_queued=3), clock, queued_s=60)
     ids = [f"i{n}" for n in range(5)]
     for start in range(0, 5, per_batch):
@@ -160,7 +167,7 @@ def test_a_full_queue_leaves_instances_out_although_they_did_not_begin(clock, pe
     assert names(submit(service, *ids)) == ids[3:]
 
 
-def test_a_full_queue_may_also_refuse_the_batch(clock):
+def test_a_full_queue_refuses_the_batch_where_it_is_set_to(clock):
     service = Service(Limits(max_queued=1, when_full="refuse"), clock)
 
     assert submit(service, "a", "b").status == 429
@@ -194,7 +201,7 @@ def test_tampering_loses_and_fails(clock):
     assert [i["id"] for i in service.list_instances(TARGET, {"status": "errored"}).json()["result"]] == ["b"]
 
 
-# ── What is no batch ──
+# ── Invalid batches ──
 
 REFUSED = {
     "nothing": b"",
@@ -223,14 +230,14 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("sent", REFUSED.values(), ids=REFUSED.keys())
-def test_what_is_no_batch_is_refused_as_a_whole(clock, sent):
+def test_an_invalid_batch_is_refused_as_a_whole(clock, sent):
     service = Service(Limits(), clock)
     parts = [part for part in (b'{"instance_id":"good"}', sent[1:-1]) if part]
     with_a_good_one = b"[" + b",".join(parts) + b"]"
 
-    assert code(service.create_batch(CALLER, TARGET, sent)) == (400, 10002)
+    assert code(create_batch(service, CALLER, TARGET, sent)) == (400, 10002)
     if sent not in (b"", b"[]", REFUSED["an object"]):
-        assert code(service.create_batch(CALLER, TARGET, with_a_good_one)) == (400, 10002)
+        assert code(create_batch(service, CALLER, TARGET, with_a_good_one)) == (400, 10002)
     assert service.created == 0
 
 
@@ -238,7 +245,7 @@ def test_what_is_no_batch_is_refused_as_a_whole(clock, sent):
     "params",
     [b"null", b"0", b'""', b"[]", b'{"a": 1 }', b"1e999", b"123456789012345678901234567890", '"\u2028é"'.encode()],
 )
-def test_any_json_value_may_be_params_and_its_bytes_are_known(clock, params):
+def test_any_json_value_is_accepted_as_params_and_gets_a_checksum(clock, params):
     [item] = Service(Limits(), clock).read(b'[ {"params" : ' + params + b' , "instance_id":"a"}]').items
 
     assert item.crc == params_crc(params)
@@ -250,22 +257,22 @@ def test_absent_params_have_no_checksum(clock):
     assert item.crc is None
 
 
-def test_ids_of_1_and_of_100_characters_and_params_of_1_mib_are_fine(clock):
+def test_ids_of_1_and_100_characters_and_params_of_1_mib_are_accepted(clock):
     service = Service(Limits(), clock)
     large = b'{"instance_id":"l","params":"' + b"x" * ((1 << 20) - 2) + b'"}'
 
     assert names(submit(service, "_", "x" * 100)) == ["_", "x" * 100]
-    assert names(service.create_batch(CALLER, TARGET, b"[" + large + b"]")) == ["l"]
+    assert names(create_batch(service, CALLER, TARGET, b"[" + large + b"]")) == ["l"]
 
 
-def test_a_body_over_the_limit_is_too_large(clock):
+def test_a_body_over_the_limit_is_refused_with_413(clock):
     service = Service(Limits(max_body_bytes=100), clock)
 
     assert submit(service, "x" * 100).status == 413
     assert submit(service, "x").status == 200
 
 
-# ── Who may ask ──
+# ── Authentication ──
 
 
 @pytest.mark.parametrize(
@@ -279,7 +286,7 @@ def test_a_body_over_the_limit_is_too_large(clock):
         (Caller("Basic dG9rZW4="), (400, 6003)),
     ],
 )
-def test_a_caller_that_is_not_known_is_refused(clock, caller, expected):
+def test_an_unknown_caller_is_refused(clock, caller, expected):
     service = Service(Limits(), clock, tokens={"token"})
 
     assert code(submit(service, "a", caller=caller)) == expected
@@ -287,14 +294,14 @@ def test_a_caller_that_is_not_known_is_refused(clock, caller, expected):
     assert service.created == 0
 
 
-def test_both_schemes_of_authentication_are_known(clock):
+def test_both_schemes_of_authentication_are_accepted(clock):
     service = Service(Limits(), clock, tokens={"token"})
 
     assert names(submit(service, "a", caller=Caller("Bearer token"))) == ["a"]
     assert names(submit(service, "b", caller=Caller(api_key="token"))) == ["b"]
 
 
-def test_a_revoked_token_is_refused_and_another_goes_on(clock):
+def test_a_revoked_token_is_refused_and_others_are_accepted(clock):
     service = Service(Limits(), clock)
     service.revoke(CALLER)
 
@@ -311,10 +318,10 @@ def test_another_account_and_an_unknown_workflow_are_refused(clock):
     assert names(submit(service, "a")) == ["a"]
 
 
-# ── How often ──
+# ── Rates ──
 
 
-def test_a_second_takes_a_hundred_instances_and_not_one_more(clock):
+def test_at_most_a_hundred_instances_are_created_in_a_second(clock):
     service = Service(Limits(), clock)
     ids = [f"i{n}" for n in range(200)]
     assert submit(service, *ids[:99]).status == 200
@@ -324,13 +331,13 @@ def test_a_second_takes_a_hundred_instances_and_not_one_more(clock):
     assert code(refused)[0] == 429
     assert refused.headers["Retry-After"] == "1"
     assert submit(service, ids[100]).status == 200
-    clock.now += 0.25  # the window is half-open: what came a second ago has left it
+    clock.now += 0.25  # the window is half-open: arrivals of a second ago are not in it
     assert submit(service, *ids[101:200]).status == 200
     assert service.overruns == {"instances": 1}
     assert service.worst_window == 102
 
 
-def test_the_account_has_a_rate_of_its_own(clock):
+def test_the_account_has_its_own_rate(clock):
     service = Service(Limits(), clock)
     ids = [f"i{n}" for n in range(100)]
     statuses = [submit(service, *ids, target=Target("acct", f"w{n}")).status for n in range(4)]
@@ -340,7 +347,7 @@ def test_the_account_has_a_rate_of_its_own(clock):
     assert submit(service, *ids, target=Target("other", "w")).status == 200
 
 
-def test_overrunning_the_request_limit_blocks_every_call_of_the_token(clock):
+def test_exceeding_the_request_limit_blocks_every_call_of_the_token(clock):
     service = Service(Limits(requests_per_5m=3), clock)
     for _ in range(3):
         assert service.admit(CALLER, TARGET, asks=True) is None
@@ -357,7 +364,7 @@ def test_overrunning_the_request_limit_blocks_every_call_of_the_token(clock):
     assert (service.requests, service.gets, service.overruns) == (7, 4, {"requests": 2})
 
 
-def test_the_headers_say_what_is_left(clock):
+def test_the_headers_give_the_requests_left(clock):
     service = Service(Limits(requests_per_5m=2), clock)
     policy = {"Ratelimit-Policy": '"default";q=2;w=300'}
 
@@ -373,7 +380,7 @@ def test_the_headers_say_what_is_left(clock):
 
 
 @given(st.lists(st.tuples(st.integers(0, 8), st.integers(1, 12)), max_size=60))
-def test_no_second_ever_admits_more_than_the_rate(steps):
+def test_no_second_admits_more_than_the_rate(steps):
     clock = Clock()
     service = Service(Limits(instances_per_s=20, account_instances_per_s=None, requests_per_5m=None), clock)
     seen, admitted = [], []
@@ -395,7 +402,7 @@ def _most_in_a_second(arrivals):
 @given(
     st.lists(st.tuples(st.integers(0, 4), st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=6)), max_size=30)
 )
-def test_every_id_begins_or_was_taken_and_none_begins_twice_within_its_retention(steps):
+def test_every_id_is_created_or_taken_and_none_twice_within_its_retention(steps):
     clock = Clock()
     service = Service(Limits(instances_per_s=None, account_instances_per_s=None, retention_s=5), clock)
     began = {}
@@ -408,7 +415,7 @@ def test_every_id_begins_or_was_taken_and_none_begins_twice_within_its_retention
         assert all(service.holds(TARGET, id_) for id_ in ids)
 
 
-# ── Questions ──
+# ── Reading ──
 
 
 def test_an_instance_is_found_by_its_id(clock):
@@ -454,11 +461,11 @@ def test_the_list_is_read_page_by_page(clock):
         {"date_end": "2026-01-01T00:00:00+01:00"},
     ],
 )
-def test_a_list_that_can_not_be_asked_for_is_refused(clock, query):
+def test_a_list_with_an_invalid_query_is_refused(clock, query):
     assert Service(Limits(), clock).list_instances(TARGET, query).status == 400
 
 
-def test_the_list_goes_by_pages_and_by_dates_too(clock):
+def test_the_list_is_read_by_page_number_and_by_date(clock):
     service = Service(Limits(), clock, epoch=1_760_000_000 - clock.now)
     for number in range(7):
         submit(service, f"id-{number}")
@@ -481,7 +488,7 @@ def test_the_list_goes_by_pages_and_by_dates_too(clock):
     assert listed(date_end="2025-10-09T08:57:20Z", per_page="2", cursor=info["cursor"])[0] == ["2", "1"]
 
 
-def test_a_cursor_survives_what_is_deleted_and_what_begins_anew(clock):
+def test_a_cursor_stays_valid_after_deletions_and_new_instances(clock):
     service = Service(Limits(), clock)
     submit(service, *(f"id-{number}" for number in range(6)))
     first = service.list_instances(TARGET, {"per_page": "2"}).json()

@@ -30,7 +30,7 @@ from hypothesis import strategies as st
 from bulkwf.attempt import FaultKind
 from bulkwf.batching.batch_state import BatchState
 from bulkwf.checkpoint import read_results, read_status
-from bulkwf.emulator import Limits
+from bulkwf.emulator import Limits, Service
 from bulkwf.emulator.answers import refusal
 from bulkwf.errors import BulkwfError, CheckpointError, InputError, ServiceRefused, TemporaryStop
 from bulkwf.events import RunEnded
@@ -578,13 +578,14 @@ def test_a_queue_that_stays_full_ends_the_run_with_rows_pending(folder):
 def test_a_row_whose_look_ups_all_fail_stays_pending(folder):
     failing = {"id-7", "id-230"}
 
-    class Failing(ServiceTransport):
-        def _look_up(self, instance_id):
-            return refusal(500, 10001, "no") if instance_id in failing else super()._look_up(instance_id)
+    class Failing(Service):
+        def get_instance(self, target, id_, *, simple=False):
+            return refusal(500, 10001, "no") if id_ in failing else super().get_instance(target, id_, simple=simple)
 
     async def go():
         world = World(folder, mappings(500))
-        world.transport = Failing(world.held)
+        world.held = Failing(Limits.none(), now)
+        world.transport = ServiceTransport(world.held)
         body = orjson.dumps([{"instance_id": one} for one in sorted(failing)])
         world.held.create(TARGET, world.held.read(body).items)
         with pytest.raises(TemporaryStop) as raised:

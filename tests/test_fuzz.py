@@ -67,7 +67,7 @@ pytestmark = pytest.mark.slow
 
 
 def examples(number):
-    """So many examples, always the same ones, in `make test`; more, and others each time, in `make torture`."""
+    """*number* examples, the same each time, in `make test`; more, and different ones, in `make torture`."""
     return settings(
         max_examples=scaled(number, 40 * number), derandomize=not TORTURE, suppress_health_check=list(HealthCheck)
     )
@@ -104,7 +104,7 @@ CHUNKS = st.sampled_from([1, 2, 3, 7, 64, 1_000, 1 << 20])
 
 
 def write_parts(memory, parts, *, packed=False):
-    """Files that hold *parts*."""
+    """Files with the contents *parts*."""
     paths = [memory / f"{number}.jsonl" for number in range(len(parts))]
     for path, part in zip(paths, parts, strict=True):
         path.write_bytes(gzip.compress(part, 1) if packed else part)
@@ -123,14 +123,14 @@ def write_parts(memory, parts, *, packed=False):
 @example(parts=[b"\xef\xbb\xbf{}"], packed=False, chunk=1, shape="instance", instances=1, size=1 << 20)
 @example(parts=[b"{}", b"\xef\xbb\xbf{}"], packed=True, chunk=1, shape="instance", instances=9, size=1 << 20)
 @example(parts=[b" " * 2_000 + b"\n{}"], packed=False, chunk=7, shape="params", instances=9, size=1 << 20)
-def test_every_line_of_any_bytes_is_sent_as_it_is_or_refused_with_a_reason(memory, parts, packed, **how):
+def test_every_line_is_sent_unchanged_or_refused_with_a_reason(memory, parts, packed, **how):
     assume(packed or not any(part.startswith(GZIP_MAGIC) for part in parts))
     check_list(parts, write_parts(memory, parts, packed=packed), **how)
 
 
 @examples(150)
 @given(rows=LISTS.filter(bool), chance=CHANCES, chunk=CHUNKS)
-def test_a_gzip_file_that_is_cut_off_is_an_input_error_and_one_that_is_damaged_may_be(memory, rows, chance, chunk):
+def test_a_cut_gzip_file_is_an_input_error_and_a_damaged_one_may_be(memory, rows, chance, chunk):
     whole = gzip.compress(rows, mtime=0)
     (memory / "cut.gz").write_bytes(whole[: chance.randrange(len(GZIP_MAGIC), len(whole))])
     with pytest.raises(InputError) as caught:
@@ -159,7 +159,7 @@ def refused_alone(line, template=None):
 
 @examples(200)
 @given(members=st.lists(MEMBERS, max_size=2), where=st.integers(0, 2), left=st.integers(1, 300))
-def test_no_reason_tells_what_stands_in_the_params(members, where, left):
+def test_no_reason_contains_the_params(members, where, left):
     line = b"{" + b",".join([*members[:where], b'"params":' + SECRET, *members[where:]]) + b"}"
     for result in refused_alone(line[:left]):
         assert_silent(f"{result.id} {result.message}", result.code)
@@ -167,7 +167,7 @@ def test_no_reason_tells_what_stands_in_the_params(members, where, left):
 
 
 @pytest.mark.parametrize("template", ["{to}", "order-{to}"])
-def test_no_reason_tells_the_field_that_the_id_template_asks_for(template):
+def test_no_reason_contains_the_field_of_the_id_template(template):
     (result,) = refused_alone(b'{"params":{"to":' + json.dumps(json.loads(SECRET)["to"][0]).encode() + b"}}", template)
 
     assert result.code == "bad_id"
@@ -184,13 +184,13 @@ SENT = st.just(WHOLE) | st.sets(st.sampled_from(WHOLE), min_size=1).map(sorted).
 
 @examples(1_500)
 @given(part=SENT, reply=REPLIES)
-def test_an_answer_settles_only_what_it_names_and_what_is_made_of_it_does_no_harm(part, reply):
+def test_an_answer_settles_only_what_it_names_and_its_messages_are_harmless(part, reply):
     check_answer(part, reply)
 
 
 @pytest.mark.parametrize("word", ["\x1b[2J", "\x9b31m", "a\nb", "\u202e", "x" * 100_000])
 @pytest.mark.parametrize("key", ["status", "version_id", "workflow_id"])
-def test_the_words_of_the_service_about_an_instance_do_no_harm(key, word):
+def test_any_text_in_an_answer_about_an_instance_is_harmless(key, word):
     told = [{"id": one, key: word} for one in IDS]
     others = [{"id": one, key: word + one} for one in IDS]
     for result in (told, others):
@@ -208,14 +208,14 @@ def test_the_words_of_the_service_about_an_instance_do_no_harm(key, word):
 @examples(1_000)
 @given(headers=all_headers())
 @example({"retry-after": "Tue, 01 Sep 2026 11:00:00 GMT", "date": "Tue, 01 Sep 2026 12:00:00 GMT"})
-def test_no_header_at_all_fails_or_orders_a_pause_that_cannot_be_waited_for(headers):
+def test_any_headers_give_a_finite_pause_and_no_error(headers):
     check_headers(headers)
 
 
 @examples(300)
 @given(st.integers(0, 40).flatmap(lambda digits: st.tuples(*[st.integers(0, 10**digits)] * 2)).map(sorted))
 @example([30, 10**9])
-def test_a_longer_retry_after_never_gives_a_shorter_pause(seconds):
+def test_a_longer_retry_after_gives_no_shorter_pause(seconds):
     ordered = [retry_after_s(Reply(status=429, headers={"retry-after": str(one)}, body=b"")) for one in seconds]
 
     assert pause_s(1, ordered[0]) <= pause_s(1, ordered[1])
@@ -225,7 +225,7 @@ def test_a_longer_retry_after_never_gives_a_shorter_pause(seconds):
 
 
 def place(memory, data):
-    """A file that holds *data*, without what an earlier one left beside it."""
+    """A file with the content *data*, and no log of an earlier one beside it."""
     path = memory / "damaged.bulkwf"
     for leftover in memory.glob("damaged.bulkwf*"):
         leftover.unlink()
@@ -235,19 +235,19 @@ def place(memory, data):
 
 @examples(300)
 @given(chance=CHANCES)
-def test_a_damaged_checkpoint_is_read_or_refused_and_left_as_it_is(memory, checkpoint, chance):
+def test_a_damaged_checkpoint_is_read_or_refused_and_not_changed(memory, checkpoint, chance):
     check_checkpoint(place(memory, damaged_file(checkpoint.read_bytes(), chance)))
 
 
 @examples(60)
 @given(data=st.binary(min_size=1, max_size=200) | st.builds(bytes.__add__, st.just(b"SQLite format 3\0"), st.binary()))
-def test_any_bytes_are_no_checkpoint(memory, data):
+def test_a_checkpoint_of_any_bytes_is_read_or_refused(memory, data):
     check_checkpoint(place(memory, data))
 
 
 @examples(60)
 @given(chance=CHANCES)
-def test_any_bytes_beside_a_checkpoint_are_no_log_of_it(memory, checkpoint, chance):
+def test_a_checkpoint_beside_a_log_of_any_bytes_is_read_or_refused(memory, checkpoint, chance):
     path = place(memory, checkpoint.read_bytes())
     path.with_name(path.name + "-wal").write_bytes(damaged(checkpoint.read_bytes()[:100] * 50, chance))
     check_checkpoint(path)
@@ -270,7 +270,7 @@ CELLS = st.one_of(
 @examples(250)
 @given(cell=st.sampled_from([(t, c) for t, names in COLUMNS.items() for c in names.split()]), value=CELLS)
 @example(("run", ""), None)
-def test_a_checkpoint_whose_cells_hold_something_else_is_read_or_refused(memory, checkpoint, cell, value):
+def test_a_checkpoint_with_a_changed_cell_is_read_or_refused(memory, checkpoint, cell, value):
     table, column = cell
     path = place(memory, checkpoint.read_bytes())
     with closing(sqlite3.connect(path)) as db, db:
@@ -286,7 +286,7 @@ def test_a_checkpoint_whose_cells_hold_something_else_is_read_or_refused(memory,
 
 @pytest.fixture(scope="module", params=[True, False], ids=["in doubt", "settled"])
 def cut(memory, request):
-    """The checkpoint of a run that was cut off, and what the run comes to when it is resumed."""
+    """The checkpoint of an interrupted run, and the results of the run after it is resumed."""
     path = memory / f"cut-{request.param}.bulkwf"
     write_cut_run(path, in_doubt=request.param)
     whole = path.with_suffix(".whole")
@@ -299,7 +299,7 @@ def cut(memory, request):
 
 
 @pytest.mark.parametrize("made_up", [False, True])
-def test_a_record_that_was_changed_makes_no_run_send_another_id_other_params_or_to_another_path(cut, made_up):
+def test_a_changed_record_makes_no_run_send_another_id_params_or_path(cut, made_up):
     path, whole, expected = cut
     for seed in range(scaled(200, 5_000)):
         path.write_bytes(whole.read_bytes())
@@ -311,7 +311,7 @@ def test_a_record_that_was_changed_makes_no_run_send_another_id_other_params_or_
         counts.update(records=1, refused_records=refused)
 
 
-# --- what the user gives ------------------------------------------------------------------------------------------
+# --- settings and credentials -------------------------------------------------------------------------------------
 
 TEXTS = st.text(max_size=30) | st.text("0123456789/.smhd5{}[]:@-_ ", max_size=12)
 URLS = damages([b"https://api.example/client/v4", b"http://[::1]:8787", b"http://user:word@proxy.example:8080"])
@@ -328,7 +328,7 @@ USES = {
 
 
 @pytest.mark.parametrize("name", USES)
-def test_a_setting_is_taken_or_is_a_config_error(name):
+def test_a_setting_is_accepted_or_is_a_config_error(name):
     @examples(200)
     @given(text=URLS)
     @example(text="http://[")
@@ -336,14 +336,14 @@ def test_a_setting_is_taken_or_is_a_config_error(name):
         try:
             USES[name](text)
         except ConfigError as error:
-            assert_harmless(str(error), longest=10_000)  # it quotes what was given
+            assert_harmless(str(error), longest=10_000)  # it quotes the value
 
     check()
 
 
 @examples(100)
 @given(data=st.binary(max_size=20))
-def test_a_file_of_any_bytes_holds_a_token_or_is_a_config_error(memory, data):
+def test_a_file_of_any_bytes_is_a_token_or_a_config_error(memory, data):
     (memory / "token").write_bytes(data)
     try:
         headers = file_credential(memory / "token")()
@@ -358,7 +358,7 @@ RULES = st.lists(st.dictionaries(st.sampled_from([*Rule.__struct_encode_fields__
 
 @examples(200)
 @given(script=RULES.map(json.dumps) | SHAPES.map(json.dumps) | st.binary(max_size=20))
-def test_a_fault_script_is_followed_or_is_an_error_of_the_script(script):
+def test_a_fault_script_is_accepted_or_is_a_fault_script_error(script):
     try:
         rules = parse_script(script)
     except FaultScriptError:

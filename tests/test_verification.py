@@ -31,7 +31,6 @@ from fakes import (
     reply,
     reseal,
     run_virtual,
-    service,
     wall,
     windows,
     write_run,
@@ -43,7 +42,7 @@ from test_checkpoint import created
 from bulkwf.attempt import FaultKind
 from bulkwf.batching.batch_state import BatchState
 from bulkwf.checkpoint import Checkpoint, inline, read_results, read_status
-from bulkwf.emulator import Limits
+from bulkwf.emulator import Limits, Service
 from bulkwf.emulator.answers import Answer, refusal, success
 from bulkwf.emulator.state import Tampering
 from bulkwf.errors import CheckpointError, ServiceRefused, SystemRefused, TemporaryStop
@@ -67,32 +66,32 @@ def folder():
         yield Path(folder)
 
 
-class OddTransport(ServiceTransport):
-    """Lists and looks up as a test says.
+class OddService(Service):
+    """Answers questions for the list and look-ups as a test says.
 
-    `listing`: given the query, and the page that the service would give; returns the answer. `looking`: the same for a
-    look-up.
+    `listing`: called with the query and a function that returns the page for a query; returns the answer. `looking`:
+    the same for a look-up, with the id.
     """
 
-    def __init__(self, held, *, listing=None, looking=None, **more):
-        super().__init__(held, **more)
+    def __init__(self, limits=None, *, listing=None, looking=None):
+        super().__init__(limits or Limits.none(), now, epoch=EPOCH)
         self.listing = listing or (lambda query, give: give(query))
         self.looking = looking or (lambda instance_id, give: give(instance_id))
 
-    def _page(self, query):
-        return self.listing(query, super()._page)
+    def list_instances(self, target, query):
+        return self.listing(query, partial(super().list_instances, target))
 
-    def _look_up(self, instance_id):
-        return self.looking(instance_id, super()._look_up)
+    def get_instance(self, target, id_, *, simple=False):
+        return self.looking(id_, partial(super().get_instance, target, simple=simple))
 
 
 class World:
     """One run's checkpoint and one service, for several verifications."""
 
-    def __init__(self, folder, *, limits=None, options=FREE, **more):
+    def __init__(self, folder, *, limits=None, options=FREE, listing=None, looking=None, **more):
         self.file = Path(folder) / "run.bulkwf"
-        self.held = service(limits, epoch=EPOCH)
-        self.transport = OddTransport(self.held, **more)
+        self.held = OddService(limits, listing=listing, looking=looking)
+        self.transport = ServiceTransport(self.held, **more)
         self.options = options
         self.clock = clock
         self.recorded = 0

@@ -1,12 +1,13 @@
 """The service on this machine: its rules, its limits, and the faults that a script asks for.
 
-`answers`, `limits`, `batch`, `admission`, `instances`, `state` and `faults` are pure; `server` puts them on a socket,
-and `log` keeps what was really created. Nothing here is shared with the client, so that the two do not share mistakes.
+`answers`, `limits`, `batch`, `admission`, `instances`, `state` and `faults` are pure, and so is `exchange`, which plays
+one request over them. `server` puts it on a socket; `log` keeps what was really created. Nothing here is shared with
+the client, so that the two do not share mistakes.
 
-`tests/contract` holds it against Cloudflare's own engine on this machine (miniflare). They answer alike, but for these;
-the words of the last column are those of `state.py`:
+`tests/contract` compares it with Cloudflare's own engine on this machine (miniflare). These are the differences; the
+last column gives the emulator's evidence, in the words of `state.py`:
 
-    what                           | emulator                   | local engine              | what the emulator rests on
+    what                           | emulator                   | local engine              | evidence for the emulator
     -------------------------------+----------------------------+---------------------------+---------------------------
     more instances than the rate   | 429 10429                  | created                   | documented; unknown code
     more requests than the rate    | 429 971                    | answered                  | documented
@@ -42,15 +43,17 @@ the words of the last column are those of `state.py`:
     simple=true                    | without steps              | as ever                   | documented
     a cursor when one more began   | names none twice           | names one twice *         | documented; none is local
 
-A number is the status, then the code. An asterisk: not the engine says so, but what the tests put in front of it
-(`tests/real_engine/worker.mjs`), for it has no batch-create in REST; no evidence. Newer form: the engine's own
-`{instances: [...]}`, which REST does not take so far, refuses it too. Not in the table, being chance: of two callers
-that send the same batch at the same moment, the engine now and then tells both that they have created it.
+Numbers are the status, then the code. An asterisk: the answer is not the engine's but that of the tests' worker in
+front of it (`tests/real_engine/worker.mjs`), because the engine has no batch-create in REST; no evidence. Newer form:
+the engine's own `{instances: [...]}`, which REST does not take so far, refuses it too. Not in the table, because it
+happens by chance: if two callers send the same batch at the same moment, the engine sometimes names the same instance
+as created to both.
 """
 
 from bulkwf.emulator.admission import Caller, Target
 from bulkwf.emulator.answers import Answer
 from bulkwf.emulator.batch import params_crc
+from bulkwf.emulator.exchange import Call, Exchange, Outgoing
 from bulkwf.emulator.faults import FaultScriptError, Rule, parse_script
 from bulkwf.emulator.limits import Limits
 from bulkwf.emulator.log import Created, read_log
@@ -59,11 +62,14 @@ from bulkwf.emulator.state import Service, Tampering
 
 __all__ = [
     "Answer",
+    "Call",
     "Caller",
     "Created",
     "Emulator",
+    "Exchange",
     "FaultScriptError",
     "Limits",
+    "Outgoing",
     "Rule",
     "Service",
     "Tampering",

@@ -1,6 +1,6 @@
-"""Who may ask, and how often: tokens, accounts, workflows and rates. Pure: `now` is an argument.
+"""Which requests are admitted: tokens, accounts, workflows and rates. Pure: `now` is an argument.
 
-Docstrings name what a rule rests on, as in `state.py`.
+Docstrings name the evidence for each rule, as in `state.py`.
 """
 
 import math
@@ -26,11 +26,11 @@ class Target(NamedTuple):
 
 
 class Caller(NamedTuple):
-    """What a request says about who sends it: the headers' values, None where there is none."""
+    """Authentication headers of a request; None where there is none."""
 
     authorization: str | None = None
     api_key: str | None = None
-    """Of the previous scheme, X-Auth-Email with X-Auth-Key."""
+    """X-Auth-Key, of the earlier scheme with X-Auth-Email."""
 
 
 def _one_second() -> SlidingWindow:
@@ -65,13 +65,13 @@ class Admission:
         self.tokens = None if tokens is None else set(tokens)
 
         self.requests = 0
-        """Requests seen, refused ones too."""
+        """Requests, refused ones included."""
         self.gets = 0
-        """Of them, those that only asked."""
+        """GET requests."""
         self.worst_window = 0
-        """The most instances that any one second brought to one workflow, refused ones too."""
+        """The most instances attempted in any second for one workflow, refused ones included."""
         self.overruns: Counter[str] = Counter()
-        """429 answers, by the limit they stand for: instances, account, requests, queue."""
+        """429 answers by limit: instances, account, requests, queue."""
 
         self._revoked: set[str] = set()
         self._requests: dict[str, RequestLimit] = {}
@@ -79,15 +79,15 @@ class Admission:
         self._rates: defaultdict[Target, _Rates] = defaultdict(_Rates)
 
     def revoke(self, caller: Caller) -> None:
-        """From now on refuse the token that `caller` sends."""
+        """Refuse the token of `caller` from now on."""
         token = self._token(caller)
         if isinstance(token, str):
             self._revoked.add(token)
 
     def admit(self, caller: Caller, target: Target, now: float, *, instances: int, asks: bool) -> Answer | None:
-        """Count one request, and the instances it attempts; return the answer that refuses it, or None.
+        """Count one request and the instances that it attempts; return the answer that refuses it, or None.
 
-        `asks`: the request only reads. `now` is the moment at which it had arrived completely.
+        `asks`: the request only reads. `now`: when it had arrived completely.
         """
         self.requests += 1
         self.gets += asks
@@ -104,7 +104,7 @@ class Admission:
         )
 
     def rate_headers(self, caller: Caller, now: float) -> dict[str, str]:
-        """The rate limit headers on every answer to `caller`: none, while requests are not limited."""
+        """The rate limit headers of answers to `caller`; none where requests are not limited."""
         token = self._token(caller)
         if isinstance(token, Answer) or self.limits.requests_per_5m is None:
             return {}
@@ -145,7 +145,7 @@ class Admission:
     def _over_creation_rate(self, target: Target, n: int, now: float) -> Answer | None:
         """Documented: the rates, and that each instance of a batch counts, and that an overrun is a 429.
 
-        Unknown; our choice: ids that exist count too, a refused batch creates nothing and counts nothing.
+        Unknown; our choice: ids that exist count too; a refused batch creates and counts nothing.
         """
         if not n:
             return None

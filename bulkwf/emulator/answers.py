@@ -6,14 +6,14 @@ from typing import Any
 
 import orjson
 
-# Codes of the API's errors, as recorded by those who met them.
+# Error codes of the API, from public reports.
 BODY_REFUSED = 10002
 INTERNAL_ERROR = 10001
 WORKFLOW_NOT_FOUND = 10200
 INSTANCE_NOT_FOUND = 10400
 ALREADY_EXISTS = 10405
 DUPLICATE_IN_BATCH = 10415
-CREATING_TOO_FAST = 10429  # unknown: the code of an overrun creation rate is recorded nowhere; our choice
+CREATING_TOO_FAST = 10429  # unknown; our choice: no report of a creation rate that was exceeded gives its code
 THROTTLED = 971
 NOT_AUTHENTICATED = 10000
 NOT_AUTHORIZED = 9109
@@ -23,7 +23,7 @@ NO_ROUTE = 7003
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One answer of the service: its status, its body as JSON text, and the headers beyond the usual ones."""
+    """One answer of the service. `headers`: all but Content-Type, Date and those of the connection."""
 
     status: int
     body: bytes
@@ -35,13 +35,13 @@ class Answer:
 
 
 def success(result: str, result_info: str = "") -> Answer:
-    """A 200 around `result`, which is JSON text already; so is `result_info`, when there is one."""
+    """A 200 with `result` and `result_info`, both JSON text."""
     info = f',"result_info":{result_info}' if result_info else ""
     return Answer(200, f'{{"success":true,"errors":[],"messages":[],"result":{result}{info}}}'.encode())
 
 
 def refusal(status: int, code: int, message: str, headers: Mapping[str, str] | None = None) -> Answer:
-    """An answer that says no; documented: `result` is null, and `errors` names the reason."""
+    """An error answer. Documented: `result` is null, and `errors` gives the reason."""
     errors = [{"code": code, "message": message}]
     envelope = {"success": False, "errors": errors, "messages": [], "result": None}
     return Answer(status, orjson.dumps(envelope), headers or {})

@@ -14,9 +14,9 @@ from bulkwf.emulator.limits import DAY_S
 MAX_INSTANCES = 100
 
 # Documented: 1 to 100 characters of this pattern; `cf_` and 64 hex digits are the system's own.
-# Believed: the three words are refused because they are words of the API's paths.
+# Believed: the three words are refused because they are parts of the API's paths.
 _INSTANCE_ID = re.compile(r"(?!(?:cf_[0-9a-f]{64}|batch|terminate|terminateAll)\Z)[A-Za-z0-9_][A-Za-z0-9_-]{0,99}")
-_LONGEST_MS = 10**15  # 30,000 years; a longer retention is for ever, and no float overflows
+_LONGEST_MS = 10**15  # 30,000 years: no float overflows
 _DURATION = re.compile(r"([0-9]{1,99})\s+(second|minute|hour|day|week|month|year)s?", re.ASCII)
 _UNIT_S = {
     "second": 1.0,
@@ -30,19 +30,19 @@ _UNIT_S = {
 
 
 class BodyRefusedError(Exception):
-    """The body is not a batch of instances; the message says why, `instances` how many it names, if any."""
+    """The body is not a valid batch. The message gives the reason; `instances` is how many it names, if any."""
 
     instances = 0
 
 
 class Item(msgspec.Struct, frozen=True, gc=False):
-    """One instance asked for."""
+    """One instance to create."""
 
     id: str
     crc: str | None
-    """crc32 of the bytes of `params` as they came, 8 hex digits; None when there were none."""
+    """crc32 of the bytes of `params` as they came, as 8 hex digits; None where there are none."""
     retention_s: float | None
-    """How long the id stays taken once it is created; None for the service's own."""
+    """How long the id stays taken after its creation, in seconds; None for the service's default."""
 
 
 class _Retention(msgspec.Struct):
@@ -51,7 +51,7 @@ class _Retention(msgspec.Struct):
 
 
 class _Wire(msgspec.Struct):
-    """An item as it comes. Unknown; our choice: other keys are ignored, and null is no value for these.
+    """An item of the body. Unknown; our choice: other keys are ignored, and null is not allowed for these.
 
     `params` may be any JSON value, null among them. Measured on the local engine: absent becomes `{}`.
     """
@@ -68,7 +68,7 @@ _decode = msgspec.json.Decoder(list[_Wire]).decode
 def read_batch(body: bytes, new_id: Callable[[], str], max_params_bytes: int) -> list[Item]:
     """The instances that `body` asks for, each with an id: its own, or a new one.
 
-    Raises `BodyRefusedError`. Measured on the local engine: one bad item sinks the whole batch.
+    Raises `BodyRefusedError`. Measured on the local engine: one bad item makes the whole batch be refused.
     """
     _check_json(body)
     try:
@@ -87,9 +87,9 @@ def read_batch(body: bytes, new_id: Callable[[], str], max_params_bytes: int) ->
 
 
 def _check_json(body: bytes) -> None:
-    """Hold the whole body to the JSON grammar and UTF-8, apart from the decoder that slices it.
+    """Check that the whole body is JSON in UTF-8; the decoder that slices it does not.
 
-    orjson is the quick judge; what it refuses may still be JSON (`1e999`), so the stdlib decides.
+    orjson is faster; what it refuses may still be JSON (`1e999`), so the stdlib decides.
     """
     try:
         orjson.loads(body)
@@ -123,12 +123,12 @@ def _item(wire: _Wire, new_id: Callable[[], str]) -> Item:
 
 
 def params_crc(params: bytes | msgspec.Raw) -> str | None:
-    """The checksum by which the log names a row's `params`; None for absent ones."""
+    """The checksum of `params` in the log; None where there are none."""
     return f"{zlib.crc32(params):08x}" if params else None
 
 
 def _retention_s(retention: _Retention) -> float | None:
-    """The time that counts here: every instance of the emulator succeeds. Both are checked."""
+    """The success retention, which alone matters here; both are checked."""
     _seconds(retention.error_retention)
     return _seconds(retention.success_retention)
 
@@ -139,7 +139,7 @@ def _seconds(duration: int | str | msgspec.UnsetType) -> float | None:
         return None
     if isinstance(duration, int):
         if duration <= 0:
-            raise BodyRefusedError(f"instance_retention: {duration} ms is no time")
+            raise BodyRefusedError(f"instance_retention: {duration} ms is not positive")
         return min(duration, _LONGEST_MS) / 1000
     match = _DURATION.fullmatch(duration)
     if not match or not int(match[1]):

@@ -1,55 +1,55 @@
-"""Scripted faults: what the emulator does wrong, to which request. Pure: the chance is an argument.
+"""Scripted faults: what the emulator does wrong, and for which request. Pure: chance is an argument.
 
-A script is a JSON list of rules. A rule is one object: some keys select requests, the others say what befalls them.
+A script is a JSON list of rules. A rule is one object: some keys select requests, the others say what happens to them.
 
     [{"request": 7, "status": 500, "when": "after"},
      {"every": 10, "method": "POST", "status": 429, "retry_after": 2},
      {"contains_id": "order-13", "times": 2, "reset": true},
      {"chance": 0.02, "latency_s": [0.1, 0.5]}]
 
-Which requests (a rule applies where all of its selectors do; without any, everywhere):
+Which requests (a rule applies where all of its selectors apply; without selectors, to every request):
 
     request: n             the n-th request, counted from 1
     every: n               each n-th request
     from: a, to: b         the requests a to b, both included
-    after_s, until_s       while the emulator has run for at least, and less than, so many seconds
-    method: "POST"         requests of that method; the four above then count only these
+    after_s, until_s       requests while the emulator has run for at least, and for less than, this time in seconds
+    method: "POST"         requests of that method; request, every, from and to then count only these
     contains_id: "x"       batches that send this id
-    chance: p              with probability p, drawn for each request
-    times: n               no more than n times
+    chance: p              each request with probability p
+    times: n               at most n requests
 
-How the request ends (one of these in a rule; of several rules that apply, the first decides):
+How the request ends (a rule has at most one ending; of several rules with an ending, the first decides):
 
-    status: s              an answer with this status. 400 and more, or `code`: the API's envelope, `success: false`
+    status: s              an answer with this status; from 400 on, or with `code`, in the envelope, `success: false`
       code, message        ... with this error
-      html: true           ... a page of HTML instead, as from the edge in front of the service
-      body: "text"         ... this text instead, which need not be JSON
-      headers: {...}       ... and these headers
+      html: true           ... with a page of HTML instead, as from the edge in front of the service
+      body: "text"         ... with this text instead, which need not be JSON
+      headers: {...}       ... with these headers
       retry_after: 30      ... with Retry-After: "date+30" for an HTTP date in 30 s, any other text as it is
     reset: true            the connection is reset
     close: true            the connection is closed without an answer
-    hang: true             no answer ever comes
+    hang: true             no answer
     truncate: n            the service's own answer, cut after n bytes of its body
-    raw: "text"            these characters on the connection, whatever they are, which then is closed
-    twice: true            the service's own answer, twice; the client has asked for one
+    raw: "text"            these characters on the connection, which is then closed
+    twice: true            the service's own answer, twice
 
-    when: "before"         nothing of the batch is created (the rule, where `status`, reset, close, hang, raw end it)
-    when: "after"          all of it is (the rule for truncate and twice)
-    partial: k             the first k instances are
+    when: "before"         the request is not executed (default for status, reset, close, hang and raw)
+    when: "after"          the request is executed (default for truncate and twice)
+    partial: k             the first k instances of the batch are created
 
-What else may befall it, alone or with the above, and added up over the rules:
+What else happens, alone or with an ending, and added up over the rules:
 
-    latency_s: t           it takes so long, or [lo, hi]. With `when: "after"` its instances begin first, else last
-    omit: ids              these are neither created nor named in the answer; `ids` is true for all, a number for
-                           the first so many, a text for those that match this regular expression
-    omit_created: ids      these are created but not named
-    lose: ids              these are named as created, and are not
-    fail: ids              these are created, and end with an error
+    latency_s: t           the request takes t seconds, or [low, high]; with `when: "after"` it is executed first
+    omit: ids              neither created nor named in the answer; `ids` is true for all ids, a number for the
+                           first n, or a regular expression for those that match
+    omit_created: ids      created, but not named
+    lose: ids              named as created, but not created
+    fail: ids              created, and end with an error
     foreign: n             the answer names n ids that were not sent, or those in a list
-    repeat: ids            the answer names these twice, those that it names
-    refuse_ids: "regex"    a batch with an id that matches is refused, 400: only the service knows that it is bad
-    revoke_token: true     from this request on, the token that it carries is refused
-    disconnect: true       the connection is closed behind the answer; the next request needs a new one
+    repeat: ids            the answer names these twice
+    refuse_ids: "regex"    a batch with an id that matches is refused with 400
+    revoke_token: true     from this request on, its token is refused
+    disconnect: true       the connection is closed after the answer
 """
 
 import re
@@ -69,6 +69,7 @@ Which = bool | int | str
 Draw = Callable[[], float]
 Manner = Literal["reply", "reset", "close", "hang", "truncate", "raw", "twice"]
 _ENDINGS: tuple[Manner, ...] = ("reset", "close", "hang", "truncate", "raw", "twice")
+_OWN_ANSWER: frozenset[Manner] = frozenset({"truncate", "twice"})
 _CODES = {
     400: answers.BODY_REFUSED,
     401: answers.NOT_AUTHENTICATED,
@@ -80,11 +81,11 @@ _PAGE = "<!DOCTYPE html>\n<html><head><title>Just a moment...</title></head><bod
 
 
 class FaultScriptError(ValueError):
-    """A script that cannot be followed; the message says which rule, and why."""
+    """The script is invalid. The message names the rule and the reason."""
 
 
 class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One rule, as in the script; the module's docstring describes every key."""
+    """One rule of a script. The module's docstring describes every key."""
 
     request: int | None = None
     every: int | None = None
@@ -125,7 +126,7 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     disconnect: bool = False
 
     def manners(self) -> list[Manner]:
-        """The ways to end a request that this rule names."""
+        """The endings that this rule names."""
         named: list[Manner] = ["reply"] if self.status is not None else []
         return named + [manner for manner in _ENDINGS if not _idle(getattr(self, manner))]
 
@@ -136,39 +137,54 @@ def _idle(value: object) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What a rule may look at."""
+    """What selects a rule."""
 
     method: str
     number: int
-    """The how-manieth request this is, from 1."""
+    """Position of the request among all requests, from 1."""
     number_of_method: int
-    """The same, counting only those of its method."""
+    """Position of the request among those of its method, from 1."""
     elapsed_s: float
-    """How long the emulator has run, on the service's clock."""
+    """How long the emulator has run, on the service's clock, in seconds."""
     wall_s: float
-    """The time of day, for HTTP dates: seconds since 1970."""
+    """Unix time in seconds, for HTTP dates."""
     ids: Sequence[str] = ()
     """The ids that the request sends."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How a request ends, if not as the service would have it."""
+    """How a request ends."""
 
-    manner: Manner
+    manner: Manner = "reply"
     reply: Answer | None = None
+    """Answer of the script; None where there is none, or where the service's own answer goes out."""
     at_byte: int = 0
     raw: bytes = b""
     creates: int | None = 0
-    """How many instances of the batch begin nevertheless; None for all."""
+    """How many instances of the batch are created nevertheless; None for all."""
+
+    @property
+    def own_answer(self) -> bool:
+        """Whether the service's own answer goes out."""
+        return self.reply is None and self.manner in ("reply", *_OWN_ANSWER)
+
+    @property
+    def executes(self) -> bool:
+        """Whether the request is executed at all."""
+        return self.own_answer or self.creates != 0
+
+
+NO_ENDING = Ending(creates=None)
+"""The service's own answer, unchanged."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """All that befalls one request. The rules that brought it about are named by their position."""
+    """Everything that the script does to one request. `rules`: the positions of the rules that apply."""
 
     rules: tuple[int, ...] = ()
-    ending: Ending | None = None
+    ending: Ending = NO_ENDING
     latency_before_s: float = 0.0
     latency_after_s: float = 0.0
     tampering: Tampering = field(default_factory=Tampering)
@@ -203,10 +219,10 @@ def _rule(number: int, given: object) -> Rule:
 
 
 def _problems(rule: Rule) -> list[str]:
-    """What msgspec's types do not say about a rule."""
+    """What is wrong with a rule beyond the types of its keys."""
     manners = rule.manners()
     checks = {
-        "it does nothing: no key says what befalls the request": manners or _befalls(rule),
+        "it does nothing: no key says what happens to the request": manners or _has_effect(rule),
         f"a request ends in one way, not in {len(manners)}: {', '.join(manners)}": len(manners) < 2,
         "request, every, from, to and times count from 1": all(
             n is None or n >= 1 for n in (rule.request, rule.every, rule.from_, rule.to, rule.times)
@@ -217,14 +233,14 @@ def _problems(rule: Rule) -> list[str]:
         ),
         "status is between 200 and 599": rule.status is None or 200 <= rule.status <= 599,
         "truncate and partial are not negative": min(rule.truncate or 0, rule.partial or 0) >= 0,
-        "latency_s is a time, or [lo, hi] with 0 <= lo <= hi": 0 <= min(_span(rule)) == _span(rule)[0],
+        "latency_s is a time, or [low, high] with 0 <= low <= high": 0 <= min(_span(rule)) == _span(rule)[0],
         "code, message, html, body, headers and retry_after need a status": "reply" in manners
         or not (rule.code or rule.html or rule.body or rule.headers or rule.retry_after),
         "partial needs a way to end the request, and no `when`": rule.partial is None
         or (manners and rule.when is None),
         "`when` needs a way to end the request, or latency_s": rule.when is None or manners or rule.latency_s,
         "truncate and twice give the service's own answer: `when` is after, or left out": rule.when != "before"
-        or not {"truncate", "twice"}.intersection(manners),
+        or not _OWN_ANSWER.intersection(manners),
     }
     patterns = [p for p in (*_choices(rule), rule.refuse_ids) if isinstance(p, str)]
     return [problem for problem, fine in checks.items() if not fine] + [
@@ -232,13 +248,13 @@ def _problems(rule: Rule) -> list[str]:
     ]
 
 
-def _befalls(rule: Rule) -> bool:
+def _has_effect(rule: Rule) -> bool:
     other = rule.foreign or rule.refuse_ids or rule.revoke_token or rule.disconnect
     return bool(rule.latency_s or any(_choices(rule)) or other)
 
 
 def _choices(rule: Rule) -> tuple[Which, ...]:
-    """What names some of the ids sent."""
+    """The keys that choose among the ids sent."""
     return rule.omit, rule.omit_created, rule.lose, rule.fail, rule.repeat
 
 
@@ -255,16 +271,16 @@ def _compiles(pattern: str) -> bool:
 
 
 def decide(rules: Sequence[Rule], facts: Facts, fired: Sequence[int], draw: Draw) -> Fault:
-    """What befalls the request of `facts`.
+    """What happens to the request of `facts`.
 
-    `fired`: how often each rule has applied so far. `draw`: a number in [0, 1), for `chance` and `latency_s`; one
-    is drawn for each rule with a chance whose other selectors match.
+    `fired`: how often each rule has applied so far. `draw`: returns a number in [0, 1), for `chance` and `latency_s`;
+    called for a `chance` only where the rule's other selectors match.
     """
     applying = [i for i, rule in enumerate(rules) if _applies(rule, facts, fired[i], draw)]
     if not applying:
         return NO_FAULT
     chosen = [rules[i] for i in applying]
-    ending = next((_ending(rule, facts) for rule in chosen if rule.manners()), None)
+    ending = next((_ending(rule, facts) for rule in chosen if rule.manners()), NO_ENDING)
     latencies = [(rule.when == "after", _latency(rule, draw)) for rule in chosen]
     return Fault(
         rules=tuple(applying),
@@ -313,12 +329,12 @@ def _pick(which: Which, ids: Sequence[str]) -> list[str]:
     return list(ids[:which])
 
 
-def _tampering(rules: Sequence[Rule], ending: Ending | None, ids: Sequence[str]) -> Tampering:
+def _tampering(rules: Sequence[Rule], ending: Ending, ids: Sequence[str]) -> Tampering:
     def picked(*choices: Which) -> frozenset[str]:
         return frozenset(id_ for which in choices for id_ in _pick(which, ids))
 
     withheld = picked(*(rule.omit for rule in rules))
-    if ending is not None and ending.creates is not None:
+    if ending.creates is not None:
         withheld = withheld.union(ids[ending.creates :])
     return Tampering(
         withheld=withheld,
@@ -338,9 +354,8 @@ def _foreign(rule: Rule) -> list[str]:
 
 def _ending(rule: Rule, facts: Facts) -> Ending:
     manner = rule.manners()[0]
-    own_answer = manner in ("truncate", "twice")
     creates = rule.partial
-    if creates is None and not own_answer and rule.when != "after":
+    if creates is None and manner not in _OWN_ANSWER and rule.when != "after":
         creates = 0
     reply = _reply(rule, facts.wall_s) if manner == "reply" else None
     return Ending(manner, reply, rule.truncate or 0, (rule.raw or "").encode(), creates)

@@ -1,6 +1,6 @@
-"""One workflow's instances: what is kept of each, what is said of it, and the pages of their list. Pure.
+"""One workflow's instances, their descriptions, and the pages of their list. Pure.
 
-Docstrings name what a rule rests on, as in `state.py`.
+Docstrings name the evidence for each rule, as in `state.py`.
 """
 
 import math
@@ -26,11 +26,11 @@ _EPOCH = datetime.fromtimestamp(0, UTC)
 
 
 class QueryRefusedError(Exception):
-    """The list can't be asked for in this way; the message says why."""
+    """The query of a list is invalid. The message gives the reason."""
 
 
 class Record(NamedTuple):
-    """What is kept of one instance. Params are not."""
+    """What is stored of one instance; its params are not."""
 
     created_at: float
     expires_at: float
@@ -41,8 +41,8 @@ class Record(NamedTuple):
 class Query:
     """Which instances to list, and which page of them.
 
-    `cursor`: only instances begun before the one at this position. `skip`: so many of the matching ones. `since_ms`,
-    `until_ms`: Unix times, both included.
+    `cursor`: only instances created before the one at this position. `skip`: number of matching instances before the
+    page. `since_ms`, `until_ms`: Unix times in milliseconds, both included.
     """
 
     per_page: int
@@ -57,8 +57,8 @@ def read_query(query: Mapping[str, str]) -> Query:
     """The query of a list.
 
     Documented: `per_page`; `cursor`, or else `page`, which is deprecated; `status`; `date_start` and `date_end`, ISO
-    8601 in UTC. Measured: at most 100 a page, 25 if nothing is said; an unknown status is refused, and a start that is
-    after the end.
+    8601 in UTC. Measured: at most 100 a page, 25 by default; an unknown status is refused, and a start after the
+    end.
     """
     per_page = _number(query, "per_page", USUAL_PER_PAGE)
     page = _number(query, "page", 1)
@@ -87,7 +87,7 @@ def _number(query: Mapping[str, str], name: str, usual: int) -> int:
     if text is None:
         return usual
     if not _NUMBER.fullmatch(text):
-        raise QueryRefusedError(f"{name} {text[:40]!r} is none that was given out")
+        raise QueryRefusedError(f"{name} {text[:40]!r} is not a number")
     return int(text)
 
 
@@ -100,7 +100,7 @@ def _unix_ms(query: Mapping[str, str], name: str, usual: float) -> float:
             raise ValueError  # noqa: TRY301 - the same refusal
         return (datetime.fromisoformat(text) - _EPOCH) / timedelta(milliseconds=1)
     except (ValueError, OverflowError):
-        raise QueryRefusedError(f"{name} {text[:40]!r} is no ISO 8601 time in UTC") from None
+        raise QueryRefusedError(f"{name} {text[:40]!r} is not an ISO 8601 time in UTC") from None
 
 
 @dataclass(slots=True)
@@ -117,7 +117,7 @@ class Instances:
     queue: SlidingWindow = field(init=False)
     held: dict[str, Record] = field(default_factory=dict)
     _order: list[str] = field(default_factory=list)
-    """Every id that ever began, in the order in which it first did: a position in it stays good for ever."""
+    """Every id ever created, in the order of its first creation. Nothing is removed: cursors are positions in it."""
 
     def __post_init__(self) -> None:
         self.queue = SlidingWindow(self.queued_s)
@@ -151,17 +151,17 @@ class Instances:
             return False
         self.held[id_] = self.held[id_]._replace(
             expires_at=-math.inf
-        )  # its place in the list stays, or cursors would skip others
+        )  # its position stays, or cursors would skip others
         return True
 
     def status(self, record: Record, now: float) -> str:
-        """Our choice: one that fails does so at once; nothing else ever happens to the others."""
+        """Our choice: one that fails does so at once; the others are queued, then complete."""
         if record.fails:
             return "errored"
         return "complete" if now >= record.created_at + self.queued_s else "queued"
 
     def counts(self, now: float) -> dict[str, int]:
-        """How many there are, by status."""
+        """The number of instances by status."""
         counts = dict.fromkeys(STATUSES, 0)
         for record in self.held.values():
             if record.expires_at > now:
@@ -169,7 +169,7 @@ class Instances:
         return counts
 
     def describe(self, id_: str, now: float) -> dict[str, Any]:
-        """What is said of one instance that is asked for by its id."""
+        """The description of one instance, as a look-up gives it."""
         record = self.held[id_]
         end = self._end(record, now)
         return {
@@ -187,16 +187,16 @@ class Instances:
         }
 
     def _end(self, record: Record, now: float) -> str | None:
-        """When an instance that has ended did so; it took no time."""
+        """When an instance ended, as ISO 8601; it took no time to run. None if it has not ended."""
         ended_at = {"complete": record.created_at + self.queued_s, "errored": record.created_at}
         at = ended_at.get(self.status(record, now))
         return None if at is None else self._iso(at)
 
     def page(self, query: Query, now: float) -> tuple[list[dict[str, Any]], dict[str, int | str]]:
-        """A page of the instances and what is said of it. Measured: those that began last come first.
+        """A page of the instances, and its `result_info`. Measured: the newest instances come first.
 
-        Documented: the cursor of the next page. Our choice: a cursor is a position, good for ever; there is none
-        after the last page. A total is only counted for who pages by number.
+        Documented: the cursor of the next page. Our choice: a cursor is a position, and stays valid; there is none
+        after the last page. The total is given only with page numbers.
         """
         matching = self._matching(query, now)
         page = list(islice(matching, query.skip, query.skip + query.per_page))
@@ -209,7 +209,7 @@ class Instances:
         return [self._listed(id_, now) for _, id_ in page], info
 
     def description(self, name: str, now: float) -> dict[str, Any]:
-        """What is said of the workflow. Documented: the keys. Our choice: it is as old as the clock, and its class."""
+        """The description of the workflow. Documented: the keys. Our choice: its class; it is as old as the clock."""
         born = self._iso(0.0)
         return {
             "id": self.workflow_id,
@@ -254,7 +254,7 @@ class Instances:
         }
 
     def _ms(self, at: float) -> int:
-        """The Unix time in milliseconds, as it is said and asked for."""
+        """Unix time in milliseconds, the precision of answers and queries."""
         return math.floor((self.epoch + at) * 1000)
 
     def _iso(self, at: float) -> str:
@@ -262,7 +262,7 @@ class Instances:
         return text.replace("+00:00", "Z")
 
     def fragment(self, ids: Sequence[str]) -> str:
-        """The JSON array that names new ones. Ids need no escaping: their pattern permits nothing that does."""
+        """The JSON array of new instances. Ids need no escaping: their pattern allows no such character."""
         if not ids:
             return "[]"
         tail = f'","status":"queued","version_id":"{self.version_id}","workflow_id":"{self.workflow_id}"}}'

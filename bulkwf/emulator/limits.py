@@ -1,4 +1,4 @@
-"""The service's limits, and the sliding windows that hold callers to them. Pure: `now` is an argument."""
+"""The service's limits, and the sliding windows that enforce them. Pure: `now` is an argument."""
 
 import math
 from collections import deque
@@ -12,7 +12,7 @@ DAY_S = 86_400.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What the service permits. `None` means no limit."""
+    """Limits of the service. `None` means no limit."""
 
     instances_per_s: float | None = 100
     """New instances in any second, for one workflow. Documented; each instance of a batch counts."""
@@ -24,19 +24,19 @@ class Limits:
     """Requests in any five minutes, for one token. Documented."""
 
     max_queued: int | None = None
-    """Instances that one workflow may have waiting. Documented: 100,000 or 2,000,000; not what happens then."""
+    """Queued instances of one workflow. Documented: 100,000 or 2,000,000. Unknown: what happens beyond that."""
 
     when_full: Literal["omit", "refuse"] = "omit"
-    """Unknown: a full queue leaves instances out of the answer, without an error, or refuses the batch (429)."""
+    """Whether a full queue leaves instances out of the answer without an error, or refuses the batch (429). Unknown."""
 
     retention_s: float = 3 * DAY_S
-    """How long an id stays taken. Documented: 3 days on the free plan, 30 on the paid one."""
+    """How long an id stays taken, in seconds. Documented: 3 days on the free plan, 30 on the paid one."""
 
     max_params_bytes: int = 1 << 20
-    """Of one instance. Documented: 1 MiB."""
+    """Upper bound of the params of one instance. Documented: 1 MiB."""
 
     max_body_bytes: int = 32 << 20
-    """Of one request. Unknown; our choice is the local engine's."""
+    """Upper bound of the body of one request. Unknown; our choice is the local engine's."""
 
     @classmethod
     def none(cls) -> Self:
@@ -45,7 +45,7 @@ class Limits:
 
 
 class SlidingWindow:
-    """How many arrived in the last `length_s` seconds: in the half-open interval (now - length_s, now]."""
+    """The number of arrivals in the half-open interval (now - length_s, now]."""
 
     __slots__ = ("_arrivals", "_total", "length_s")
 
@@ -55,7 +55,7 @@ class SlidingWindow:
         self._total = 0
 
     def count(self, now: float) -> int:
-        """What the window holds at `now`; older arrivals are forgotten."""
+        """Arrivals in the window at `now`; older ones are removed."""
         arrivals = self._arrivals
         horizon = now - self.length_s
         while arrivals and arrivals[0][0] <= horizon:
@@ -63,13 +63,13 @@ class SlidingWindow:
         return self._total
 
     def add(self, now: float, n: int) -> int:
-        """Count `n` arrivals at `now`, and return what the window holds then."""
+        """Add `n` arrivals at `now`; returns the number in the window."""
         self._arrivals.append((now, n))
         self._total += n
         return self.count(now)
 
     def room_in_s(self, now: float, n: int, limit: float) -> float:
-        """How long until `n` more fit under `limit`; the window's whole length, when they never will."""
+        """Time until `n` more fit under `limit`, in seconds; the window's length where they never will."""
         excess = self.count(now) + n - limit
         wait_s = 0.0
         for arrived_at, arrived in self._arrivals:
@@ -80,7 +80,7 @@ class SlidingWindow:
         return wait_s if excess <= 0 else self.length_s
 
     def oldest_leaves_in_s(self, now: float) -> float:
-        """How long until the window holds less than now; its whole length, when it is empty."""
+        """Time until the oldest arrival leaves the window, in seconds; the window's length where it is empty."""
         self.count(now)
         return self._arrivals[0][0] + self.length_s - now if self._arrivals else self.length_s
 
@@ -96,7 +96,7 @@ class RequestLimit:
         self._blocked_until = -math.inf
 
     def admit(self, now: float) -> float:
-        """Count a request and return 0.0; or, if it is refused, return how long the block lasts, in seconds.
+        """Count a request and return 0.0; if it is refused, return how long the block lasts, in seconds.
 
         Unknown; our choice: a refused request counts nowhere, and does not make the block longer.
         """
@@ -109,7 +109,7 @@ class RequestLimit:
         return 0.0
 
     def headers(self, now: float) -> dict[str, str]:
-        """The headers that tell a caller what is left. Documented: r requests left, t seconds to the reset.
+        """The rate limit headers. Documented: r requests are left, t seconds remain until the reset.
 
         Unknown; our choice: t is the time until the oldest request leaves the window, or the block ends.
         """

@@ -17,14 +17,14 @@ from bulkwf.emulator.batch import Item
 
 
 class Created(NamedTuple):
-    """One instance that began."""
+    """One instance that was created."""
 
     id: str
     crc: str | None
 
 
 class CreationLog:
-    """Appends to the log at `path`. A line that a kill had cut is ended first, and stays unreadable."""
+    """Appends to the log at `path`. A last line that was cut by a kill is ended first, and stays unreadable."""
 
     def __init__(self, path: str | Path) -> None:
         self._file = FileIO(path, "a+")
@@ -35,7 +35,7 @@ class CreationLog:
                 self._write(b"\n")
 
     def append(self, request: int, at: float, target: Target, items: Sequence[Item]) -> None:
-        """Hand one batch's line to the operating system: it survives the death of this process."""
+        """Write the line of one batch to the operating system: it survives a kill of this process."""
         line = {
             "request": request,
             "at": at,
@@ -60,7 +60,7 @@ class CreationLog:
 
 
 def read_log(path: str | Path) -> Iterator[Created]:
-    """Each instance that began, in order, as often as it began. Lines that a kill had cut are passed over."""
+    """Each instance created, in order, as often as it was created. Lines that were cut by a kill are skipped."""
     with Path(path).open("rb") as lines:
         for line in lines:
             try:

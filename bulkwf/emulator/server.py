@@ -1,4 +1,4 @@
-"""The emulator on a socket: aiohttp.web over the service's rules and the scripted faults.
+"""The emulator on a socket: aiohttp.web around the `Exchange`, which says what is sent and when.
 
 A request has arrived when its body has been read completely: at that moment it is counted, against the limits and
 for the fault script. What it creates is created, and logged, in one step without an await.
@@ -7,69 +7,31 @@ for the fault script. What it creates is created, and logged, in one step withou
 import asyncio
 import math
 import random
-import re
 import socket
 import struct
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from aiohttp import web
 
-from bulkwf.emulator import answers
-from bulkwf.emulator.admission import Caller, Target
-from bulkwf.emulator.answers import Answer, refusal
-from bulkwf.emulator.faults import NO_FAULT, Ending, Facts, Fault, Rule, decide, parse_script
+from bulkwf.emulator.admission import Caller
+from bulkwf.emulator.answers import Answer
+from bulkwf.emulator.exchange import Arrival, Call, Exchange, Outgoing
+from bulkwf.emulator.faults import Rule, parse_script
 from bulkwf.emulator.log import CreationLog
-from bulkwf.emulator.state import Reading, Service
+from bulkwf.emulator.state import Service
 
 FaultScript = str | bytes | Sequence[Rule | Mapping[str, object]]
 
 _PREFIX = "/client/v4"
-_PATH = re.compile(
-    _PREFIX + r"/accounts/(?P<account>[^/]+)/workflows/(?P<workflow>[^/]+)"
-    r"(?P<below>/instances(?:/batch/delete|/(?P<id>[^/]+))?)?"
-)
-_Kind = Literal["create", "create_one", "list", "get", "counts", "delete", "delete_batch"]
-_POSTS: Mapping[str, _Kind] = {
-    "/instances": "create_one",
-    "/instances/batch": "create",
-    "/instances/batch/delete": "delete_batch",
-}
-_OF_AN_INSTANCE: Mapping[str, _Kind] = {"GET": "get", "DELETE": "delete"}
 _STOP_TIMEOUT_S = 1.0
 _SECOND_ANSWER_AFTER_S = 0.02
-_NO_BATCH = Reading((), 0)
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """What a request is about."""
-
-    kind: _Kind
-    target: Target
-    id: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class _Arrival:
-    """A request that has arrived, and what was decided about it at that moment."""
-
-    number: int
-    caller: Caller
-    place: _Place | None
-    query: Mapping[str, str]
-    body: bytes
-    reading: Reading
-    fault: Fault
-    refusal: Answer | None
 
 
 class _GoneError(ConnectionError):
-    """There is nobody to answer any more."""
+    """The connection is closed, or is to be closed without an answer."""
 
 
 class Emulator:
@@ -79,101 +41,45 @@ class Emulator:
         self.service = service
         self.base_url = ""
         """What a client is given in place of https://api.cloudflare.com/client/v4."""
-        self.fired = [0] * len(rules)
-        """How often each rule of the fault script has applied."""
 
-        self._rules = rules
-        self._draw = random.Random(seed).random  # noqa: S311 (chance is to be repeatable, not secret)
+        draw = random.Random(seed).random  # noqa: S311 (chance is to be repeatable, not secret)
+        self._exchange = Exchange(service, rules, draw=draw, wall=time.time)
         self._log = log
-        self._started_at = service.clock()
-        self._numbers: dict[str, int] = {"": 0}
         self._stopping = asyncio.Event()
+
+    @property
+    def fired(self) -> Sequence[int]:
+        """How often each rule of the fault script has applied."""
+        return self._exchange.fired
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Serve one request."""
         try:
             body = await _read(request, self.service.limits.max_body_bytes)
-            arrival = self._arrive(request, body)
-            await self._pause(arrival.fault.latency_before_s)
-            answer = self._perform(arrival)
-            await self._pause(arrival.fault.latency_after_s)
-            response = await self._send(request, arrival, answer)
+            arrival = self._exchange.arrive(_call(request, body))
+            await self._pause(arrival.delay_s)
+            outgoing = self._execute(arrival)
+            await self._pause(outgoing.delay_s)
+            response = await self._send(request, outgoing)
         except (ConnectionError, web.RequestPayloadError):
             _abort(request)
-            return web.Response()  # aiohttp wants one, and notices that there is no connection to write it to
-        if arrival.fault.disconnects:
+            return web.Response()  # aiohttp requires one; it is not written, since the connection is closed
+        if outgoing.disconnects:
             response.force_close()
         return response
 
     def stop(self) -> None:
-        """Let nothing wait any longer: hanging requests lose their connection, delayed ones create nothing."""
+        """End all waiting: hanging requests lose their connection, delayed ones create nothing."""
         self._stopping.set()
 
-    def _arrive(self, request: web.BaseRequest, body: bytes) -> _Arrival:
-        place = _find_place(request.method, request.path)
-        caller = Caller(request.headers.get("Authorization"), request.headers.get("X-Auth-Key"))
-        reading = _NO_BATCH
-        if place is not None and place.kind == "create":
-            reading = self.service.read(body)
-        elif place is not None and place.kind == "create_one":
-            reading = self.service.read_one(body)
-        number = self._count("")
-        fault = self._decide(request.method, number, reading)
-        if fault.revokes_token:
-            self.service.revoke(caller)
-        if place is None:
-            refused: Answer | None = refusal(404, answers.NO_ROUTE, f"Could not route to {request.path}")
-        else:
-            refused = self.service.admit(caller, place.target, reading.attempted, asks=request.method == "GET")
-        return _Arrival(number, caller, place, request.query, body, reading, fault, refused)
-
-    def _count(self, method: str) -> int:
-        self._numbers[method] = self._numbers.get(method, 0) + 1
-        return self._numbers[method]
-
-    def _decide(self, method: str, number: int, reading: Reading) -> Fault:
-        number_of_method = self._count(method)
-        if not self._rules:
-            return NO_FAULT
-        elapsed_s = self.service.clock() - self._started_at
-        ids = [item.id for item in reading.items]
-        facts = Facts(method, number, number_of_method, elapsed_s, time.time(), ids)
-        fault = decide(self._rules, facts, self.fired, self._draw)
-        for rule in fault.rules:
-            self.fired[rule] += 1
-        return fault
-
-    def _perform(self, arrival: _Arrival) -> Answer:
-        """Do what the request asks for, and return the service's own answer to it."""
-        if arrival.refusal or arrival.place is None:
-            return arrival.refusal or refusal(404, answers.NO_ROUTE, "Could not route")
-        place, query = arrival.place, arrival.query
-        if place.kind in ("create", "create_one"):
-            return self._create(arrival, place)
-        if place.kind == "get":
-            return self.service.get_instance(place.target, place.id, simple=query.get("simple") == "true")
-        if place.kind == "counts":
-            return self.service.workflow_counts(place.target)
-        if place.kind == "delete":
-            return self.service.delete_instance(place.target, place.id)
-        if place.kind == "delete_batch":
-            return self.service.delete_batch(place.target, arrival.body)
-        return self.service.list_instances(place.target, query)
-
-    def _create(self, arrival: _Arrival, place: _Place) -> Answer:
-        if arrival.reading.refusal:
-            return arrival.reading.refusal
-        if arrival.fault.refused_id:
-            message = f"workflows.api.error.body: instance {arrival.fault.refused_id!r} is refused"
-            return refusal(400, answers.BODY_REFUSED, message)
-        create = self.service.create if place.kind == "create" else self.service.create_one
-        creation = create(place.target, arrival.reading.items, arrival.fault.tampering)
-        if self._log and creation.created:
-            self._log.append(arrival.number, self.service.clock(), place.target, creation.created)
-        return creation.answer
+    def _execute(self, arrival: Arrival) -> Outgoing:
+        outgoing = self._exchange.execute(arrival)
+        if self._log and arrival.route and outgoing.created:
+            self._log.append(arrival.number, self.service.clock(), arrival.route.target, outgoing.created)
+        return outgoing
 
     async def _pause(self, seconds: float) -> None:
-        """Wait; but a stop of the emulator ends the wait, and the request with it."""
+        """Wait. A stop of the emulator ends the wait and the request."""
         if seconds <= 0:
             return
         try:
@@ -182,45 +88,29 @@ class Emulator:
             return
         raise _GoneError
 
-    async def _send(self, request: web.BaseRequest, arrival: _Arrival, answer: Answer) -> web.StreamResponse:
-        ray = {"CF-Ray": f"{time.time_ns():016x}-EMU"}
-        own = _response(answer, {**ray, **self.service.rate_headers(arrival.caller)})
-        ending = arrival.fault.ending
-        if ending is None:
-            return own
-        if ending.reply is not None:
-            return _response(ending.reply, ray)
-        if ending.manner == "hang":
+    async def _send(self, request: web.BaseRequest, outgoing: Outgoing) -> web.StreamResponse:
+        if outgoing.manner == "hang":
             await self._pause(math.inf)
-        if ending.manner == "truncate":
-            return await _send_cut(request, own, answer.body[: ending.at_byte])
-        if ending.manner == "twice":
-            _transport(request).write(_verbatim(own, answer.body))
+        if outgoing.answer is None:
+            _end_connection(request, outgoing)
+            raise _GoneError
+        response = _response(outgoing.answer)
+        if outgoing.manner == "truncate":
+            return await _send_cut(request, response, outgoing.data)
+        if outgoing.manner == "twice":
+            _transport(request).write(_verbatim(response, outgoing.answer.body))
             await self._pause(_SECOND_ANSWER_AFTER_S)
-            return own
-        _end_connection(request, ending)
-        raise _GoneError
+        return response
 
 
-def _find_place(method: str, path: str) -> _Place | None:
-    """Documented: the routes. Unknown; our choice: any other method or path is a 404 with code 7003."""
-    match = _PATH.fullmatch(path)
-    if match is None:
-        return None
-    target = Target(match["account"], match["workflow"])
-    if method == "POST":
-        kind = _POSTS.get(match["below"])
-        return None if kind is None else _Place(kind, target)
-    if match["id"]:
-        kind = _OF_AN_INSTANCE.get(method)
-        return None if kind is None else _Place(kind, target, match["id"])
-    if method != "GET" or match["below"] not in (None, "/instances"):
-        return None
-    return _Place("list" if match["below"] else "counts", target)
+def _call(request: web.BaseRequest, body: bytes) -> Call:
+    caller = Caller(request.headers.get("Authorization"), request.headers.get("X-Auth-Key"))
+    path = request.path.removeprefix(_PREFIX) if request.path.startswith(_PREFIX) else ""
+    return Call(request.method, path, caller, request.query, body)
 
 
 async def _read(request: web.BaseRequest, max_bytes: int) -> bytes:
-    """The body; of one that is too long, enough to see that it is."""
+    """The body; of one that is too long, the first *max_bytes* and a little more."""
     parts: list[bytes] = []
     size = 0
     async for part in request.content.iter_any():
@@ -231,9 +121,9 @@ async def _read(request: web.BaseRequest, max_bytes: int) -> bytes:
     return b"".join(parts)
 
 
-def _response(answer: Answer, headers: Mapping[str, str]) -> web.Response:
-    usual = {"Content-Type": "application/json"}
-    return web.Response(status=answer.status, body=answer.body, headers={**usual, **headers, **answer.headers})
+def _response(answer: Answer) -> web.Response:
+    usual = {"Content-Type": "application/json", "CF-Ray": f"{time.time_ns():016x}-EMU"}
+    return web.Response(status=answer.status, body=answer.body, headers={**usual, **answer.headers})
 
 
 def _verbatim(response: web.Response, body: bytes) -> bytes:
@@ -252,16 +142,16 @@ async def _send_cut(request: web.BaseRequest, whole: web.Response, part: bytes) 
     return response
 
 
-def _end_connection(request: web.BaseRequest, ending: Ending) -> None:
+def _end_connection(request: web.BaseRequest, outgoing: Outgoing) -> None:
     transport = _transport(request)
-    if ending.manner == "reset":
+    if outgoing.manner == "reset":
         # A linger time of zero makes the kernel send RST instead of FIN.
         linger = struct.pack("ii", 1, 0)
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         transport.abort()
         return
-    if ending.manner == "raw":
-        transport.write(ending.raw)
+    if outgoing.manner == "raw":
+        transport.write(outgoing.data)
     transport.close()
 
 
@@ -272,7 +162,7 @@ def _transport(request: web.BaseRequest) -> asyncio.Transport:
 
 
 def _abort(request: web.BaseRequest) -> None:
-    """Make sure that nothing more is said. What `raw` and `close` have written still goes out."""
+    """Close the connection. What was written to it before still goes out."""
     if request.transport is not None:
         request.transport.close()
 
@@ -290,8 +180,8 @@ async def emulate(
     """Serve `service` on this machine, in this event loop, until the block ends.
 
     `faults`: a fault script, as in `faults.py`; `seed` fixes its chances. `port`: 0 takes a free one. `log`: a file
-    to which what is really created is appended; `read_log` reads it. The service outlives the block: served again,
-    it still holds its instances. Raises `FaultScriptError`, and OSError if the address or the file is not to be had.
+    to which everything created is appended; `read_log` reads it. The service outlives the block: served again,
+    it still has its instances. Raises `FaultScriptError`, and OSError if the address or the file can't be used.
     """
     rules = parse_script(faults)
     with CreationLog(log) if log is not None else nullcontext() as creation_log:
@@ -321,7 +211,7 @@ async def serve(
     port: int = 0,
     log: str | Path | None = None,
 ) -> None:
-    """Serve until cancelled. `started` is called once, with the base URL, when clients may come."""
+    """Serve until cancelled. `started` is called once, with the base URL, when the server listens."""
     async with emulate(service, faults=faults, seed=seed, host=host, port=port, log=log) as emulator:
         started(emulator.base_url)
         await asyncio.Event().wait()

@@ -1,7 +1,7 @@
 """The service's rules, on an injected clock. Pure: it knows nothing of HTTP, sockets, files or the time of day.
 
-Docstrings say what a rule rests on. *Documented*: the service's own pages say so. *Measured*: the vendor's local
-engine does so. *Believed*: public records agree on it. *Unknown; our choice*: nobody says.
+Docstrings name the evidence for each rule. *Documented*: the service's own pages say so. *Measured*: the vendor's local
+engine does so. *Believed*: public records agree on it. *Unknown; our choice*: there is no evidence.
 """
 
 import math
@@ -41,7 +41,7 @@ class Reading:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tampering:
-    """How a scripted fault bends one creation. All ids are of the request's, but for those in `also_named`."""
+    """How a scripted fault changes one creation. All ids are the request's, except those in `also_named`."""
 
     withheld: frozenset[str] = frozenset()
     """Neither created nor named."""
@@ -59,7 +59,7 @@ class Tampering:
 
 @dataclass(frozen=True, slots=True)
 class Creation:
-    """What one batch did: the answer, and the instances that really began, in the request's order."""
+    """The answer to one batch, and the instances that were created, in the request's order."""
 
     answer: Answer
     created: Sequence[Item] = ()
@@ -70,8 +70,8 @@ class Service:
 
     `workflows`, `account`, `tokens`: the ones that exist; None for any.
     `existing`: what happens to an id that is taken. Documented: it is skipped and left out of the result.
-    "refuse": the whole batch is refused, as earlier documentation had it. "duplicate": it begins twice, which no
-    service should do, and a test may want to see noticed.
+    "refuse": the whole batch is refused, as earlier documentation had it. "duplicate": it is created twice, which no
+    service should do, so that a test can check that it is noticed.
     `result_shape`: "array", or the newer "object", `{created, errors}`, so far known from the binding only.
     `queued_s`: how long an instance is queued before it is complete; it only matters to the queue and the counts.
     `epoch`: the Unix time at the clock's 0, for the times of day that the service names.
@@ -99,12 +99,12 @@ class Service:
         self.epoch = epoch
 
         self.created = 0
-        """Instances begun, each time an id began."""
+        """Instances created; an id counts each time it is created."""
 
         self._ids_given = 0
         self._workflows: dict[Target, Instances] = {}
 
-    # ── What a test asks ──
+    # ── For tests ──
 
     def ids(self, target: Target) -> list[str]:
         """The ids that are taken now, in the order of their first creation."""
@@ -116,36 +116,36 @@ class Service:
 
     @property
     def requests(self) -> int:
-        """Requests seen, refused ones too."""
+        """Requests, refused ones included."""
         return self.admission.requests
 
     @property
     def gets(self) -> int:
-        """Of the requests, those that only asked."""
+        """GET requests."""
         return self.admission.gets
 
     @property
     def worst_window(self) -> int:
-        """The most instances that any one second brought to one workflow, refused ones too."""
+        """The most instances attempted in any second for one workflow, refused ones included."""
         return self.admission.worst_window
 
     @property
     def overruns(self) -> Counter[str]:
-        """429 answers, by the limit they stand for: instances, account, requests, queue."""
+        """429 answers by limit: instances, account, requests, queue."""
         return self.admission.overruns
 
     # ── Admission ──
 
     def admit(self, caller: Caller, target: Target, instances: int = 0, *, asks: bool = False) -> Answer | None:
-        """Count a request that has arrived now; return the answer that refuses it, or None."""
+        """Count a request that arrives now; return the answer that refuses it, or None."""
         return self.admission.admit(caller, target, self.clock(), instances=instances, asks=asks)
 
     def rate_headers(self, caller: Caller) -> dict[str, str]:
-        """The rate limit headers on every answer to `caller`."""
+        """The rate limit headers of answers to `caller`."""
         return self.admission.rate_headers(caller, self.clock())
 
     def revoke(self, caller: Caller) -> None:
-        """From now on refuse the token that `caller` sends."""
+        """Refuse the token of `caller` from now on."""
         self.admission.revoke(caller)
 
     # ── Creation ──
@@ -162,31 +162,31 @@ class Service:
         return Reading(items, len(items))
 
     def create(self, target: Target, items: Sequence[Item], tampering: Tampering | None = None) -> Creation:
-        """Begin an instance for each item whose id is free, all at this moment.
+        """Create an instance for each item whose id is free, all at this moment.
 
         Documented: an id that is taken is skipped, and left out of the result without an error. Measured: of the
         same id twice in a batch the first counts; the result keeps the request's order.
         """
-        bent = tampering or Tampering()
+        changes = tampering or Tampering()
         now = self.clock()
         workflow = self._workflow(target)
         if self.existing == "refuse" and any(workflow.taken(item.id, now) for item in items):
             return Creation(refusal(400, answers.ALREADY_EXISTS, _ALREADY_EXISTS))
-        chosen, errors = self._choose(workflow, items, bent.withheld, now)
+        chosen, errors = self._choose(workflow, items, changes.withheld, now)
         room = self._room(workflow, now)
         if room is not None and room < len(chosen):
             if self.limits.when_full == "refuse":
                 message = "workflows.api.error.queue_full"
                 return Creation(self.admission.throttled("queue", answers.CREATING_TOO_FAST, message, 1.0))
             del chosen[room:]
-        named = [item.id for item in chosen if item.id not in bent.hidden]
-        named.extend([id_ for id_ in named if id_ in bent.repeated])
-        named.extend(bent.also_named)
-        begun = [item for item in chosen if item.id not in bent.lost]
-        if begun:
-            workflow.begin(begun, now, self.limits.retention_s, bent.failing)
-            self.created += len(begun)
-        return Creation(self._created_answer(workflow, named, errors), begun)
+        named = [item.id for item in chosen if item.id not in changes.hidden]
+        named.extend([id_ for id_ in named if id_ in changes.repeated])
+        named.extend(changes.also_named)
+        created = [item for item in chosen if item.id not in changes.lost]
+        if created:
+            workflow.begin(created, now, self.limits.retention_s, changes.failing)
+            self.created += len(created)
+        return Creation(self._created_answer(workflow, named, errors), created)
 
     def read_one(self, body: bytes) -> Reading:
         """Read the body that asks for one instance: an item of a batch, without the array around it."""
@@ -198,7 +198,7 @@ class Service:
         return reading
 
     def create_one(self, target: Target, items: Sequence[Item], tampering: Tampering | None = None) -> Creation:
-        """Begin one instance. Believed: an id that is taken is a 400 with code 10405."""
+        """Create one instance. Believed: an id that is taken is a 400 with code 10405."""
         if self.existing == "skip" and self.holds(target, items[0].id):
             return Creation(refusal(400, answers.ALREADY_EXISTS, _ALREADY_EXISTS))
         creation = self.create(target, items, tampering)
@@ -209,16 +209,10 @@ class Service:
             return Creation(creation.answer if result is None else failed, creation.created)
         return Creation(success(orjson.dumps(named[0]).decode()), creation.created)
 
-    def create_batch(self, caller: Caller, target: Target, body: bytes) -> Answer:
-        """A whole batch-create request: read, admitted, created, answered."""
-        reading = self.read(body)
-        refused = self.admit(caller, target, reading.attempted) or reading.refusal
-        return refused or self.create(target, reading.items).answer
-
     def _choose(
         self, workflow: Instances, items: Sequence[Item], withheld: frozenset[str], now: float
     ) -> tuple[list[Item], list[tuple[int, str, int]]]:
-        """The items to begin; and of the others (index, id, code), but for the withheld ones."""
+        """The items to create; and of the others, except the withheld ones, (index, id, code)."""
         chosen: list[Item] = []
         errors: list[tuple[int, str, int]] = []
         skip_taken = self.existing != "duplicate"
@@ -238,7 +232,7 @@ class Service:
         return chosen, errors
 
     def _room(self, workflow: Instances, now: float) -> int | None:
-        """How many more the queue holds; None for any number."""
+        """How many more instances the queue takes; None for any number."""
         most = self.limits.max_queued
         return None if most is None else max(0, most - workflow.queue.count(now))
 
@@ -254,7 +248,7 @@ class Service:
         ]
         return success(f'{{"created":{created},"errors":{orjson.dumps(listed).decode()}}}')
 
-    # ── Questions ──
+    # ── Reading ──
 
     def get_instance(self, target: Target, id_: str, *, simple: bool = False) -> Answer:
         """One instance, without its steps if `simple`. The emulator runs nothing, and keeps no params."""
@@ -283,13 +277,13 @@ class Service:
     # ── Removal ──
 
     def delete_instance(self, target: Target, id_: str) -> Answer:
-        """Forget one instance. Measured: the answer."""
+        """Delete one instance. Measured: the answer."""
         if not self._workflow(target).forget(id_, self.clock()):
             return _no_instance()
         return success('{"success":true}')
 
     def delete_batch(self, target: Target, body: bytes) -> Answer:
-        """Forget some instances. Measured: the answer; it says of each id what became of it."""
+        """Delete some instances. Measured: the answer, which lists each id as deleted or not found."""
         try:
             ids = msgspec.json.decode(body, type=_Deletion).instances
         except (msgspec.DecodeError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""The two sides, each started once and only when a test asks for it."""
+"""The two sides, each started once, and only when a test needs it."""
 
 import pytest
 

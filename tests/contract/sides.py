@@ -1,4 +1,4 @@
-"""The two services that are held against each other, and a client that takes nothing from bulkwf's own."""
+"""The two services that are compared, and a client that shares no code with bulkwf's."""
 
 import asyncio
 import contextlib
@@ -24,28 +24,28 @@ _numbers = count(1)
 
 
 def fresh(ids: int) -> list[str]:
-    """So many ids that no case has used."""
+    """*ids* new ids that no other test uses."""
     case = next(_numbers)
     return [f"case-{case}-{number}" for number in range(ids)]
 
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer: `body` is the decoded JSON, or the text where it is none."""
+    """An answer. `body`: the decoded JSON, or the text where it is not JSON."""
 
     status: int
     headers: dict[str, str]
     body: Any
 
     def result(self, *also: str) -> Any:
-        """The result of a success, in the documented envelope; `also`: keys that it has besides."""
+        """The result of a success, whose envelope has the documented keys and those in *also*."""
         assert self.status == 200, self
         assert set(self.body) == {"success", "errors", "messages", "result", *also}
         assert (self.body["success"], self.body["errors"], self.body["messages"]) == (True, [], [])
         return self.body["result"]
 
     def refusal(self) -> tuple[int, int]:
-        """Status and code of a refusal, in the documented envelope."""
+        """Status and code of an error, in the documented envelope."""
         assert self.status >= 400, self
         assert set(self.body) == {"success", "errors", "messages", "result"}
         assert (self.body["success"], self.body["messages"], self.body["result"]) == (False, [], None)
@@ -56,7 +56,7 @@ class Answer:
 
 
 class Side:
-    """One of the two, as a caller sees it."""
+    """One of the two services, as a caller sees it."""
 
     name: str
 
@@ -73,7 +73,7 @@ class Side:
         workflow: str = WORKFLOW,
         headers: dict[str, str] | None = None,
     ) -> Answer:
-        """Send one request about a workflow; `raw` instead of `body` is no JSON, or JSON of a certain spelling."""
+        """Send one request about a workflow. `raw`: the bytes of the body, instead of `body`, which is encoded."""
         url = urlsplit(f"{self.base_url}/accounts/{ACCOUNT}/workflows/{workflow}{path}")
         target = f"{url.path}?{url.query}" if url.query else url.path
         sent = raw if body is None else json.dumps(body).encode()
@@ -102,11 +102,11 @@ class Side:
         return self.ask("GET", f"/instances/{id_}").status == 200
 
     def has_params(self, id_: str, text: str) -> bool:
-        """Whether the instance has the params that this JSON says."""
+        """Whether the params of the instance are the JSON *text*."""
         raise NotImplementedError
 
     def limited(self, **limits: Any) -> contextlib.AbstractContextManager["Side"]:
-        """The same with limits, if it knows any."""
+        """The same service with limits, where it has any."""
         raise NotImplementedError
 
 
@@ -132,12 +132,12 @@ class EngineSide(Side):
 
 
 def _canonical(value: Any) -> str:
-    """For Python, 1 equals true."""
+    """Canonical JSON, because 1 == True in Python."""
     return json.dumps(value, sort_keys=True)
 
 
 class EmulatorSide(Side):
-    """The emulator, which keeps checksums of params."""
+    """The emulator, whose log has checksums of params."""
 
     name = "emulator"
 
@@ -157,7 +157,7 @@ class EmulatorSide(Side):
 
 @contextlib.contextmanager
 def emulator_side(folder: Path, *, queued_s: float = 0.0, **limits: Any) -> Iterator[EmulatorSide]:
-    """An emulator in a thread of its own; its log is in *folder*."""
+    """An emulator in its own thread; its log is in *folder*."""
     unlimited = {"instances_per_s": None, "account_instances_per_s": None, "requests_per_5m": None}
     service = Service(Limits(**unlimited | limits), time.time, workflows=WORKFLOWS, tokens=[TOKEN], queued_s=queued_s)
     started: Future[tuple[str, asyncio.AbstractEventLoop, asyncio.Event]] = Future()

@@ -1,7 +1,7 @@
-"""What holds of the emulator and of Cloudflare's own engine alike; `test_differences.py` says where they differ.
+"""What the emulator and Cloudflare's own engine have in common; `test_differences.py` tests where they differ.
 
-Of the engine's answers, the statuses and codes of a refused batch, and all about tokens, are `real_engine/worker.mjs`'s
-own choice: here they only hold the two to the same.
+The statuses and codes of a refused batch, and everything about tokens, come from `real_engine/worker.mjs`, not from the
+engine: these tests only keep the two the same.
 """
 
 import json
@@ -21,7 +21,7 @@ STATUSES = {"queued", "running", "paused", "errored", "terminated", "complete", 
 # --- creation -----------------------------------------------------------------------------------------------------
 
 
-def test_a_hundred_are_created_and_named_in_order(side):
+def test_a_hundred_instances_are_created_and_named_in_order(side):
     ids = fresh(100)
 
     created = side.post(*({"instance_id": id_, "params": {"n": n}} for n, id_ in enumerate(ids))).result()
@@ -33,7 +33,7 @@ def test_a_hundred_are_created_and_named_in_order(side):
     assert all(side.has_params(ids[n], json.dumps({"n": n})) for n in (0, 50, 99))
 
 
-def test_a_batch_that_comes_again_creates_nothing(side):
+def test_a_batch_that_is_sent_again_creates_nothing(side):
     ids = fresh(100)
 
     assert side.create(*ids) == ids
@@ -51,7 +51,7 @@ def test_ids_that_are_taken_are_left_out_and_keep_their_params(side):
     assert [side.has_params(id_, '"first"') for id_ in ids] == [False, True] * 3
 
 
-def test_of_the_same_id_twice_in_a_batch_the_first_counts(side):
+def test_the_first_of_two_equal_ids_in_a_batch_counts(side):
     a, b = fresh(2)
 
     sent = [(a, "1"), (b, "2"), (a, "3"), (b, "4"), (a, "5")]
@@ -62,7 +62,7 @@ def test_of_the_same_id_twice_in_a_batch_the_first_counts(side):
 
 
 @pytest.mark.parametrize("place", [0, 57, 99])
-def test_one_bad_id_among_a_hundred_lets_nothing_begin(side, place):
+def test_one_bad_id_among_a_hundred_prevents_the_whole_batch(side, place):
     ids = fresh(99)
 
     batch = [{"instance_id": id_} for id_ in ids]
@@ -102,7 +102,7 @@ def test_instances_with_and_without_an_id_stay_in_order(side):
 
 
 @pytest.mark.parametrize("shape", ["_{}", "__{}--", "{}-", "{}_", "{}AZaz09", "0{}", "cf_{}", "batch-{}", "{:x<100}"])
-def test_an_id_may_be(side, shape):
+def test_a_valid_id_is_accepted(side, shape):
     id_ = shape.format(*fresh(1))
 
     assert side.create(id_) == [id_]
@@ -111,7 +111,7 @@ def test_an_id_may_be(side, shape):
 
 
 @pytest.mark.parametrize("id_", ["a", "Z", "0", "_"])
-def test_an_id_may_have_one_character(side, id_):
+def test_an_id_of_one_character_is_accepted(side, id_):
     assert side.create(id_) == [id_]
 
 
@@ -135,7 +135,7 @@ def test_an_id_may_have_one_character(side, id_):
         "{:x<101}",
     ],
 )
-def test_an_id_may_not_be(side, shape):
+def test_an_invalid_id_is_refused(side, shape):
     (good,) = fresh(1)
 
     assert side.create(good) == [good]
@@ -143,7 +143,7 @@ def test_an_id_may_not_be(side, shape):
 
 
 @pytest.mark.parametrize("id_", ["", None, 5, 1.5, True, ["a"], {"a": 1}])
-def test_an_id_is_a_text_that_is_not_empty(side, id_):
+def test_an_id_that_is_empty_or_not_a_string_is_refused(side, id_):
     assert side.post({"instance_id": id_}).refusal() == BAD_REQUEST
 
 
@@ -158,7 +158,7 @@ def test_an_id_is_a_text_that_is_not_empty(side, id_):
         '"\\u0000"', '"a\\u0000b\\n\\"\\\\\\u2028"',
     ],
 )  # fmt: skip
-def test_params_may_be_any_json_value(side, text):
+def test_any_json_value_is_accepted_as_params(side, text):
     (id_,) = fresh(1)
 
     answer = side.ask("POST", "/instances/batch", raw=f'[{{"instance_id": "{id_}", "params": {text}}}]'.encode())
@@ -181,20 +181,20 @@ def test_params_may_be_any_json_value(side, text):
         {"success_retention": "1 year"},
     ],
 )
-def test_a_retention_may_be(side, retention):
+def test_a_valid_retention_is_accepted(side, retention):
     (id_,) = fresh(1)
 
     assert names(side.post({"instance_id": id_, "instance_retention": retention})) == [id_]
 
 
 @pytest.mark.parametrize("also", [{"location_hint": "weur"}, {"unknown": 7}, {"id": "other"}, {"retention": "banana"}])
-def test_other_keys_do_not_matter(side, also):
+def test_other_keys_are_ignored(side, also):
     (id_,) = fresh(1)
 
     assert names(side.post({"instance_id": id_, **also})) == [id_]
 
 
-# --- what is no batch ---------------------------------------------------------------------------------------------
+# --- invalid batches ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -204,20 +204,20 @@ def test_other_keys_do_not_matter(side, also):
         b'[{"instance_id": "\xff"}]', b'[{"params": "\n"}]', b"banana",
     ],
 )  # fmt: skip
-def test_a_body_that_is_no_json_is_refused(side, body):
+def test_a_body_that_is_not_json_is_refused(side, body):
     assert side.ask("POST", "/instances/batch", raw=body).refusal() == BAD_REQUEST
 
 
 @pytest.mark.parametrize(
     "body", [b"{}", b"null", b"5", b"true", b'"[{}]"', b'{"instance_id": "a"}', b'{"instances": 5}']
 )
-def test_a_body_that_is_no_array_is_refused(side, body):
+def test_a_body_that_is_not_an_array_is_refused(side, body):
     assert side.ask("POST", "/instances/batch", raw=body).refusal() == BAD_REQUEST
 
 
 @pytest.mark.parametrize("token", ["wrong", None])
 @pytest.mark.parametrize(("method", "path"), [("POST", "/instances/batch"), ("GET", "/instances"), ("GET", "")])
-def test_callers_need_the_token(side, method, path, token):
+def test_a_request_without_the_token_is_refused(side, method, path, token):
     (id_,) = fresh(1)
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
 
@@ -227,17 +227,17 @@ def test_callers_need_the_token(side, method, path, token):
     assert not side.has(id_)
 
 
-def test_nothing_begins_in_a_workflow_that_is_not_there(side):
+def test_nothing_is_created_in_a_missing_workflow(side):
     assert side.post({}, workflow="nowhere").refusal() == (404, 10200)
     assert side.ask("GET", workflow="nowhere").refusal()[0] == 404
     assert side.ask("GET", "/instances", workflow="nowhere").refusal()[0] == 404
     assert side.ask("GET", "/instances/a", workflow="nowhere").refusal()[0] == 404
 
 
-# --- questions ----------------------------------------------------------------------------------------------------
+# --- reading ------------------------------------------------------------------------------------------------------
 
 
-def test_an_instance_is_asked_for_by_its_id(side):
+def test_an_instance_is_looked_up_by_its_id(side):
     (id_,) = fresh(1)
     side.create(id_)
 
@@ -252,7 +252,7 @@ def test_an_instance_is_asked_for_by_its_id(side):
     assert (one["error"], one["step_count"], one["steps"]) == (None, 0, [])
 
 
-def test_there_is_no_instance_that_was_not_created(side):
+def test_an_instance_that_was_not_created_is_not_found(side):
     present, missing = fresh(2)
 
     assert side.ask("GET", f"/instances/{missing}").refusal()[0] == 404
@@ -275,7 +275,7 @@ def test_a_list_names_every_instance_once_the_newest_first(side):
 
 
 def read_pages(side, workflow, per_page):
-    """The pages of a list, by cursor to its end."""
+    """The pages of a list, read by cursor."""
     query = f"per_page={per_page}"
     while query:
         answer = side.ask("GET", f"/instances?{query}", workflow=workflow)
@@ -310,7 +310,7 @@ def test_a_list_is_filtered_by_status_and_by_date(side):
     assert listed(f"status=complete&date_start={at}") | listed(f"status=complete&date_end={at}") == ids
 
 
-def test_a_list_says_how_long_it_is_and_has_25_on_a_page(side):
+def test_a_list_gives_its_length_and_has_25_instances_a_page(side):
     ids = fresh(30)
     side.create(*ids)
 
@@ -332,16 +332,16 @@ def test_a_list_says_how_long_it_is_and_has_25_on_a_page(side):
         "date_start=2026-01-02T00:00:00Z&date_end=2026-01-01T00:00:00Z",
     ],
 )  # fmt: skip
-def test_a_list_may_not_be_asked_for_with(side, query):
+def test_a_list_with_an_invalid_query_is_refused(side, query):
     assert side.ask("GET", f"/instances?{query}").refusal()[0] == 400
 
 
 @pytest.mark.parametrize("query", ["per_page=1", "per_page=100", "date_start=2026-01-01T00:00:00.000Z"])
-def test_a_list_may_be_asked_for_with(side, query):
+def test_a_list_with_a_valid_query_is_answered(side, query):
     side.ask("GET", f"/instances?{query}").result("result_info")
 
 
-def test_a_workflow_says_how_many_instances_it_has_by_status(side):
+def test_a_workflow_counts_its_instances_by_status(side):
     def counted():
         workflow = side.ask("GET", workflow="counted").result()
         assert workflow["name"] == "counted"
@@ -356,10 +356,10 @@ def test_a_workflow_says_how_many_instances_it_has_by_status(side):
     until(lambda: counted() == 4, "4 instances")
 
 
-# --- removal ------------------------------------------------------------------------------------------------------
+# --- deletion -----------------------------------------------------------------------------------------------------
 
 
-def test_an_instance_that_is_deleted_is_gone_and_its_id_is_free(side):
+def test_a_deleted_instance_is_not_found_and_its_id_is_free(side):
     gone, other = fresh(2)
     side.create(gone, other)
 
@@ -369,7 +369,7 @@ def test_an_instance_that_is_deleted_is_gone_and_its_id_is_free(side):
     assert side.create(gone, other) == [gone]
 
 
-def test_a_batch_is_deleted_and_each_id_is_accounted_for(side):
+def test_the_deletion_of_a_batch_gives_a_result_for_each_id(side):
     ids = fresh(6)
     missing = ids[4:]
     side.create(*ids[:4])
@@ -384,7 +384,7 @@ def test_a_batch_is_deleted_and_each_id_is_accounted_for(side):
 @pytest.mark.parametrize(
     "body", [b"{", b"[]", b"{}", b'{"instances": []}', b'{"instances": "a"}', b'{"instances": [5]}', b"101"]
 )
-def test_what_is_no_batch_of_ids_is_not_deleted(side, body):
+def test_the_deletion_of_an_invalid_batch_is_refused(side, body):
     raw = json.dumps({"instances": ["a"] * 101}).encode() if body == b"101" else body
 
     assert side.ask("POST", "/instances/batch/delete", raw=raw).refusal()[0] == 400

@@ -1,6 +1,6 @@
-"""Each difference that the table in `bulkwf.emulator` names is as the table says, on both sides.
+"""Tests each row of the table of differences in `bulkwf.emulator` on both sides.
 
-A probe is named as its row is, and returns what stands in the row's column of the side that it is given.
+A probe has the name of its row, and returns the text in the column of the given side.
 """
 
 import math
@@ -104,7 +104,7 @@ def _(side: Side):
 
 
 def is_over(answer):
-    """Whether the instance has ended over 10 ms ago, or is not even known any more."""
+    """Whether the instance ended over 10 ms ago, or does not exist any more."""
     end = answer.status == 200 and answer.result()["end"]
     long_ago = end and datetime.now(UTC) - datetime.fromisoformat(end) > timedelta(milliseconds=10)
     return long_ago or answer.status == 404
@@ -160,11 +160,11 @@ def _(side: Side):
     return "zero" if set(made["version_id"] + made["workflow_id"]) <= set("0-48") else "its own"
 
 
-# --- what becomes of them -----------------------------------------------------------------------------------------
+# --- status -------------------------------------------------------------------------------------------------------
 
 
 def comes_to(side, status, params):
-    """What an instance is in the end: `status`, or queued where nothing runs."""
+    """The final status of an instance: `status`, or queued in the emulator, which runs nothing."""
     one = item(params=params)
     with side.limited(queued_s=math.inf) as other:
         other.post(one).result()
@@ -198,7 +198,7 @@ def _(side: Side):
     return "is possible" if answer.status == 200 else said(answer)
 
 
-# --- questions ----------------------------------------------------------------------------------------------------
+# --- reading ------------------------------------------------------------------------------------------------------
 
 
 @difference("an instance that is missing")
@@ -308,13 +308,13 @@ def _(side: Side):
 # --- the table ----------------------------------------------------------------------------------------------------
 
 
-def test_the_table_names_every_difference_and_no_other():
+def test_the_table_lists_every_difference_and_nothing_else():
     assert list(TABLE) == list(DIFFERENCES)
     assert all(row["emulator"] != row["engine"] for row in TABLE.values())
 
 
 @pytest.mark.parametrize("name", DIFFERENCES)
-def test_a_difference_is_as_the_table_says(side, name):
+def test_both_sides_answer_as_the_table_says(side, name):
     assert DIFFERENCES[name](side) == TABLE[name][side.name]
 
 
@@ -328,6 +328,6 @@ def test_a_difference_is_as_the_table_says(side, name):
     ],
     ids=repr,
 )
-def test_the_engines_own_newer_form_refuses_what_the_emulator_refuses(real, emulated, bad):
+def test_the_engines_newer_form_refuses_what_the_emulator_refuses(real, emulated, bad):
     assert real.ask("POST", "/instances/batch", {"instances": [bad]}).refusal()[0] == 400
     assert emulated.post(bad).refusal()[0] == 400

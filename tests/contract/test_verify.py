@@ -1,4 +1,4 @@
-"""`bulkwf verify` finds just what was removed behind its back, from the emulator and from Cloudflare's own engine."""
+"""`bulkwf verify` finds exactly the instances that were deleted, in the emulator and in Cloudflare's own engine."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ def instances(side):
 
 @pytest.fixture
 def run(side, folder):
-    """A run of which some instances fail where anything runs; returns the ids, by row."""
+    """A run, some of whose instances fail in the engine; returns the ids in the order of the rows."""
     ids = [f"{folder.name.replace('.', '-')}-{number}" for number in range(ROWS)]
     rows = [{"instance_id": id_, "params": {"fail": row in FAILING}} for row, id_ in enumerate(ids)]
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
@@ -42,7 +42,7 @@ def verify(side, *words):
     return bulkwf("verify", "rows.jsonl.bulkwf", "--base-url", side.base_url, *UNLIMITED, *words)
 
 
-def test_what_was_removed_is_missing_and_nothing_else(side, run):
+def test_exactly_the_removed_instances_are_missing(side, run):
     whole = verify(side, "--json")
     assert (whole.code, whole.summary["missing"], whole.summary["found"]) == (0, 0, ROWS)
     assert whole.summary["requests"] < ROWS  # by the list

@@ -1,4 +1,4 @@
-"""Bad input: how it is made, what must hold for it, and a second reading of it by the standard library."""
+"""Bad input: how it is generated, what is checked, and a second parser built on the standard library."""
 
 import pytest
 

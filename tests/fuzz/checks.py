@@ -1,4 +1,4 @@
-"""What must hold for every input, however bad; `counts` counts what has been looked at."""
+"""What must hold for every input, however bad. `counts`: the inputs checked."""
 
 import asyncio
 import contextlib
@@ -41,23 +41,23 @@ from fuzz.inputs import IDS
 from fuzz.reading import LEVELS, Pairs, lines_of, read_line, strictly
 
 LONGEST_ROW = 1_200
-"""Stands in for the megabyte of `MAX_ROW_BYTES` and `MAX_PARAMS_BYTES`."""
+"""Replaces `MAX_ROW_BYTES` and `MAX_PARAMS_BYTES`, which are a megabyte."""
 LONGEST_MESSAGE = 450
-"""A cleaned text, and the sentence around it."""
+"""Upper bound of a message: a cleaned text, and the sentence around it."""
 LONGEST_USE_S = 2.0
-"""Of the processor's time; a good checkpoint takes some milliseconds."""
+"""Upper bound of the CPU time for one checkpoint, in seconds; an undamaged one takes some milliseconds."""
 BATCH = make_batch(len(IDS), first_row=100, data=lines(len(IDS)))
 counts: Counter[str] = Counter()
 
 
 def assert_harmless(text, longest=LONGEST_MESSAGE):
-    """A text for people: one line, not too long, and nothing that steers a terminal or turns its text around."""
+    """Check a text for people: one line, not too long, without escape sequences or bidirectional controls."""
     assert len(text) <= longest, f"{len(text):,} characters"
     assert not [c for c in text if unicodedata.category(c) in {"Cc", "Cf", "Cs", "Zl", "Zp"}], ascii(text)
 
 
 def assert_pause(seconds):
-    """Something that can be waited for."""
+    """Check that a pause is finite and not negative."""
     assert 0.0 <= seconds < math.inf
 
 
@@ -84,7 +84,7 @@ def batches_of(paths, *, chunk=1 << 20, shape="instance", instances=100, size=1 
 
 
 def check_list(parts, paths, *, shape="instance", instances=100, size=1 << 20, chunk=1 << 20):
-    """Each line of a list of files, which hold *parts*, is sent as it is, or refused with a reason, or blank."""
+    """Each line of files with the contents *parts* is sent unchanged, or refused with a reason, or blank."""
     own = [line for part in parts for line in lines_of(part)]
     at = 0
     chunk = max(chunk, sum(map(len, parts)) // 200)  # a long list is not read byte by byte
@@ -123,7 +123,7 @@ def _check_rows(batch, own, shape):
 
 
 def _check_bodies(batch, own, shape):
-    """Every request holds its rows byte for byte, each with its id, and another parser reads the same in it."""
+    """Every request has its rows byte for byte, each with its id, and another parser reads the same from it."""
     items = []
     for position, (offset, instance_id) in enumerate(zip(batch.offsets, batch.ids, strict=True)):
         item, line = compose(batch, [position])[1:-1], own[offset]
@@ -146,7 +146,7 @@ def _check_bodies(batch, own, shape):
 
 
 def check_answer(part, reply):
-    """What is made of an answer to a batch, to a look-up, and to a question for the list."""
+    """Check the judgement of an answer to a batch, to a look-up, and to a request for the list."""
     outcome = judge(BATCH, part, reply)
     _check_memory(part, reply)
     _check_outcome(part, outcome)
@@ -166,7 +166,7 @@ def check_answer(part, reply):
 
 
 def _check_memory(part, reply):
-    """A judge who remembers the answer says of it, and of it with other ids or another order, what any does."""
+    """The fast path judges an answer, also with other ids or in another order, as `judge` does."""
     remembering = FastJudge()
     turned = replace(reply, body=re.sub(rb"id-(\d)", lambda found: b"id-%d" % (9 - int(found[1])), reply.body))
     others = replace(BATCH, ids=[re.sub(r"id-(\d)", lambda found: f"id-{9 - int(found[1])}", one) for one in BATCH.ids])
@@ -175,7 +175,7 @@ def _check_memory(part, reply):
 
 
 def _check_outcome(part, outcome, settles=None):
-    """It says of each instance once whether it is settled; it can be told and waited for."""
+    """A judgement has each instance once; its message is harmless, and its pause finite."""
     others = [position for position, _ in outcome.others]
     assert sorted([*outcome.created, *others, *outcome.unsettled]) == list(part)
     assert (outcome.verdict is Verdict.DONE) == (not outcome.unsettled if settles is None else settles)
@@ -198,7 +198,7 @@ def _check_outcome(part, outcome, settles=None):
 
 
 def _check_grounds(part, reply, outcome):
-    """An instance is settled only by what the answer says of it: its id, its place, or it was sent alone."""
+    """An instance is settled only if the answer has its id or its index, or if it was sent alone."""
     told = {outcome: set() for outcome in ("created", "existed", "rejected")}
     told["created"].update(BATCH.ids[position] for position in outcome.created)
     for _, result in outcome.others:
@@ -221,7 +221,7 @@ def _check_grounds(part, reply, outcome):
 
 
 def _check_account(part, outcome):
-    """The checkpoint holds what the outcome says, and gives it back."""
+    """A checkpoint stores the judgement, and returns the same."""
     ledger = BatchState(BATCH)
     ledger.attempts = 1
     ledger.add(outcome)
@@ -232,7 +232,7 @@ def _check_account(part, outcome):
 
 
 def begun(ledger):
-    """A batch's record as it is read again."""
+    """A batch's record, read from the checkpoint."""
     return Begun(*begun_row(ledger, EPOCH))
 
 
@@ -248,7 +248,7 @@ def _is_success(reply):
 
 
 def check_headers(headers, at=1_000.0):
-    """Whatever the headers say, the pauses that they order can be waited for, and are not cut short."""
+    """Any headers give finite pauses, and these are not shortened."""
     ordered = retry_after_s(Reply(status=429, headers=headers, body=b"", received_at=EPOCH))
     if ordered is not None:
         assert_pause(ordered)
@@ -277,7 +277,7 @@ def check_headers(headers, at=1_000.0):
 
 
 def check_checkpoint(path):
-    """It is read, or refused with a `CheckpointError` and left as it was."""
+    """A checkpoint is read, or refused with a `CheckpointError` and not changed."""
     before = path.read_bytes()
     outcomes = (None, "created", "existed", "rejected", "invalid", "pending")
     refused = [
@@ -287,20 +287,20 @@ def check_checkpoint(path):
     ]
     opened = []
     resumed = not _is_refused(lambda: asyncio.run(_resume(path, opened)))
-    # A session that was opened is written down, whatever it finds; nothing else is.
+    # A session that was opened is recorded even if it is refused; nothing else is.
     assert resumed or path.read_bytes() == before or (opened and _kept(_batches(before), _batches(path.read_bytes())))
     counts.update(files=1, unreadable=any(refused) or not resumed)
 
 
 def _kept(before, after):
-    """Whether no batch has changed. Where damage makes two tables share a page, the session's row shows in both."""
+    """Whether no batch has changed. If damage makes two tables share a page, the session's row is in both."""
     if before == after or isinstance(before, str) or isinstance(after, str):
         return before == after
     return len(after) == len(before) + 1 and [row for row in after if row in before] == before
 
 
 def _batches(data):
-    """Everything that a checkpoint says of its rows, or why it can't be read."""
+    """Everything that a checkpoint has about its rows, or why it can't be read."""
     with contextlib.closing(sqlite3.connect(":memory:")) as db:
         db.deserialize(data[:18] + b"\1\1" + data[20:])  # a database in memory has no log
         try:

@@ -1,6 +1,6 @@
-"""Bad input of every kind: good input with damage, and shapes that nobody would send on purpose.
+"""Generates bad input: valid input with damage, and arbitrary shapes.
 
-Damage takes its chance as an argument, a seeded one: Hypothesis draws the seed, and prints what came of it.
+Damage takes a seeded random generator as an argument; Hypothesis draws the seed, and prints what it generates.
 """
 
 import asyncio
@@ -49,11 +49,11 @@ ODD = [
         b'"x":1,',
     ),
 ]
-"""What is put where it does not belong."""
+"""Bytes that damage inserts."""
 
 
 def damaged(data: bytes, chance: Random) -> bytes:
-    """*data* with up to four parts of it flipped, cut out, doubled, moved, or overwritten by something odd."""
+    """*data* with up to four parts flipped, removed, doubled, moved, or overwritten."""
     for _ in range(chance.choice([1, 1, 1, 2, 4])):
         size = len(data)
         start = chance.randrange(size + 1)
@@ -112,13 +112,13 @@ ROWS = [
     b"",
     b" ",
 ]
-"""Rows as lists have them: good, bad and blank."""
+"""Lines of lists: valid, invalid and blank."""
 SECRET = f'{{"to":["{PARAMS}"],"{PARAMS}":"{PARAMS}"}}'.encode()
-"""Params that no message may tell."""
+"""Params that no message may contain."""
 
 
 def row_lines() -> st.SearchStrategy[bytes]:
-    """A line or, where the damage breaks it, several."""
+    """A line, or several where the damage inserts a line break."""
     return st.sampled_from(ROWS) | damages(ROWS) | st.binary(max_size=30)
 
 
@@ -137,7 +137,7 @@ _FAULTS = [
 
 @cache
 def real_answers() -> list[bytes]:
-    """The bodies of the emulator's answers to posts, to look-ups, and to a question for the list."""
+    """The bodies of the emulator's answers to batches, to look-ups, and to a request for the list."""
 
     async def ask():
         transport = ServiceTransport(service(), script=_FAULTS)
@@ -151,7 +151,7 @@ def real_answers() -> list[bytes]:
 
 
 def likely_answer(chance: Random) -> bytes:
-    """An answer to a batch that is right, or nearly."""
+    """A valid answer to a batch, or nearly."""
     told = [{"id": one, "status": "queued", "version_id": "v", "workflow_id": "w"} for one in IDS]
     success = chance.randrange(6) > 0
     for _ in range(chance.choice([0, 0, 1, 2])):
@@ -183,11 +183,11 @@ SHAPES = st.recursive(
     lambda values: st.lists(values, max_size=4) | st.dictionaries(st.sampled_from(_KEYS), values, max_size=5),
     max_leaves=12,
 )
-"""JSON values, with the keys of the API where they do not belong; also those that only Python calls JSON."""
+"""JSON values with the keys of the API in wrong places; also values that only Python accepts as JSON."""
 
 
 def answer_bodies() -> st.SearchStrategy[bytes]:
-    """The bodies of answers: nearly right, damaged, and of any shape."""
+    """The bodies of answers: nearly valid, damaged, and of any shape."""
     likely = st.builds(likely_answer, CHANCES)
     enveloped = st.fixed_dictionaries({"success": st.booleans()}, optional={"result": SHAPES, "errors": SHAPES})
     shaped = (enveloped | SHAPES).map(lambda value: json.dumps(value).encode())
@@ -214,7 +214,7 @@ HEADERS = {
     "cf-mitigated": [b"challenge"],
     "location": [b"https://elsewhere.example/"],
 }
-"""What such headers hold on a good day."""
+"""Valid values of these headers."""
 _ODD_HEADERS = [
     "",
     "inf",
@@ -240,10 +240,10 @@ _ODD_HEADERS += [
 
 
 def header_text(name: str) -> st.SearchStrategy[str]:
-    """What stands in the header *name*."""
+    """Values of the header *name*."""
     return st.one_of(
         st.sampled_from(HEADERS[name]).map(bytes.decode),
-        damages(HEADERS[name]).map(lambda data: data.decode("utf-8", "surrogateescape")),  # as aiohttp hands it over
+        damages(HEADERS[name]).map(lambda data: data.decode("utf-8", "surrogateescape")),  # as aiohttp decodes it
         st.sampled_from(_ODD_HEADERS),
         st.text(max_size=20),
         st.text("0123456789 :,;=rtGMTSepMon-+.", max_size=40),
@@ -251,7 +251,7 @@ def header_text(name: str) -> st.SearchStrategy[str]:
 
 
 def all_headers() -> st.SearchStrategy[dict[str, str]]:
-    """An answer's headers, some of them."""
+    """Some headers of an answer."""
     return st.fixed_dictionaries({}, optional={name: header_text(name) for name in HEADERS})
 
 
@@ -271,7 +271,7 @@ def write_checkpoint(path: Path) -> None:
 
 
 def damaged_file(data: bytes, chance: Random) -> bytes:
-    """A file of pages with damage: as `damaged` has it, or with pages swapped, emptied, doubled, or bits flipped."""
+    """A damaged database file: by `damaged`, or with pages swapped, zeroed or doubled, or bits flipped."""
     size = 4_096
     pages = [data[at : at + size] for at in range(0, len(data), size)]
     one, other = chance.randrange(len(pages)), chance.randrange(len(pages))

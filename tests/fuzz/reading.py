@@ -1,4 +1,4 @@
-"""A second reading of a list, by the standard library alone: which rows can be sent, and with which id of their own."""
+"""A second parser of lists, with the standard library only: which rows can be sent, and with which id."""
 
 import json
 import re
@@ -17,29 +17,29 @@ class Number(str):
 
 
 class Pairs(list[tuple[str, Any]]):
-    """An object with its members in order, those that come twice too."""
+    """An object with its members in order, duplicates included."""
 
 
 class Read(NamedTuple):
-    """What a line is; the id is that which the row brings."""
+    """The kind of a line, and the id in the row, if there is one."""
 
     kind: Literal["blank", "bad", "good"]
     id: str | None = None
 
 
 def strictly(text: bytes, levels: int = LEVELS) -> Any:
-    """*text* as JSON, without what only Python takes for it; raises `ValueError`."""
+    """*text* decoded as strict JSON, without Python's extensions; raises `ValueError`."""
     if _depth(text) > levels:
         raise ValueError("too deep")
     value = json.loads(
         text.decode(), parse_int=Number, parse_float=Number, parse_constant=_refuse, object_pairs_hook=Pairs
     )
-    json.dumps(value, ensure_ascii=False).encode()  # half a character can't be encoded
+    json.dumps(value, ensure_ascii=False).encode()  # a lone surrogate can't be encoded
     return value
 
 
 def read_line(line: bytes, shape: str, longest: int) -> Read:
-    """What *line* is, as README.md has it."""
+    """The kind of *line*, as the documentation defines it."""
     if len(line) > longest:
         return Read("bad")
     if not line or line.isspace():
@@ -97,7 +97,7 @@ def _is_whole(value: Any) -> bool:
 
 
 def _well_typed(row: Pairs) -> bool:
-    """Each member is of the type that its key asks for, those that a later one overrides too."""
+    """Whether each member has the type of its key, members that a later one overrides included."""
     for key, value in row:
         if key not in _KEYS or (key in ("instance_id", "location_hint") and not _is_text(value)):
             return False

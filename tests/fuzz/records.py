@@ -1,4 +1,4 @@
-"""Checkpoints whose records were changed, but still parse: what a run and a verification make of them.
+"""Checkpoints whose records were changed but still parse: what a run and a verification do with them.
 
 A run must refuse the file, or go on as if nothing had been changed. It sends no row under another id, no other params,
 and no request to another path.
@@ -45,12 +45,12 @@ OPTIONS = Options(
     retry=RetryPolicy(max_outage_s=0.0),
 )
 PLANTED = ("../../user/tokens", "..", 'x","params":{"a":1},"b":"', "own-30", "key-1-00000000", "a?b#c")
-"""What somebody would put in the place of an id or a name."""
+"""Values in the place of an id or a name."""
 _ID = re.compile("[A-Za-z0-9_][A-Za-z0-9_-]{0,99}")
 
 
 def _line(number: int) -> bytes:
-    """Every third row brings an id of its own, and one is invalid."""
+    """Every third row has its own id, and one row is invalid."""
     if number == 7:
         return b'{"instance_id":"-"}'
     own = f'"instance_id":"own-{number}",' if number % 3 == 0 else ""
@@ -67,7 +67,7 @@ ITEMS = {
 
 
 class _Transport(ScriptedTransport):
-    """Keeps what was posted."""
+    """Records the batches sent."""
 
     def __init__(self, *answers, **more):
         super().__init__(*answers, **more)
@@ -96,7 +96,7 @@ async def _run(path: Path, transport: ScriptedTransport, **changes) -> None:
 
 
 def write_cut_run(path: Path, *, in_doubt: bool) -> None:
-    """The checkpoint of a run that was cut off: settled batches, batches *in_doubt*, and rows that were never begun."""
+    """The checkpoint of an interrupted run: settled batches, batches *in_doubt*, and rows not begun."""
     path.with_name("rows.jsonl").write_bytes(b"".join(line + b"\n" for line in LINES))
     transport = ScriptedTransport(created, created, created, then=fault())
     with contextlib.suppress(TemporaryStop):
@@ -106,12 +106,12 @@ def write_cut_run(path: Path, *, in_doubt: bool) -> None:
 
 
 def told(path: Path) -> list[tuple[int, str | None, str]]:
-    """What has become of the rows."""
+    """The results of the rows."""
     return [(result.row, result.id, result.outcome) for result in read_results(path)]
 
 
 def change(path: Path, chance: Random, *, made_up: bool) -> str:
-    """Change one stored value to another that parses; returns which. *made_up*: the checksums are made to fit."""
+    """Change one stored value to another that parses; returns which. *made_up*: recompute the checksums."""
     table = chance.choice(("batch", "batch", "batch", "run"))
     with contextlib.closing(sqlite3.connect(path)) as db, db:
         names = [name for _, name, *_ in db.execute(f"PRAGMA table_info({table})")]
@@ -120,7 +120,7 @@ def change(path: Path, chance: Random, *, made_up: bool) -> str:
         rowid, value = chance.choice(rows)
         from_another = table == "batch" and chance.random() < 0.1
         changed = chance.choice(rows)[1] if from_another else _changed(value, chance)
-        with contextlib.suppress(sqlite3.IntegrityError):  # what the table itself does not take
+        with contextlib.suppress(sqlite3.IntegrityError):  # a constraint of the table refuses it
             db.execute(f"UPDATE OR IGNORE {table} SET {name} = ? WHERE rowid = ?", (changed, rowid))
     if made_up:
         with contextlib.suppress(sqlite3.Error, struct.error):
@@ -149,7 +149,7 @@ def _changed(value, chance: Random):
 
 
 def check_run(path: Path, what: str, *, made_up: bool, expected: list[tuple[int, str | None, str]]) -> bool:
-    """Resume the run; whether the file was refused."""
+    """Resume the run; returns whether the file was refused."""
     transport = _Transport(then=created)
     refused = _is_refused(_run(path, transport), (CheckpointError, InputError))
     for item in transport.items:
@@ -178,7 +178,7 @@ def _is_refused(session, errors) -> bool:
 
 
 def check_verification(path: Path, what: str, *, made_up: bool) -> bool:
-    """Verify the run; whether the file was refused."""
+    """Verify the run; returns whether the file was refused."""
     nothing_listed = reply(200, envelope([]))
     transport = ScriptedTransport(then=lambda asked: found() if isinstance(asked, list) else nothing_listed)
     for beside in path.parent.glob(path.name + ".verify*"):

@@ -1,8 +1,8 @@
 """Cloudflare's own Workflows engine as a process: miniflare and workerd from npm, behind the documented REST paths.
 
-`worker.mjs` says what of an answer is the engine's and what is its own. One process holds some 6,600 instances, with
-three open files each, and a restart leaves those that sleep behind. So one process serves all tests, and nothing stops
-it in between; its workflows keep the tests apart.
+`worker.mjs` lists which parts of an answer come from the engine. One process takes some 6,600 instances, with three
+open files each, and a restart loses instances that sleep. So one process serves all tests without a restart; each group
+of tests has its own workflow.
 """
 
 import contextlib
@@ -22,14 +22,14 @@ WORKFLOWS = ("bulk", "listed", "filtered", "counted", "paged", "airports", "veri
 _HERE = Path(__file__).parent
 _MEMORY = Path("/dev/shm")
 _ROOM = 2 << 30
-"""Bytes of its state: 130 KB an instance."""
+"""Space that its state needs, in bytes: 130 KB an instance."""
 _RAISED = ("sh", "-c", 'ulimit -n "$(ulimit -Hn)" && exec "$@"', "sh")
-"""Before a command: it may open as many files as the system permits."""
+"""Prefix of a command that lets it open as many files as the system allows."""
 
 
 @dataclass(frozen=True)
 class Engine:
-    """Where the engine is, and what it takes."""
+    """Address of the engine, and what its requests need."""
 
     base_url: str
     token: str = TOKEN
@@ -39,7 +39,7 @@ class Engine:
 
 @contextlib.contextmanager
 def running() -> Iterator[Engine]:
-    """The engine, until the block ends; skips the test where there is no Node."""
+    """Run the engine until the block ends; skips the test where there is no Node."""
     packages = installed(_HERE / "package.json")
     state = Path(tempfile.mkdtemp(prefix="bulkwf-engine-", dir=_roomy()))
     try:
@@ -63,12 +63,12 @@ def running() -> Iterator[Engine]:
 
 
 def _roomy() -> Path | None:
-    """In memory it begins 400 instances a second, on a disk 40; a container's /dev/shm may be tiny."""
+    """A folder in memory, if it has room: the engine creates 400 instances a second there, and 40 on a disk."""
     return _MEMORY if _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > _ROOM else None
 
 
 def _stop(process: subprocess.Popen) -> None:
-    """The end of its stdin ends it, and the runtime that it has started; where it can't, they are ended together."""
+    """Close its stdin, which ends it and its runtime; if it does not end, kill both."""
     process.stdin.close()
     try:
         assert process.wait(PATIENCE_S) == 0, "the engine did not end well"

@@ -1,8 +1,8 @@
 // node serve.mjs PACKAGES STATE WORKFLOW...: the engine, on a free port of this machine, until SIGTERM or the end of
-// stdin. Once it takes requests, its base URL is on stdout.
+// stdin. It prints its base URL on stdout when it accepts requests.
 //
-// PACKAGES: the folder whose node_modules hold miniflare. STATE: a folder for what it keeps, which goes with it; an
-// absolute path, or the list answers 500. The token that it takes comes in TOKEN.
+// PACKAGES: the folder whose node_modules hold miniflare. STATE: a folder for its state, removed at the end; an absolute
+// path, or the list answers 500. TOKEN, in the environment: the token that it accepts.
 import { rm } from "node:fs/promises";
 import { createRequire } from "node:module";
 import { join } from "node:path";
@@ -15,7 +15,7 @@ const engine = new Miniflare(
   convertV4MiniflareOptions({
     host: "127.0.0.1",
     port: 0,
-    cf: false, // or it asks the network where it is
+    cf: false, // otherwise it looks up its location over the network
     logRequests: false,
     unsafeLocalExplorer: true, // the API of list, get, counts, status and delete
     resourcePersistencePath: state,
@@ -35,7 +35,7 @@ const engine = new Miniflare(
 
 console.log(`${await engine.ready}client/v4`);
 
-// Whoever has started it is done, or gone. (At SIGTERM, miniflare ends its runtime and this process by itself.)
+// The parent has closed the pipe, or ended. (At SIGTERM, miniflare ends its runtime and this process by itself.)
 process.stdin.resume().on("end", async () => {
   await engine.dispose();
   await rm(state, { recursive: true, force: true });

@@ -1,4 +1,4 @@
-"""The real command against Cloudflare's own engine: a list that is cut off three times is there once, and as it was."""
+"""The command against Cloudflare's own engine: after three kills, each row has one instance with its params."""
 
 import json
 import signal
@@ -20,12 +20,12 @@ ROWS = 2_000
 WORKFLOW = "airports"
 READERS = 4
 PATIENCE_S = 300.0
-"""For the engine where its state is on a disk, and the machine busy: ten instances a second."""
+"""Timeout for ten instances a second: the engine's state may be on a disk, and the machine busy."""
 
 
 @pytest.fixture
 def rows(folder):
-    """The rows of the list, by their id."""
+    """The rows of the list, by id."""
     with AIRPORTS.open(encoding="utf-8") as lines:
         text = "".join(islice(lines, ROWS))
     (folder / "rows.jsonl").write_text(text, "utf-8")
@@ -33,7 +33,7 @@ def rows(folder):
 
 
 def created():
-    """How many rows the checkpoint says are created; it may just be coming into being."""
+    """Created rows in the checkpoint, which may not exist yet."""
     try:
         return outcomes("rows.jsonl.bulkwf")["created"]
     except CheckpointError:
@@ -41,16 +41,16 @@ def created():
 
 
 def kill_once(settled, words):
-    """Run the command, and kill it when so many rows are created."""
+    """Run the command, and kill it when *settled* rows are created."""
     with Running(*words) as run:
         until(lambda: created() >= settled or run.process.poll() is not None, f"{settled} rows created", PATIENCE_S)
         assert run.process.poll() is None, run.err
         run.signal(signal.SIGKILL)
         assert run.process.wait() == -signal.SIGKILL
-    assert settled <= created() < ROWS  # or it was not killed in the middle
+    assert settled <= created() < ROWS  # it was killed before its end
 
 
-def test_a_list_whose_run_is_killed_three_times_starts_every_row_with_its_params(rows, real_engine):
+def test_a_run_that_is_killed_three_times_creates_every_row_once_with_its_params(rows, real_engine):
     engine = EngineSide(real_engine)
     limits = ("--rate", "300/s", "--request-rate", "unlimited")
     words = ("run", "rows.jsonl", "-w", WORKFLOW, "--base-url", real_engine.base_url, *limits)
@@ -70,7 +70,7 @@ def test_a_list_whose_run_is_killed_three_times_starts_every_row_with_its_params
 
 
 def page(engine, **query):
-    """A page of the list; what the engine says of the workflow's counts may be 30 seconds old."""
+    """A page of the list; the engine's counts of a workflow may be 30 s old."""
     return engine.ask("GET", f"/instances?{urlencode({'per_page': 100, **query})}", workflow=WORKFLOW)
 
 

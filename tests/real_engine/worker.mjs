@@ -1,10 +1,10 @@
 // A trivial Workflow, and the documented REST paths in front of Cloudflare's engine.
 //
-// The engine judges, and its own API answers list, get, counts, status and deletion. It knows batch-create as a binding
-// only, and no callers. So these are this file's own choice, and no evidence of what production does:
-//   - who may come: any account, one token; a 401 for any other token;
+// The engine validates, and its own API answers list, get, counts, status and deletion. It has batch-create only as a
+// binding, and no authentication. So these are choices of this file, and no evidence of what production does:
+//   - authentication: any account, one token; a 401 for any other token;
 //   - the statuses and codes where batch-create is refused: 400 and 10002 for what the engine refuses, 500 and 10001
-//     where it breaks, 404 and 10200 for a workflow that is not there, 404 and 7003 for any other path;
+//     where it fails, 404 and 10200 for a missing workflow, 404 and 7003 for any other path;
 //   - `status`, `version_id` and `workflow_id` of what was created: the engine returns ids;
 //   - the list's `cursor`: the engine's list has pages by number, so a cursor is the number of the next page.
 import { WorkflowEntrypoint } from "cloudflare:workers";
@@ -63,7 +63,7 @@ function explore(request, url, path) {
   return fetch(`${url.origin}${EXPLORER}${path}${url.search}`, { method: request.method, body: request.body, headers });
 }
 
-// The documented names become the binding's. What is of another kind than documented passes as it is.
+// Translates the documented names to the binding's. Values of an undocumented type pass unchanged.
 function inBinding(body) {
   if (Array.isArray(body)) return body.map(item);
   return Array.isArray(body?.instances) ? { ...body, instances: body.instances.map(item) } : body;

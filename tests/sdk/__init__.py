@@ -1,4 +1,4 @@
-"""Clients that nobody here wrote drive the emulator, unchanged: Cloudflare's own SDKs.
+"""Cloudflare's own SDKs, unchanged, as clients of the emulator.
 
 They speak to one emulator per module, each test about a workflow of its own.
 """
@@ -13,9 +13,9 @@ from command import Service, emulator
 WORKFLOWS = [f"w{number}" for number in range(60)]
 UNKNOWN_WORKFLOW = "never-deployed"
 INTRUDER = "intruder"
-"""From the batch with this id on, the token that sends it is refused."""
+"""A batch with this id revokes the token that it is sent with."""
 FAILING = "fails-"
-"""Instances whose id begins so end with an error."""
+"""Instances whose ids have this prefix end with an error."""
 WRONG_TOKEN = "of-somebody-else"
 FAULTS = [{"contains_id": INTRUDER, "revoke_token": True}, {"fail": f"{FAILING}.*"}]
 PARAMS = {"größe": "日本語 😀", 'quote"d': ["\u2028", "é", None, 1.5, {"": ""}]}
@@ -30,5 +30,5 @@ def emulated(folder: Path) -> Iterator[Service]:
 
 
 def as_sent(params: object) -> bytes:
-    """How both SDKs write params: compact, in UTF-8, nothing escaped that need not be."""
+    """Params as both SDKs encode them: compact, in UTF-8, with no unnecessary escapes."""
     return json.dumps(params, ensure_ascii=False, separators=(",", ":")).encode()

@@ -1,10 +1,10 @@
-// Makes the calls that stdin lists, one after another, with the official TypeScript SDK; prints what came of each.
+// Makes the calls that stdin lists, one after another, with the official TypeScript SDK; prints the result of each.
 // node client.mjs FOLDER < '{"options": {...}, "calls": [{"method": "workflows.instances.get", "args": [...]}]}'
-// FOLDER has the SDK in its node_modules. A list is followed over all its pages, as the SDK does it.
+// FOLDER has the SDK in its node_modules. Lists are read over all their pages, as the SDK does.
 import { createRequire } from "node:module";
 import { text } from "node:stream/consumers";
 
-const MOST_PAGES = 50; // an emulator that gave the same page for ever would never end the list
+const MOST_PAGES = 50; // so that repeated pages end with a failure
 const { default: Cloudflare } = createRequire(`${process.argv[2]}/`)("cloudflare");
 
 async function allPages(first) {

@@ -24,7 +24,7 @@ DESCRIBED = {"id", "name", "instances", "class_name", "script_name", "created_on
 
 
 class User:
-    """One workflow, by way of the SDK. Its calls are made together, by `run`, in one process."""
+    """One workflow, through the SDK. `run` makes all its calls in one process."""
 
     def __init__(self, service, workflow):
         self.base_url = service.base_url
@@ -54,7 +54,7 @@ class User:
         self.call("get", self.workflow, {"account_id": ACCOUNT})
 
     def run(self, token=TOKEN):
-        """Make the calls; give what came of each."""
+        """Make the calls; returns the result of each."""
         options = {"baseURL": self.base_url, "apiToken": token, "maxRetries": 0, "timeout": TIMEOUT_S * 500}
         done = subprocess.run(
             ["node", HERE / "client.mjs", installed(HERE / "package.json")],
@@ -93,7 +93,7 @@ def ids_of(outcome):
 # --- creating -----------------------------------------------------------------------------------------------------
 
 
-def test_a_full_batch_gives_its_instances_in_order_and_a_replay_none(user, service):
+def test_a_full_batch_returns_its_instances_in_order_and_a_second_time_none(user, service):
     ids = user.ids(100)
     user.bulk(*ids, params={"n": 1}, instance_retention={"success_retention": "2 days"})
     user.bulk(*ids, params={"n": 1})
@@ -105,7 +105,7 @@ def test_a_full_batch_gives_its_instances_in_order_and_a_replay_none(user, servi
     assert [service.created[id_] for id_ in ids] == [1] * 100
 
 
-def test_of_a_partly_existing_batch_the_new_ones_are_given(user, service):
+def test_a_batch_with_existing_ids_returns_the_new_instances(user, service):
     ids = user.ids(100)
     user.bulk(*ids[::3])
     user.bulk(*ids)
@@ -115,7 +115,7 @@ def test_of_a_partly_existing_batch_the_new_ones_are_given(user, service):
     assert [service.created[id_] for id_ in ids] == [1] * 100
 
 
-def test_params_arrive_as_they_were(user, service):
+def test_params_arrive_unchanged(user, service):
     [id_] = user.ids(1)
     user.bulk(id_, params=PARAMS)
     [outcome] = user.run()
@@ -123,7 +123,7 @@ def test_params_arrive_as_they_were(user, service):
     assert {one.crc for one in read_log(service.log) if one.id == id_} == {params_crc(as_sent(PARAMS))}
 
 
-def test_a_batch_with_a_bad_id_is_refused_whole(user):
+def test_a_batch_with_a_bad_id_is_refused_as_a_whole(user):
     user.bulk("good", "größer")
     user.list()
     refused, listed = user.run()
@@ -146,10 +146,10 @@ def test_a_single_instance_is_created_once(user, service):
     assert service.created[id_] == 1
 
 
-# --- asking -------------------------------------------------------------------------------------------------------
+# --- reading ------------------------------------------------------------------------------------------------------
 
 
-def test_a_list_goes_over_all_pages(user):
+def test_iterating_a_list_reads_all_pages(user):
     for start in (0, 100, 200):
         user.bulk(*user.ids(min(start + 100, 230), start))
     user.list()
@@ -159,16 +159,16 @@ def test_a_list_goes_over_all_pages(user):
     assert [sorted(ids_of(one)) for one in outcomes] == [sorted(user.ids(230))] * 3
 
 
-def test_each_page_says_where_it_stands(user):
+def test_each_page_gives_its_number_and_the_total(user):
     user.bulk(*user.ids(7))
     user.list(per_page=3)
     infos = user.run()[1]["answer"]["infos"]
     assert [info["page"] for info in infos] == [1, 2, 3, 4]
-    assert [info["count"] for info in infos] == [3, 3, 1, 0]  # the SDK goes on until a page is empty
+    assert [info["count"] for info in infos] == [3, 3, 1, 0]  # the SDK reads until a page is empty
     assert {(info["per_page"], info["total_count"]) for info in infos} == {(3, 7)}
 
 
-def test_a_list_by_status(user):
+def test_a_list_is_filtered_by_status(user):
     failing = [FAILING + id_ for id_ in user.ids(4)]
     user.bulk(*user.ids(5), *failing)
     user.list(status="queued", per_page=2)
@@ -178,7 +178,7 @@ def test_a_list_by_status(user):
     assert (sorted(ids_of(queued)), sorted(ids_of(errored)), ids_of(complete)) == (user.ids(5), failing, [])
 
 
-def test_a_list_by_date(user):
+def test_a_list_is_filtered_by_date(user):
     early, late = f"{user.workflow}-early", f"{user.workflow}-late"
     user.bulk(early)
     user.run()
@@ -199,7 +199,7 @@ def test_a_list_by_date(user):
     assert sorted(ids_of(around)) == [early, late]
 
 
-def test_an_instance_can_be_asked_for(user):
+def test_an_instance_is_looked_up(user):
     [id_] = user.ids(1)
     failing = FAILING + id_
     user.bulk(id_, failing)
@@ -224,8 +224,8 @@ def test_a_workflow_counts_its_instances(user):
     assert {status: number for status, number in details["instances"].items() if number} == {"queued": 5, "errored": 2}
 
 
-def test_answers_have_what_the_types_demand(user):
-    """An instance's params are not kept."""
+def test_answers_have_the_keys_of_the_sdks_types(user):
+    """Except the params of an instance, which the emulator does not store."""
     user.bulk(*user.ids(1))
     user.list()
     user.get(*user.ids(1))
@@ -238,10 +238,10 @@ def test_answers_have_what_the_types_demand(user):
     assert details["answer"].keys() >= DESCRIBED
 
 
-# --- who asks -----------------------------------------------------------------------------------------------------
+# --- authentication -----------------------------------------------------------------------------------------------
 
 
-def test_a_wrong_token_is_refused_everywhere(user):
+def test_every_call_with_a_wrong_token_is_refused(user):
     user.bulk(INTRUDER)
     user.list()
     user.get(INTRUDER)

@@ -16,17 +16,17 @@ from sdk import FAILING, INTRUDER, PARAMS, UNKNOWN_WORKFLOW, WORKFLOWS, WRONG_TO
 pytestmark = pytest.mark.slow
 
 MOST_PAGES = 50
-"""An emulator that gave the same page for ever would never end a list."""
+"""Upper bound of the pages of a list, so that repeated pages end with a failure."""
 HOUR = timedelta(hours=1)
 
 
 async def value(answer):
-    """What a call gives: at once, or awaited."""
+    """The result of a call of either client."""
     return await answer if inspect.isawaitable(answer) else answer
 
 
 async def pages(answer):
-    """All pages of a list, as the SDK asks for them."""
+    """All pages of a list, as the SDK reads them."""
     found = [await value(answer)]
     while found[-1].has_next_page():
         assert len(found) < MOST_PAGES, "the list does not end"
@@ -35,7 +35,7 @@ async def pages(answer):
 
 
 async def each(answer):
-    """What a list holds, in the way that a user of the SDK iterates it."""
+    """The items of a list, iterated as a user of the SDK does."""
     if hasattr(answer, "__aiter__"):
         async for item in answer:
             yield item
@@ -45,7 +45,7 @@ async def each(answer):
 
 
 async def items(answer):
-    """All that a list holds."""
+    """All items of a list."""
     found = []
     async for item in each(answer):
         found.append(item)
@@ -54,7 +54,7 @@ async def items(answer):
 
 
 class User:
-    """One workflow, by way of one client."""
+    """One workflow, through one client."""
 
     def __init__(self, client, workflow):
         self.client = client
@@ -66,7 +66,7 @@ class User:
         return User(self.client, workflow)
 
     def differing(self, **options):
-        """The same with other options; it shares the connections."""
+        """The same client with other options; it shares the connections."""
         return User(self.client.with_options(**options), self.workflow)
 
     def ids(self, rows, start=0):
@@ -113,7 +113,7 @@ def codes(raised):
 # --- creating -----------------------------------------------------------------------------------------------------
 
 
-async def test_a_full_batch_gives_typed_instances_in_order(user, service):
+async def test_a_full_batch_returns_typed_instances_in_order(user, service):
     ids = user.ids(100)
     created = await user.bulk(ids, params={"n": 1}, instance_retention={"success_retention": "2 days"})
     assert [one.id for one in created] == ids
@@ -124,14 +124,14 @@ async def test_a_full_batch_gives_typed_instances_in_order(user, service):
     assert [service.created[id_] for id_ in ids] == [1] * 100
 
 
-async def test_a_replayed_batch_gives_none(user, service):
+async def test_a_batch_that_is_sent_again_returns_no_instances(user, service):
     ids = user.ids(100)
     assert await user.create(*ids) == ids
     assert await user.create(*ids) == []
     assert [service.created[id_] for id_ in ids] == [1] * 100
 
 
-async def test_of_a_partly_existing_batch_the_new_ones_are_given(user, service):
+async def test_a_batch_with_existing_ids_returns_the_new_instances(user, service):
     taken = user.ids(100)[::3]
     await user.create(*taken)
     assert await user.create(*user.ids(100)) == [id_ for id_ in user.ids(100) if id_ not in taken]
@@ -143,19 +143,19 @@ async def test_an_instance_without_an_id_is_given_one(user):
     assert (await user.get(created.id)).status == "queued"
 
 
-async def test_params_arrive_as_they_were(user, service):
+async def test_params_arrive_unchanged(user, service):
     [id_] = await user.create(*user.ids(1), params=PARAMS)
     assert {one.crc for one in read_log(service.log) if one.id == id_} == {params_crc(as_sent(PARAMS))}
 
 
-async def test_a_batch_with_a_bad_id_is_refused_whole(user):
+async def test_a_batch_with_a_bad_id_is_refused_as_a_whole(user):
     with pytest.raises(cloudflare.BadRequestError) as raised:
         await user.create("good", "größer")
     assert codes(raised) == (400, [10002])
     assert await user.list() == []
 
 
-async def test_too_large_a_batch_is_refused(user):
+async def test_a_batch_that_is_too_large_is_refused(user):
     with pytest.raises(cloudflare.BadRequestError) as raised:
         await user.create(*user.ids(101))
     assert codes(raised) == (400, [10002])
@@ -174,10 +174,10 @@ async def test_a_single_instance_is_created_once(user, service):
     assert service.created[id_] == 1
 
 
-# --- asking -------------------------------------------------------------------------------------------------------
+# --- reading ------------------------------------------------------------------------------------------------------
 
 
-async def test_a_list_goes_over_all_pages(user):
+async def test_iterating_a_list_reads_all_pages(user):
     for start in (0, 100, 200):
         await user.create(*user.ids(min(start + 100, 230), start))
     everything = sorted(user.ids(230))
@@ -186,18 +186,18 @@ async def test_a_list_goes_over_all_pages(user):
     assert await user.list(per_page=23) == everything  # the last page is full
 
 
-async def test_each_page_says_where_it_stands(user):
+async def test_each_page_gives_its_number_and_the_total(user):
     await user.create(*user.ids(7))
     found = await pages(user.instances.list(**user.place, per_page=3))
-    assert [len(page.result) for page in found] == [3, 3, 1, 0]  # the SDK goes on until a page is empty
+    assert [len(page.result) for page in found] == [3, 3, 1, 0]  # the SDK reads until a page is empty
     assert [page.result_info.page for page in found] == [1, 2, 3, 4]
     assert [page.result_info.model_extra["count"] for page in found] == [3, 3, 1, 0]
     assert {page.result_info.per_page for page in found} == {3}
     assert {page.result_info.model_extra["total_count"] for page in found} == {7}
 
 
-async def test_a_list_by_cursor_as_an_sdk_user_must_write_it(user):
-    """The SDK only pages by number: who wants cursors hands each on by hand."""
+async def test_a_list_is_read_by_cursor(user):
+    """The SDK pages by number: its users have to pass each cursor themselves."""
     await user.create(*user.ids(7))
     found, page = [], await value(user.instances.list(**user.place, per_page=3))
     while True:
@@ -209,12 +209,12 @@ async def test_a_list_by_cursor_as_an_sdk_user_must_write_it(user):
     assert sorted(found) == user.ids(7)
 
 
-async def test_a_page_and_a_cursor_exclude_each_other(user):
+async def test_a_query_with_page_and_cursor_is_refused(user):
     with pytest.raises(cloudflare.BadRequestError):
         await user.list(page=2, cursor="1")
 
 
-async def test_a_list_by_status(user):
+async def test_a_list_is_filtered_by_status(user):
     failing = [FAILING + id_ for id_ in user.ids(4)]
     await user.create(*user.ids(5), *failing)
     assert await user.list(status="queued", per_page=2) == user.ids(5)
@@ -222,7 +222,7 @@ async def test_a_list_by_status(user):
     assert await user.list(status="complete") == []
 
 
-async def test_a_list_by_date(user):
+async def test_a_list_is_filtered_by_date(user):
     early, late = f"{user.workflow}-early", f"{user.workflow}-late"
     await user.create(early)
     await asyncio.sleep(0.02)
@@ -240,14 +240,14 @@ async def test_a_list_by_date(user):
 
 
 async def test_a_date_with_an_offset_is_refused(user):
-    """So the SDK writes a datetime that knows its zone, UTC too; the service accepts no offsets."""
+    """The SDK encodes a datetime with a time zone, UTC included, with an offset; the service accepts none."""
     with pytest.raises(cloudflare.BadRequestError) as raised:
         await user.list(date_start=datetime.now(UTC))
     assert raised.value.request.url.params["date_start"].endswith("+00:00")
     assert codes(raised) == (400, [10002])
 
 
-async def test_an_instance_can_be_asked_for(user):
+async def test_an_instance_is_looked_up(user):
     good, bad = await user.create(*user.ids(1), FAILING + user.workflow)
     instance = await user.get(good)
     assert isinstance(instance, InstanceGetResponse)
@@ -274,10 +274,10 @@ async def test_a_workflow_counts_its_instances(user):
     assert {status: number for status, number in details.instances.items() if number} == {"queued": 5, "errored": 2}
 
 
-# --- who asks -----------------------------------------------------------------------------------------------------
+# --- authentication -----------------------------------------------------------------------------------------------
 
 
-async def test_a_wrong_token_is_refused_everywhere(user):
+async def test_every_call_with_a_wrong_token_is_refused(user):
     stranger = user.differing(api_token=WRONG_TOKEN)
     for call in (stranger.create(INTRUDER), stranger.list(), stranger.get(INTRUDER), stranger.details()):
         with pytest.raises(cloudflare.AuthenticationError) as raised:
@@ -294,12 +294,12 @@ async def test_an_unknown_workflow_is_not_found(user):
         assert codes(raised) == (404, [10200])
 
 
-# --- what the SDK's own models demand -----------------------------------------------------------------------------
+# --- the SDK's own models -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def strict(user):
-    """The SDK as it is when it checks each answer against its models, and does not guess."""
+    """A client that checks each answer against the SDK's models."""
     return user.differing(_extra_kwargs={"_strict_response_validation": True})
 
 
@@ -325,8 +325,8 @@ async def test_the_answer_to_a_single_creation_fits_its_model(strict):
     assert (await value(strict.instances.create(**strict.place, instance_id=id_))).id == id_
 
 
-async def test_an_instance_has_what_its_model_demands(user):
-    """Its params are not kept, and its output is null until there is one, which the model does not know."""
+async def test_an_instance_has_the_keys_of_its_model(user):
+    """Except `params`, which the emulator does not store, and `output`, which the model does not allow to be null."""
     [id_] = await user.create(*user.ids(1))
     response = await value(user.instances.with_raw_response.get(id_, **user.place))
     instance = (await value(response.json()))["result"]

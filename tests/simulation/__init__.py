@@ -1,5 +1,5 @@
-"""A night in a millisecond: the real engine against a modelled service, in virtual time, from one seed.
+"""Whole runs in virtual time against a model of the service; one number, the seed, determines everything.
 
-`plan.py` draws from the seed what the list, the limits, the service's faults and the crashes are; `world.py` plays it,
-session after session, until the run has come to its end; `oracle.py` holds what happened against the promises.
+`plan.py` draws the list, the limits, the faults and the crashes from the seed. `world.py` plays them, session after
+session, until the run is complete. `oracle.py` checks what happened against the promises.
 """

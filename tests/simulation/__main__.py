@@ -1,4 +1,4 @@
-"""Plays seeds: `python -m simulation 17` one, with all that happened; `python -m simulation 0 100000` many."""
+"""Plays seeds: `python -m simulation 17` prints all that happens; `python -m simulation 0 100000` plays many."""
 
 import sys
 import time
@@ -6,8 +6,8 @@ import time
 from simulation.play import play, play_many
 
 
-def tell(done: int, broken: int, began: float) -> None:
-    """How far it has come."""
+def print_progress(done: int, broken: int, began: float) -> None:
+    """Print the progress."""
     sys.stdout.write(f"{done:,} seeds, {broken} broken, {time.monotonic() - began:,.0f} s\n")
     sys.stdout.flush()
 
@@ -24,8 +24,8 @@ def main() -> int:
         if wrong:
             sys.stdout.write(f"{wrong}\n")
         if wrong or number % 40 == 0:
-            tell(done, broken, began)
-    tell(done, broken, began)
+            print_progress(done, broken, began)
+    print_progress(done, broken, began)
     return 1 if broken else 0
 
 

@@ -1,7 +1,7 @@
-"""A long night: two jobs on one account and one workflow, and all that befalls them until the morning.
+"""A long night: two jobs on one account and one workflow.
 
-Their tokens rotate, the service orders silence, then it is ill; each job is cut off once and goes on upon a machine
-whose clock is another. What the jobs report in the morning is held against what the service has seen.
+Their tokens rotate, the service asks for a pause, then it has an outage. Each job is interrupted once and resumes on a
+machine with another clock. What the jobs report is compared with what the service has recorded.
 """
 
 import asyncio
@@ -30,67 +30,67 @@ from bulkwf.options import Options, RateLimits
 from bulkwf.run import open_run
 
 RATE = 50
-"""Instances a second of each job: together, what one workflow may have."""
+"""Instances a second of each job; both together reach the limit of the workflow."""
 OPTIONS = Options(rate=RateLimits(instances_per_s=RATE, requests_per_5m=500))
 LIMITS = Limits(instances_per_s=2 * RATE)
-SILENCE_S = 120.0
+PAUSE_S = 120.0
 OUTAGE_S = 240.0
-LULL_S = 15.0
-"""Nothing settled for longer is told."""
+GAP_S = 15.0
+"""Longer times in which nothing is settled are reported, in seconds."""
 DOWN_S = 60.0
-"""Between the end of a job and its next start."""
+"""Time between the end of a job and its next start, in seconds."""
 
 
 @dataclass
 class Account:
-    """The service: the emulator's admission, and a mark for each instance that has begun.
+    """The service: the emulator's admission, and a mark for each instance created.
 
-    `ordered` and `ill` are the spans, in virtual seconds, of its silence and of its outage.
+    `pausing`, `failing`: when it asks for a pause, and when it has an outage, in virtual seconds.
     """
 
     now: Callable[[], float]
     rows: int
-    ordered: tuple[float, float]
-    ill: tuple[float, float]
+    pausing: tuple[float, float]
+    failing: tuple[float, float]
     admission: Admission = field(default_factory=lambda: Admission(LIMITS, tokens=["token-0"]))
     token: int = 0
-    begun: dict[str, bytearray] = field(default_factory=dict)
+    created: dict[str, bytearray] = field(default_factory=dict)
     answered_at: dict[str, list[float]] = field(default_factory=dict)
-    """When each job heard that a batch has begun."""
+    """When each job received an answer that a batch was created."""
 
     def rotate(self) -> None:
-        """A new token is issued, and the one before is refused."""
+        """Issue a new token, and refuse the one before."""
         self.token += 1
         self.admission.tokens = {f"token-{self.token}"}
 
     def answer(self, caller: Caller, items: list[dict[str, Any]] | None, asked: str) -> Answer | Reply | Fault:
-        """Answer a request that has arrived now: a batch, or a question for one id."""
+        """Answer a request that arrives now: a batch, or a look-up of one id."""
         now = self.now()
-        if self.ill[0] <= now < self.ill[1]:
-            if items and now < self.ill[0] + 2:  # it falls ill with the work done
-                self._begin(items)
+        if self.failing[0] <= now < self.failing[1]:
+            if items and now < self.failing[0] + 2:  # the outage begins with answers lost after the execution
+                self._create(items)
             return Fault(kind=FaultKind.IN_DOUBT, message="the connection broke")
-        if self.ordered[0] <= now < self.ordered[1]:
-            wait_s = round(self.ordered[1] - now + 0.5)
+        if self.pausing[0] <= now < self.pausing[1]:
+            wait_s = round(self.pausing[1] - now + 0.5)
             return self.admission.throttled("requests", 971, "please wait", wait_s)
         refused = self.admission.admit(caller, TARGET, now, instances=len(items or ()), asks=items is None)
         if refused:
             return refused
         if items is not None:
-            return created(self._begin(items))
+            return created(self._create(items))
         job, number = asked.split("-")
         return (
-            Answer(200, b'{"success":true,"result":{"status":"running"}}') if self.begun[job][int(number)] else ABSENT
+            Answer(200, b'{"success":true,"result":{"status":"running"}}') if self.created[job][int(number)] else ABSENT
         )
 
-    def _begin(self, items: list[dict[str, Any]]) -> list[str]:
-        """Begin what has not; the ids of that."""
+    def _create(self, items: list[dict[str, Any]]) -> list[str]:
+        """Create the instances whose ids are free; returns these ids."""
         new = []
         for item in items:
             job, text = item["instance_id"].split("-")
-            if job not in self.begun:
-                self.begun[job] = bytearray(self.rows)
-            marks, number = self.begun[job], int(text)
+            if job not in self.created:
+                self.created[job] = bytearray(self.rows)
+            marks, number = self.created[job], int(text)
             assert item["params"]["row"] == number, f"{item['instance_id']} has other params"
             if not marks[number]:
                 marks[number] = 1
@@ -103,7 +103,7 @@ ABSENT = refusal(404, 10400, "instance.not_found")
 
 @dataclass
 class Session:
-    """One session of a job, by the world's time and in the job's own words."""
+    """One session of a job: its times by the service's clock, and its summary."""
 
     began_at: float
     skew_s: float
@@ -113,7 +113,7 @@ class Session:
 
 @dataclass
 class Job:
-    """One of the two jobs: its list, its checkpoint, its way to the service, and its sessions so far."""
+    """One of the two jobs: its list, its checkpoint, its transport, and its sessions so far."""
 
     name: str
     folder: Path
@@ -144,19 +144,19 @@ class Job:
         await asyncio.sleep(0.001)
         written()
         await asyncio.sleep(chance.uniform(0.040, 0.045))
-        told = account.answer(Caller(f"Bearer token-{credential}"), items, asked)
+        answer = account.answer(Caller(f"Bearer token-{credential}"), items, asked)
         headers = account.admission.rate_headers(Caller(f"Bearer token-{credential}"), account.now())
         await asyncio.sleep(chance.uniform(0.05, 0.4))
         elapsed_s = account.now() - began
-        if isinstance(told, Fault):
-            return Fault(kind=told.kind, message=told.message, elapsed_s=elapsed_s)
-        if told.status == 200 and items is not None:
+        if isinstance(answer, Fault):
+            return Fault(kind=answer.kind, message=answer.message, elapsed_s=elapsed_s)
+        if answer.status == 200 and items is not None:
             account.answered_at.setdefault(self.name, []).append(account.now())
-        lowered = {name.lower(): value for name, value in {**headers, **told.headers}.items()}
+        lowered = {name.lower(): value for name, value in {**headers, **answer.headers}.items()}
         return Reply(
-            status=told.status,
+            status=answer.status,
             headers=lowered,
-            body=told.body,
+            body=answer.body,
             elapsed_s=elapsed_s,
             received_at=self.wall(),
             credential=credential,
@@ -176,11 +176,11 @@ class Job:
     # --- its sessions ---
 
     def wall(self) -> float:
-        """The time of day by the clock of the machine that it runs on."""
+        """Unix time by the clock of its machine."""
         return EPOCH + self.account.now() + self.sessions[-1].skew_s
 
     async def play(self, cut_at: float, skew_s: float) -> None:
-        """Run, be cut off at *cut_at*, and run to the end upon another machine."""
+        """Run, be interrupted at *cut_at*, and run to the end on another machine."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(asyncio.get_running_loop().time() + cut_at):
                 await self._run(0.0)
@@ -217,12 +217,15 @@ class Job:
 
 
 async def play_night(rows: int, folder: Path) -> tuple[Account, list[Job]]:
-    """Two jobs of so many rows each."""
+    """Play two jobs of *rows* rows each."""
     loop = asyncio.get_running_loop()
     began, long_s = loop.time(), rows / RATE
-    silent, ill = 0.4 * long_s, 0.6 * long_s
+    pause_at, outage_at = 0.4 * long_s, 0.6 * long_s
     account = Account(
-        lambda: loop.time() - began, rows, ordered=(silent, silent + SILENCE_S), ill=(ill, ill + OUTAGE_S)
+        lambda: loop.time() - began,
+        rows,
+        pausing=(pause_at, pause_at + PAUSE_S),
+        failing=(outage_at, outage_at + OUTAGE_S),
     )
     jobs = [Job(name, folder, account, seed) for seed, name in enumerate(("a", "b"))]
     for turn in range(1, 14):
@@ -238,7 +241,7 @@ async def play_night(rows: int, folder: Path) -> tuple[Account, list[Job]]:
 
 @dataclass(frozen=True)
 class Span:
-    """A time in which a job settled nothing, in virtual seconds, and why."""
+    """A time in which a job settled nothing, in virtual seconds, and the reason."""
 
     why: str
     began_at: float
@@ -246,16 +249,16 @@ class Span:
 
     @property
     def long_s(self) -> float:
-        """Its length."""
+        """Length in seconds."""
         return self.ended_at - self.began_at
 
 
 def spans(job: Job) -> list[Span]:
-    """What the job's checkpoint tells of the times in which nothing was settled."""
+    """The times in which nothing was settled, from the job's checkpoint."""
     with contextlib.closing(sqlite3.connect(job.file)) as db:
         query = "SELECT started_at, elapsed_s, verdict FROM attempt WHERE verdict <> 'interrupted' ORDER BY id"
         attempts = db.execute(query).fetchall()
-    told: list[Span] = []
+    found: list[Span] = []
     met: set[str] = set()
     last = 0.0
     for number, session in enumerate(job.sessions):
@@ -266,22 +269,22 @@ def spans(job: Job) -> list[Span]:
             if verdict != "done":
                 met.add(verdict)
                 continue
-            if at - last > LULL_S:
+            if at - last > GAP_S:
                 stopped = number > 0 and last < session.began_at
-                told.append(Span("stopped" if stopped else "/".join(sorted(met)) or "held back", last, at))
+                found.append(Span("stopped" if stopped else "/".join(sorted(met)) or "held back", last, at))
             last = at
             met.clear()
-    assert not attempts, "attempts that no session has counted"
-    return told
+    assert not attempts, "attempts that no session counts"
+    return found
 
 
-def lulls(times: list[float]) -> list[tuple[float, float]]:
-    """Where a list of moments has gaps."""
-    return [(a, b) for a, b in pairwise([0.0, *times]) if b - a > LULL_S]
+def gaps(times: list[float]) -> list[tuple[float, float]]:
+    """The gaps of more than `GAP_S` in a list of times."""
+    return [(a, b) for a, b in pairwise([0.0, *times]) if b - a > GAP_S]
 
 
 def report(job: Job) -> str:
-    """The morning's line for a job."""
+    """One line about a job."""
     whole = job.sessions[-1].ended_at
     lost = spans(job)
     parts = [f"{timedelta(seconds=round(whole - sum(one.long_s for one in lost)))} of sending"]

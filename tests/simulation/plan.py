@@ -1,4 +1,4 @@
-"""What a seed stands for: the list, the limits, the faults and the ways in which sessions end."""
+"""What a seed determines: the list, the limits, the faults, and how sessions end."""
 
 import json
 import random
@@ -21,7 +21,7 @@ TAKEN = "taken"
 class Row:
     """One line of the list.
 
-    `id` is None where the row brings none; `twin_of` is the row whose id it repeats.
+    `id`: None where the row has none. `twin_of`: the row whose id it repeats.
     """
 
     kind: RowKind
@@ -33,11 +33,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that happens in one seed's world.
+    """Everything that happens in one seed's world.
 
-    `healthy_from`: when the faults end, in virtual seconds. `ends`: how session after session ends, each as what
-    happens and at which turn of the loop; the session after the last one runs on by itself. `clock_steps_s`: by how
-    much the machine's clock is set before each further session; None: it is booted anew, with the right time.
+    `healthy_from`: when the faults end, in virtual seconds. `ends`: how each session ends, as (what, turn of the loop);
+    later sessions end by themselves. `clock_steps_s`: how far the machine's clock is set forward before each further
+    session; None is a reboot with the right time.
     """
 
     seed: int
@@ -55,11 +55,11 @@ class Plan:
     downtimes_s: tuple[float, ...]
     tokens: int = 1
     lag_s: float = 0.0
-    """How long a look-up does not see a new instance."""
+    """How long look-ups do not find a new instance, in seconds."""
     handshakes: float = 0.0
-    """How likely a TLS handshake is to fail, while there are faults."""
+    """Probability that a TLS handshake fails, while there are faults."""
     unanswered: str = "^$"
-    """Pattern of the ids whose look-ups are never answered, while there are faults."""
+    """Pattern of the ids whose look-ups fail, while there are faults."""
     clock_steps_s: tuple[float | None, ...] = ()
 
 
@@ -89,7 +89,7 @@ def draw_plan(seed: int) -> Plan:
         downtimes_s=tuple(chance.choice((0.0, 0.2, 3.0, 400.0)) for _ in range(12)),
         tokens=tokens,
     )
-    # What is drawn last leaves the worlds of before as they were.
+    # Drawn last, so that the draws before are the same as without these.
     plan = replace(
         plan,
         script=script + _odd_answers(chance, healthy_from, tokens),
@@ -100,7 +100,7 @@ def draw_plan(seed: int) -> Plan:
     if chance.random() < 0.5:
         steps = tuple(chance.choice((0.0, 0.0, 30.0, 3_600.0, -3_600.0, None)) for _ in range(12))
         plan = replace(plan, clock_steps_s=steps)
-    if limits.requests_per_5m is not None and chance.random() < 0.3:  # another tool has used the rest of the token's
+    if limits.requests_per_5m is not None and chance.random() < 0.3:  # another tool uses the same token
         left = min(limits.requests_per_5m, chance.choice((2, 3)) * options.rate.concurrency + 1)
         crashes: tuple[tuple[End, int], ...] = tuple(("crash", chance.randint(10, 150)) for _ in range(4))
         plan = replace(plan, limits=replace(limits, requests_per_5m=left), ends=plan.ends + crashes)
@@ -108,7 +108,7 @@ def draw_plan(seed: int) -> Plan:
 
 
 def _odd_answers(chance: random.Random, until_s: float, tokens: int) -> tuple[dict[str, Any], ...]:
-    """Answers that refuse the whole run, now and then: an edge that is restarted, a route that is not there yet."""
+    """Answers that refuse the whole run, now and then: an edge that restarts, a route that is not there yet."""
     possible: tuple[dict[str, Any], ...] = (
         {"status": 401, "code": 10000},
         {"status": 403, "code": 9109},
@@ -124,7 +124,7 @@ def _odd_answers(chance: random.Random, until_s: float, tokens: int) -> tuple[di
     return tuple(
         {**rule, "chance": chance.choice((0.01, 0.05, 0.2)), "until_s": until_s}
         for rule in possible
-        if chance.random() < 0.1 and (tokens == 1 or rule["status"] not in (401, 403))  # each would use up a token
+        if chance.random() < 0.1 and (tokens == 1 or rule["status"] not in (401, 403))  # each of these uses up a token
     )
 
 
@@ -179,8 +179,8 @@ def _limits(chance: random.Random) -> tuple[Options, Limits]:
 
 
 def _faults(chance: random.Random, until_s: float) -> tuple[tuple[dict[str, Any], ...], float, float]:
-    """Each world has faults of its own, now and then or nearly always."""
-    script: list[dict[str, Any]] = [{"refuse_ids": f"^{POISON}-"}]  # a bad row stays bad
+    """The fault script of a world, the probability of late copies, and that of refused connections."""
+    script: list[dict[str, Any]] = [{"refuse_ids": f"^{POISON}-"}]  # a bad row is always refused
     possible: tuple[dict[str, Any], ...] = (
         {"status": 500, "when": "before"},
         {"status": 503, "when": "after"},

@@ -1,4 +1,4 @@
-"""One seed, from its plan to the oracle's word."""
+"""Plays seeds, one or many."""
 
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -11,16 +11,16 @@ from simulation.plan import Plan, draw_plan
 from simulation.world import World
 
 CHUNK = 25
-"""Seeds that one process, or one test, plays at a time."""
+"""Seeds that one process plays at a time."""
 MEMORY_DISK = Path("/dev/shm")
 
 
 class Broken(AssertionError):
-    """A promise was broken in a seed's world."""
+    """A promise was broken."""
 
 
 def play(seed: int) -> str:
-    """Play a seed's world to its end; returns all that happened. Raises `Broken` if a promise was."""
+    """Play one seed; returns everything that happened, as text. Raises `Broken`."""
     try:
         return trace(play_plan(draw_plan(seed)))
     except AssertionError as error:
@@ -29,7 +29,7 @@ def play(seed: int) -> str:
 
 
 def play_plan(plan: Plan) -> World:
-    """Play a plan's world to its end, and hold it against the promises."""
+    """Play a plan until the run is complete, and check the promises."""
     with tempfile.TemporaryDirectory(dir=MEMORY_DISK if MEMORY_DISK.is_dir() else None) as folder:
         world, oracle = World(plan, Path(folder)), Oracle()
         world.watch = oracle.look
@@ -39,9 +39,9 @@ def play_plan(plan: Plan) -> World:
 
 
 def play_many(seeds: range) -> Iterator[tuple[int, str | None]]:
-    """Play seeds on all cores; gives, chunk by chunk, how many were played and what is wrong with the last of them.
+    """Play seeds on all cores; yields for each chunk the number played, and what is wrong with the last of them.
 
-    A chunk ends with the first seed that is broken.
+    A chunk ends with its first broken seed.
     """
     chunks = [seeds[start : start + CHUNK] for start in range(0, len(seeds), CHUNK)]
     pool = ProcessPoolExecutor(mp_context=get_context("spawn"))
@@ -57,6 +57,6 @@ def _play_all(seeds: Sequence[int]) -> tuple[int, str | None]:
             play(seed)
         except Broken as error:
             return number, str(error)
-        except Exception as error:  # noqa: BLE001 (what no oracle foresaw is a finding too)
+        except Exception as error:  # noqa: BLE001 (any other error is a finding too)
             return number, f"seed {seed}: {error!r}"
     return len(seeds), None

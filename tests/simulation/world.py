@@ -1,108 +1,68 @@
-"""Plays a plan: sessions of real runs, opened as users open them, over a service that outlives them all."""
+"""Plays a plan: sessions of real runs, opened as users open them, against one service."""
 
 import asyncio
-import gc
 import heapq
 import re
 import shutil
-import warnings
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import count
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import canary
-from fakes import EPOCH, HEADER, RUN_TARGET, TARGET, Machine, VirtualLoop, ids_of
+from fakes import EPOCH, HEADER, RUN_TARGET, TARGET, Machine, call, received
 
-from bulkwf.attempt import Fault, FaultKind, Reply, Request, RequestKind, Slot
+from bulkwf.attempt import Fault, Reply, Request
 from bulkwf.checkpoint import inline, read_status
-from bulkwf.emulator import Caller, Limits, Service, parse_script
-from bulkwf.emulator.answers import Answer, refusal
-from bulkwf.emulator.faults import Facts, decide
-from bulkwf.emulator.faults import Fault as Trouble
+from bulkwf.emulator import Answer, Exchange, Limits, Outgoing, Service, Tampering, Target, parse_script
+from bulkwf.emulator.answers import refusal
+from bulkwf.emulator.batch import Item
+from bulkwf.emulator.faults import NO_ENDING
+from bulkwf.emulator.state import Creation
 from bulkwf.errors import BulkwfError, ServiceRefused, TemporaryStop
 from bulkwf.limits.limiter import WindowLimiter
-from bulkwf.model import Result, Summary
+from bulkwf.model import Summary
 from bulkwf.run import open_run
+from simulation.network import Network, Sent
 from simulation.plan import TAKEN, Plan
+from simulation.session import Crash, Session, SimulatedLoop, cancel_all, crash, unwind
 
-TIMEOUT_S = 60.0
 MOST_SESSIONS = 400
 CANCELLATIONS = 4
 
 
-class Crash(BaseException):
-    """The process is gone."""
+class SimulatedService(Service):
+    """The emulator's service. It records what it creates, and its look-ups lag and fail as the plan says."""
+
+    def __init__(self, plan: Plan, clock: Callable[[], float]) -> None:
+        super().__init__(Limits.none(), clock, queued_s=plan.queued_s)
+        self.plan = plan
+        self.created_ids: dict[str, tuple[str | None, float]] = {}
+        """Each instance created: the checksum of its params, and the time."""
+        self.created_twice: list[str] = []
+
+    def create(self, target: Target, items: Sequence[Item], tampering: Tampering | None = None) -> Creation:
+        """See `Service.create`."""
+        creation = super().create(target, items, tampering)
+        for item in creation.created:
+            if item.id in self.created_ids:
+                self.created_twice.append(item.id)
+            self.created_ids[item.id] = (item.crc, self.clock())
+        return creation
+
+    def get_instance(self, target: Target, id_: str, *, simple: bool = False) -> Answer:
+        """See `Service.get_instance`."""
+        plan, now = self.plan, self.clock()
+        if now < plan.healthy_from and re.search(plan.unanswered, id_):
+            return refusal(500, 10001, "internal error")
+        if id_ in self.created_ids and now < self.created_ids[id_][1] + plan.lag_s:
+            id_ = "nobody"
+        return super().get_instance(target, id_, simple=simple)
 
 
-class SimulatedLoop(VirtualLoop):
-    """Virtual time that begins where the last session's ended, and a turn at which something happens."""
-
-    def __init__(self, begin_s: float) -> None:
-        super().__init__(limit_s=1e9)
-        self._now += begin_s
-        self._limit += begin_s
-        VirtualLoop.latest = self._now
-        self.turn = 0
-        self.at_turn: dict[int, Callable[[], None]] = {}
-
-    def _run_once(self):
-        self.turn += 1
-        act = self.at_turn.pop(self.turn, None)
-        if act is not None:
-            act()
-        super()._run_once()
-
-
-@dataclass
-class Sent:
-    """One request as the world saw it."""
-
-    number: int
-    session: int
-    method: str
-    ids: tuple[str, ...]
-    at: float
-    written_at: float | None = None
-    created: tuple[str, ...] = ()
-    """What really began because of it."""
-    withheld: tuple[str, ...] = ()
-    """What a fault kept from beginning, without a word."""
-    told: Reply | Fault | None = None
-    """What the session has heard; None if it heard nothing any more."""
-    told_at: float | None = None
-    clean: bool = False
-    """It was the service's own, whole answer to this request."""
-    stale: bool = False
-    """It was a late copy of another answer."""
-
-
-@dataclass
-class Session:
-    """How one session went."""
-
-    number: int
-    began_at: float
-    end: str
-    turn: int = 0
-    summary: Summary | None = None
-    error: BaseException | None = None
-    ended_at: float = 0.0
-    paused_until: float = 0.0
-    """What the checkpoint asked for when it began, in virtual seconds."""
-    emitted: list[tuple[int, tuple[str, str | None]]] = field(default_factory=list)
-    """The results that were handed to the caller: (row, (outcome, id))."""
-
-    async def emit(self, results: Sequence[Result]) -> None:
-        """Note results that the run hands to its caller."""
-        self.emitted.extend((result.row, (result.outcome, result.id)) for result in results)
-
-
-@dataclass(repr=False)  # the program's clock holds on to it, and it knows the rows
+@dataclass(repr=False)  # the run's clock refers to it, and its fields hold the rows
 class World:
     """One seed's world."""
 
@@ -111,42 +71,41 @@ class World:
     now: float = 0.0
     sent: list[Sent] = field(default_factory=list)
     sessions: list[Session] = field(default_factory=list)
-    created: dict[str, tuple[str | None, float]] = field(default_factory=dict)
-    """Each instance that began: the checksum of its params, and when."""
-    begun_twice: list[str] = field(default_factory=list)
     watch: Callable[["World"], None] = lambda world: None
-    """Called between sessions, when the checkpoint is nobody's."""
+    """Called after each session."""
 
     def __post_init__(self) -> None:
         plan = self.plan
         self.chance = Random(plan.seed + 1)
-        self.service = Service(Limits.none(), lambda: self.now, queued_s=plan.queued_s)
+        self.service = SimulatedService(plan, lambda: self.now)
+        self.created = self.service.created_ids
         self.list = self.folder / "rows.jsonl"
         self.list.write_bytes(b"".join(row.line + b"\n" for row in plan.rows))
         self.file = self.folder / "run-0.bulkwf"
-        self._rules = parse_script(plan.script)
-        self._fired = [0] * len(self._rules)
-        self._numbers = {"": 0, "GET": 0, "POST": 0}
+        self.exchange = Exchange(
+            self.service, parse_script(plan.script), draw=self.chance.random, wall=lambda: EPOCH + self.now
+        )
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = count()
-        self._stale: Reply | None = None
+        self.stale: Reply | None = None
+        """The newest reply to a batch on the connections that are open."""
         self.token = 0
-        """The newest that a session has been given: the file that it is read from still holds it for the next one."""
+        """The newest credential that a session was given; the next session begins with it."""
         self.shared = frozenset(row.id for row in plan.rows if row.kind == "twin")
-        """Ids that stand in several rows."""
+        """Ids of more than one row."""
         self._loop: SimulatedLoop | None = None
         self.machine = Machine(self.monotonic)
-        self.schedule(plan.healthy_from, self._heal)
-        items = [row for row in plan.rows if row.kind == TAKEN]
-        for row in items:
-            body = b'[{"instance_id":"%b","params":{"other":1}}]' % (row.id or "").encode()
-            self._note_created(self.service.create(TARGET, self.service.read(body).items).created)
+        self.schedule(plan.healthy_from, self._end_faults)
+        for row in plan.rows:
+            if row.kind == TAKEN:
+                body = b'[{"instance_id":"%b","params":{"other":1}}]' % (row.id or "").encode()
+                self.service.create(TARGET, self.service.read(body).items)
         self.service.limits = self.service.admission.limits = plan.limits
 
     # --- time ---
 
     def schedule(self, delay_s: float, act: Callable[[], None]) -> None:
-        """Let something happen in the world; a session that dies does not stop it."""
+        """Let something happen later, also if the session has ended by then."""
         event = (self.now + delay_s, next(self._order), act)
         heapq.heappush(self._events, event)
         if self._loop is not None:
@@ -167,13 +126,18 @@ class World:
             self.now = self._loop.time() - 1_000.0
 
     def let_pass(self, seconds: float) -> None:
-        """Time in which no session runs."""
+        """Let time pass without a session."""
         end = self.now + seconds
         while self._events and self._events[0][0] <= end:
             at, _, act = heapq.heappop(self._events)
             self.now = max(self.now, at)
             act()
         self.now = end
+
+    @property
+    def in_session(self) -> bool:
+        """Whether a session runs now."""
+        return self._loop is not None
 
     def monotonic(self) -> float:
         """The sessions' clock."""
@@ -182,97 +146,43 @@ class World:
 
     # --- the service ---
 
-    def _heal(self) -> None:
+    def _end_faults(self) -> None:
         self.service.limits = replace(self.service.limits, max_queued=None)
 
-    def arrive(self, sent: Sent, body: bytes, token: int, heard: "asyncio.Future[Reply | Fault]") -> None:
-        """A request has reached the service, whatever has become of who sent it."""
-        service, caller = self.service, Caller(f"Bearer {canary.TOKEN}-{token}")
-        reading = service.read(body) if sent.method == "POST" else None
-        trouble = self._trouble(sent)
-        if trouble.revokes_token:
-            service.revoke(caller)
-        refused = service.admit(caller, TARGET, reading.attempted if reading else 0, asks=reading is None)
+    def arrive(self, sent: Sent, request: Request, token: int, answered: "asyncio.Future[Reply | Fault]") -> None:
+        """A request has reached the service, whether its sender still waits or not."""
+        arrival = self.exchange.arrive(call(request, f"{canary.TOKEN}-{token}"))
+        tampering = arrival.fault.tampering
+        clean = arrival.fault.ending is NO_ENDING and not (tampering.also_named or tampering.repeated)
 
-        def act() -> None:
-            answer = refused or self._act(sent, reading, trouble)
-            headers = service.rate_headers(caller)
-            clean = trouble.ending is None and not (trouble.tampering.also_named or trouble.tampering.repeated)
-            told = self._tell(answer, headers, token, trouble)
-            if told is not None:
-                self.schedule(trouble.latency_after_s + self._travel(), lambda: self._deliver(sent, heard, told, clean))
+        def execute() -> None:
+            free = {id_ for id_ in sent.ids if not self.service.holds(TARGET, id_)}
+            outgoing = self.exchange.execute(arrival)
+            if sent.method == "POST" and outgoing.own is not None and outgoing.own.status == 200:
+                sent.created = tuple(item.id for item in outgoing.created)
+                sent.withheld = tuple(id_ for id_ in sent.ids if id_ in free and id_ not in sent.created)
+            if outgoing.manner != "hang":
+                self.schedule(outgoing.delay_s + self.travel_s(), lambda: deliver(outgoing))
 
-        if trouble.latency_before_s:
-            self.schedule(trouble.latency_before_s, act)
+        def deliver(outgoing: Outgoing) -> None:
+            if not answered.done() and answered.get_loop() is self._loop:
+                reply = received(outgoing, EPOCH + self.now, self.machine.wall(), token)
+                sent.clean = clean and isinstance(reply, Reply) and reply.status == 200
+                answered.set_result(reply)
+
+        if arrival.delay_s:
+            self.schedule(arrival.delay_s, execute)
         else:
-            act()
+            execute()
 
-    def _act(self, sent: Sent, reading: Any, trouble: Trouble) -> Answer:
-        if reading is None:
-            return self._look_up(sent.ids[0])
-        if reading.refusal:
-            return reading.refusal
-        if trouble.refused_id:
-            return refusal(400, 10002, f"instance {trouble.refused_id!r} is refused")
-        free = {id_ for id_ in sent.ids if not self.service.holds(TARGET, id_)}
-        creation = self.service.create(TARGET, reading.items, trouble.tampering)
-        sent.created = tuple(item.id for item in creation.created)
-        if creation.answer.status == 200:
-            sent.withheld = tuple(id_ for id_ in sent.ids if id_ in free and id_ not in sent.created)
-        self._note_created(creation.created)
-        return creation.answer
-
-    def _look_up(self, id_: str) -> Answer:
-        plan = self.plan
-        if self.now < plan.healthy_from and re.search(plan.unanswered, id_):
-            return refusal(500, 10001, "internal error")
-        if id_ in self.created and self.now < self.created[id_][1] + plan.lag_s:
-            id_ = "nobody"
-        return self.service.get_instance(TARGET, id_, simple=True)
-
-    def _note_created(self, items: Any) -> None:
-        for item in items:
-            if item.id in self.created:
-                self.begun_twice.append(item.id)
-            self.created[item.id] = (item.crc, self.now)
-
-    def _trouble(self, sent: Sent) -> Trouble:
-        method = sent.method
-        for name in ("", method):
-            self._numbers[name] += 1
-        ids = sent.ids if method == "POST" else ()
-        facts = Facts(method, self._numbers[""], self._numbers[method], self.now, EPOCH + self.now, ids)
-        trouble = decide(self._rules, facts, self._fired, self.chance.random)
-        for rule in trouble.rules:
-            self._fired[rule] += 1
-        return trouble
-
-    def _tell(self, answer: Answer, headers: dict[str, str], token: int, trouble: Trouble) -> Reply | Fault | None:
-        """What goes back; None if nothing ever does."""
-        ending = trouble.ending
-        if ending is not None and ending.reply is not None:
-            answer, headers = ending.reply, {}
-        elif ending is not None:
-            text = f"a scripted {ending.manner}"
-            return None if ending.manner == "hang" else Fault(kind=FaultKind.IN_DOUBT, message=text)
-        lowered = {name.lower(): value for name, value in {**headers, **answer.headers}.items()}
-        return Reply(
-            status=answer.status, headers=lowered, body=answer.body, received_at=EPOCH + self.now, credential=token
-        )
-
-    def _deliver(self, sent: Sent, heard: "asyncio.Future[Reply | Fault]", told: Reply | Fault, clean: bool) -> None:
-        if heard.done() or heard.get_loop() is not self._loop:
-            return
-        sent.clean = clean and isinstance(told, Reply) and told.status == 200
-        heard.set_result(told)
-
-    def _travel(self) -> float:
+    def travel_s(self) -> float:
+        """Time on the way in one direction, in seconds."""
         return self.chance.uniform(*self.plan.travel_s)
 
     # --- sessions ---
 
     def play(self) -> None:
-        """Session after session, until the run has come to its end."""
+        """Run sessions until the run is complete."""
         ends = list(self.plan.ends)
         downtimes, steps = list(self.plan.downtimes_s), list(self.plan.clock_steps_s)
         while True:
@@ -281,13 +191,13 @@ class World:
             self.watch(self)
             if session.summary is not None and session.summary.complete:
                 return
-            if isinstance(session.error, ServiceRefused):  # answers that contradict themselves: somebody looks after it
-                assert session.began_at < self.plan.healthy_from, f"a healthy service was given up: {session.error}"
+            if isinstance(session.error, ServiceRefused):  # contradicting answers: a user would check and resume
+                assert session.began_at < self.plan.healthy_from, f"stopped without faults: {session.error}"
             elif session.error is not None and not isinstance(session.error, TemporaryStop | Crash):
                 return
-            assert len(self.sessions) < MOST_SESSIONS, "the run comes to no end"
-            ill = session.error is not None and self.now < self.plan.healthy_from
-            self.let_pass(60.0 if ill else downtimes.pop(0) if downtimes else 5.0)
+            assert len(self.sessions) < MOST_SESSIONS, f"not complete after {MOST_SESSIONS} sessions"
+            failing = session.error is not None and self.now < self.plan.healthy_from
+            self.let_pass(60.0 if failing else downtimes.pop(0) if downtimes else 5.0)
             step_s = steps.pop(0) if steps else 0.0
             if step_s is None:
                 self.machine.boot_anew()
@@ -314,11 +224,11 @@ class World:
             self._tick()
             session.ended_at = self.now
             self._loop = None
-            _unwind(loop)
+            unwind(loop)
         return session
 
     def _leave_behind(self) -> None:
-        """What is on the disk at this moment is all that the next session finds."""
+        """Copy the files of the checkpoint as they are now: the next session finds these."""
         crashed, self.file = self.file, self.folder / f"run-{len(self.sessions)}.bulkwf"
         for suffix in ("", "-wal"):
             if crashed.with_name(crashed.name + suffix).exists():
@@ -327,9 +237,9 @@ class World:
     async def _run(self, loop: SimulatedLoop, session: Session, end: str, turn: int) -> Summary:
         plan, main = self.plan, asyncio.current_task()
         assert main is not None
-        run_key = None if self.file.exists() else HEADER.run_key  # no chance; a resumed run has it from the file
-        acts = {"cancel": main.cancel, "cancel all": lambda: _cancel_all(loop, CANCELLATIONS), "crash": _crash}
-        if end in acts:  # while the run is being opened, too
+        run_key = None if self.file.exists() else HEADER.run_key  # not by chance; a resumed run reads it from the file
+        acts = {"cancel": main.cancel, "cancel all": lambda: cancel_all(loop, CANCELLATIONS), "crash": crash}
+        if end in acts:  # also while the run opens
             loop.at_turn[loop.turn + turn] = acts[end]
         async with open_run(
             str(self.list),
@@ -337,7 +247,7 @@ class World:
             token=dict,
             checkpoint=self.file,
             options=replace(plan.options, run_key=run_key),
-            transport=Network(self, session),
+            transport=Network(self, session.number),
             limiter=WindowLimiter(plan.options.rate, clock=loop.time),
             clock=self.machine.clock(plan.seed + session.number + 2),
             executor=self._execute,
@@ -349,9 +259,9 @@ class World:
             return await run.finish()
 
     def _execute(self, function: Callable[[], Any]) -> "asyncio.Future[Any]":
-        """The checkpoint's thread. Its futures are no tasks: what cancels all tasks does not cancel a commit.
+        """The checkpoint's thread. Its futures are not tasks: cancelling all tasks does not cancel a commit.
 
-        After a crash it goes on, on the files that the crash has left behind: `_leave_behind` has copied them.
+        After a crash it continues on the original files: the next session has the copies.
         """
         loop = asyncio.get_running_loop()
         if self._loop is not loop or not self.plan.commit_s:
@@ -368,127 +278,3 @@ class World:
 
         loop.call_later(self.plan.commit_s / 2, act)
         return ended
-
-
-class Network:
-    """One session's way to the service."""
-
-    def __init__(self, world: World, session: Session) -> None:
-        self._world = world
-        self._session = session
-        self._token = world.token
-        self._on_wire: set[str] = set()
-
-    async def send(self, request: Request, slot: Slot) -> Reply | Fault:
-        """See `Transport.send`. A run never lists."""
-        method = {RequestKind.CREATE: "POST", RequestKind.LOOK_UP: "GET"}[request.kind]
-        if not slot.writing():
-            return Fault(kind=FaultKind.NOT_SENT, message="the leave to send was lost")
-        return await self._request(method, tuple(ids_of(request)), request.body or b"", slot.written)
-
-    async def _request(self, method: str, ids: tuple[str, ...], body: bytes, written: Callable[[], None]) -> Any:
-        world = self._world
-        if world._loop is None:
-            raise asyncio.CancelledError
-        sent = Sent(len(world.sent), self._session.number, method, ids, world.monotonic())
-        world.sent.append(sent)
-        twice = self._on_wire.intersection(ids) - world.shared
-        assert not twice, f"on the wire twice at one time: {sorted(twice)}"
-        self._on_wire.update(ids)
-        try:
-            told = await self._exchange(sent, body, written)
-            sent.told_at = world.monotonic()
-            sent.told = replace(told, elapsed_s=sent.told_at - sent.at)
-            return sent.told
-        finally:
-            self._on_wire.difference_update(ids)
-
-    async def _exchange(self, sent: Sent, body: bytes, written: Callable[[], None]) -> Reply | Fault:
-        world, chance = self._world, self._world.chance
-        ill = world.now < world.plan.healthy_from
-        await asyncio.sleep(world._travel() / 4)
-        if ill and chance.random() < world.plan.refused_connections:
-            return Fault(kind=FaultKind.NOT_SENT, message="no connection to the service")
-        if ill and chance.random() < world.plan.handshakes:
-            return Fault(kind=FaultKind.HANDSHAKE, message="the TLS handshake failed")
-        sent.written_at = world.monotonic()
-        if sent.method == "GET":
-            written()
-            return await self._converse(sent, body, ill=ill)
-        # That a body has left is known when it is acknowledged, or answered; it counts from when it left.
-        loop = asyncio.get_running_loop()
-        left = partial(written, loop.time())
-        acknowledgement = loop.call_later(world._travel() / 4, left)
-        try:
-            told = await self._converse(sent, body, ill=ill)
-            left()
-            return told
-        finally:
-            acknowledgement.cancel()
-
-    async def _converse(self, sent: Sent, body: bytes, *, ill: bool) -> Reply | Fault:
-        """What the request comes to, once it is on its way."""
-        world, chance = self._world, self._world.chance
-        stale = world._stale
-        if ill and stale is not None and chance.random() < world.plan.stale:
-            await asyncio.sleep(world._travel())  # an idle connection hands over a late copy; nobody reads the request
-            sent.stale = True
-            if stale.status == 200:
-                sent.withheld = tuple(id_ for id_ in sent.ids if id_ not in world.created)
-            return stale
-        heard: asyncio.Future[Reply | Fault] = asyncio.get_running_loop().create_future()
-        token = self._token
-        world.schedule(world._travel(), lambda: world.arrive(sent, body, token, heard))
-        try:
-            told = await asyncio.wait_for(heard, TIMEOUT_S)
-        except TimeoutError:
-            return Fault(kind=FaultKind.IN_DOUBT, message="no answer in time")
-        if sent.method == "POST" and isinstance(told, Reply):
-            world._stale = told
-        return told
-
-    async def refresh_credential(self, credential: int) -> bool:
-        """See `Transport.refresh_credential`."""
-        if credential == self._token and self._token + 1 < self._world.plan.tokens:
-            self._world.token = self._token = self._token + 1
-            return True
-        return credential != self._token
-
-    def drop_connections(self) -> None:
-        """See `Transport.drop_connections`."""
-        self._world._stale = None
-
-    async def aclose(self) -> None:
-        """See `Transport.aclose`."""
-
-
-def params_crc(params: bytes) -> str | None:
-    """The checksum by which the service names params."""
-    return f"{zlib.crc32(params):08x}" if params else None
-
-
-def _cancel_all(loop: SimulatedLoop, times: int) -> None:
-    """Cancel every task, as `asyncio.run` does at its end; in all *times* turns in a row, while the session lasts."""
-    for task in asyncio.all_tasks(loop):
-        task.cancel()
-    if times > 1:
-        loop.at_turn[loop.turn + 1] = partial(_cancel_all, loop, times - 1)
-
-
-def _crash() -> None:
-    raise Crash
-
-
-def _unwind(loop: asyncio.AbstractEventLoop) -> None:
-    """Let what is left of a session's tasks end; the world no longer listens."""
-    with warnings.catch_warnings():
-        # A task that is cancelled before it began complains of the coroutine that anyio has wrapped for it.
-        warnings.simplefilter("ignore", RuntimeWarning)
-        while tasks := asyncio.all_tasks(loop):
-            for task in tasks:
-                task.cancel()
-            loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
-        del tasks
-        loop.run_until_complete(loop.shutdown_asyncgens())
-        loop.close()
-        gc.collect(1)
