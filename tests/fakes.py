@@ -534,15 +534,15 @@ class Desk:
             where=lambda row: f"row {row}",
         )
 
-    async def deliver(self, batch, *, begun_at: float | None = None, ledger: BatchState | None = None) -> BatchState:
+    async def deliver(self, batch, *, begun_at: float | None = None, state: BatchState | None = None) -> BatchState:
         """Deliver a batch, and return what is known of it."""
-        ledger = ledger or BatchState(batch)
+        state = state or BatchState(batch)
         counts = self.progress.counts
-        settled = Counts(created=len(ledger.batch.ids) - len(ledger.pending))
-        self.progress.counts = counts + settled + Counts(pending=len(ledger.pending))
-        self.ledger = ledger
-        await self.delivery(ledger, begun_at).deliver()
-        return ledger
+        settled = Counts(created=len(state.batch.ids) - len(state.pending))
+        self.progress.counts = counts + settled + Counts(pending=len(state.pending))
+        self.state = state
+        await self.delivery(state, begun_at).deliver()
+        return state
 
     def delivery(self, state: BatchState, begun_at: float | None = None) -> BatchDelivery:
         """A delivery of one more batch of the run."""

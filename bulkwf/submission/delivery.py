@@ -1,7 +1,7 @@
-"""One batch, until every instance in it is settled.
+"""Delivers one batch: sends it until every instance in it is settled.
 
-Send, judge, and do what the verdict asks for with the unsettled instances: retry, send in halves until the bad rows
-stand alone, or look up ids that the answer omitted.
+A delivery sends a part, judges the answer, and does what the verdict requires for the unsettled instances: retry, send
+them in halves until each bad row is alone, or look up the ids that the answer omitted.
 
 Rules:
 
@@ -33,16 +33,16 @@ from bulkwf.submission.retries import LOOK_UP_TRIES, reject_limit
 __all__ = ["BatchDelivery", "RunContext"]
 
 LOOK_UP_AT_MOST = 2
-"""Look up at most this many omitted ids each. If more are omitted, send them once more; if they are omitted again, look
-up one at random and apply its answer to all."""
+"""Up to this many omitted ids are looked up one by one. More of them are sent once more; if they are omitted again, one
+is drawn at random and looked up, and its answer applies to all."""
 ABSENCES = 3
-"""Reject a row after this many look-ups have found no instance while other rows were being created."""
+"""Number of absences after which a row is rejected: look-ups that found no instance while others were created."""
 ABSENCE_GAP_S = 10.0
-"""Absences count if they are this many seconds apart: a replica that answers look-ups may lag behind the creations."""
+"""Least time between two absences that count, in seconds: a replica that answers look-ups may lag behind."""
 UNANSWERED_ROUNDS = 3
-"""Leave the omitted rows of a batch pending after this many times `LOOK_UP_TRIES` failed look-ups in a row."""
+"""Number of unanswered look-ups in a row after which the omitted rows of a batch stay pending."""
 PROBE_FROM = 10
-"""A refused first batch of at least this many rows is probed before it is taken apart."""
+"""Least number of rows of a refused first batch that is probed before it is split."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -50,16 +50,17 @@ class RunContext:
     """What the deliveries of one run share.
 
     Attributes:
-        client: Makes their requests.
+        client: Makes the requests.
         journal: Makes results durable, and counts them.
         batcher: Decides how much one request may carry.
         target: The workflow.
-        options: Confirmation, limits of rejection.
+        options: Whether existing instances are confirmed, and how many rows may be rejected.
         wall: Unix time in seconds, the later of two clocks: ids must not look younger than they are.
-        where: A row's place for people.
-        judge: Says what answers mean.
-        unknown: Instances that were left pending because their look-ups are never answered.
-        unanswered: What is known of the first of them, for people; empty if there is none.
+        where: Names a row's place in its file.
+        judge: Judges the answers to create requests.
+        unknown: Number of instances that stay pending because their look-ups were not answered.
+        unanswered: Place and id of the first of them; empty if there is none.
+        waits: Number of deliveries that wait until the service shows what it has created.
         probing: Held while a refused first batch is probed.
     """
 
@@ -73,29 +74,34 @@ class RunContext:
     judge: FastJudge = field(default_factory=FastJudge)
     unknown: int = 0
     unanswered: str = ""
+    waits: int = 0
     probing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 @dataclass(slots=True)
-class _Absence:
-    """What look-ups have found of one omitted instance, since an attempt was last in doubt about it.
+class _Instance:
+    """What this session knows of one unsettled instance. Times are in monotonic seconds.
 
     Attributes:
-        count: How many of them have found none, `ABSENCE_GAP_S` apart.
-        at: When the last of these was, in monotonic seconds.
+        maybe_created_at: When an attempt may last have created it: the attempt was in doubt, or omitted the id.
+        absences: How many look-ups have found no instance, `ABSENCE_GAP_S` apart, since an attempt was last in doubt.
+        absent_at: When the last of these look-ups was answered; minus infinity if there is none.
+        refused_alone: The service has refused the row alone before.
     """
 
-    count: int = 0
-    at: float = -inf
+    maybe_created_at: float
+    absences: int = 0
+    absent_at: float = -inf
+    refused_alone: bool = False
 
 
 class BatchDelivery:
     """Delivers one batch.
 
     Args:
-        run: What it shares with the run's other deliveries.
-        state: What is known of the batch.
-        begun_at: When its ids became durable, in Unix time: no instance of it is older.
+        run: What the deliveries of the run share.
+        state: Which instances of the batch are settled.
+        begun_at: When the batch's ids became durable, in Unix time: none of its instances is older.
     """
 
     def __init__(self, run: RunContext, state: BatchState, begun_at: float) -> None:
@@ -106,21 +112,19 @@ class BatchDelivery:
         self._started_at = run.client.clock()
         self._created_before = run.journal.progress.counts.created
         """Instances that the run had created when the delivery began, or when ids were last found omitted."""
-        self._absences: dict[int, _Absence] = {}
-        self._maybe_created_at: dict[int, float] = {}
-        """When an attempt of this session may last have created each instance: it was in doubt, or omitted the id."""
-        self._unanswered_rounds = 0
-        """How many times look-ups have failed `LOOK_UP_TRIES` times in a row."""
-        self._refused_alone: set[int] = set()
+        self._instances: dict[int, _Instance] = {}
+        """The instances of which more is known than that they are pending."""
+        self._unanswered = 0
+        """How many look-ups in a row have failed `LOOK_UP_TRIES` times each."""
 
     async def deliver(self) -> None:
-        """Send what is pending until nothing is, but for instances whose look-ups are never answered.
+        """Send what is pending until everything is settled, except instances whose look-ups are not answered.
 
         Raises:
             ServiceRefused: The service refuses the run as a whole.
             TemporaryStop: The service has been failing for too long.
-            CheckpointError: Rows may have been sent so long ago that their ids may be forgotten.
-            Draining: The run is to stop.
+            CheckpointError: The service may have forgotten the ids of rows that may have been sent.
+            Draining: The run stops.
         """
         for part in self._run.batcher.requests(sorted(self._state.pending)):
             await self._settle(part)
@@ -135,11 +139,11 @@ class BatchDelivery:
             part = judgement.unsettled
             action = HANDLING[judgement.verdict].action
             if action is Action.CONFIRM:
-                # In a row: an attempt in doubt between them may have created some of what the first left out.
+                # An attempt in doubt between two omissions may have created some of what the first one omitted.
                 in_a_row = state.attempts == attempts + 1
                 part = await self._confirm(part, again=in_a_row and omitted.issuperset(part))
                 omitted, attempts = frozenset(part), state.attempts
-                if self._unanswered_rounds >= UNANSWERED_ROUNDS:
+                if self._unanswered >= UNANSWERED_ROUNDS:
                     self._leave_unknown(part)
                     part = ()
             elif action is Action.SPLIT:
@@ -164,7 +168,7 @@ class BatchDelivery:
         run, batch = self._run, self._state.batch
 
         def request() -> Request:
-            self._refuse_expired(part)  # not before the slot is held: a pause may outlast the service's memory
+            self._refuse_expired(part)  # only now: ids may expire in a pause before the slot
             return create_batch(run.target, compose(batch, part))
 
         judgement = await self._client.attempt(
@@ -176,15 +180,24 @@ class BatchDelivery:
         )
         handling = HANDLING[judgement.verdict]
         if handling.in_doubt or handling.action is Action.CONFIRM:
-            self._maybe_created_at.update(dict.fromkeys(judgement.unsettled, self._client.clock()))
-        if handling.in_doubt:
-            for position in judgement.unsettled:  # an earlier absence says nothing of what this attempt has created
-                self._absences.pop(position, None)
+            for position in judgement.unsettled:
+                self._maybe_created(position, in_doubt=handling.in_doubt)
         self._refuse_rejects(judgement)
         return judgement
 
+    def _maybe_created(self, position: int, *, in_doubt: bool) -> None:
+        """Note that the last attempt may have created an instance."""
+        instance = self._instance(position)
+        instance.maybe_created_at = self._client.clock()
+        if in_doubt:  # earlier absences say nothing about what this attempt has created
+            instance.absences, instance.absent_at = 0, -inf
+
+    def _instance(self, position: int) -> _Instance:
+        # An attempt of an earlier session may have created it just before this one started.
+        return self._instances.setdefault(position, _Instance(self._started_at))
+
     async def _look_up(self, position: int) -> Judgement:
-        """Look up one instance until the service says whether it exists; `UNANSWERED` if it keeps failing to."""
+        """Look up one instance until the service says if it exists; `UNANSWERED` after `LOOK_UP_TRIES` failures."""
         batch = self._state.batch
         failures = 0
 
@@ -196,12 +209,14 @@ class BatchDelivery:
                 lambda reply: judge_lookup(batch, position, reply),
                 state=self._state,
             )
-            failed = HANDLING[judgement.verdict].lookup_failed
-            failures += failed
-            if not failed or failures < LOOK_UP_TRIES:
+            handling = HANDLING[judgement.verdict]
+            if handling.accepted:
+                self._unanswered = 0
+            failures += handling.lookup_failed
+            if not handling.lookup_failed or failures < LOOK_UP_TRIES:
                 return judgement
-            # Sending the row again shows whether the service fails, or this look-up alone.
-            self._unanswered_rounds += 1
+            # Sending the row again shows whether the service fails, or only this look-up.
+            self._unanswered += 1
             return replace(judgement, verdict=Verdict.UNANSWERED)
 
         return await self._client.with_retries(attempt)
@@ -226,10 +241,10 @@ class BatchDelivery:
                 "--max-rejects allows more."
             )
 
-    # --- what a verdict asks for ----------------------------------------------------------------------------------
+    # --- what a verdict requires ----------------------------------------------------------------------------------
 
     def _refuse_expired(self, part: Sequence[int]) -> None:
-        """Never send an id again once the service may have forgotten it: the row could run twice."""
+        """Raise if the service may have forgotten the ids of *part*: a row that is sent again could run twice."""
         state = self._state
         if self._run.options.in_doubt == "resend" or state.in_doubt.isdisjoint(part):
             return
@@ -238,12 +253,12 @@ class BatchDelivery:
             first = state.batch.first_row + state.batch.offsets[part[0]]
             raise CheckpointError(
                 f"{len(part)} rows from row {first} on may have been started {_period(age_s)} ago, longer than the "
-                f"service is sure to remember their ids ({_period(state.batch.retention_s)}). See whether they run; "
-                "--in-doubt resend then sends them again, and those that did start run twice."
+                f"service is sure to remember their ids ({_period(state.batch.retention_s)}). Check whether they run; "
+                "--in-doubt resend sends them again, and those that did start run twice."
             )
 
     async def _take_apart(self, part: Sequence[int], judgement: Judgement) -> None:
-        """Halve a refused part until the bad rows stand alone; all others go through."""
+        """Halve a refused part until each bad row is alone; all others are created."""
         if judgement.verdict is Verdict.TOO_LARGE:
             self._run.batcher.learn_max_bytes(len(compose(self._state.batch, part)) // 2)
         if len(part) == 1:
@@ -258,11 +273,12 @@ class BatchDelivery:
     async def _reject_if_again(self, position: int, judgement: Judgement) -> None:
         """Reject a row that is refused alone, and alone once more over a new connection.
 
-        A refusal names no id: the late copy of another row's, read from a connection that was idle, looks alike.
+        A refusal names no id: a late copy of another row's refusal, read from an idle connection, looks the same.
         A row that an earlier attempt may have created is looked up first: an instance that exists is not rejected.
         """
-        if position not in self._refused_alone:
-            self._refused_alone.add(position)
+        instance = self._instance(position)
+        if not instance.refused_alone:
+            instance.refused_alone = True
             self._client.transport.drop_connections()
             await self._settle((position,))
             return
@@ -275,19 +291,18 @@ class BatchDelivery:
         await self._reject(position, judgement)
 
     async def _look_up_late(self, position: int) -> Judgement:
-        """Look up an instance once a look-up must see what an attempt, of this session or before, may have created."""
-        client = self._client
-        maybe_created_at = self._maybe_created_at.get(position, self._started_at)
-        await client.sleep(max(0.0, maybe_created_at + ABSENCE_GAP_S - client.clock()))
+        """Look up an instance late enough to see what any earlier attempt has created."""
+        seen_from = self._instance(position).maybe_created_at + ABSENCE_GAP_S
+        await self._wait(max(0.0, seen_from - self._client.clock()))
         return await self._look_up(position)
 
     async def _reject(self, position: int, judgement: Judgement) -> None:
         await self._infer(rejection(self._state.batch, position, judgement.code, judgement.message))
 
     async def _probe(self, part: Sequence[int], judgement: Judgement) -> Sequence[int]:
-        """Send a few single rows of a refused first batch: if all are refused alike, it is not the rows' fault."""
+        """Send three single rows of a refused first batch: if all are refused alike, the rows are not the cause."""
         run = self._run
-        async with run.probing:  # one batch at a time, or each open batch would sacrifice rows of its own
+        async with run.probing:  # one batch at a time, or each open batch would have rows rejected
             if len(part) < PROBE_FROM or run.journal.progress.counts.created or run.options.max_rejects is not None:
                 return part
             return await self._probe_alone(part, judgement)
@@ -306,10 +321,10 @@ class BatchDelivery:
             )
         return [position for position in part if position not in probes]
 
-    # --- ids that the service omitted -----------------------------------------------------------------------------
+    # --- ids that an answer omitted -------------------------------------------------------------------------------
 
     async def _confirm(self, omitted: Sequence[int], *, again: bool) -> Sequence[int]:
-        """Find out about ids that an answer omitted; returns those that must be sent again."""
+        """Look up ids that an answer omitted; returns those to send again. *again*: omitted twice in a row."""
         state = self._state
         if not self._run.options.confirm_existing:
             await self._infer(existence(state.batch, omitted))
@@ -327,51 +342,51 @@ class BatchDelivery:
         return [position for position in omitted if position in state.pending]
 
     async def _is_absent(self, position: int, *, idle: bool) -> bool:
-        """Look up one omitted instance; True if it must be sent again. *idle*: nothing was created meanwhile."""
+        """Look up one omitted instance; True if it must be sent again. *idle*: nothing was created since."""
         judgement = await self._look_up(position)
         if judgement.verdict is Verdict.UNANSWERED:
             return True
         if judgement.verdict is not Verdict.ABSENT:
             return False
-        if idle:  # nothing shows that it is this row's fault: the queue may be full
+        if idle:  # nothing shows that the row is the cause: the queue may be full
             await self._client.pause(replace(judgement, message=self._omission(position)))
             if not (self._run.options.reject_omitted and self._is_last()):
                 return True
         return not await self._reject_if_absent(position, judgement, idle=idle)
 
     async def _reject_if_absent(self, position: int, judgement: Judgement, *, idle: bool) -> bool:
-        """Count an absence, and reject the row if it is one too many; else wait before the row is sent again.
+        """Count an absence, and reject the row after `ABSENCES` of them; else wait before the row is sent again.
 
         Returns:
             Whether the row is settled.
         """
-        client, first = self._client, position not in self._absences
-        absence = self._absences.setdefault(position, _Absence())
-        if client.clock() - absence.at >= ABSENCE_GAP_S:
-            absence.at = client.clock()
-            absence.count += 1
-        if absence.count >= ABSENCES:
-            # The attempt that omitted the id just now may have created it, and this look-up may have come too early.
+        instance, now = self._instance(position), self._client.clock()
+        first = instance.absent_at == -inf
+        if now - instance.absent_at >= ABSENCE_GAP_S:
+            instance.absent_at = now
+            instance.absences += 1
+        if instance.absences >= ABSENCES:
+            # The attempt that omitted the id may have created it, and the look-up may have been too early to see it.
             found = await self._look_up_late(position)
             if found.verdict is Verdict.ABSENT:
                 await self._reject(position, replace(judgement, code=None, message=_OMISSION))
             return found.verdict is not Verdict.UNANSWERED
         if not idle:
-            await (self._back_off(1) if first else client.sleep(ABSENCE_GAP_S))
+            await (self._back_off(1) if first else self._wait(ABSENCE_GAP_S))
         return False
 
     def _omission(self, position: int) -> str:
-        """Why nothing goes on while *position* stays omitted."""
+        """Why the run creates nothing while the id at *position* stays omitted."""
         advice = ""
         if not self._run.options.reject_omitted and len(self._state.pending) <= LOOK_UP_AT_MOST:
             advice = "; if the row is one of the last two of the list and stays omitted, --reject-omitted gives it up"
         return (
-            f"no instance is created any more, and the service leaves {self._name(position)} out of its answers "
-            f"without a reason. Its queue may be full{advice}"
+            f"the service creates no instance any more, and omits {self._name(position)} from its answers without a "
+            f"reason. Its queue may be full{advice}"
         )
 
     def _leave_unknown(self, part: Sequence[int]) -> None:
-        """Leave *part* pending for the next run: whether the instances exist can't be found out now."""
+        """Leave *part* pending for the next run: no look-up shows whether the instances exist."""
         run = self._run
         run.unanswered = run.unanswered or self._name(part[0])
         run.unknown += len(part)
@@ -381,11 +396,21 @@ class BatchDelivery:
         return f"{self._run.where(batch.first_row + batch.offsets[position])} (id {batch.ids[position]})"
 
     async def _back_off(self, times: int) -> None:
-        client = self._client
-        await client.sleep(backoff_s(client.policy, times, client.random()))
+        await self._wait(backoff_s(self._client.policy, times, self._client.random()))
+
+    async def _wait(self, seconds: float) -> None:
+        """Wait until the service shows what it has created: the run waits for the service meanwhile."""
+        run = self._run
+        run.waits += 1
+        run.journal.update()
+        try:
+            await self._client.sleep(seconds)
+        finally:
+            run.waits -= 1
+            run.journal.update()
 
     def _is_last(self) -> bool:
-        """Whether nothing else is left whose creation could tell: the last rows of a list must come to an end, too."""
+        """Whether no other row is left whose creation could show that the service creates instances."""
         counts, pending = self._run.journal.progress.counts, len(self._state.pending)
         return bool(counts.created) and pending <= LOOK_UP_AT_MOST and counts.pending <= pending
 
@@ -394,4 +419,4 @@ def _period(seconds: float) -> str:
     return f"{seconds / 86_400:,.1f} days" if seconds >= 172_800 else f"{seconds:,.0f} s"
 
 
-_OMISSION = "the service leaves the id out of its answers and does not create it, without a reason"
+_OMISSION = "the service omits the id from its answers and does not create the instance, without a reason"

@@ -132,8 +132,8 @@ PLANTED = (
     Mutant(
         "reject after one refusal",
         "submission/delivery.py",
-        "        if position not in self._refused_alone:\n",
-        "        if position in self._refused_alone:\n",
+        "        if not instance.refused_alone:\n",
+        "        if instance.refused_alone:\n",
         by="engine",
     ),
     Mutant(
@@ -154,8 +154,8 @@ PLANTED = (
     Mutant(
         "count absences from before the doubt",
         "submission/delivery.py",
-        "                self._absences.pop(position, None)\n",
-        "                pass\n",
+        "            instance.absences, instance.absent_at = 0, -inf\n",
+        "            pass\n",
     ),
     Mutant(
         "reject by a look-up that comes too early",
@@ -169,7 +169,7 @@ PLANTED = (
     Mutant(
         "ask for one instance for ever",
         "submission/delivery.py",
-        "            if not failed or failures < LOOK_UP_TRIES:\n",
+        "            if not handling.lookup_failed or failures < LOOK_UP_TRIES:\n",
         "            if failures < 10**9:\n",
         by="engine",
     ),
