@@ -252,6 +252,8 @@ class Sent:
     written_at: float | None = None
     ended_at: float | None = None
     reply: Reply | Fault | None = None
+    fresh: bool = False
+    """Over a connection of its own."""
 
 
 class _Recorder:
@@ -291,7 +293,8 @@ class _Recorder:
         ids, query = ids_of(request), request.query if request.kind is RequestKind.LIST else None
         if not slot.writing():
             return fault(FaultKind.NOT_SENT, "the leave to send was lost")
-        return await self._record(Sent(now(), METHODS[request.kind], ids, query), request.body or b"", slot.written)
+        sent = Sent(now(), METHODS[request.kind], ids, query, fresh=request.fresh)
+        return await self._record(sent, request.body or b"", slot.written)
 
     async def _record(self, request: Sent, body: bytes, written: Callable[[], None]) -> Reply | Fault:
         twice = self.on_wire.intersection(request.ids)

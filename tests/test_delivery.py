@@ -3,7 +3,6 @@
 import asyncio
 from dataclasses import replace
 from itertools import pairwise
-from math import log2
 
 import pytest
 from fakes import (
@@ -29,8 +28,9 @@ from fakes import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from orjson import loads
 
-from bulkwf.attempt import FaultKind, Verdict
+from bulkwf.attempt import FaultKind, InstanceInfo, Reply, Verdict
 from bulkwf.batching.batch_state import BatchState
 from bulkwf.emulator.answers import refusal
 from bulkwf.errors import CheckpointError, Draining, ServiceRefused, TemporaryStop
@@ -288,25 +288,145 @@ def test_refused_connection_leaves_no_row_in_doubt():
 # --- bad rows -----------------------------------------------------------------------------------------------------
 
 
+def pattern(rows):
+    return "^(" + "|".join(f"id-{row}" for row in sorted(rows)) + ")$"
+
+
+def refused_alone_twice(transport, row_id):
+    """Whether the last two answers about this row refuse it alone, the second one over a new connection."""
+    answered = [one for one in transport.requests if isinstance(one.reply, Reply) and one.reply.status < 500]
+    last = [one for one in answered if one.method == "POST" and row_id in one.ids][-2:]
+    return [(one.ids, one.reply.status) for one in last] == [([row_id], 400)] * 2 and last[1].fresh
+
+
+BAD_ROWS = st.sets(st.integers(0, 99), max_size=12)
+
+
 @settings(max_examples=60)
-@given(st.sets(st.integers(0, 99), max_size=12), st.integers(10, 100))
-def test_exactly_the_bad_rows_are_rejected_and_all_others_created(poison, rows):
-    """Halving takes about 2·log2(n) + 2 requests for each bad row."""
-    poison = {i for i in poison if i < rows}
+@given(BAD_ROWS, st.integers(10, 100))
+def test_exactly_the_bad_rows_are_rejected_and_all_others_created(bad, rows):
+    """A refusal of the emulator names the row: three requests for each, and none twice at one time."""
+    bad = {i for i in bad if i < rows}
 
     async def run():
         held = service()
-        script = [{"refuse_ids": "^(" + "|".join(f"id-{i}" for i in sorted(poison)) + ")$"}] if poison else []
-        transport = ServiceTransport(held, script=script)
+        transport = ServiceTransport(held, script=[{"refuse_ids": pattern(bad)}] if bad else [])
         state = await Desk(transport, Options(max_rejects=100)).deliver(make_batch(rows))
         return held, transport, state
 
     held, transport, state = run_virtual(run())
 
-    assert outcomes(state) == {f"id-{i}": "rejected" if i in poison else "created" for i in range(rows)}
-    assert sorted(held.ids(TARGET)) == sorted(f"id-{i}" for i in range(rows) if i not in poison)
-    assert len(transport.requests) <= 1 + len(poison) * (2 * (log2(rows) + 1) + 1)
-    assert all(state.others[i].code == 10002 and "refused" in state.others[i].message for i in poison)
+    assert outcomes(state) == {f"id-{i}": "rejected" if i in bad else "created" for i in range(rows)}
+    assert sorted(held.ids(TARGET)) == sorted(f"id-{i}" for i in range(rows) if i not in bad)
+    assert len(transport.requests) <= 1 + 5 * len(bad)
+    assert all(state.others[i].code == 10002 and "refused" in state.others[i].message for i in bad)
+    assert transport.dropped == 0
+
+
+class Refusing(ServiceTransport):
+    """A service whose refusals name no row, and that also refuses these pairs of rows."""
+
+    def __init__(self, *args, pairs=(), **more):
+        super().__init__(*args, **more)
+        self.pairs = [{f"id-{one}", f"id-{other}"} for one, other in pairs]
+
+    def _act(self, request, reading, trouble):
+        together = any(pair.issubset(request.ids) for pair in self.pairs)
+        if reading is not None and (trouble.refused_id or together):
+            return refusal(400, 10002, "the request is refused")
+        return super()._act(request, reading, trouble)
+
+
+@settings(max_examples=60)
+@given(
+    bad=BAD_ROWS,
+    pairs=st.lists(st.tuples(st.integers(0, 49), st.integers(50, 99)), max_size=3),
+    lost=st.sampled_from([0.0, 0.1, 0.4]),
+    random_refusals=st.sampled_from([0.0, 0.1, 0.5]),
+    killed_after=st.none() | st.integers(1, 60),
+    seed=st.integers(0, 1_000),
+)
+def test_no_outcome_is_wrong_with_lost_answers_random_refusals_and_a_kill(
+    bad, pairs, lost, random_refusals, killed_after, seed
+):
+    script = [
+        {"refuse_ids": pattern(bad)} if bad else {"latency_s": 0.001},
+        {"method": "POST", "chance": random_refusals, "status": 400, "code": 10002},
+        {"method": "POST", "chance": lost, "reset": True, "when": "after"},
+        {"method": "POST", "chance": lost, "reset": True, "partial": 7},
+        {"method": "POST", "chance": lost, "status": 500},
+    ]
+
+    async def run():
+        held, batch, kill = service(), make_batch(100), asyncio.Event()
+
+        def count_requests(number):
+            if number == killed_after:
+                kill.set()
+
+        transport = Refusing(held, script=script, seed=seed, pairs=pairs, before=count_requests)
+        state, options = BatchState(batch), Options(max_rejects=100, retry=RetryPolicy(max_outage_s=1e6))
+        delivery = asyncio.ensure_future(Desk(transport, options, seed=seed).deliver(batch, state=state))
+        killed = asyncio.ensure_future(kill.wait())
+        await asyncio.wait((delivery, killed), return_when=asyncio.FIRST_COMPLETED)
+        killed.cancel()
+        if not delivery.done():
+            delivery.cancel()
+            await asyncio.wait((delivery,))
+            await asyncio.sleep(100.0)  # what is on the wire arrives
+            record = state.record()
+            answer = record.answer and InstanceInfo(**loads(record.answer))
+            state = BatchState.resumed(batch, record.attempts, answer, record.exceptions)
+            await Desk(transport, options, seed=seed).deliver(batch, state=state)
+        else:
+            delivery.result()
+        return held, transport, state
+
+    held, transport, state = run_virtual(run())
+
+    by_id = outcomes(state)
+    assert {id_ for id_, outcome in by_id.items() if outcome in ("created", "existed")} == set(held.ids(TARGET))
+    assert held.created == len(held.ids(TARGET))
+    rejected = {id_ for id_, outcome in by_id.items() if outcome == "rejected"}
+    assert rejected.issuperset(f"id-{row}" for row in bad)
+    assert all(refused_alone_twice(transport, id_) for id_ in rejected)
+    assert random_refusals or len(rejected) == len(bad)
+    faults = sum(not isinstance(one.reply, Reply) or one.reply.status == 500 for one in transport.requests)
+    assert len(transport.posts) - faults <= 100 * (7 + 3) + 1
+
+
+def test_refusal_that_is_not_repeated_rejects_no_row_and_drops_the_connections():
+    refuse = lambda ids: error(400, 10002, "no")  # noqa: E731
+    _, transport, state = deliver(refuse, created, refuse, created, created, rows=4)
+
+    assert count(outcomes(state).values()) == {"created": 4}
+    assert transport.posts == [["id-0", "id-1", "id-2", "id-3"], ["id-0", "id-1"], ["id-2"], ["id-2"], ["id-3"]]
+    assert [request.fresh for request in transport.requests] == [False, False, False, True, False]
+    assert transport.dropped == 1
+
+
+def test_last_suspect_is_sent_alone_twice_before_it_is_rejected():
+    _, transport, state = deliver(then=lambda ids: error(400, 10002, "no") if "id-1" in ids else created(ids), rows=2)
+
+    assert outcomes(state) == sent_by("created", "rejected")
+    assert transport.posts == [["id-0", "id-1"], ["id-0"], ["id-1"], ["id-1"]]
+    assert [request.fresh for request in transport.requests] == [False, False, False, True]
+
+
+def test_batch_begun_before_bad_rows_were_found_is_sent_in_smaller_requests():
+    async def run():
+        transport = ScriptedTransport(then=created)
+        desk = Desk(transport)
+        for _ in range(4):
+            desk.run.batcher.bad_rows.found()
+        await desk.deliver(make_batch(100))
+        return [len(ids) for ids in transport.posts]
+
+    sizes = run_virtual(run())
+
+    assert sizes[0] < 20
+    assert sum(sizes) == 100
+    assert sizes[:-1] == sorted(sizes[:-1])
 
 
 def test_one_bad_row_in_the_first_batch_does_not_stop_the_run():
@@ -383,10 +503,11 @@ def test_code_too_large_for_the_checkpoint_does_not_end_the_run(code):
 
 
 def test_late_copy_of_another_refusal_rejects_no_row():
-    """A refusal names no id: a row is only bad if it is refused over a new connection too."""
+    """A refusal names no id: a row is only bad if it is refused over a new connection too, which drops the old ones."""
     desk, transport, state = deliver(error(400, 10002, "a copy"), created, rows=1)
 
     assert outcomes(state) == {"id-0": "created"}
+    assert [request.fresh for request in transport.requests] == [False, True]
     assert transport.dropped == 1
     assert desk.progress.counts.rejected == 0
 
@@ -399,11 +520,27 @@ def test_row_in_doubt_is_looked_up_before_it_is_rejected(answer, outcome):
     assert (len(transport.posts), transport.gets) == (3, ["id-0"])
 
 
+def test_row_that_was_throttled_is_looked_up_before_it_is_rejected():
+    refused = error(400, 10002, "no")
+    _, transport, state = deliver(lambda ids: error(429), refused, refused, found, rows=1)
+
+    assert outcomes(state) == {"id-0": "existed"}
+    assert transport.gets == ["id-0"]
+
+
+def test_row_that_an_answer_omitted_is_looked_up_before_it_is_rejected():
+    refused, unanswered = error(400, 10002, "no"), [lambda ids: error(500)] * 3
+    _, transport, state = deliver(none, *unanswered, refused, refused, found, rows=1)
+
+    assert outcomes(state) == {"id-0": "existed"}
+    assert (len(transport.posts), len(transport.gets)) == (3, 4)
+
+
 def test_row_refused_because_it_exists_is_existed():
-    answer = lambda ids: error(409, 10405, "already exists")  # noqa: E731
-    _, _, state = deliver(answer, created, answer, rows=3)
+    _, transport, state = deliver(then=lambda ids: error(409, 10405, "exists") if "id-2" in ids else created(ids))
 
     assert outcomes(state) == sent_by("created", "created", "existed")
+    assert transport.posts == [["id-0", "id-1", "id-2"], ["id-0"], ["id-1"], ["id-2"]]
 
 
 # --- 413 ----------------------------------------------------------------------------------------------------------
@@ -420,7 +557,7 @@ def test_too_large_request_is_halved_and_its_size_remembered():
     desk, transport, state = run_virtual(run())
 
     assert count(outcomes(state).values()) == {"created": 100}
-    assert [len(ids) for ids in transport.posts] == [100, 50, 25, 25, 50, 25, 25]
+    assert [len(ids) for ids in transport.posts] == [100, 50, 25, 25, 25, 25]
     whole = len(lines(100))
     assert whole // 4 * 0.8 < desk.run.batcher.max_bytes < whole // 4 * 1.2
 
@@ -732,6 +869,14 @@ def test_row_created_but_omitted_is_existed_though_look_ups_lag(created_at_s):
     assert first_row_with_lagging_lookups(3.0, not_created, not_named) == {"id-0": "existed"}
 
 
+@pytest.mark.parametrize("lost_at_s", [15.0, 25.0])
+def test_absences_before_a_lost_answer_do_not_count(lost_at_s):
+    not_created = {"method": "POST", "omit": "^id-0$", "until_s": lost_at_s}
+    lost = {"method": "POST", "contains_id": "id-0", "after_s": lost_at_s, "times": 1, "status": 500, "when": "after"}
+
+    assert first_row_with_lagging_lookups(18.0, not_created, lost) == {"id-0": "existed"}
+
+
 def test_refused_row_in_doubt_is_looked_up_ten_seconds_later():
     lost = fault(FaultKind.IN_DOUBT)
     desk, transport, _ = deliver(lambda ids: lost, *[lambda ids: error(400, 10002, "no")] * 2, absent, rows=1)
@@ -791,6 +936,18 @@ def test_row_is_sent_again_when_a_look_up_is_answered_between_unanswered_ones():
 
     assert outcomes(state) == sent_by("created", "created", "created")
     assert desk.run.unknown == 0
+
+
+def test_unanswered_look_ups_of_one_part_do_not_leave_the_next_part_pending():
+    unanswered = [lambda ids: error(500)] * 3
+    first = [lambda ids: created(ids[1:]), *unanswered, none, *unanswered, none, *unanswered]
+    second = [lambda ids: created(ids[:1]), created]
+    options = Options(rate=RateLimits(instances_per_s=4, requests_per_5m=None))
+
+    desk, _, state = deliver(*first, *second, rows=8, options=options, draw=0.0)
+
+    assert count(outcomes(state).values()) == {"pending": 1, "created": 7}
+    assert desk.run.unknown == 1
 
 
 def test_wait_before_a_late_look_up_counts_as_time_of_the_service():

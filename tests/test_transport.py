@@ -10,6 +10,7 @@ import struct
 import time
 import traceback
 import tracemalloc
+from dataclasses import replace
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -657,6 +658,17 @@ async def test_dropping_connections_closes_idle_ones_and_lets_those_in_use_end()
         assert (await post(way))[0].status == 200
         assert server.connections == 3
         assert len(way._retired) == 1
+
+
+async def test_fresh_request_uses_a_connection_of_its_own_and_leaves_the_others_open():
+    async with raw(http()) as server, way_to(server.url) as way:
+        await post(way)
+        for _ in range(2):
+            fresh = replace(create_batch(TARGET, b"[]"), fresh=True)
+            assert (await way.send(fresh, Leave())).status == 200
+        await post(way)
+
+    assert server.connections == 3
 
 
 # --- credentials --------------------------------------------------------------------------------------------------
