@@ -79,6 +79,8 @@ class Sent:
     """It was the service's own, whole answer to this request."""
     stale: bool = False
     """It was a late copy of another answer."""
+    fresh: bool = False
+    """It went over a connection of its own."""
 
 
 @dataclass
@@ -213,7 +215,9 @@ class World:
         if reading.refusal:
             return reading.refusal
         if trouble.refused_id:
-            return refusal(400, 10002, f"instance {trouble.refused_id!r} is refused")
+            return refusal(400, 10002, self._reason(trouble.refused_id, sent.ids))
+        if self.plan.bad_together and self.plan.bad_together <= {row_of(id_) for id_ in sent.ids}:
+            return refusal(400, 10002, self._reason(sent.ids[-1], sent.ids))
         free = {id_ for id_ in sent.ids if not self.service.holds(TARGET, id_)}
         creation = self.service.create(TARGET, reading.items, trouble.tampering)
         sent.created = tuple(item.id for item in creation.created)
@@ -221,6 +225,12 @@ class World:
             sent.withheld = tuple(id_ for id_ in sent.ids if id_ in free and id_ not in sent.created)
         self._note_created(creation.created)
         return creation.answer
+
+    def _reason(self, refused: str, ids: Sequence[str]) -> str:
+        """What a refusal says: it names the row, or none, or another one."""
+        if self.plan.refusals == "nameless":
+            return "the request is refused"
+        return f"instance {refused if self.plan.refusals == 'named' else ids[0]!r} is refused"
 
     def _look_up(self, id_: str) -> Answer:
         plan = self.plan
@@ -384,13 +394,20 @@ class Network:
         method = {RequestKind.CREATE: "POST", RequestKind.LOOK_UP: "GET"}[request.kind]
         if not slot.writing():
             return Fault(kind=FaultKind.NOT_SENT, message="the leave to send was lost")
-        return await self._request(method, tuple(ids_of(request)), request.body or b"", slot.written)
+        sent = Sent(
+            number=len(self._world.sent),
+            session=self._session.number,
+            method=method,
+            ids=tuple(ids_of(request)),
+            at=self._world.monotonic(),
+            fresh=request.fresh,
+        )
+        return await self._request(sent, request.body or b"", slot.written)
 
-    async def _request(self, method: str, ids: tuple[str, ...], body: bytes, written: Callable[[], None]) -> Any:
-        world = self._world
+    async def _request(self, sent: Sent, body: bytes, written: Callable[[], None]) -> Any:
+        world, ids = self._world, sent.ids
         if world._loop is None:
             raise asyncio.CancelledError
-        sent = Sent(len(world.sent), self._session.number, method, ids, world.monotonic())
         world.sent.append(sent)
         twice = self._on_wire.intersection(ids) - world.shared
         assert not twice, f"on the wire twice at one time: {sorted(twice)}"
@@ -430,7 +447,7 @@ class Network:
         """What the request comes to, once it is on its way."""
         world, chance = self._world, self._world.chance
         stale = world._stale
-        if ill and stale is not None and chance.random() < world.plan.stale:
+        if ill and stale is not None and not sent.fresh and chance.random() < world.plan.stale:
             await asyncio.sleep(world._travel())  # an idle connection hands over a late copy; nobody reads the request
             sent.stale = True
             if stale.status == 200:
@@ -443,7 +460,7 @@ class Network:
             told = await asyncio.wait_for(heard, TIMEOUT_S)
         except TimeoutError:
             return Fault(kind=FaultKind.IN_DOUBT, message="no answer in time")
-        if sent.method == "POST" and isinstance(told, Reply):
+        if sent.method == "POST" and isinstance(told, Reply) and not sent.fresh:
             world._stale = told
         return told
 
@@ -460,6 +477,12 @@ class Network:
 
     async def aclose(self) -> None:
         """See `Transport.aclose`."""
+
+
+def row_of(id_: str) -> int | None:
+    """The number of the row that an id of this world's lists stands in; None if the id does not say."""
+    found = re.fullmatch(r"id-(\d+)|.*-(\d+)-[0-9a-f]{8}", id_)
+    return None if found is None else int(found[1] or found[2])
 
 
 def params_crc(params: bytes) -> str | None:
