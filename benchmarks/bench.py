@@ -68,8 +68,8 @@ class Served:
     words: str = ""
 
 
-def ran(words: tuple[str, ...]) -> Ran:
-    """Run a command on the client's core; it has to succeed."""
+def ran(words: tuple[str, ...], exit_code: int = 0) -> Ran:
+    """Run a command on the client's core; it has to end with *exit_code*."""
     inlet, outlet = os.pipe()
     measuring = (PYTHON, "-I", "-S", str(HERE / "measure.py"), str(CLIENT), str(outlet), *words)
     with open(inlet, "rb") as measured:
@@ -79,7 +79,7 @@ def ran(words: tuple[str, ...]) -> Ran:
         os.close(outlet)
         told, wrong = process.communicate()
         found = json.loads(measured.read())
-    if found.pop("exit_code"):
+    if found.pop("exit_code") != exit_code:
         sys.exit(f"{' '.join(words)} failed: {wrong.decode()}")
     return Ran(**found, told=told.decode())
 
