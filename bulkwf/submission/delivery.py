@@ -231,7 +231,7 @@ class BatchDelivery:
         if not self._run.options.reject_omitted and len(self._state.pending) <= LOOK_UP_AT_MOST:
             advice = "; if the row is one of the last two of the list and stays omitted, --reject-omitted gives it up"
         return (
-            f"the service creates no instance any more, and omits {self._requests.name(position)} from its answers "
+            f"the service creates no instance any more, and leaves {self._requests.name(position)} out of its answers "
             f"without a reason. Its queue may be full{advice}"
         )
 
