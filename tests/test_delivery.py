@@ -1,6 +1,8 @@
 """Delivery of one batch: what follows each kind of answer, in virtual time."""
 
 import asyncio
+import contextlib
+import sqlite3
 from dataclasses import replace
 from itertools import pairwise
 
@@ -29,6 +31,7 @@ from fakes import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from orjson import loads
+from test_engine import World, mappings
 
 from bulkwf.attempt import FaultKind, InstanceInfo, Reply, Verdict
 from bulkwf.batching.batch_state import BatchState
@@ -950,22 +953,22 @@ def test_unanswered_look_ups_of_one_part_do_not_leave_the_next_part_pending():
     assert desk.run.unknown == 1
 
 
-def test_wait_before_a_late_look_up_counts_as_time_of_the_service():
+def test_wait_before_a_late_look_up_is_time_of_the_service_in_the_timeline(tmp_path):
     async def run():
-        lost = fault(FaultKind.IN_DOUBT)
-        refused = error(400, 10002, "no")
-        desk = Desk(ScriptedTransport(lambda ids: lost, lambda ids: refused, lambda ids: refused, absent))
-        waits = []
-        desk.journal.update = lambda **_: waits.append((now(), desk.run.waits))
-        await desk.deliver(make_batch(1))
-        began = next(at for at, number in waits if number == 1)
-        ended = next(at for at, number in waits if number == 0 and at > began)
-        return ended - began, desk.run.waits
+        lost = {"method": "POST", "request": 1, "status": 500}
+        script = [lost, {"contains_id": "id-1", "status": 400, "code": 10002, "message": "no"}]
+        world = World(tmp_path, mappings(2), script=script)
+        await world.session()
+        return world
 
-    length_s, waits = run_virtual(run())
+    world = run_virtual(run())
 
-    assert 8.0 < length_s < 10.0
-    assert waits == 0
+    with contextlib.closing(sqlite3.connect(world.file)) as db:
+        query = "SELECT sum(json_extract(states, '$.service')), total(json_extract(states, '$.idle')) FROM timeline"
+        service_s, idle_s = db.execute(query).fetchone()
+    assert [result.outcome for result in world.results()] == ["created", "rejected"]
+    assert service_s > 8.0
+    assert idle_s < 1.0
 
 
 # --- a refusal of the run after something was settled ---------------------------------------------------------------
