@@ -16,7 +16,7 @@ from pathlib import Path
 
 from bench import CLIENT, HERE, SERVER, Chosen, Line
 
-QUESTIONS = ("speed", "growth", "resume", "limiter", "faults")
+QUESTIONS = ("speed", "growth", "resume", "limiter", "faults", "badrows")
 PACKAGES = ("aiohttp", "orjson", "msgspec", "anyio", "tenacity", "cloudflare", "httpx")
 
 
@@ -27,7 +27,7 @@ def main() -> int:
     parser.add_argument("--scale", type=float, default=1.0, help="factor of the lists' lengths; 0.01 is a rehearsal")
     parser.add_argument("--rounds", type=int, default=3, help="number of measurements of each rival")
     parser.add_argument("--folder", type=Path, help="folder that keeps the lists; by default they are deleted")
-    parser.add_argument("--keep", action="store_true", help="write results.md and results.png")
+    parser.add_argument("--keep", action="store_true", help="write results.md, results.png and badrows.png")
     given = parser.parse_args()
     questions = given.questions or QUESTIONS
     if not set(questions).issubset(QUESTIONS):
@@ -55,12 +55,13 @@ def answers(questions: Sequence[str], folder: Path, chosen: Chosen) -> Iterator[
 
 def keep(lines: Sequence[Line], circumstances: str) -> None:
     """Write the table and the plot."""
-    from plot import draw  # noqa: PLC0415 - slow, and optional
+    from plot import draw, draw_bad_rows  # noqa: PLC0415 - slow, and optional
 
     head = "| question | of | measured | goal | reached |\n|---|---|---|---|---|\n"
     table = head + "\n".join(map(row, lines))
     (HERE / "results.md").write_text(f"# Results\n\n{circumstances}\n\n{table}\n", "utf-8")
     draw(lines, HERE / "results.png")
+    draw_bad_rows(lines, HERE / "badrows.png")
 
 
 def row(line: Line) -> str:

@@ -68,8 +68,8 @@ class Served:
     output: str = ""
 
 
-def ran(command: tuple[str, ...]) -> Ran:
-    """Run a command on the client's core. It must succeed."""
+def ran(command: tuple[str, ...], exit_code: int = 0) -> Ran:
+    """Run a command on the client's core. It must end with *exit_code*."""
     inlet, outlet = os.pipe()
     measuring = (PYTHON, "-I", "-S", str(HERE / "measure.py"), str(CLIENT), str(outlet), *command)
     with open(inlet, "rb") as measured:
@@ -79,7 +79,7 @@ def ran(command: tuple[str, ...]) -> Ran:
         os.close(outlet)
         output, errors = process.communicate()
         found = json.loads(measured.read())
-    if found.pop("exit_code"):
+    if found.pop("exit_code") != exit_code:
         sys.exit(f"{' '.join(command)} failed: {errors.decode()}")
     return Ran(**found, output=output.decode())
 

@@ -23,6 +23,28 @@ def draw(lines: Sequence[Line], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def draw_bad_rows(lines: Sequence[Line], path: Path) -> None:
+    """Draw what a bad row costs, in requests and in instances, by how frequent bad rows are."""
+    plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
+    figure, axes = plt.subplots(1, 4, figsize=(13, 3.2), layout="constrained")
+    found = [line.numbers for line in lines if "bound" in line.numbers]
+    for kind, (requests, instances) in zip(("scattered", "in groups"), (axes[:2], axes[2:]), strict=True):
+        numbers = [one for one in found if one["kind"] == kind]
+        shares = [100 * one["share"] for one in numbers]
+        for name, color, style in (("halving", THEIRS, "o-"), ("bulkwf", OURS, "o-"), ("bulkwf, named", OURS, "o:")):
+            requests.plot(shares, [one[name][0] for one in numbers], style, color=color, label=name)
+            instances.plot(shares, [one[name][1] for one in numbers], style, color=color, label=name)
+        requests.plot(shares, [one["bound"] for one in numbers], "--", color="black", linewidth=1, label="lower bound")
+        requests.set_title(f"{kind}: further requests a bad row", fontsize=9)
+        instances.set_title(f"{kind}: instances sent a row", fontsize=9)
+    for one in axes:
+        one.set_xscale("log")
+        one.set_ylim(0)
+        one.set_xlabel("bad rows, %")
+    axes[0].legend(frameon=False, fontsize=7)
+    figure.savefig(path, dpi=110)
+
+
 def _rates(axes: plt.Axes, lines: Sequence[Line]) -> None:
     rates = {name: rate for line in lines for name, rate in line.numbers.items()}
     names = sorted(rates, key=rates.__getitem__)

@@ -81,7 +81,7 @@ class Verdict(Enum):
     OMITTED = "omitted"
     """A complete answer without some of the ids sent."""
     BAD_REQUEST = "bad_request"
-    """Something in the request is bad: send it in halves."""
+    """Something in the request is bad: send it in smaller parts."""
     TOO_LARGE = "too_large"
     THROTTLED = "throttled"
     HANDSHAKE = "handshake"
@@ -184,6 +184,7 @@ class Request:
         path: Percent-encoded path below the base URL, starting with a slash.
         query: Query parameters, not encoded.
         body: JSON; None if the request has none.
+        fresh: Send it over a new connection, which nothing else uses: no late copy of another answer can come there.
     """
 
     kind: RequestKind
@@ -191,6 +192,7 @@ class Request:
     path: str
     query: Mapping[str, str] = field(default_factory=dict)
     body: bytes | None = field(default=None, repr=False)
+    fresh: bool = False
 
 
 class Transport(Protocol):

@@ -1,4 +1,4 @@
-"""The account of one batch: each instance is in one place at all times, and the record holds all of it."""
+"""The state of one batch: each instance is in one place at all times, and the record holds all of it."""
 
 from zlib import crc32
 
@@ -62,10 +62,10 @@ def unordered(record):
     return record._replace(exceptions=orjson.loads(record.exceptions or "null"))
 
 
-def resumed(ledger):
-    record = ledger.record()
+def resumed(state):
+    record = state.record()
     answer = None if record.answer is None else InstanceInfo(**orjson.loads(record.answer))
-    return BatchState.resumed(ledger.batch, record.attempts, answer, record.exceptions)
+    return BatchState.resumed(state.batch, record.attempts, answer, record.exceptions)
 
 
 ANSWERS = st.builds(
@@ -78,15 +78,15 @@ ANSWERS = st.builds(
 
 @st.composite
 def histories(draw):
-    """A batch, and what one attempt after another settles of it."""
+    """A batch, and what each attempt settles of it."""
     batch = new_batch()
     pending = list(range(len(batch.ids)))
     steps = []
     for _ in range(draw(st.integers(0, 4))):
-        doubtful = draw(st.sets(st.sampled_from(pending))) if pending else set()
+        in_doubt = draw(st.sets(st.sampled_from(pending))) if pending else set()
         part = draw(st.lists(st.sampled_from(pending), unique=True)) if pending else []
         kinds = [draw(st.sampled_from("cceror")) for _ in part]
-        outcome = join(
+        judgement = join(
             created([p for p, kind in zip(part, kinds, strict=True) if kind == "c"]),
             *(existence(batch, (p,)) for p, kind in zip(part, kinds, strict=True) if kind == "e"),
             *(
@@ -98,106 +98,106 @@ def histories(draw):
             answer=draw(ANSWERS) if "c" in kinds else None,
         )
         pending = [p for p in pending if p not in part]
-        steps.append((doubtful, outcome))
+        steps.append((in_doubt, judgement))
     return batch, steps
 
 
 @given(histories())
-def test_each_instance_is_pending_created_or_otherwise_settled_at_all_times(history):
+def test_each_instance_is_in_exactly_one_place_at_all_times(history):
     batch, steps = history
-    ledger = BatchState(batch)
+    state = BatchState(batch)
     everything = list(range(len(batch.ids)))
-    for attempts, (doubtful, outcome) in enumerate(steps, 1):
-        ledger.attempts = attempts
-        ledger.in_doubt.update(doubtful)
-        ledger.add(outcome)
+    for attempts, (in_doubt, judgement) in enumerate(steps, 1):
+        state.attempts = attempts
+        state.in_doubt.update(in_doubt)
+        state.add(judgement)
 
-        assert sorted([*ledger.pending, *ledger.created, *ledger.others]) == everything
-        results = ledger.settled(outcome)
+        assert sorted([*state.pending, *state.created, *state.others]) == everything
+        results = state.settled(judgement)
         assert [r.row for r in results] == [
-            batch.first_row + batch.offsets[p] for p in [*outcome.created, *(p for p, _ in outcome.others)]
+            batch.first_row + batch.offsets[p] for p in [*judgement.created, *(p for p, _ in judgement.others)]
         ]
         assert all(r.attempts == attempts for r in results)
-        record = ledger.record()
+        record = state.record()
         assert record.created + record.existed + record.rejected + record.pending == len(everything)
-        assert (record.invalid, record.complete) == (2, not ledger.pending)
+        assert (record.invalid, record.complete) == (2, not state.pending)
         assert record.existed_in_doubt == sum(
-            ledger.others[p].in_doubt for p in ledger.others if ledger.others[p].outcome == "existed"
+            state.others[p].in_doubt for p in state.others if state.others[p].outcome == "existed"
         )
 
 
 @given(histories())
-def test_a_ledger_resumed_from_its_record_has_the_same_record_and_doubts_all_that_is_pending(history):
+def test_resumed_state_has_the_same_record_and_pending_rows_in_doubt(history):
     batch, steps = history
-    ledger = BatchState(batch)
-    for attempts, (doubtful, outcome) in enumerate(steps, 1):
-        ledger.attempts = attempts
-        ledger.in_doubt.update(doubtful)
-        ledger.add(outcome)
+    state = BatchState(batch)
+    for attempts, (in_doubt, judgement) in enumerate(steps, 1):
+        state.attempts = attempts
+        state.in_doubt.update(in_doubt)
+        state.add(judgement)
 
-    again = resumed(ledger)
+    again = resumed(state)
 
-    assert unordered(again.record()) == unordered(ledger.record())
-    assert set(again.pending) == set(ledger.pending) == again.in_doubt
-    assert sorted(again.created) == sorted(ledger.created)
+    assert unordered(again.record()) == unordered(state.record())
+    assert set(again.pending) == set(state.pending) == again.in_doubt
+    assert sorted(again.created) == sorted(state.created)
     assert {p: (r.outcome, r.row, r.id, r.code, r.message, r.in_doubt, r.status) for p, r in again.others.items()} == {
-        p: (r.outcome, r.row, r.id, r.code, r.message, r.in_doubt, r.status) for p, r in ledger.others.items()
+        p: (r.outcome, r.row, r.id, r.code, r.message, r.in_doubt, r.status) for p, r in state.others.items()
     }
 
 
-def test_a_fresh_ledger_has_everything_pending_and_nothing_in_doubt():
-    ledger = BatchState(new_batch())
+def test_new_state_has_everything_pending_and_nothing_in_doubt():
+    state = BatchState(new_batch())
 
-    record = ledger.record()
+    record = state.record()
 
     assert (record.pending, record.complete, record.answer) == (13, False, None)
     assert (record.first_row, record.rows) == (FIRST_ROW, 16)
-    assert ledger.in_doubt == set()
+    assert state.in_doubt == set()
 
 
-def test_a_batch_of_refused_rows_alone_is_complete_from_the_first():
+def test_batch_of_invalid_rows_alone_is_complete():
     record = BatchState(new_batch(offsets=[])).record()
 
     assert (record.complete, record.pending, record.invalid) == (True, 0, 2)
 
 
-def test_a_batch_that_one_answer_settles_needs_no_exceptions():
-    ledger = BatchState(new_batch(refused=()))
-    ledger.add(created(range(13), InstanceInfo("queued", "v", "w")))
+def test_batch_that_one_answer_settles_has_no_exceptions():
+    state = BatchState(new_batch(refused=()))
+    state.add(created(range(13), InstanceInfo("queued", "v", "w")))
 
-    record = ledger.record()
+    record = state.record()
 
     assert (record.created, record.complete, record.exceptions) == (13, True, None)
     assert orjson.loads(record.answer) == {"status": "queued", "version_id": "v", "workflow_id": "w"}
 
 
-def test_instances_created_later_under_another_answer_keep_their_own():
-    ledger = BatchState(new_batch())
-    ledger.add(created([0, 1], InstanceInfo("queued", "v1")))
-    ledger.add(created([2], InstanceInfo("queued", "v1")))
+def test_instances_created_with_another_answer_keep_it():
+    state = BatchState(new_batch())
+    state.add(created([0, 1], InstanceInfo("queued", "v1")))
+    state.add(created([2], InstanceInfo("queued", "v1")))
     later = created([3], InstanceInfo("queued", "v2"))
-    ledger.add(later)
+    state.add(later)
 
-    assert (ledger.created, ledger.answer, list(ledger.others)) == ([0, 1, 2], InstanceInfo("queued", "v1"), [3])
-    assert ledger.record().created == 4
-    assert ledger.settled(later)[0].version_id == "v2"
-    assert resumed(ledger).others[3].version_id == "v2"
-
-
-def test_only_an_instance_that_may_have_been_created_before_is_existed_in_doubt():
-    ledger = BatchState(new_batch())
-    ledger.in_doubt.update({0, 2})
-    ledger.add(join(existence(ledger.batch, (0, 1)), rejection(ledger.batch, 2, 5, "why")))
-
-    assert [ledger.others[p].in_doubt for p in (0, 1, 2)] == [True, False, False]
-    assert ledger.record().existed_in_doubt == 1
+    assert (state.created, state.answer, list(state.others)) == ([0, 1, 2], InstanceInfo("queued", "v1"), [3])
+    assert state.record().created == 4
+    assert state.settled(later)[0].version_id == "v2"
+    assert resumed(state).others[3].version_id == "v2"
 
 
-def test_the_record_names_what_differs_and_what_is_pending_by_its_place_in_the_batch():
-    ledger = BatchState(new_batch())
-    ledger.add(join(created(range(10)), rejection(ledger.batch, 10, 5, "why"), answer=InstanceInfo("queued")))
+def test_only_existed_instances_in_doubt_are_marked_in_doubt():
+    state = BatchState(new_batch())
+    state.in_doubt.update({0, 2})
+    state.add(join(existence(state.batch, (0, 1)), rejection(state.batch, 2, 5, "why")))
 
-    assert orjson.loads(ledger.record().exceptions) == {
+    assert [state.others[p].in_doubt for p in (0, 1, 2)] == [True, False, False]
+    assert state.record().existed_in_doubt == 1
+
+
+def test_record_names_exceptions_and_pending_rows_by_their_offset():
+    state = BatchState(new_batch())
+    state.add(join(created(range(10)), rejection(state.batch, 10, 5, "why"), answer=InstanceInfo("queued")))
+
+    assert orjson.loads(state.record().exceptions) == {
         "3": {"outcome": "invalid", "id": "bad id", "code": "bad_id", "message": "the id"},
         "7": {"outcome": "invalid", "code": "not_json", "message": "no JSON"},
         str(OFFSETS[10]): {"outcome": "rejected", "code": 5, "message": "why"},
@@ -206,17 +206,17 @@ def test_the_record_names_what_differs_and_what_is_pending_by_its_place_in_the_b
     }
 
 
-def test_the_fingerprint_is_that_of_the_lines_that_are_not_refused():
-    ledger = BatchState(new_batch())
+def test_fingerprint_covers_the_lines_that_are_not_refused():
+    state = BatchState(new_batch())
     kept = [line for n, line in enumerate(LINES) if n not in (3, 7)]
-    assert ledger.fingerprint() == fingerprint_of(kept)
+    assert state.fingerprint() == fingerprint_of(kept)
 
-    ledger.add(rejection(ledger.batch, 0, 5, "why"))
-    ledger.add(existence(ledger.batch, (1,)))
+    state.add(rejection(state.batch, 0, 5, "why"))
+    state.add(existence(state.batch, (1,)))
 
     kept.remove(LINES[OFFSETS[0]])
-    assert ledger.fingerprint() == fingerprint_of(kept)
-    assert (ledger.record().size, ledger.record().digest) == fingerprint_of(kept)
+    assert state.fingerprint() == fingerprint_of(kept)
+    assert (state.record().size, state.record().digest) == fingerprint_of(kept)
 
 
 def fingerprint_of(lines):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from test_engine import World
 
 from bulkwf.batching import packer as batching
-from bulkwf.batching.batcher import ITEM_OVERHEAD_BYTES, Batcher, even_share
+from bulkwf.batching.batcher import ITEM_OVERHEAD_BYTES, Batcher, even_share, request_cost
 from bulkwf.batching.body import compose
 from bulkwf.batching.ids import IdScheme
 from bulkwf.check import check_list
@@ -129,9 +129,38 @@ def test_an_even_share_of_68_at_100_a_second_is_50():
 def test_a_batch_begun_at_a_higher_rate_is_sent_in_smaller_requests():
     batcher = batcher_of(options=Options(rate=RateLimits(instances_per_s=40)))
 
-    assert batcher.requests(range(100)) == [range(40), range(40, 80), range(80, 100)]
-    assert batcher.requests([3, 5, 8]) == [[3, 5, 8]]
-    assert batcher.requests([]) == []
+    assert batcher.next_part(range(100)) == range(40)
+    assert batcher.next_part([3, 5, 8]) == [3, 5, 8]
+    assert batcher.next_part([]) == []
+
+
+def test_batches_are_smaller_while_bad_rows_are_frequent():
+    batcher = batcher_of(b"{}\n" * 1_000)
+
+    async def size():
+        return len((await batcher.next()).ids)
+
+    async def run():
+        sizes = [await size()]
+        for _ in range(4):
+            batcher.bad_rows.found()
+        sizes.append(await size())
+        batcher.bad_rows.created(1_000)
+        return [*sizes, await size()]
+
+    whole, smaller, again = asyncio.run(run())
+
+    assert (whole, again) == (100, 100)
+    assert smaller < 20
+    assert len(batcher.next_part(range(100))) == 100
+
+
+@pytest.mark.parametrize(
+    ("instances_per_s", "requests_per_5m", "cost"),
+    [(100, 1_200, 25.0), (10, 1_200, 5.0), (100, None, 5.0), (None, 1_200, 1_000.0), (None, None, 1_000.0)],
+)
+def test_request_costs_as_many_instances_as_the_limits_allow_in_its_time(instances_per_s, requests_per_5m, cost):
+    assert request_cost(RateLimits(instances_per_s=instances_per_s, requests_per_5m=requests_per_5m)) == cost
 
 
 # --- bytes --------------------------------------------------------------------------------------------------------

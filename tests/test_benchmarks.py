@@ -18,9 +18,10 @@ ANSWERS = {
     "growth": {"(b) memory": 1, "(f) growth": 1},
     "resume": {"(c) resume: the checkpoint": 2, "(c) resume: with the list": 2},
     "limiter": {"(d) limiter": 7},
+    "badrows": {"(g) bad rows": 14},
 }
 """The lines of the table that answer each question."""
-ASKED = scaled(["faults"], list(ANSWERS))
+ASKED = scaled(["faults", "badrows"], list(ANSWERS))
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="one rival is curl")

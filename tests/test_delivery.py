@@ -1,9 +1,10 @@
-"""One batch until every instance in it is settled: what each kind of answer leads to, in virtual time."""
+"""Delivery of one batch: what follows each kind of answer, in virtual time."""
 
 import asyncio
+import contextlib
+import sqlite3
 from dataclasses import replace
 from itertools import pairwise
-from math import log2
 
 import pytest
 from fakes import (
@@ -29,8 +30,10 @@ from fakes import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from orjson import loads
+from test_engine import World, mappings
 
-from bulkwf.attempt import FaultKind, Verdict
+from bulkwf.attempt import FaultKind, InstanceInfo, Reply, Verdict
 from bulkwf.batching.batch_state import BatchState
 from bulkwf.emulator import Limits, Service
 from bulkwf.emulator.answers import refusal
@@ -43,34 +46,34 @@ IDS = [f"id-{i}" for i in range(100)]
 
 
 def deliver(*answers, rows=3, then=None, options=None, batch=None, draw=None, **more):
-    """Deliver one batch to a scripted service; returns the desk, the transport and the ledger."""
+    """Deliver one batch to a scripted service; returns the desk, the transport and the batch's state."""
 
     async def run():
         transport = ScriptedTransport(*answers, then=then)
         desk = Desk(transport, options or Options())
         if draw is not None:
             desk.draw = lambda: draw
-        ledger = await desk.deliver(batch or make_batch(rows), **more)
+        state = await desk.deliver(batch or make_batch(rows), **more)
         assert not transport.answers
-        return desk, transport, ledger
+        return desk, transport, state
 
     return run_virtual(run())
 
 
 def stopped(kind, *answers, rows=3, then=None, options=None, **more):
-    """The same, for a delivery that ends with an error of this kind; returns the error as well."""
+    """The same for a delivery that ends with an error of this kind; returns the error as well."""
 
     async def run():
         transport = ScriptedTransport(*answers, then=then)
         desk = Desk(transport, options or Options())
         with pytest.raises(kind) as raised:
             await desk.deliver(make_batch(rows), **more)
-        return desk, transport, desk.ledger, raised.value
+        return desk, transport, desk.state, raised.value
 
     return run_virtual(run())
 
 
-def ill(ids):
+def failing(ids):
     return error(500)
 
 
@@ -98,42 +101,42 @@ def sent_by(*found_outcomes, prefix="id-"):
     return {f"{prefix}{i}": outcome for i, outcome in enumerate(found_outcomes)}
 
 
-# --- a good day, and ill ones -------------------------------------------------------------------------------------
+# --- a service that works, and one that fails ---------------------------------------------------------------------
 
 
-def test_a_batch_that_is_created_takes_one_request():
-    desk, transport, ledger = deliver(created)
+def test_batch_that_is_created_takes_one_request():
+    desk, transport, state = deliver(created)
 
     assert transport.posts == [["id-0", "id-1", "id-2"]]
-    assert outcomes(ledger) == sent_by("created", "created", "created")
-    assert (ledger.attempts, ledger.answer.version_id, desk.sleeps) == (1, "v1", [])
+    assert outcomes(state) == sent_by("created", "created", "created")
+    assert (state.attempts, state.answer.version_id, desk.sleeps) == (1, "v1", [])
 
 
-@pytest.mark.parametrize("what", [ill, lambda ids: fault(), lambda ids: fault(FaultKind.NOT_SENT)])
-def test_an_ill_service_is_tried_again_with_the_same_ids_after_growing_waits(what):
-    desk, transport, ledger = deliver(*[what] * 10, created, draw=0.5)
+@pytest.mark.parametrize("what", [failing, lambda ids: fault(), lambda ids: fault(FaultKind.NOT_SENT)])
+def test_failing_service_gets_the_same_ids_again_after_growing_waits(what):
+    desk, transport, state = deliver(*[what] * 10, created, draw=0.5)
 
     assert desk.sleeps == [0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0]  # half of 0.5 s · 2ⁿ, at most 60 s
     assert transport.posts == [["id-0", "id-1", "id-2"]] * 11
-    assert (count(outcomes(ledger).values()), ledger.attempts) == ({"created": 3}, 11)
+    assert (count(outcomes(state).values()), state.attempts) == ({"created": 3}, 11)
 
 
-def test_a_wait_that_an_ill_service_asks_for_is_kept():
+def test_retry_after_of_a_failing_service_is_kept():
     desk, _, _ = deliver(lambda ids: error(503, retry_after="45"), created, draw=0.0)
 
     assert desk.sleeps == [45.0]
 
 
-def test_an_ill_service_gets_half_as_many_requests_at_a_time():
+def test_failing_service_gets_half_as_many_concurrent_requests():
     async def run():
-        desk = Desk(ScriptedTransport(ill, ill, created))
+        desk = Desk(ScriptedTransport(failing, failing, created))
         await desk.deliver(make_batch(3))
         return desk.limiter.capacity(1)
 
     assert run_virtual(run()) == 8
 
 
-def test_what_was_not_sent_uses_up_no_rate():
+def test_request_that_was_not_sent_uses_no_rate():
     async def run():
         desk = Desk(
             ScriptedTransport(lambda ids: fault(FaultKind.NOT_SENT), created), limits=RateLimits(instances_per_s=3)
@@ -145,53 +148,53 @@ def test_what_was_not_sent_uses_up_no_rate():
     assert run_virtual(run()) < 0.1
 
 
-def test_what_a_partial_answer_settles_is_not_sent_again():
+def test_instances_that_a_partial_answer_settles_are_not_sent_again():
     def partly(ids):
         refused = [{"index": 2, "id": "id-2", "code": 10001, "message": "internal"}]
         return reply(200, envelope({"created": [{"id": one} for one in ids[:2]], "errors": refused}))
 
-    _, transport, ledger = deliver(partly, created)
+    _, transport, state = deliver(partly, created)
 
     assert transport.posts == [["id-0", "id-1", "id-2"], ["id-2"]]
-    assert count(outcomes(ledger).values()) == {"created": 3}
+    assert count(outcomes(state).values()) == {"created": 3}
 
 
-def test_what_is_settled_is_durable_before_the_next_request_goes():
+def test_results_are_durable_before_the_next_request_is_sent():
     desk, _, _ = deliver(lambda ids: created(ids[:-1]), found)
 
     assert [event[0] for event in desk.events] == ["attempted", "settled", "attempted", "settled"]
 
 
-def test_an_attempt_that_settles_nothing_is_durable_before_the_next_one_goes():
-    desk, _, _ = deliver(ill, created)
+def test_attempt_that_settles_nothing_is_durable_before_the_next_one():
+    desk, _, _ = deliver(failing, created)
 
     assert [event[0] for event in desk.events] == ["attempted", "recorded", "attempted", "settled"]
 
 
-def test_a_batch_that_was_begun_at_a_higher_rate_is_sent_in_parts():
-    _, transport, ledger = deliver(
+def test_batch_begun_at_a_higher_rate_is_sent_in_parts():
+    _, transport, state = deliver(
         then=created, rows=25, options=Options(rate=RateLimits(instances_per_s=10, requests_per_5m=None))
     )
 
     assert [len(ids) for ids in transport.posts] == [10, 10, 5]
-    assert count(outcomes(ledger).values()) == {"created": 25}
+    assert count(outcomes(state).values()) == {"created": 25}
 
 
 # --- 429 ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_429_pauses_for_exactly_what_it_orders_and_takes_no_patience():
-    desk, transport, ledger = deliver(lambda ids: error(429, 10429, retry_after="7"), created)
+def test_429_pauses_for_its_retry_after_and_uses_no_retry():
+    desk, transport, state = deliver(lambda ids: error(429, 10429, retry_after="7"), created)
 
     assert (desk.sleeps, desk.pauses) == ([], [7.0])
     assert transport.requests[1].at == pytest.approx(7.0, abs=1e-6)
     assert transport.requests[1].at >= 7.0
-    assert ledger.in_doubt == set()
-    assert count(outcomes(ledger).values()) == {"created": 3}
+    assert state.in_doubt == set()
+    assert count(outcomes(state).values()) == {"created": 3}
 
 
-def test_a_429_holds_whoever_waits_for_a_slot():
-    """Not one request slips out between the answer and the pause, however long notes take to be written."""
+def test_429_holds_all_requests_that_wait_for_a_slot():
+    """No request is sent between the answer and the pause, however long the journal takes."""
 
     async def run():
         transport = ScriptedTransport(lambda ids: error(429, retry_after="50"), then=created, latency_s=1.0)
@@ -202,14 +205,14 @@ def test_a_429_holds_whoever_waits_for_a_slot():
     assert [request.at >= 51 for request in run_virtual(run()).requests] == [False, True, True, True, True, True]
 
 
-def test_429s_that_order_nothing_pause_longer_and_longer():
+def test_pauses_grow_when_429s_have_no_retry_after():
     desk, transport, _ = deliver(*[lambda ids: error(429)] * 7, created)
 
     assert desk.pauses == [10.0, 20.0, 40.0, 80.0, 160.0, 300.0, 300.0]
     assert transport.requests[-1].at == pytest.approx(910.0, abs=0.01)
 
 
-def test_after_something_was_settled_pauses_begin_short_again():
+def test_pauses_start_short_again_after_something_was_settled():
     desk, _, _ = deliver(
         lambda ids: error(429),
         lambda ids: error(429),
@@ -222,7 +225,7 @@ def test_after_something_was_settled_pauses_begin_short_again():
     assert desk.pauses == [10.0, 20.0, 10.0]
 
 
-def test_429s_of_requests_on_the_wire_together_are_one_pause():
+def test_429s_of_concurrent_requests_make_one_pause():
     async def run():
         def late(ids):
             return error(429) if now() < 9 else created(ids)
@@ -245,72 +248,192 @@ def test_429s_of_requests_on_the_wire_together_are_one_pause():
     assert slow.requests[1].at == pytest.approx(10.0, abs=0.01)
 
 
-def test_a_pause_that_is_longer_than_the_longest_outage_ends_the_run_at_once():
-    desk, transport, ledger, raised = stopped(TemporaryStop, lambda ids: error(429, retry_after="3600"))
+def test_pause_longer_than_the_longest_outage_ends_the_run():
+    desk, transport, state, raised = stopped(TemporaryStop, lambda ids: error(429, retry_after="3600"))
 
     assert (desk.pauses, len(transport.posts)) == ([3600.0], 1)
     assert "3,600 s" in str(raised)
-    assert count(outcomes(ledger).values()) == {"pending": 3}
+    assert count(outcomes(state).values()) == {"pending": 3}
 
 
 # --- in doubt -----------------------------------------------------------------------------------------------------
 
 
-def test_rows_that_a_lost_answer_had_created_are_existed_with_the_mark_of_doubt():
+def test_rows_created_by_a_lost_answer_are_existed_in_doubt():
     async def run():
         held = service()
         transport = ServiceTransport(held, script=[{"request": 1, "reset": True, "partial": 2}])
         desk = Desk(transport)
         return held, transport, await desk.deliver(make_batch(3))
 
-    held, transport, ledger = run_virtual(run())
+    held, transport, state = run_virtual(run())
 
     assert transport.posts == [["id-0", "id-1", "id-2"]] * 2
     assert transport.gets == ["id-0", "id-1"]
-    assert outcomes(ledger) == sent_by("existed", "existed", "created")
-    assert [ledger.others[i].in_doubt for i in (0, 1)] == [True, True]
+    assert outcomes(state) == sent_by("existed", "existed", "created")
+    assert [state.others[i].in_doubt for i in (0, 1)] == [True, True]
     assert held.created == 3
 
 
-def test_rows_that_were_there_before_the_run_are_existed_without_that_mark():
-    _, transport, ledger = deliver(lambda ids: created(ids[:2]), found)
+def test_rows_that_existed_before_the_run_are_not_in_doubt():
+    _, transport, state = deliver(lambda ids: created(ids[:2]), found)
 
     assert transport.gets == ["id-2"]
-    assert outcomes(ledger) == sent_by("created", "created", "existed")
-    assert (ledger.others[2].in_doubt, ledger.others[2].status) == (False, "running")
+    assert outcomes(state) == sent_by("created", "created", "existed")
+    assert (state.others[2].in_doubt, state.others[2].status) == (False, "running")
 
 
-def test_a_refused_connection_leaves_no_doubt():
-    _, _, ledger = deliver(lambda ids: fault(FaultKind.NOT_SENT), lambda ids: created(ids[:2]), found)
+def test_refused_connection_leaves_no_row_in_doubt():
+    _, _, state = deliver(lambda ids: fault(FaultKind.NOT_SENT), lambda ids: created(ids[:2]), found)
 
-    assert ledger.others[2].in_doubt is False
+    assert state.others[2].in_doubt is False
 
 
 # --- bad rows -----------------------------------------------------------------------------------------------------
 
 
+def pattern(rows):
+    return "^(" + "|".join(f"id-{row}" for row in sorted(rows)) + ")$"
+
+
+def refused_alone_twice(transport, row_id):
+    """Whether the last two answers about this row refuse it alone, the second one over a new connection."""
+    answered = [one for one in transport.requests if isinstance(one.reply, Reply) and one.reply.status < 500]
+    last = [one for one in answered if one.method == "POST" and row_id in one.ids][-2:]
+    return [(one.ids, one.reply.status) for one in last] == [([row_id], 400)] * 2 and last[1].fresh
+
+
+BAD_ROWS = st.sets(st.integers(0, 99), max_size=12)
+
+
 @settings(max_examples=60)
-@given(st.sets(st.integers(0, 99), max_size=12), st.integers(10, 100))
-def test_exactly_the_poisonous_rows_are_rejected_and_all_others_created(poison, rows):
-    """Halving takes about 2·log2(n) + 2 requests for each of them, and none twice at one time."""
-    poison = {i for i in poison if i < rows}
+@given(BAD_ROWS, st.integers(10, 100))
+def test_exactly_the_bad_rows_are_rejected_and_all_others_created(bad, rows):
+    """A refusal of the emulator names the row: three requests for each, and none twice at one time."""
+    bad = {i for i in bad if i < rows}
 
     async def run():
         held = service()
-        script = [{"refuse_ids": "^(" + "|".join(f"id-{i}" for i in sorted(poison)) + ")$"}] if poison else []
-        transport = ServiceTransport(held, script=script)
-        ledger = await Desk(transport, Options(max_rejects=100)).deliver(make_batch(rows))
-        return held, transport, ledger
+        transport = ServiceTransport(held, script=[{"refuse_ids": pattern(bad)}] if bad else [])
+        state = await Desk(transport, Options(max_rejects=100)).deliver(make_batch(rows))
+        return held, transport, state
 
-    held, transport, ledger = run_virtual(run())
+    held, transport, state = run_virtual(run())
 
-    assert outcomes(ledger) == {f"id-{i}": "rejected" if i in poison else "created" for i in range(rows)}
-    assert sorted(held.ids(TARGET)) == sorted(f"id-{i}" for i in range(rows) if i not in poison)
-    assert len(transport.requests) <= 1 + len(poison) * (2 * (log2(rows) + 1) + 1)
-    assert all(ledger.others[i].code == 10002 and "refused" in ledger.others[i].message for i in poison)
+    assert outcomes(state) == {f"id-{i}": "rejected" if i in bad else "created" for i in range(rows)}
+    assert sorted(held.ids(TARGET)) == sorted(f"id-{i}" for i in range(rows) if i not in bad)
+    assert len(transport.requests) <= 1 + 5 * len(bad)
+    assert all(state.others[i].code == 10002 and "refused" in state.others[i].message for i in bad)
+    assert transport.dropped == 0
 
 
-def test_a_first_batch_with_one_bad_row_is_not_taken_for_a_refusal_of_the_run():
+class Refusing(ServiceTransport):
+    """A service whose refusals name no row, and that also refuses these pairs of rows."""
+
+    def __init__(self, *args, pairs=(), **more):
+        super().__init__(*args, **more)
+        self.pairs = [{f"id-{one}", f"id-{other}"} for one, other in pairs]
+
+    def _act(self, request, reading, trouble):
+        together = any(pair.issubset(request.ids) for pair in self.pairs)
+        if reading is not None and (trouble.refused_id or together):
+            return refusal(400, 10002, "the request is refused")
+        return super()._act(request, reading, trouble)
+
+
+@settings(max_examples=60)
+@given(
+    bad=BAD_ROWS,
+    pairs=st.lists(st.tuples(st.integers(0, 49), st.integers(50, 99)), max_size=3),
+    lost=st.sampled_from([0.0, 0.1, 0.4]),
+    random_refusals=st.sampled_from([0.0, 0.1, 0.5]),
+    killed_after=st.none() | st.integers(1, 60),
+    seed=st.integers(0, 1_000),
+)
+def test_no_outcome_is_wrong_with_lost_answers_random_refusals_and_a_kill(
+    bad, pairs, lost, random_refusals, killed_after, seed
+):
+    script = [
+        {"refuse_ids": pattern(bad)} if bad else {"latency_s": 0.001},
+        {"method": "POST", "chance": random_refusals, "status": 400, "code": 10002},
+        {"method": "POST", "chance": lost, "reset": True, "when": "after"},
+        {"method": "POST", "chance": lost, "reset": True, "partial": 7},
+        {"method": "POST", "chance": lost, "status": 500},
+    ]
+
+    async def run():
+        held, batch, kill = service(), make_batch(100), asyncio.Event()
+
+        def count_requests(number):
+            if number == killed_after:
+                kill.set()
+
+        transport = Refusing(held, script=script, seed=seed, pairs=pairs, before=count_requests)
+        state, options = BatchState(batch), Options(max_rejects=100, retry=RetryPolicy(max_outage_s=1e6))
+        delivery = asyncio.ensure_future(Desk(transport, options, seed=seed).deliver(batch, state=state))
+        killed = asyncio.ensure_future(kill.wait())
+        await asyncio.wait((delivery, killed), return_when=asyncio.FIRST_COMPLETED)
+        killed.cancel()
+        if not delivery.done():
+            delivery.cancel()
+            await asyncio.wait((delivery,))
+            await asyncio.sleep(100.0)  # what is on the wire arrives
+            record = state.record()
+            answer = record.answer and InstanceInfo(**loads(record.answer))
+            state = BatchState.resumed(batch, record.attempts, answer, record.exceptions)
+            await Desk(transport, options, seed=seed).deliver(batch, state=state)
+        else:
+            delivery.result()
+        return held, transport, state
+
+    held, transport, state = run_virtual(run())
+
+    by_id = outcomes(state)
+    assert {id_ for id_, outcome in by_id.items() if outcome in ("created", "existed")} == set(held.ids(TARGET))
+    assert held.created == len(held.ids(TARGET))
+    rejected = {id_ for id_, outcome in by_id.items() if outcome == "rejected"}
+    assert rejected.issuperset(f"id-{row}" for row in bad)
+    assert all(refused_alone_twice(transport, id_) for id_ in rejected)
+    assert random_refusals or len(rejected) == len(bad)
+    faults = sum(not isinstance(one.reply, Reply) or one.reply.status == 500 for one in transport.requests)
+    assert len(transport.posts) - faults <= 100 * (7 + 3) + 1
+
+
+def test_refusal_that_is_not_repeated_rejects_no_row_and_drops_the_connections():
+    refuse = lambda ids: error(400, 10002, "no")  # noqa: E731
+    _, transport, state = deliver(refuse, created, refuse, created, created, rows=4)
+
+    assert count(outcomes(state).values()) == {"created": 4}
+    assert transport.posts == [["id-0", "id-1", "id-2", "id-3"], ["id-0", "id-1"], ["id-2"], ["id-2"], ["id-3"]]
+    assert [request.fresh for request in transport.requests] == [False, False, False, True, False]
+    assert transport.dropped == 1
+
+
+def test_last_suspect_is_sent_alone_twice_before_it_is_rejected():
+    _, transport, state = deliver(then=lambda ids: error(400, 10002, "no") if "id-1" in ids else created(ids), rows=2)
+
+    assert outcomes(state) == sent_by("created", "rejected")
+    assert transport.posts == [["id-0", "id-1"], ["id-0"], ["id-1"], ["id-1"]]
+    assert [request.fresh for request in transport.requests] == [False, False, False, True]
+
+
+def test_batch_begun_before_bad_rows_were_found_is_sent_in_smaller_requests():
+    async def run():
+        transport = ScriptedTransport(then=created)
+        desk = Desk(transport)
+        for _ in range(4):
+            desk.run.batcher.bad_rows.found()
+        await desk.deliver(make_batch(100))
+        return [len(ids) for ids in transport.posts]
+
+    sizes = run_virtual(run())
+
+    assert sizes[0] < 20
+    assert sum(sizes) == 100
+    assert sizes[:-1] == sorted(sizes[:-1])
+
+
+def test_one_bad_row_in_the_first_batch_does_not_stop_the_run():
     async def run():
         transport = ServiceTransport(service(), script=[{"refuse_ids": "^id-50$"}])
         return await Desk(transport).deliver(make_batch(100))
@@ -318,17 +441,17 @@ def test_a_first_batch_with_one_bad_row_is_not_taken_for_a_refusal_of_the_run():
     assert count(outcomes(run_virtual(run())).values()) == {"created": 99, "rejected": 1}
 
 
-def test_a_first_batch_that_is_refused_row_by_row_stops_the_run_after_a_few_probes():
-    _desk, transport, ledger, raised = stopped(ServiceRefused, then=lambda ids: error(400, 10002, "no"), rows=100)
+def test_run_stops_when_the_first_rows_are_all_refused():
+    _desk, transport, state, raised = stopped(ServiceRefused, then=lambda ids: error(400, 10002, "no"), rows=100)
 
     assert [len(ids) for ids in transport.posts] == [100, 1, 1, 1, 1, 1, 1]  # each of three is asked again
     assert {ids[0] for ids in transport.posts[1:]} == {"id-0", "id-50", "id-99"}
-    assert count(outcomes(ledger).values()) == {"rejected": 3, "pending": 97}
+    assert count(outcomes(state).values()) == {"rejected": 3, "pending": 97}
     assert "--max-rejects" in str(raised)
 
 
 @pytest.mark.parametrize(("given", "rows"), [(100, 100), (None, 9)])
-def test_rows_are_refused_one_by_one_where_the_user_allows_it_or_the_batch_is_small(given, rows):
+def test_all_rows_are_rejected_when_allowed_or_in_a_small_batch(given, rows):
     async def run():
         transport = ScriptedTransport(then=lambda ids: error(422, 10002, "no"))
         return await Desk(transport, Options(max_rejects=given)).deliver(make_batch(rows))
@@ -336,81 +459,98 @@ def test_rows_are_refused_one_by_one_where_the_user_allows_it_or_the_batch_is_sm
     assert count(outcomes(run_virtual(run())).values()) == {"rejected": rows}
 
 
-def test_the_run_stops_when_one_more_row_than_allowed_is_rejected():
-    _desk, _, ledger, raised = stopped(
+def test_run_stops_when_more_rows_than_allowed_are_rejected():
+    _desk, _, state, raised = stopped(
         ServiceRefused, then=lambda ids: error(400, 10002, "no"), rows=100, options=Options(max_rejects=4)
     )
 
-    assert count(outcomes(ledger).values()) == {"rejected": 5, "pending": 95}
+    assert count(outcomes(state).values()) == {"rejected": 5, "pending": 95}
     assert "more than the 4 allowed" in str(raised)
 
 
-def test_no_reject_at_all_may_be_allowed():
-    _, _, ledger, _ = stopped(
+def test_run_stops_at_the_first_rejected_row_when_none_is_allowed():
+    _, _, state, _ = stopped(
         ServiceRefused, then=lambda ids: error(400, 10002, "no"), rows=20, options=Options(max_rejects=0)
     )
 
-    assert count(outcomes(ledger).values()) == {"rejected": 1, "pending": 19}
+    assert count(outcomes(state).values()) == {"rejected": 1, "pending": 19}
 
 
-def test_rows_refused_in_a_newer_answer_count_against_the_same_limit():
+def test_rows_refused_inside_a_200_count_against_the_same_limit():
     def refuse(ids):
         return reply(200, envelope({"created": [], "errors": [{"id": one, "code": 10002} for one in ids]}))
 
-    _, _, ledger, raised = stopped(ServiceRefused, then=refuse, rows=20, options=Options(max_rejects=3))
+    _, _, state, raised = stopped(ServiceRefused, then=refuse, rows=20, options=Options(max_rejects=3))
 
-    assert count(outcomes(ledger).values()) == {"rejected": 20}
+    assert count(outcomes(state).values()) == {"rejected": 20}
     assert "more than the 3 allowed" in str(raised)
 
 
 @pytest.mark.parametrize("code", [971, 10429])
-def test_rows_refused_for_their_rate_in_a_newer_answer_are_sent_again(code):
+def test_rows_refused_for_the_rate_inside_a_200_are_sent_again(code):
     def refuse(ids):
         return reply(200, envelope({"created": [{"id": ids[0]}], "errors": [{"index": 1, "code": code}]}))
 
-    desk, transport, ledger = deliver(refuse, then=created, rows=2)
+    desk, transport, state = deliver(refuse, then=created, rows=2)
 
-    assert set(outcomes(ledger).values()) == {"created"}
+    assert set(outcomes(state).values()) == {"created"}
     assert transport.posts == [["id-0", "id-1"], ["id-1"]]
     assert desk.pauses == [10.0]
 
 
 @pytest.mark.parametrize("code", [2**63, 10**30, -(10**30)])
-def test_a_code_too_large_for_the_checkpoint_ends_no_run(code):
-    desk, _, ledger = deliver(error(400, code, "no"), error(400, code, "no"), rows=1)
+def test_code_too_large_for_the_checkpoint_does_not_end_the_run(code):
+    desk, _, state = deliver(error(400, code, "no"), error(400, code, "no"), rows=1)
 
-    assert outcomes(ledger) == {"id-0": "rejected"}
-    assert desk.ledger.others[0].code == 400
+    assert outcomes(state) == {"id-0": "rejected"}
+    assert desk.state.others[0].code == 400
 
 
-def test_a_late_copy_of_another_rows_refusal_rejects_nobody():
-    """An answer that refuses names no id: a row is only bad if it is refused over a new connection too."""
-    desk, transport, ledger = deliver(error(400, 10002, "a copy"), created, rows=1)
+def test_late_copy_of_another_refusal_rejects_no_row():
+    """A refusal names no id: a row is only bad if it is refused over a new connection too, which drops the old ones."""
+    desk, transport, state = deliver(error(400, 10002, "a copy"), created, rows=1)
 
-    assert outcomes(ledger) == {"id-0": "created"}
+    assert outcomes(state) == {"id-0": "created"}
+    assert [request.fresh for request in transport.requests] == [False, True]
     assert transport.dropped == 1
     assert desk.progress.counts.rejected == 0
 
 
 @pytest.mark.parametrize(("answer", "outcome"), [(found(), "existed"), (absent(), "rejected")])
-def test_a_row_that_may_have_begun_is_asked_for_before_it_is_rejected(answer, outcome):
-    _, transport, ledger = deliver(fault(), error(400, 10002, "no"), error(400, 10002, "no"), answer, rows=1)
+def test_row_in_doubt_is_looked_up_before_it_is_rejected(answer, outcome):
+    _, transport, state = deliver(fault(), error(400, 10002, "no"), error(400, 10002, "no"), answer, rows=1)
 
-    assert outcomes(ledger) == {"id-0": outcome}
+    assert outcomes(state) == {"id-0": outcome}
     assert (len(transport.posts), transport.gets) == (3, ["id-0"])
 
 
-def test_a_row_that_the_service_says_exists_is_existed_not_rejected():
-    answer = lambda ids: error(409, 10405, "already exists")  # noqa: E731
-    _, _, ledger = deliver(answer, created, answer, rows=3)
+def test_row_that_was_throttled_is_looked_up_before_it_is_rejected():
+    refused = error(400, 10002, "no")
+    _, transport, state = deliver(lambda ids: error(429), refused, refused, found, rows=1)
 
-    assert outcomes(ledger) == sent_by("created", "created", "existed")
+    assert outcomes(state) == {"id-0": "existed"}
+    assert transport.gets == ["id-0"]
+
+
+def test_row_that_an_answer_omitted_is_looked_up_before_it_is_rejected():
+    refused, unanswered = error(400, 10002, "no"), [lambda ids: error(500)] * 3
+    _, transport, state = deliver(none, *unanswered, refused, refused, found, rows=1)
+
+    assert outcomes(state) == {"id-0": "existed"}
+    assert (len(transport.posts), len(transport.gets)) == (3, 4)
+
+
+def test_row_refused_because_it_exists_is_existed():
+    _, transport, state = deliver(then=lambda ids: error(409, 10405, "exists") if "id-2" in ids else created(ids))
+
+    assert outcomes(state) == sent_by("created", "created", "existed")
+    assert transport.posts == [["id-0", "id-1", "id-2"], ["id-0"], ["id-1"], ["id-2"]]
 
 
 # --- 413 ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_request_too_large_is_halved_and_the_size_remembered_for_the_run():
+def test_too_large_request_is_halved_and_its_size_remembered():
     async def run():
         transport = ScriptedTransport(
             then=lambda ids: error(413, message="too large") if len(ids) > 30 else created(ids)
@@ -418,34 +558,34 @@ def test_a_request_too_large_is_halved_and_the_size_remembered_for_the_run():
         desk = Desk(transport)
         return desk, transport, await desk.deliver(make_batch(100))
 
-    desk, transport, ledger = run_virtual(run())
+    desk, transport, state = run_virtual(run())
 
-    assert count(outcomes(ledger).values()) == {"created": 100}
-    assert [len(ids) for ids in transport.posts] == [100, 50, 25, 25, 50, 25, 25]
+    assert count(outcomes(state).values()) == {"created": 100}
+    assert [len(ids) for ids in transport.posts] == [100, 50, 25, 25, 25, 25]
     whole = len(lines(100))
     assert whole // 4 * 0.8 < desk.run.batcher.max_bytes < whole // 4 * 1.2
 
 
-def test_a_single_row_that_is_too_large_is_rejected():
-    _, _transport, ledger = deliver(then=lambda ids: error(413) if "id-1" in ids else created(ids))
+def test_single_row_that_is_too_large_is_rejected():
+    _, _transport, state = deliver(then=lambda ids: error(413) if "id-1" in ids else created(ids))
 
-    assert outcomes(ledger) == sent_by("created", "rejected", "created")
+    assert outcomes(state) == sent_by("created", "rejected", "created")
 
 
 # --- credentials and other refusals of the whole run --------------------------------------------------------------
 
 
-def test_with_a_renewed_token_the_run_goes_on_and_nothing_is_rejected():
+def test_run_continues_with_a_renewed_token():
     async def run():
         held = service(tokens=("old", "new"))
         transport = ServiceTransport(held, tokens=("old", "new"), script=[{"request": 1, "revoke_token": True}])
         desk = Desk(transport)
         return transport, desk, await desk.deliver(make_batch(3))
 
-    transport, desk, ledger = run_virtual(run())
+    transport, desk, state = run_virtual(run())
 
     assert (transport.refreshes, desk.sleeps, len(transport.posts)) == ([0], [], 2)
-    assert count(outcomes(ledger).values()) == {"created": 3}
+    assert count(outcomes(state).values()) == {"created": 3}
 
 
 @pytest.mark.parametrize(
@@ -457,15 +597,15 @@ def test_with_a_renewed_token_the_run_goes_on_and_nothing_is_rejected():
         lambda ids: error(400, 9106, "Missing X-Auth-Key"),
     ],
 )
-def test_the_same_token_again_stops_the_run_and_rejects_no_row(answer):
-    _desk, transport, ledger, raised = stopped(ServiceRefused, answer)
+def test_refused_token_without_another_one_stops_the_run(answer):
+    _desk, transport, state, raised = stopped(ServiceRefused, answer)
 
     assert (transport.refreshes, len(transport.posts)) == ([0], 1)
-    assert count(outcomes(ledger).values()) == {"pending": 3}
+    assert count(outcomes(state).values()) == {"pending": 3}
     assert "credential" in str(raised)
 
 
-def test_tokens_that_are_all_refused_do_not_keep_the_run_going_for_ever():
+def test_run_ends_when_each_new_token_is_refused():
     class Mint(ScriptedTransport):
         async def refresh_credential(self, credential):
             return True
@@ -479,103 +619,103 @@ def test_tokens_that_are_all_refused_do_not_keep_the_run_going_for_ever():
     run_virtual(run(), limit_s=4_000)
 
 
-def test_a_missing_workflow_is_confirmed_once_then_the_run_stops():
-    _, transport, ledger, raised = stopped(ServiceRefused, missing, missing)
+def test_missing_workflow_stops_the_run_after_one_retry():
+    _, transport, state, raised = stopped(ServiceRefused, missing, missing)
 
     assert len(transport.posts) == 2
     assert "deployed" in str(raised)
-    assert count(outcomes(ledger).values()) == {"pending": 3}
+    assert count(outcomes(state).values()) == {"pending": 3}
 
 
-def test_a_workflow_that_is_missing_only_once_stops_nothing():
+def test_workflow_that_is_missing_once_does_not_stop_the_run():
     assert count(outcomes(deliver(missing, created)[2]).values()) == {"created": 3}
 
 
-def test_a_challenge_page_is_met_with_three_retries_then_the_run_stops():
-    _, transport, _ledger, raised = stopped(ServiceRefused, *[challenge] * 4)
+def test_challenge_page_stops_the_run_after_three_retries():
+    _, transport, _state, raised = stopped(ServiceRefused, *[challenge] * 4)
 
     assert len(transport.posts) == 4
     assert "edge" in str(raised)
     assert count(outcomes(deliver(*[challenge] * 3, created)[2]).values()) == {"created": 3}
 
 
-def test_an_answer_to_something_else_drops_the_connections_and_the_third_stops_the_run():
-    _desk, transport, ledger, raised = stopped(ServiceRefused, *[nonsense] * 3)
+def test_third_foreign_answer_stops_the_run_and_each_drops_connections():
+    _desk, transport, state, raised = stopped(ServiceRefused, *[nonsense] * 3)
 
     assert (len(transport.posts), transport.dropped) == (3, 3)
     assert "base URL" in str(raised)
-    assert ledger.in_doubt == {0, 1, 2}
+    assert state.in_doubt == {0, 1, 2}
 
 
-def test_an_answer_that_names_a_foreign_id_settles_nothing():
-    _, transport, ledger = deliver(lambda ids: created([*ids, "stranger"]), created)
+def test_answer_that_names_a_foreign_id_settles_nothing():
+    _, transport, state = deliver(lambda ids: created([*ids, "stranger"]), created)
 
     assert (len(transport.posts), transport.dropped) == (2, 1)
-    assert count(outcomes(ledger).values()) == {"created": 3}
+    assert count(outcomes(state).values()) == {"created": 3}
 
 
 @pytest.mark.parametrize("status", [301, 405, 407, 415])
-def test_an_answer_that_no_retry_changes_stops_the_run_at_once(status):
-    _, transport, ledger, _ = stopped(ServiceRefused, lambda ids: reply(status))
+def test_wrong_address_stops_the_run_at_once(status):
+    _, transport, state, _ = stopped(ServiceRefused, lambda ids: reply(status))
 
     assert len(transport.posts) == 1
-    assert count(outcomes(ledger).values()) == {"pending": 3}
+    assert count(outcomes(state).values()) == {"pending": 3}
 
 
-def test_a_wrong_certificate_stops_the_run_at_once():
+def test_wrong_certificate_stops_the_run_at_once():
     _, transport, _, raised = stopped(ServiceRefused, lambda ids: fault(FaultKind.FATAL, "certificate expired"))
 
     assert len(transport.posts) == 1
     assert "certificate expired" in str(raised)
 
 
-# --- ids that an answer leaves out --------------------------------------------------------------------------------
+# --- ids that an answer omits -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("missing_ids", [1, 2])
-def test_one_or_two_omitted_ids_are_asked_for_one_by_one(missing_ids):
-    _, transport, ledger = deliver(lambda ids: created(ids[missing_ids:]), *[found] * missing_ids)
+def test_one_or_two_omitted_ids_are_looked_up_one_by_one(missing_ids):
+    _, transport, state = deliver(lambda ids: created(ids[missing_ids:]), *[found] * missing_ids)
 
     assert transport.gets == [f"id-{i}" for i in range(missing_ids)]
     assert len(transport.posts) == 1
-    assert count(outcomes(ledger).values()) == {"existed": missing_ids, "created": 3 - missing_ids}
+    assert count(outcomes(state).values()) == {"existed": missing_ids, "created": 3 - missing_ids}
 
 
-def test_an_omitted_id_that_is_absent_is_sent_again():
-    _, transport, ledger = deliver(lambda ids: created(ids[1:]), absent, created)
+def test_omitted_id_that_is_absent_is_sent_again():
+    _, transport, state = deliver(lambda ids: created(ids[1:]), absent, created)
 
     assert transport.posts == [["id-0", "id-1", "id-2"], ["id-0"]]
-    assert count(outcomes(ledger).values()) == {"created": 3}
+    assert count(outcomes(state).values()) == {"created": 3}
 
 
-def test_many_omitted_ids_are_sent_again_and_then_one_speaks_for_all():
-    desk, transport, ledger = deliver(lambda ids: created(ids[50:]), none, found, rows=100, draw=0.5)
+def test_many_omitted_ids_are_sent_again_then_one_is_looked_up():
+    desk, transport, state = deliver(lambda ids: created(ids[50:]), none, found, rows=100, draw=0.5)
 
     assert [len(ids) for ids in transport.posts] == [100, 50]
     assert len(transport.gets) == 1
     assert len(desk.sleeps) == 1
-    assert count(outcomes(ledger).values()) == {"existed": 50, "created": 50}
-    assert {ledger.others[i].attempts for i in range(50)} == {2}
+    assert count(outcomes(state).values()) == {"existed": 50, "created": 50}
+    assert {state.others[i].attempts for i in range(50)} == {2}
 
 
-def test_an_attempt_in_doubt_between_two_omissions_begins_the_question_anew():
-    # It may have created some of what the first answer left out: none of those may speak for the others.
+def test_attempt_in_doubt_between_two_omissions_restarts_the_confirmation():
+    # It may have created some of the ids that the first answer omitted: a look-up of one says nothing of the others.
     nothing = fault(FaultKind.IN_DOUBT)
-    _, transport, ledger = deliver(none, lambda ids: nothing, none, lambda ids: created(ids[:1]), found, found)
+    _, transport, state = deliver(none, lambda ids: nothing, none, lambda ids: created(ids[:1]), found, found)
 
     assert [len(ids) for ids in transport.posts] == [3, 3, 3, 3]
     assert transport.gets == ["id-1", "id-2"]
-    assert count(outcomes(ledger).values()) == {"created": 1, "existed": 2}
+    assert count(outcomes(state).values()) == {"created": 1, "existed": 2}
 
 
-def test_ids_that_were_omitted_by_mistake_are_created_by_the_second_sending():
-    _, transport, ledger = deliver(lambda ids: created(ids[50:]), created, rows=100)
+def test_ids_omitted_once_are_created_when_sent_again():
+    _, transport, state = deliver(lambda ids: created(ids[50:]), created, rows=100)
 
     assert transport.gets == []
-    assert count(outcomes(ledger).values()) == {"created": 100}
+    assert count(outcomes(state).values()) == {"created": 100}
 
 
-def test_a_service_that_omits_everything_and_creates_nothing_never_makes_a_row_existed():
+def test_no_row_is_existed_when_the_service_creates_nothing():
     async def run():
         held = service()
         transport = ServiceTransport(held, script=[{"method": "POST", "omit": True}])
@@ -586,12 +726,12 @@ def test_a_service_that_omits_everything_and_creates_nothing_never_makes_a_row_e
 
     held, transport, desk = run_virtual(run())
 
-    assert (held.created, count(outcomes(desk.ledger).values())) == (0, {"pending": 100})
+    assert (held.created, count(outcomes(desk.state).values())) == (0, {"pending": 100})
     assert desk.pauses[:6] == [10.0, 20.0, 40.0, 80.0, 160.0, 300.0]
     assert len(transport.requests) < 30
 
 
-def test_a_full_queue_is_waited_for():
+def test_delivery_waits_while_the_queue_is_full():
     async def run():
         held = service()
         transport = ServiceTransport(held, script=[{"method": "POST", "omit": True, "until_s": 100}])
@@ -600,10 +740,10 @@ def test_a_full_queue_is_waited_for():
     assert count(outcomes(run_virtual(run())).values()) == {"created": 20}
 
 
-def test_without_confirmation_omitted_ids_are_existed_at_once():
-    _, transport, ledger = deliver(lambda ids: created(ids[1:]), options=Options(confirm_existing=False))
+def test_omitted_ids_are_existed_at_once_without_confirmation():
+    _, transport, state = deliver(lambda ids: created(ids[1:]), options=Options(confirm_existing=False))
 
-    assert (len(transport.requests), outcomes(ledger)) == (1, sent_by("existed", "created", "created"))
+    assert (len(transport.requests), outcomes(state)) == (1, sent_by("existed", "created", "created"))
 
 
 def omitting(pattern, rows, seed=0, batches=60):
@@ -613,35 +753,35 @@ def omitting(pattern, rows, seed=0, batches=60):
         held = service()
         transport = ServiceTransport(held, script=[{"method": "POST", "omit": pattern}], seed=seed)
         desk = Desk(transport, seed=seed)
-        ledgers = [BatchState(make_batch(rows, first_row=i * rows)) for i in range(batches)]
+        states = [BatchState(make_batch(rows, first_row=i * rows)) for i in range(batches)]
 
-        async def feed(number, ledger):
+        async def feed(number, state):
             await asyncio.sleep(20.0 * number)
-            await desk.deliver(ledger.batch, ledger=ledger)
+            await desk.deliver(state.batch, state=state)
 
-        await asyncio.gather(*(feed(number, ledger) for number, ledger in enumerate(ledgers)))
-        told = {id_: outcome for ledger in ledgers for id_, outcome in outcomes(ledger).items()}
-        return held, transport, ledgers, told
+        await asyncio.gather(*(feed(number, state) for number, state in enumerate(states)))
+        by_id = {id_: outcome for state in states for id_, outcome in outcomes(state).items()}
+        return held, transport, states, by_id
 
     return run_virtual(run())
 
 
-def test_a_row_that_is_always_omitted_while_others_are_created_is_rejected_after_three_absences():
-    _held, transport, ledgers, told = omitting("^id-7$", rows=10)
+def test_row_absent_three_times_while_others_are_created_is_rejected():
+    _held, transport, states, by_id = omitting("^id-7$", rows=10)
 
-    assert told.pop("id-7") == "rejected"
-    assert set(told.values()) == {"created"}
+    assert by_id.pop("id-7") == "rejected"
+    assert set(by_id.values()) == {"created"}
     assert 3 <= len(transport.gets) < 12
-    assert "leaves the id out" in ledgers[0].others[7].message
+    assert "omits the id" in states[0].others[7].message
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_rows_that_do_not_exist_are_never_called_existed_when_one_of_them_is_rejected(seed):
-    held, _transport, _, told = omitting("^id-[2-5]$", rows=10, seed=seed)
+def test_omitted_rows_that_do_not_exist_are_all_rejected(seed):
+    held, _transport, _, by_id = omitting("^id-[2-5]$", rows=10, seed=seed)
 
     really = set(held.ids(TARGET))
-    assert {id_ for id_, outcome in told.items() if outcome in ("created", "existed")} == really
-    assert {told[f"id-{i}"] for i in (2, 3, 4, 5)} == {"rejected"}
+    assert {id_ for id_, outcome in by_id.items() if outcome in ("created", "existed")} == really
+    assert {by_id[f"id-{i}"] for i in (2, 3, 4, 5)} == {"rejected"}
 
 
 def omitted_last(**options):
@@ -654,27 +794,27 @@ def omitted_last(**options):
             await desk.deliver(make_batch(10))
         except TemporaryStop as stop:
             error = stop
-        return transport, outcomes(desk.ledger), error, now()
+        return transport, outcomes(desk.state), error, now()
 
     return run_virtual(run())
 
 
-def test_the_last_row_of_a_list_that_is_always_omitted_is_an_outage_that_names_the_row_and_the_flag():
-    """The service's queue may be full: nothing shows that the row is bad."""
-    _, told, error, ended_at = omitted_last()
+def test_last_row_that_is_always_omitted_ends_the_run_with_an_outage():
+    """The service's queue may be full: nothing shows that the row is bad. The error names the row and the flag."""
+    _, by_id, error, ended_at = omitted_last()
 
-    assert told.pop("id-7") == "pending"
-    assert set(told.values()) == {"created"}
+    assert by_id.pop("id-7") == "pending"
+    assert set(by_id.values()) == {"created"}
     assert "row 7 (id id-7)" in str(error)
     assert "--reject-omitted" in str(error)
     assert 900 < ended_at <= 1_800
 
 
-def test_the_last_row_of_a_list_that_is_always_omitted_is_given_up_where_the_user_says_so():
-    transport, told, error, _ = omitted_last(reject_omitted=True)
+def test_last_row_that_is_always_omitted_is_rejected_with_reject_omitted():
+    transport, by_id, error, _ = omitted_last(reject_omitted=True)
 
-    assert told.pop("id-7") == "rejected"
-    assert set(told.values()) == {"created"}
+    assert by_id.pop("id-7") == "rejected"
+    assert set(by_id.values()) == {"created"}
     assert error is None
     times = [request.at for request in transport.requests if request.method == "GET"]
     # The second one comes too soon after the first to count; the last one confirms the third that counts.
@@ -682,18 +822,18 @@ def test_the_last_row_of_a_list_that_is_always_omitted_is_given_up_where_the_use
     assert all(later - earlier >= 10.0 for earlier, later in pairwise(times[1:]))
 
 
-def test_absences_that_count_lie_ten_seconds_apart():
+def test_absences_that_count_are_ten_seconds_apart():
     """The replica that answers look-ups may lag behind the creations."""
-    _held, transport, _, told = omitting("^id-7$", rows=10)
+    _held, transport, _, by_id = omitting("^id-7$", rows=10)
 
     times = [request.at for request in transport.requests if request.method == "GET"]
-    assert told["id-7"] == "rejected"
+    assert by_id["id-7"] == "rejected"
     assert times[1] - times[0] < 10.0  # a row that was omitted once is sent again soon
     assert all(later - earlier >= 10.0 for earlier, later in pairwise(times[1:]))
 
 
 def first_row_with_lagging_lookups(lag_s, *script):
-    """What the first row comes to if look-ups lag behind the creations, while other batches go on."""
+    """The outcome of the first row when look-ups lag behind the creations, and other batches are delivered."""
 
     async def run():
         born = {}
@@ -718,46 +858,54 @@ def first_row_with_lagging_lookups(lag_s, *script):
 
 
 @pytest.mark.parametrize("lag_s", [3.0, 15.0])
-def test_a_row_whose_answer_was_lost_is_existed_though_look_ups_lag(lag_s):
+def test_row_whose_answer_was_lost_is_existed_though_look_ups_lag(lag_s):
     lost = {"method": "POST", "request": 1, "status": 500, "when": "after"}
 
     assert first_row_with_lagging_lookups(lag_s, lost) == {"id-0": "existed"}
 
 
 @pytest.mark.parametrize("created_at_s", [1.0, 5.0, 15.0, 25.0])
-def test_a_row_that_is_created_by_an_attempt_whose_answer_omits_it_is_existed_though_look_ups_lag(created_at_s):
+def test_row_created_but_omitted_is_existed_though_look_ups_lag(created_at_s):
     not_created = {"method": "POST", "omit": "^id-0$", "until_s": created_at_s}
     not_named = {"method": "POST", "omit_created": "^id-0$"}
 
     assert first_row_with_lagging_lookups(3.0, not_created, not_named) == {"id-0": "existed"}
 
 
-def test_a_refused_row_in_doubt_is_asked_for_long_after_it_may_have_begun():
+@pytest.mark.parametrize("lost_at_s", [15.0, 25.0])
+def test_absences_before_a_lost_answer_do_not_count(lost_at_s):
+    not_created = {"method": "POST", "omit": "^id-0$", "until_s": lost_at_s}
+    lost = {"method": "POST", "contains_id": "id-0", "after_s": lost_at_s, "times": 1, "status": 500, "when": "after"}
+
+    assert first_row_with_lagging_lookups(18.0, not_created, lost) == {"id-0": "existed"}
+
+
+def test_refused_row_in_doubt_is_looked_up_ten_seconds_later():
     lost = fault(FaultKind.IN_DOUBT)
     desk, transport, _ = deliver(lambda ids: lost, *[lambda ids: error(400, 10002, "no")] * 2, absent, rows=1)
 
     assert transport.requests[-1].at - transport.requests[0].ended_at >= 10.0
-    assert desk.ledger.others[0].outcome == "rejected"
+    assert desk.state.others[0].outcome == "rejected"
 
 
-def test_refused_rows_of_an_earlier_session_outlast_their_doubt_together():
+def test_refused_rows_of_an_earlier_session_wait_together_before_look_ups():
     async def run():
         transport = ServiceTransport(service(), script=[{"refuse_ids": "^id-[2-5]$"}])
         desk = Desk(transport, Options(max_rejects=10))
-        ledger = BatchState.resumed(make_batch(10), 1, None, None)
-        await desk.deliver(ledger.batch, ledger=ledger)
-        return ledger, now()
+        state = BatchState.resumed(make_batch(10), 1, None, None)
+        await desk.deliver(state.batch, state=state)
+        return state, now()
 
-    ledger, ended_at = run_virtual(run())
+    state, ended_at = run_virtual(run())
 
-    assert count(outcomes(ledger).values()) == {"created": 6, "rejected": 4}
+    assert count(outcomes(state).values()) == {"created": 6, "rejected": 4}
     assert 10.0 <= ended_at < 13.0
 
 
 # --- look-ups that are never answered -------------------------------------------------------------------------------
 
 
-def test_a_row_whose_look_up_is_never_answered_stays_pending_and_holds_up_nobody():
+def test_row_whose_look_up_is_never_answered_stays_pending():
     class Failing(Service):
         def get_instance(self, target, id_, *, simple=False):
             return refusal(500, 10001, "no") if id_ == "id-1" else super().get_instance(target, id_, simple=simple)
@@ -769,9 +917,9 @@ def test_a_row_whose_look_up_is_never_answered_stays_pending_and_holds_up_nobody
         desk = Desk(transport)
         return transport, desk, await desk.deliver(make_batch(5))
 
-    transport, desk, ledger = run_virtual(run())
+    transport, desk, state = run_virtual(run())
 
-    assert outcomes(ledger) == {
+    assert outcomes(state) == {
         "id-0": "existed",
         "id-1": "pending",
         "id-2": "created",
@@ -780,6 +928,47 @@ def test_a_row_whose_look_up_is_never_answered_stays_pending_and_holds_up_nobody
     }
     assert (desk.run.unknown, desk.run.unanswered) == (1, "row 1 (id id-1)")
     assert len(transport.requests) < 20
+
+
+def test_row_is_sent_again_when_a_look_up_is_answered_between_unanswered_ones():
+    unanswered = [lambda ids: error(500)] * 3
+    omitted = lambda ids: created(ids[1:])  # noqa: E731
+    answers = [omitted, *unanswered, none, *unanswered, none, absent, none, *unanswered, created]
+
+    desk, _, state = deliver(*answers, draw=0.0)
+
+    assert outcomes(state) == sent_by("created", "created", "created")
+    assert desk.run.unknown == 0
+
+
+def test_unanswered_look_ups_of_one_part_do_not_leave_the_next_part_pending():
+    unanswered = [lambda ids: error(500)] * 3
+    first = [lambda ids: created(ids[1:]), *unanswered, none, *unanswered, none, *unanswered]
+    second = [lambda ids: created(ids[:1]), created]
+    options = Options(rate=RateLimits(instances_per_s=4, requests_per_5m=None))
+
+    desk, _, state = deliver(*first, *second, rows=8, options=options, draw=0.0)
+
+    assert count(outcomes(state).values()) == {"pending": 1, "created": 7}
+    assert desk.run.unknown == 1
+
+
+def test_wait_before_a_late_look_up_is_time_of_the_service_in_the_timeline(tmp_path):
+    async def run():
+        lost = {"method": "POST", "request": 1, "status": 500}
+        script = [lost, {"contains_id": "id-1", "status": 400, "code": 10002, "message": "no"}]
+        world = World(tmp_path, mappings(2), script=script)
+        await world.session()
+        return world
+
+    world = run_virtual(run())
+
+    with contextlib.closing(sqlite3.connect(world.file)) as db:
+        query = "SELECT sum(json_extract(states, '$.service')), total(json_extract(states, '$.idle')) FROM timeline"
+        service_s, idle_s = db.execute(query).fetchone()
+    assert [result.outcome for result in world.results()] == ["created", "rejected"]
+    assert service_s > 8.0
+    assert idle_s < 1.0
 
 
 # --- a refusal of the run after something was settled ---------------------------------------------------------------
@@ -801,21 +990,21 @@ ODD_ANSWERS = {
 
 @pytest.mark.parametrize("odd", ODD_ANSWERS.values(), ids=ODD_ANSWERS.keys())
 @pytest.mark.parametrize("number", [1, 3])
-def test_odd_answers_after_something_was_created_end_no_run(odd, number):
+def test_up_to_three_odd_answers_after_a_creation_do_not_end_the_run(odd, number):
     async def run():
         transport = ScriptedTransport(created, *[odd] * number, then=created)
         desk = Desk(transport)
         await desk.deliver(make_batch(3))
         return await desk.deliver(make_batch(3, first_row=3)), now()
 
-    ledger, ended_at = run_virtual(run())
+    state, ended_at = run_virtual(run())
 
-    assert count(outcomes(ledger).values()) == {"created": 3}
+    assert count(outcomes(state).values()) == {"created": 3}
     assert ended_at < 35.0
 
 
 @pytest.mark.parametrize("odd", [forbidden, missing, lambda ids: reply(405)])
-def test_a_refusal_that_stays_ends_the_run_and_rejects_no_row(odd):
+def test_lasting_refusal_ends_the_run_and_rejects_no_row(odd):
     async def run():
         transport = ScriptedTransport(created, then=odd, latency_s=0.1)
         desk = Desk(transport)
@@ -827,7 +1016,7 @@ def test_a_refusal_that_stays_ends_the_run_and_rejects_no_row(odd):
     transport, batches, ends = run_virtual(run())
 
     assert any(isinstance(end, ServiceRefused) for end in ends)
-    assert all(outcomes(ledger).popitem()[1] == "pending" for ledger in batches)
+    assert all(outcomes(state).popitem()[1] == "pending" for state in batches)
     odd_at = [request.at for request in transport.requests[1:]]
     assert odd_at[-1] - odd_at[0] >= 30.0
     # All eight were on the wire together; then one probe at a time, until the first error ends the run.
@@ -836,16 +1025,16 @@ def test_a_refusal_that_stays_ends_the_run_and_rejects_no_row(odd):
     assert odd_at[first : first + 3] == pytest.approx([odd_at[0] + 2.1, odd_at[0] + 10.2, odd_at[0] + 30.3], abs=0.1)
 
 
-def test_an_order_to_wait_no_time_again_and_again_is_no_leave_to_hammer():
+def test_pauses_grow_when_retry_after_is_always_zero():
     desk, _, _ = deliver(*[lambda ids: error(429, retry_after="0")] * 4, created)
 
     assert desk.pauses == [1.0, 2.0, 4.0, 8.0]
 
 
-# --- how long to be patient ---------------------------------------------------------------------------------------
+# --- outages ------------------------------------------------------------------------------------------------------
 
 
-def test_an_outage_that_is_too_long_ends_the_run_for_now():
+def test_outage_longer_than_allowed_ends_the_run():
     options = Options(retry=RetryPolicy(max_outage_s=600))
 
     async def run():
@@ -859,11 +1048,11 @@ def test_an_outage_that_is_too_long_ends_the_run_for_now():
 
     assert 500 < ended_at <= 600
     assert raised.exit_code == 75
-    assert count(outcomes(desk.ledger).values()) == {"pending": 3}
+    assert count(outcomes(desk.state).values()) == {"pending": 3}
 
 
-def test_an_outage_ends_when_anything_is_settled():
-    """Ill for 500 s, then one row comes through, then ill for 500 s more: never 600 s without anything settled."""
+def test_outage_ends_when_anything_is_settled():
+    """The service fails for 500 s, creates one row, and fails for 500 s more: 600 s never pass without a result."""
 
     def answer(ids):
         if now() > 500 and len(ids) == 3:
@@ -873,53 +1062,53 @@ def test_an_outage_ends_when_anything_is_settled():
             )
         return created(ids) if now() > 1_000 else error(503)
 
-    _, _, ledger = deliver(then=answer, options=Options(retry=RetryPolicy(max_outage_s=600)))
+    _, _, state = deliver(then=answer, options=Options(retry=RetryPolicy(max_outage_s=600)))
 
-    assert count(outcomes(ledger).values()) == {"created": 3}
+    assert count(outcomes(state).values()) == {"created": 3}
 
 
 # --- retention ----------------------------------------------------------------------------------------------------
 
 
 def doubtful(age_s, in_doubt, rows=2, **more):
-    """Deliver a batch whose rows an earlier session may have sent so long ago."""
+    """Deliver a batch whose rows an earlier session may have sent *age_s* ago."""
 
     async def run():
         transport = ScriptedTransport(then=created)
         desk = Desk(transport, Options(in_doubt=in_doubt))
         batch = make_batch(rows, **more)
-        ledger = BatchState.resumed(batch, 1, None, None)
+        state = BatchState.resumed(batch, 1, None, None)
         try:
-            await desk.deliver(batch, ledger=ledger, begun_at=wall() - age_s)
+            await desk.deliver(batch, state=state, begun_at=wall() - age_s)
         except CheckpointError as error:
-            return transport, ledger, str(error)
-        return transport, ledger, None
+            return transport, state, str(error)
+        return transport, state, None
 
     return run_virtual(run())
 
 
-def test_rows_in_doubt_are_not_sent_again_once_the_service_may_have_forgotten_their_ids():
-    transport, _ledger, message = doubtful(3 * DAY_S + 1, "stop")
+def test_rows_in_doubt_are_not_sent_again_after_their_retention():
+    transport, _state, message = doubtful(3 * DAY_S + 1, "stop")
 
     assert transport.posts == []
     assert "2 rows from row 0" in message
     assert "--in-doubt resend" in message
 
 
-def test_before_that_and_where_the_user_says_so_they_are_sent():
+def test_rows_in_doubt_are_sent_again_within_retention_or_with_resend():
     assert doubtful(3 * DAY_S - 1, "stop")[2] is None
     assert doubtful(3 * DAY_S + 1, "resend")[2] is None
 
 
-def test_the_rows_own_shorter_retention_counts():
+def test_shorter_retention_of_a_row_counts():
     retention = {"instance_retention": {"success_retention": "1 hour"}}
 
     assert "retention" not in (doubtful(3_599, "stop", **retention)[2] or "")
     assert doubtful(3_601, "stop", **retention)[0].posts == []
 
 
-def test_the_retention_is_held_against_the_moment_of_sending_not_of_asking_for_a_slot():
-    """A pause lies between them: the ids, good for a minute, are forgotten when it ends."""
+def test_retention_is_checked_when_the_slot_is_held():
+    """A pause comes before the slot: the ids, kept for a minute, are forgotten when it ends."""
 
     async def run():
         transport = ScriptedTransport(lambda ids: fault(), lambda ids: error(429, retry_after="120"), then=created)
@@ -937,7 +1126,7 @@ def test_the_retention_is_held_against_the_moment_of_sending_not_of_asking_for_a
 
 
 @pytest.mark.parametrize("latency_s", [0.0, 5.0])
-def test_cancelled_in_the_second_attempt_a_delivery_stops_at_once_and_sends_nothing_more(latency_s):
+def test_delivery_cancelled_in_the_second_attempt_sends_nothing_more(latency_s):
     async def run():
         transport = ScriptedTransport(then=lambda ids: error(500), latency_s=latency_s)
         desk = Desk(transport)
@@ -956,7 +1145,7 @@ def test_cancelled_in_the_second_attempt_a_delivery_stops_at_once_and_sends_noth
     assert len(run_virtual(run()).posts) == 2
 
 
-def test_cancelled_at_any_moment_a_delivery_stops_at_once_and_gives_everything_back():
+def test_delivery_cancelled_at_any_moment_frees_its_slot():
     async def run(cancel_at):
         transport = ScriptedTransport(
             lambda ids: error(500), lambda ids: error(429, retry_after="3"), lambda ids: created(ids[1:]), latency_s=1.0
@@ -982,7 +1171,7 @@ def test_cancelled_at_any_moment_a_delivery_stops_at_once_and_gives_everything_b
     assert ends[-1] is True
 
 
-def test_a_drain_ends_a_backoff_at_once_and_nothing_more_is_sent():
+def test_drain_ends_a_backoff_and_nothing_more_is_sent():
     async def run():
         transport = ScriptedTransport(then=lambda ids: error(500))
         desk = Desk(transport)
@@ -1024,33 +1213,33 @@ LOST_ROWS = [
     {"method": "POST", "chance": 0.2, "omit": 6},
     {"method": "POST", "chance": 0.05, "omit": True},
 ]
-"""Not together with lost answers: where some ids of an answer exist and others are lost, one may speak for another."""
+"""Not together with lost answers: where some omitted ids exist and others do not, one look-up decides for all."""
 
 
 @pytest.mark.parametrize("seed", range(15))
 @pytest.mark.parametrize("script", [LOST_ANSWERS, LOST_ROWS], ids=["answers", "rows"])
-def test_whatever_goes_wrong_every_row_is_settled_and_its_outcome_is_true(script, seed):
+def test_every_row_gets_its_true_outcome_under_random_faults(script, seed):
     async def run():
         held = service()
         transport = ServiceTransport(held, script=ANY_CHANCES + script, seed=seed, travel_s=(0.001, 0.2))
         desk = Desk(transport, Options(max_rejects=100, retry=RetryPolicy(max_outage_s=1e5)), seed=seed)
-        ledgers = [BatchState(make_batch(40, first_row=40 * i)) for i in range(8)]
-        await asyncio.gather(*(desk.deliver(ledger.batch, ledger=ledger) for ledger in ledgers))
-        return held, ledgers
+        states = [BatchState(make_batch(40, first_row=40 * i)) for i in range(8)]
+        await asyncio.gather(*(desk.deliver(state.batch, state=state) for state in states))
+        return held, states
 
-    held, ledgers = run_virtual(run())
+    held, states = run_virtual(run())
 
-    told = {id_: outcome for ledger in ledgers for id_, outcome in outcomes(ledger).items()}
-    assert len(told) == 320
+    by_id = {id_: outcome for state in states for id_, outcome in outcomes(state).items()}
+    assert len(by_id) == 320
     assert held.created == len(held.ids(TARGET))
-    assert {id_ for id_, outcome in told.items() if outcome in ("created", "existed")} == set(held.ids(TARGET))
-    assert told["id-13"] == "rejected"
-    assert script is LOST_ROWS or count(told.values())["rejected"] == 1  # what is lost three times is called rejected
-    assert not any(ledger.pending for ledger in ledgers)
+    assert {id_ for id_, outcome in by_id.items() if outcome in ("created", "existed")} == set(held.ids(TARGET))
+    assert by_id["id-13"] == "rejected"
+    assert script is LOST_ROWS or count(by_id.values())["rejected"] == 1  # a row omitted three times is rejected
+    assert not any(state.pending for state in states)
 
 
-def test_an_attempt_is_noted_for_every_request():
-    desk, transport, _ = deliver(ill, lambda ids: created(ids[1:]), found)
+def test_each_request_is_recorded_as_an_attempt():
+    desk, transport, _ = deliver(failing, lambda ids: created(ids[1:]), found)
 
     noted = [event[1:] for event in desk.events if event[0] == "attempted"]
     assert noted == [(3, Verdict.IN_DOUBT), (3, Verdict.OMITTED), (0, Verdict.DONE)]

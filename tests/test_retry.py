@@ -1,4 +1,4 @@
-"""What follows an outcome: how long to wait, and when to stop and whom to tell."""
+"""What follows a judgement: how long to wait, when to stop, and what the error says."""
 
 import pytest
 from hypothesis import given
@@ -13,7 +13,7 @@ from bulkwf.submission.retries import PROBE_AFTER_S, Probe, Stop, Wait, plan, re
 POLICY = RetryPolicy()
 
 
-def outcome(verdict, retry_after_s=None):
+def judgement(verdict, retry_after_s=None):
     return Judgement(verdict=verdict, unsettled=(0,), message="the reason", retry_after_s=retry_after_s)
 
 
@@ -34,25 +34,25 @@ RETRIES = [
 
 
 @pytest.mark.parametrize(("verdict", "retries", "proven_retries"), RETRIES)
-def test_each_verdict_gets_as_many_retries_as_the_table_grants(verdict, retries, proven_retries):
+def test_each_verdict_gets_the_retries_of_the_table(verdict, retries, proven_retries):
     for proven, number in ((False, retries), (True, proven_retries)):
         for streak in range(1, number + 1):
-            assert isinstance(plan(POLICY, outcome(verdict), streak, 0.5, proven=proven), Wait)
+            assert isinstance(plan(POLICY, judgement(verdict), streak, 0.5, proven=proven), Wait)
         if number != FOREVER:
-            step = plan(POLICY, outcome(verdict), number + 1, 0.5, proven=proven)
+            step = plan(POLICY, judgement(verdict), number + 1, 0.5, proven=proven)
             assert isinstance(step, Probe if proven and verdict is not Verdict.FATAL else Stop)
             assert isinstance(step.error, ServiceRefused)
             assert "the reason" in str(step.error)
 
 
-def test_three_probes_over_thirty_seconds_follow_a_refusal_of_the_run():
+def test_refusal_of_the_run_is_probed_three_times_over_thirty_seconds():
     assert len(PROBE_AFTER_S) >= 3
     assert sum(PROBE_AFTER_S) >= 30.0
 
 
-def test_each_stop_tells_what_is_to_be_done():
+def test_each_error_says_what_to_do():
     limited = [verdict for verdict, retries, _ in RETRIES if retries != FOREVER]
-    texts = [str(plan(POLICY, outcome(verdict), 99, 0.5, proven=False).error) for verdict in limited]
+    texts = [str(plan(POLICY, judgement(verdict), 99, 0.5, proven=False).error) for verdict in limited]
 
     remedies = [text.partition(": the reason. ")[2] for text in texts]
     assert all(remedies)
@@ -62,7 +62,7 @@ def test_each_stop_tells_what_is_to_be_done():
 @pytest.mark.parametrize(
     ("streak", "longest"), [(1, 0.5), (2, 1), (3, 2), (4, 4), (7, 32), (8, 60), (9, 60), (100, 60), (10**6, 60)]
 )
-def test_the_backoff_doubles_from_half_a_second_to_a_minute(streak, longest):
+def test_backoff_doubles_from_half_a_second_to_a_minute(streak, longest):
     assert backoff_s(POLICY, streak, 1.0) == longest
     assert backoff_s(POLICY, streak, 0.5) == longest / 2
     assert backoff_s(POLICY, streak, 0.0) == 0.0
@@ -74,15 +74,15 @@ def test_the_backoff_doubles_from_half_a_second_to_a_minute(streak, longest):
     streak=st.integers(1, 10_000),
     draw=st.floats(0, 1, exclude_max=True),
 )
-def test_full_jitter_spreads_the_wait_from_nothing_to_its_bound(base, longest, streak, draw):
+def test_full_jitter_draws_the_wait_between_zero_and_its_bound(base, longest, streak, draw):
     policy = RetryPolicy(base_s=base, max_wait_s=longest)
 
     assert 0 <= backoff_s(policy, streak, draw) <= min(longest, base * 2 ** min(streak - 1, 60))
 
 
 @pytest.mark.parametrize(("ordered", "expected"), [(None, 2.0), (1.0, 2.0), (0.0, 2.0), (90.0, 90.0)])
-def test_a_wait_that_the_service_ordered_is_never_shortened(ordered, expected):
-    assert plan(POLICY, outcome(Verdict.IN_DOUBT, ordered), 3, 1.0, proven=False) == Wait(expected)
+def test_wait_ordered_by_the_service_is_never_shortened(ordered, expected):
+    assert plan(POLICY, judgement(Verdict.IN_DOUBT, ordered), 3, 1.0, proven=False) == Wait(expected)
 
 
 @pytest.mark.parametrize(
@@ -96,5 +96,5 @@ def test_a_wait_that_the_service_ordered_is_never_shortened(ordered, expected):
         (5, 0, 5),
     ],
 )
-def test_rejects_are_bound_by_the_users_number_or_by_a_hundred_and_one_percent(max_rejects, rows, limit):
+def test_reject_limit_is_the_users_or_a_hundred_or_one_percent(max_rejects, rows, limit):
     assert reject_limit(max_rejects, rows) == limit

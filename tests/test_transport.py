@@ -10,6 +10,7 @@ import struct
 import time
 import traceback
 import tracemalloc
+from dataclasses import replace
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -670,6 +671,17 @@ async def test_dropping_connections_closes_idle_ones_and_completes_requests_in_f
         assert (await post(transport))[0].status == 200
         assert server.connections == 3
         assert len(transport._retired) == 1
+
+
+async def test_fresh_request_uses_a_connection_of_its_own_and_leaves_the_others_open():
+    async with raw(http()) as server, transport_to(server.url) as way:
+        await post(way)
+        for _ in range(2):
+            fresh = replace(create_batch(TARGET, b"[]"), fresh=True)
+            assert (await way.send(fresh, Leave())).status == 200
+        await post(way)
+
+    assert server.connections == 3
 
 
 # --- credentials --------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What is known of one batch: which of its instances are settled, and how. Pure."""
+"""The state of one batch: which of its instances are settled, and how. Pure."""
 
 from dataclasses import replace
 from typing import NamedTuple
@@ -14,7 +14,7 @@ __all__ = ["BatchState", "Record"]
 
 
 class Record(NamedTuple):
-    """A ledger as the checkpoint keeps it; see `checkpoint.SCHEMA` for what the fields hold."""
+    """A `BatchState` as the checkpoint stores it; see `checkpoint.SCHEMA` for what the fields hold."""
 
     first_row: int
     rows: int
@@ -33,7 +33,19 @@ class Record(NamedTuple):
 
 
 class BatchState:
-    """The account of one batch. Every instance is in exactly one of `created`, `others` and `pending`."""
+    """Which instances of a batch are settled, and how. Instances are named by their position in `Batch.ids`.
+
+    Every instance is in exactly one of `created`, `others` and `pending`.
+
+    Attributes:
+        batch: The batch.
+        pending: The instances that are not settled.
+        created: The instances that were created alike, as `answer` says.
+        answer: What the service said of them.
+        others: The results of all other settled instances.
+        attempts: Number of create requests that have held instances of the batch.
+        in_doubt: The instances that an attempt may have created though no answer said so.
+    """
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
@@ -43,55 +55,54 @@ class BatchState:
         self.others: dict[int, Result] = {}
         self.attempts = 0
         self.in_doubt: set[int] = set()
-        """The instances that an attempt may have created without our having been told."""
         self._fingerprint: tuple[int, tuple[int, int]] | None = None
 
     @classmethod
     def resumed(cls, batch: Batch, attempts: int, answer: InstanceInfo | None, exceptions: str | None) -> "BatchState":
-        """The ledger of a batch that an earlier session left unsettled: all that is pending is in doubt."""
-        ledger = cls(batch)
-        ledger.attempts, ledger.answer = attempts, answer
+        """The state of a batch that an earlier session left unsettled: all that is pending is in doubt."""
+        state = cls(batch)
+        state.attempts, state.answer = attempts, answer
         entries = orjson.loads(exceptions) if exceptions else {}
         default = "pending" if answer is None else "created"
         for position, offset in enumerate(batch.offsets):
             entry = entries.get(str(offset))
             if entry is None and default == "created":
-                ledger.created.append(position)
+                state.created.append(position)
             elif entry is None or entry["outcome"] == "pending":
-                ledger.in_doubt.add(position)
+                state.in_doubt.add(position)
             else:
                 row, instance_id = batch.first_row + offset, batch.ids[position]
-                ledger.others[position] = Result(row=row, id=instance_id, attempts=attempts, **entry)
-        ledger.pending = set(ledger.in_doubt)
-        return ledger
+                state.others[position] = Result(row=row, id=instance_id, attempts=attempts, **entry)
+        state.pending = set(state.in_doubt)
+        return state
 
     def sent(self, judgement: Judgement) -> None:
-        """Take in that the batch, or a part of it, was sent."""
+        """Note that the batch, or a part of it, was sent."""
         self.attempts += 1
         if HANDLING[judgement.verdict].in_doubt:
             self.in_doubt.update(judgement.unsettled)
 
-    def add(self, outcome: Judgement) -> None:
-        """Take in what an attempt has settled."""
-        if outcome.created and len(outcome.created) == len(self.batch.ids):
-            self.created, self.answer, self.pending = list(outcome.created), outcome.answer, frozenset()
+    def add(self, judgement: Judgement) -> None:
+        """Add what a judgement settles."""
+        if judgement.created and len(judgement.created) == len(self.batch.ids):
+            self.created, self.answer, self.pending = list(judgement.created), judgement.answer, frozenset()
             return
         pending = set(self.pending)
-        if outcome.created and (self.answer is None or outcome.answer == self.answer):
-            self.answer = outcome.answer
-            self.created.extend(outcome.created)
+        if judgement.created and (self.answer is None or judgement.answer == self.answer):
+            self.answer = judgement.answer
+            self.created.extend(judgement.created)
         else:
-            self.others.update((position, self._result(position, outcome.answer)) for position in outcome.created)
-        for position, result in outcome.others:
+            self.others.update((position, self._result(position, judgement.answer)) for position in judgement.created)
+        for position, result in judgement.others:
             in_doubt = result.outcome == "existed" and position in self.in_doubt
             self.others[position] = replace(result, attempts=self.attempts, in_doubt=in_doubt)
-        pending.difference_update(outcome.created, (position for position, _ in outcome.others))
+        pending.difference_update(judgement.created, (position for position, _ in judgement.others))
         self.pending = pending
 
-    def settled(self, outcome: Judgement) -> list[Result]:
-        """The results that an outcome, already taken in, has added."""
-        results = [self._result(position, outcome.answer) for position in outcome.created]
-        return results + [self.others[position] for position, _ in outcome.others]
+    def settled(self, judgement: Judgement) -> list[Result]:
+        """The results that a judgement, already added, has settled."""
+        results = [self._result(position, judgement.answer) for position in judgement.created]
+        return results + [self.others[position] for position, _ in judgement.others]
 
     def refused(self) -> frozenset[int]:
         """Offsets of the rows that are invalid or rejected."""
@@ -101,14 +112,14 @@ class BatchState:
         return frozenset(result.row - self.batch.first_row for result in (*self.batch.refused, *rejected))
 
     def fingerprint(self) -> tuple[int, int]:
-        """Size and crc32 of the batch's lines, less those that are refused."""
+        """Size and crc32 of the batch's lines without the refused ones."""
         dropped = self.refused()
         if self._fingerprint is None or self._fingerprint[0] != len(dropped):
             self._fingerprint = len(dropped), fingerprint(self.batch.region, dropped)
         return self._fingerprint[1]
 
     def record(self) -> Record:
-        """The whole account, for the checkpoint."""
+        """The state as the checkpoint stores it."""
         batch, others = self.batch, [result.outcome for result in self.others.values()]
         size, digest = self.fingerprint()
         return Record(
@@ -129,19 +140,19 @@ class BatchState:
         )
 
     def _result(self, position: int, answer: InstanceInfo | None) -> Result:
-        told = answer or InstanceInfo()
+        info = answer or InstanceInfo()
         return Result(
             row=self.batch.first_row + self.batch.offsets[position],
             id=self.batch.ids[position],
             outcome="created",
-            status=told.status,
+            status=info.status,
             attempts=self.attempts,
-            version_id=told.version_id,
-            workflow_id=told.workflow_id,
+            version_id=info.version_id,
+            workflow_id=info.workflow_id,
         )
 
     def _exceptions(self) -> str | None:
-        """The rows that are not as `answer` has it: without an answer the others are pending, with one created."""
+        """The rows that `answer` does not describe. All others are created, or pending if there is no answer."""
         first_row, offsets = self.batch.first_row, self.batch.offsets
         entries = {str(r.row - first_row): _entry(r) for r in (*self.batch.refused, *self.others.values())}
         if self.answer is not None:
@@ -150,12 +161,12 @@ class BatchState:
 
 
 def _encode_answer(answer: InstanceInfo) -> str:
-    told = {"status": answer.status, "version_id": answer.version_id, "workflow_id": answer.workflow_id}
-    return orjson.dumps(told).decode()
+    fields = {"status": answer.status, "version_id": answer.version_id, "workflow_id": answer.workflow_id}
+    return orjson.dumps(fields).decode()
 
 
 def _entry(result: Result) -> dict[str, object]:
-    """What of a result differs from its batch: the fields that hold something."""
+    """The fields of a result that are not empty and that its batch does not give."""
     values = {
         "outcome": result.outcome,
         "id": result.id if result.outcome == "invalid" else None,

@@ -2,7 +2,8 @@
 
 A batch ends with the first of these:
 
-1. It holds the instances that one request may carry: the batch limit, or fewer where those fill the rate better.
+1. It holds the instances that one request may carry: the batch limit, or fewer where those fill the rate better, or
+   while bad rows are frequent.
 2. It holds the rows that a batch may have; blank and invalid rows count.
 3. The next row does not fit into its bytes.
 4. The list ends, or the source is slow and the linger is over.
@@ -14,16 +15,20 @@ from collections.abc import Sequence
 from math import inf
 from typing import Protocol
 
+from bulkwf.batching.bad_rows import BadRowRate, Search
 from bulkwf.batching.ids import IdScheme
 from bulkwf.batching.lines import Cut
 from bulkwf.batching.packer import Packer
 from bulkwf.model import Batch, Slice
 from bulkwf.options import INSTANCE_PERIOD_S, MIN_BATCH_BYTES, REQUEST_PERIOD_S, Options, RateLimits
 
-__all__ = ["ITEM_OVERHEAD_BYTES", "Batcher", "even_share"]
+__all__ = ["ITEM_OVERHEAD_BYTES", "Batcher", "even_share", "request_cost"]
 
 ITEM_OVERHEAD_BYTES = 130
 """Upper bound of what an id, its key, the separators and the outer brackets add to a row in a request, in bytes."""
+LEAST_REQUEST_COST = 5.0
+MOST_REQUEST_COST = 1_000.0
+"""Bounds of `request_cost`, in instances."""
 
 
 def even_share(instances: int, rate: RateLimits) -> int:
@@ -42,6 +47,19 @@ def even_share(instances: int, rate: RateLimits) -> int:
 
     even = most // -(-most // instances)
     return even if used(even) > 1.05 * used(instances) else instances
+
+
+def request_cost(rate: RateLimits) -> float:
+    """How many instances take as much of the limits as one request, both counted by the time that they take.
+
+    At least `LEAST_REQUEST_COST`: a request takes a round trip, whatever the limits are.
+    """
+    if rate.instances_per_s is None:
+        return MOST_REQUEST_COST
+    if rate.requests_per_5m is None:
+        return LEAST_REQUEST_COST
+    cost = rate.instances_per_s * REQUEST_PERIOD_S / (rate.requests_per_5m * INSTANCE_PERIOD_S)
+    return min(max(cost, LEAST_REQUEST_COST), MOST_REQUEST_COST)
 
 
 class RowSource(Protocol):
@@ -69,6 +87,7 @@ class Batcher:
 
     Attributes:
         max_bytes: Upper bound of a request's body, in bytes, unless one row alone is larger.
+        bad_rows: How frequent bad rows are in the run: batches are smaller while they are frequent.
     """
 
     def __init__(self, source: RowSource, scheme: IdScheme, options: Options, *, linger_s: float | None) -> None:
@@ -77,7 +96,7 @@ class Batcher:
         self._scheme = scheme
         self._row_shape = options.row_shape
         self._rate = options.rate
-        self._max_instances = even_share(options.batch.instances, options.rate)
+        self.bad_rows = BadRowRate(options.batch.instances)
         self._max_rows = options.batch.rows
         self._linger_s = linger_s
 
@@ -109,13 +128,20 @@ class Batcher:
         """
         self.max_bytes = max(MIN_BATCH_BYTES, min(self.max_bytes, size))
 
-    def requests(self, pending: Sequence[int]) -> list[Sequence[int]]:
-        """The *pending* instances of a batch, cut into one part for each request.
+    def next_part(self, pending: Sequence[int]) -> Sequence[int]:
+        """The first of the *pending* instances of a batch, as many as one request may carry.
 
-        One part for a batch of this session. A batch that an earlier session began at a higher rate may need several.
+        These are all of them, unless the batch was begun at a higher rate, or before bad rows were found.
         """
-        most = self._max_instances
-        return [pending[start : start + most] for start in range(0, len(pending), most)]
+        return pending[: self._max_instances]
+
+    def search(self, rows: Sequence[int]) -> Search:
+        """A search for the bad rows of a refused request that holds *rows*."""
+        return Search(rows, self.bad_rows, request_cost(self._rate))
+
+    @property
+    def _max_instances(self) -> int:
+        return even_share(self.bad_rows.limit, self._rate)
 
     def _room(self, packer: Packer) -> tuple[int, int]:
         """Rows, and bytes of rows, that still fit into a batch."""

@@ -23,7 +23,7 @@ class Action(Enum):
     RETRY = "retry at once"
     """Without a backoff: the limiter pauses all sending, or there is a new credential."""
     CONFIRM = "look up the omitted ids"
-    SPLIT = "send in halves"
+    SPLIT = "send in smaller parts"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

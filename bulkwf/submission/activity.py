@@ -27,7 +27,7 @@ class Activity:
         limit: The limit that the next request waits for; None if it waits for none.
         committing: A commit is under way.
         reading: The next batch waits for the source.
-        on_wire: Requests are on the wire.
+        on_wire: Requests are on the wire, or deliveries wait until the service shows what it has created.
     """
 
     paused_until: float = -inf

@@ -332,7 +332,7 @@ class Engine:
             limit=limiter.waits_for,
             committing=committing,
             reading=self._reading,
-            on_wire=limiter.on_wire > 0,
+            on_wire=limiter.on_wire > 0 or self._context.waits > 0,
         )
 
     def _limits_changed(self) -> None:

@@ -1,6 +1,6 @@
-"""What to do about a judgement: wait, probe, or stop the run. Pure: chance is the argument `draw`.
+"""What follows a judgement: wait, probe, or stop the run. Pure: chance is the argument `draw`.
 
-A row is never given up because the service fails; a run that can't go on says who must act.
+No row is rejected because the service fails. The error that stops a run says what its owner can do.
 """
 
 from dataclasses import dataclass
@@ -14,22 +14,23 @@ from bulkwf.service.verdicts import HANDLING
 __all__ = ["LOOK_UP_TRIES", "PROBE_AFTER_S", "LookUpTries", "Probe", "Stop", "Wait", "plan", "reject_limit"]
 
 LOOK_UP_TRIES = 3
-"""How many look-ups of one instance may fail in a row before the others go first."""
+"""Number of failed look-ups of one instance in a row after which the row is sent again."""
 
 PROBE_AFTER_S = (2.0, 8.0, 20.0)
-"""Pauses before the probes that follow a refusal of the run: three probes over 30 s. One odd answer costs 2 s."""
+"""Pauses before the probes that follow a refusal of the run, in seconds: three probes over 30 s. A single refusal costs
+2 s."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Send what is unsettled again after so many seconds."""
+    """Send what is unsettled again after a wait."""
 
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """Pause all sending, and let one request try again; end the run with this error if the probes are refused too."""
+    """Pause all sending, and let one request try again. If all probes are refused too, the run ends with this error."""
 
     error: BulkwfError
 
@@ -41,21 +42,21 @@ class Stop:
     error: BulkwfError
 
 
-def plan(policy: RetryPolicy, outcome: Judgement, streak: int, draw: float, *, proven: bool) -> Wait | Probe | Stop:
-    """What follows an outcome whose verdict is handled by `Action.BACK_OFF`.
+def plan(policy: RetryPolicy, judgement: Judgement, streak: int, draw: float, *, proven: bool) -> Wait | Probe | Stop:
+    """What follows a judgement whose verdict is handled by `Action.BACK_OFF`.
 
     Args:
-        policy: How long to wait.
-        outcome: Of the last attempt.
-        streak: How many attempts in a row have come to this verdict; 1 or more.
+        policy: Bounds of the wait.
+        judgement: Of the last attempt.
+        streak: How many attempts in a row had this verdict; 1 or more.
         draw: A random number from 0 to 1.
         proven: The service has settled something in this session.
     """
-    handling = HANDLING[outcome.verdict]
+    handling = HANDLING[judgement.verdict]
     if streak <= (handling.proven_retries if proven else handling.retries):
-        return Wait(max(backoff_s(policy, streak, draw), outcome.retry_after_s or 0.0))
-    code = "" if outcome.code is None else f" (code {outcome.code})"
-    error = ServiceRefused(f"{handling.failure}: {outcome.message}{code}. {handling.remedy}")
+        return Wait(max(backoff_s(policy, streak, draw), judgement.retry_after_s or 0.0))
+    code = "" if judgement.code is None else f" (code {judgement.code})"
+    error = ServiceRefused(f"{handling.failure}: {judgement.message}{code}. {handling.remedy}")
     return Probe(error) if proven and handling.probed else Stop(error)
 
 

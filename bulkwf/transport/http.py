@@ -75,6 +75,7 @@ class AiohttpTransport:
         self._tls = _tls_context(options.ca_file)
         self._timeout = aiohttp.ClientTimeout(total=options.timeout_s, sock_connect=CONNECT_TIMEOUT_S)
         self._pool = self._open_pool()
+        self._fresh = self._open_pool(fresh=True)
         self._retired: list[_Pool] = []
         self._refreshing = asyncio.Lock()
         self._marks: OrderedDict[str, None] = OrderedDict()
@@ -103,7 +104,7 @@ class AiohttpTransport:
 
     async def aclose(self) -> None:
         """See `Transport.aclose`."""
-        for pool in (*self._retired, self._pool):
+        for pool in (*self._retired, self._pool, self._fresh):
             await pool.session.close()
 
     async def _exchange(
@@ -130,7 +131,7 @@ class AiohttpTransport:
         number = self._credentials.number
         url = self._target.base_url + request.path + ("?" + urlencode(request.query) if request.query else "")
         headers = self._credentials.headers if body is None else JSON_BODY | self._credentials.headers
-        with self._pool as session:
+        with self._fresh if request.fresh else self._pool as session:
             async with session.request(
                 request.method,
                 url,
@@ -172,12 +173,14 @@ class AiohttpTransport:
             self._marks.popitem(last=False)
         return known
 
-    def _open_pool(self) -> "_Pool":
+    def _open_pool(self, *, fresh: bool = False) -> "_Pool":
+        """A pool of connections; with *fresh* each request opens one of its own, which is closed after it."""
         connector = aiohttp.TCPConnector(
             limit=0,  # the limiter bounds the number of requests
             ssl=self._tls,
             ttl_dns_cache=60,
-            keepalive_timeout=KEEPALIVE_S,
+            force_close=fresh,
+            keepalive_timeout=None if fresh else KEEPALIVE_S,
         )
         session = aiohttp.ClientSession(
             connector=connector,

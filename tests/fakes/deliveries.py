@@ -81,15 +81,15 @@ class Desk:
             where=lambda row: f"row {row}",
         )
 
-    async def deliver(self, batch, *, begun_at: float | None = None, ledger: BatchState | None = None) -> BatchState:
+    async def deliver(self, batch, *, begun_at: float | None = None, state: BatchState | None = None) -> BatchState:
         """Deliver a batch; returns its state."""
-        ledger = ledger or BatchState(batch)
+        state = state or BatchState(batch)
         counts = self.progress.counts
-        settled = Counts(created=len(ledger.batch.ids) - len(ledger.pending))
-        self.progress.counts = counts + settled + Counts(pending=len(ledger.pending))
-        self.ledger = ledger
-        await self.delivery(ledger, begun_at).deliver()
-        return ledger
+        settled = Counts(created=len(state.batch.ids) - len(state.pending))
+        self.progress.counts = counts + settled + Counts(pending=len(state.pending))
+        self.state = state
+        await self.delivery(state, begun_at).deliver()
+        return state
 
     def delivery(self, state: BatchState, begun_at: float | None = None) -> BatchDelivery:
         """The delivery of another batch of the run."""
@@ -136,19 +136,19 @@ class Desk:
         return Activity(paused_until=self.limiter.paused_until)
 
 
-def outcomes(ledger: BatchState) -> dict[str, str]:
+def outcomes(state: BatchState) -> dict[str, str]:
     """The outcome of each id of a batch, by id."""
-    ids = ledger.batch.ids
+    ids = state.batch.ids
     return {
-        **dict.fromkeys((ids[i] for i in ledger.created), "created"),
-        **{ids[i]: result.outcome for i, result in ledger.others.items()},
-        **dict.fromkeys((ids[i] for i in ledger.pending), "pending"),
+        **dict.fromkeys((ids[i] for i in state.created), "created"),
+        **{ids[i]: result.outcome for i, result in state.others.items()},
+        **dict.fromkeys((ids[i] for i in state.pending), "pending"),
     }
 
 
 def count(values: Iterable[str]) -> dict[str, int]:
     """How many of each."""
-    told: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for value in values:
-        told[value] = told.get(value, 0) + 1
-    return told
+        counts[value] = counts.get(value, 0) + 1
+    return counts

@@ -78,6 +78,8 @@ class Sent:
     written_at: float | None = None
     ended_at: float | None = None
     reply: Reply | Fault | None = None
+    fresh: bool = False
+    """It was sent over a connection of its own."""
 
 
 class _Recorder:
@@ -117,7 +119,8 @@ class _Recorder:
         ids, query = ids_of(request), request.query if request.kind is RequestKind.LIST else None
         if not slot.writing():
             return fault(FaultKind.NOT_SENT, "the lease was lost")
-        return await self._record(Sent(now(), METHODS[request.kind], ids, query), request, slot.written)
+        sent = Sent(now(), METHODS[request.kind], ids, query, fresh=request.fresh)
+        return await self._record(sent, request, slot.written)
 
     async def _record(self, sent: Sent, request: Request, written: Callable[[], None]) -> Reply | Fault:
         twice = self.on_wire.intersection(sent.ids)

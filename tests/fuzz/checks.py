@@ -222,18 +222,18 @@ def _check_grounds(part, reply, outcome):
 
 def _check_account(part, outcome):
     """A checkpoint stores the judgement, and returns the same."""
-    ledger = BatchState(BATCH)
-    ledger.attempts = 1
-    ledger.add(outcome)
-    record = ledger.record()
-    kept = list(results(None, begun(ledger)))
-    assert sorted(kept, key=lambda one: one.row) == sorted(ledger.settled(outcome), key=lambda one: one.row)
+    state = BatchState(BATCH)
+    state.attempts = 1
+    state.add(outcome)
+    record = state.record()
+    kept = list(results(None, begun(state)))
+    assert sorted(kept, key=lambda one: one.row) == sorted(state.settled(outcome), key=lambda one: one.row)
     assert record.pending == BATCH.rows - len(part) + len(outcome.unsettled)
 
 
-def begun(ledger):
+def begun(state):
     """A batch's record, read from the checkpoint."""
-    return Begun(*begun_row(ledger, EPOCH))
+    return Begun(*begun_row(state, EPOCH))
 
 
 def _loads(reply):

@@ -18,7 +18,7 @@ from mutants.planted import PLANTED, Mutant
 
 ROOT = Path(__file__).parents[2]
 SEEDS = "200"
-MODULES = ("judge", "retry", "batcher", "client", "delivery", "limiter", "payload", "transport", "verdicts")
+MODULES = ("bad_rows", "judge", "retry", "batcher", "client", "delivery", "limiter", "payload", "transport", "verdicts")
 HARNESSES = (
     ("simulation", ("tests/simulation/test_simulation.py",)),
     ("every await", ("tests/simulation/test_every_await.py",)),

@@ -132,8 +132,8 @@ PLANTED = (
     Mutant(
         "reject after one refusal",
         "submission/delivery.py",
-        "        if position not in self._refused_alone:\n",
-        "        if position in self._refused_alone:\n",
+        "            if await self._reject_if_again(refused[0]):\n",
+        "            await self._requests.reject(refused[0], refusal)\n            if True:\n",
         by="engine",
     ),
     Mutant(
@@ -150,26 +150,30 @@ PLANTED = (
         "            if not self._is_last():\n",
         by="engine",
     ),
-    Mutant("count absences back to back", "submission/delivery.py", "ABSENCE_GAP_S = 10.0\n", "ABSENCE_GAP_S = 0.0\n"),
+    Mutant(
+        "count absences back to back", "submission/batch_requests.py", "ABSENCE_GAP_S = 10.0\n", "ABSENCE_GAP_S = 0.0\n"
+    ),
     Mutant(
         "count absences from before the doubt",
-        "submission/delivery.py",
-        "                self._absences.pop(position, None)\n",
-        "                pass\n",
+        "submission/batch_requests.py",
+        "            instance.absences, instance.absent_at = 0, -inf\n",
+        "            pass\n",
+        by="modules",
     ),
     Mutant(
         "reject by a look-up that comes too early",
         "submission/delivery.py",
-        "            found = await self._look_up_late(position)\n            if found.verdict is Verdict.ABSENT:\n"
-        "                await self._reject(position, replace",
+        "            found = await self._requests.look_up_late(position)\n"
+        "            if found.verdict is Verdict.ABSENT:\n"
+        "                await self._requests.reject(position, replace",
         "            found = judgement\n            if found.verdict is Verdict.ABSENT:\n"
-        "                await self._reject(position, replace",
+        "                await self._requests.reject(position, replace",
         by="modules",
     ),
     Mutant(
         "ask for one instance for ever",
-        "submission/delivery.py",
-        "            if not failed or failures < LOOK_UP_TRIES:\n",
+        "submission/batch_requests.py",
+        "            if not handling.lookup_failed or failures < LOOK_UP_TRIES:\n",
         "            if failures < 10**9:\n",
         by="engine",
     ),
@@ -607,5 +611,54 @@ PLANTED = (
         "        if checksum((number, started_at, *others)) != crc:\n",
         "        if False:\n",
         by="checkpoint",
+    ),
+    Mutant(
+        "believe the row that a refusal names",
+        "submission/delivery.py",
+        "            search.refused(refused, named_row(refusal.message, refused, batch.ids))\n",
+        "            search.refused(refused, named_row(refusal.message, refused, batch.ids))\n"
+        "            if search._named is not None:\n"
+        "                await self._requests.reject(search._named, refusal)\n"
+        "                search.found(search._named)\n",
+        by="modules",
+    ),
+    Mutant(
+        "repeat a refusal over a used connection",
+        "submission/delivery.py",
+        "        refusal = await self._settle((position,), fresh=True)\n",
+        "        refusal = await self._settle((position,))\n",
+        by="modules",
+    ),
+    Mutant(
+        "reject the last suspect without sending it alone",
+        "submission/delivery.py",
+        "            await self._try(search, search.next_part())\n",
+        "            if search.suspects == 1:\n"
+        "                await self._requests.reject(search.rows[0], refusal)\n"
+        "                search.found(search.rows[0])\n"
+        "            else:\n"
+        "                await self._try(search, search.next_part())\n",
+        by="modules",
+    ),
+    Mutant(
+        "forget the rest after a bad row",
+        "batching/bad_rows.py",
+        "        self._remove((row,))\n",
+        "        self._remove((row, *self.rows[max(1, self.suspects) :]))\n",
+        by="modules",
+    ),
+    Mutant(
+        "call rows bad that were refused together",
+        "batching/bad_rows.py",
+        "        self.suspects = len(part)\n",
+        "        self.suspects = 1\n",
+        by="modules",
+    ),
+    Mutant(
+        "reject an omitted row without a look-up",
+        "submission/batch_requests.py",
+        "        return position in self._state.in_doubt or position in self._notes\n",
+        "        return position in self._state.in_doubt\n",
+        by="modules",
     ),
 )

@@ -37,6 +37,8 @@ class Sent:
     """The reply is the service's own complete answer to this request."""
     stale: bool = False
     """The reply is a late copy of the answer to another request."""
+    fresh: bool = False
+    """It was sent over a connection of its own."""
 
 
 class Network:
@@ -56,7 +58,7 @@ class Network:
         world, ids = self._world, tuple(ids_of(request))
         if not world.in_session:
             raise asyncio.CancelledError
-        sent = Sent(len(world.sent), self._session, method, ids, world.monotonic())
+        sent = Sent(len(world.sent), self._session, method, ids, world.monotonic(), fresh=request.fresh)
         world.sent.append(sent)
         twice = self._on_wire.intersection(ids) - world.shared
         assert not twice, f"in two requests at the same time: {sorted(twice)}"
@@ -96,7 +98,7 @@ class Network:
         """The reply or fault of a request that was written."""
         world, chance = self._world, self._world.chance
         stale = world.stale
-        if failing and stale is not None and chance.random() < world.plan.stale:
+        if failing and stale is not None and not sent.fresh and chance.random() < world.plan.stale:
             await asyncio.sleep(world.travel_s())  # an idle connection delivers a late copy; the request is not read
             sent.stale = True
             if stale.status == 200:
@@ -109,7 +111,7 @@ class Network:
             reply = await asyncio.wait_for(answered, TIMEOUT_S)
         except TimeoutError:
             return Fault(kind=FaultKind.IN_DOUBT, message="no answer in time")
-        if sent.method == "POST" and isinstance(reply, Reply):
+        if sent.method == "POST" and isinstance(reply, Reply) and not sent.fresh:
             world.stale = reply
         return reply
 

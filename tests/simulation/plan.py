@@ -61,6 +61,12 @@ class Plan:
     unanswered: str = "^$"
     """Pattern of the ids whose look-ups fail, while there are faults."""
     clock_steps_s: tuple[float | None, ...] = ()
+    bad: str = f"^{POISON}-"
+    """Pattern of the ids that are always refused."""
+    refusals: Literal["named", "nameless", "misleading"] = "named"
+    """Which row a refusal names: the bad one, none, or the first of the request."""
+    bad_together: frozenset[int] = frozenset()
+    """Rows that are refused only if they come in one request."""
 
 
 def draw_plan(seed: int) -> Plan:
@@ -104,7 +110,24 @@ def draw_plan(seed: int) -> Plan:
         left = min(limits.requests_per_5m, chance.choice((2, 3)) * options.rate.concurrency + 1)
         crashes: tuple[tuple[End, int], ...] = tuple(("crash", chance.randint(10, 150)) for _ in range(4))
         plan = replace(plan, limits=replace(limits, requests_per_5m=left), ends=plan.ends + crashes)
-    return plan
+    return replace(plan, **_bad_rows(chance, plan)) if chance.random() < 0.5 else plan
+
+
+def _bad_rows(chance: random.Random, plan: Plan) -> dict[str, Any]:
+    """Bad rows beside those that stand alone: groups, rows that are bad only together, refusals at random."""
+    script, rows, bad = plan.script, plan.rows, plan.bad
+    shared = {row.twin_of for row in rows}
+    usual = [number for number, row in enumerate(rows) if row.kind in ("own", "plain") and number not in shared]
+    if usual and chance.random() < 0.5:
+        first = chance.randrange(len(usual))
+        group = "|".join(map(str, usual[first : first + chance.choice((2, 10, 30))]))
+        bad += f"|^id-({group})$|-({group})-[0-9a-f]{{8}}$"
+    if chance.random() < 0.5:
+        rule = {"method": "POST", "status": 400, "code": 10002, "chance": chance.choice((0.02, 0.3))}
+        script += ({**rule, "until_s": plan.healthy_from},)
+    together = frozenset(chance.sample(usual, 2)) if len(usual) > 1 and chance.random() < 0.5 else frozenset()
+    refusals = chance.choice(("named", "nameless", "nameless", "misleading"))
+    return {"script": script, "bad": bad, "refusals": refusals, "bad_together": together}
 
 
 def _odd_answers(chance: random.Random, until_s: float, tokens: int) -> tuple[dict[str, Any], ...]:
@@ -180,7 +203,6 @@ def _limits(chance: random.Random) -> tuple[Options, Limits]:
 
 def _faults(chance: random.Random, until_s: float) -> tuple[tuple[dict[str, Any], ...], float, float]:
     """The fault script of a world, the probability of late copies, and that of refused connections."""
-    script: list[dict[str, Any]] = [{"refuse_ids": f"^{POISON}-"}]  # a bad row is always refused
     possible: tuple[dict[str, Any], ...] = (
         {"status": 500, "when": "before"},
         {"status": 503, "when": "after"},
@@ -201,13 +223,13 @@ def _faults(chance: random.Random, until_s: float) -> tuple[tuple[dict[str, Any]
         {"latency_s": [0.0, chance.choice((0.5, 5.0, 90.0))]},
         {"latency_s": [0.0, 30.0], "when": "after"},
     )
-    script += (
+    script = tuple(
         {**rule, "chance": chance.choice((0.01, 0.05, 0.2, 0.6)), "until_s": until_s}
         for rule in possible
         if chance.random() < 0.25
     )
     stale = chance.choice((0.0, 0.0, 0.05, 0.3))
-    return tuple(script), stale, chance.choice((0.0, 0.0, 0.05, 0.5))
+    return script, stale, chance.choice((0.0, 0.0, 0.05, 0.5))
 
 
 def _ends(chance: random.Random) -> tuple[tuple[End, int], ...]:

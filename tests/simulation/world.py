@@ -45,6 +45,8 @@ class SimulatedService(Service):
 
     def create(self, target: Target, items: Sequence[Item], tampering: Tampering | None = None) -> Creation:
         """See `Service.create`."""
+        if refused := self._refused([item.id for item in items]):
+            return Creation(refusal(400, 10002, refused))
         creation = super().create(target, items, tampering)
         for item in creation.created:
             if item.id in self.created_ids:
@@ -60,6 +62,16 @@ class SimulatedService(Service):
         if id_ in self.created_ids and now < self.created_ids[id_][1] + plan.lag_s:
             id_ = "nobody"
         return super().get_instance(target, id_, simple=simple)
+
+    def _refused(self, ids: Sequence[str]) -> str:
+        """Why a request with *ids* is refused; empty if it is not."""
+        plan = self.plan
+        bad = next((id_ for id_ in ids if re.search(plan.bad, id_)), "")
+        if not bad and plan.bad_together and plan.bad_together <= {row_of(id_) for id_ in ids}:
+            bad = ids[-1]
+        if not bad or plan.refusals == "nameless":
+            return bad and "the request is refused"
+        return f"instance {bad if plan.refusals == 'named' else ids[0]!r} is refused"
 
 
 @dataclass(repr=False)  # the run's clock refers to it, and its fields hold the rows
@@ -278,3 +290,9 @@ class World:
 
         loop.call_later(self.plan.commit_s / 2, act)
         return ended
+
+
+def row_of(id_: str) -> int | None:
+    """The number of the row with this id; None if the id does not say."""
+    found = re.fullmatch(r"id-(\d+)|.*-(\d+)-[0-9a-f]{8}", id_)
+    return None if found is None else int(found[1] or found[2])

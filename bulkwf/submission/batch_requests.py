@@ -1,0 +1,249 @@
+"""The requests of one batch, and what they settle: create requests, look-ups, and settling by inference.
+
+Everything that is settled is durable before a call returns, and no id is sent again once the service may have forgotten
+it.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from math import inf
+
+from bulkwf.attempt import Judgement, Request, RequestKind, Verdict
+from bulkwf.batching.batch_state import BatchState
+from bulkwf.batching.batcher import Batcher
+from bulkwf.batching.body import compose
+from bulkwf.errors import CheckpointError, ServiceRefused
+from bulkwf.limits.backoff import backoff_s
+from bulkwf.options import Options, Target
+from bulkwf.service.fast_path import FastJudge
+from bulkwf.service.judge import judge_lookup, rejection
+from bulkwf.service.requests import create_batch, get_instance
+from bulkwf.service.verdicts import HANDLING, Action
+from bulkwf.submission.client import ServiceClient
+from bulkwf.submission.journal import Journal
+from bulkwf.submission.retries import LOOK_UP_TRIES, reject_limit
+
+__all__ = ["ABSENCE_GAP_S", "BatchRequests", "InstanceNotes", "RunContext"]
+
+ABSENCE_GAP_S = 10.0
+"""Least time between two absences that count, in seconds: a replica that answers look-ups may lag behind."""
+
+
+@dataclass(slots=True, kw_only=True)
+class RunContext:
+    """What the deliveries of one run share.
+
+    Attributes:
+        client: Makes the requests.
+        journal: Makes results durable, and counts them.
+        batcher: Decides how much one request may carry.
+        target: The workflow.
+        options: Whether existing instances are confirmed, and how many rows may be rejected.
+        wall: Unix time in seconds, the later of two clocks: ids must not look younger than they are.
+        where: Names a row's place in its file.
+        judge: Judges the answers to create requests.
+        unknown: Number of instances that stay pending because their look-ups were not answered.
+        unanswered: Place and id of the first of them; empty if there is none.
+        waits: Number of deliveries that wait until the service shows what it has created.
+        probing: Held while a refused first batch is probed.
+    """
+
+    client: ServiceClient
+    journal: Journal
+    batcher: Batcher
+    target: Target
+    options: Options
+    wall: Callable[[], float]
+    where: Callable[[int], str]
+    judge: FastJudge = field(default_factory=FastJudge)
+    unknown: int = 0
+    unanswered: str = ""
+    waits: int = 0
+    probing: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+@dataclass(slots=True)
+class InstanceNotes:
+    """What this session knows of one unsettled instance. Times are in monotonic seconds.
+
+    Attributes:
+        maybe_created_at: When an attempt may last have created it: one that neither settled nor refused it.
+        absences: How many look-ups have found no instance, `ABSENCE_GAP_S` apart, since an attempt was last in doubt.
+        absent_at: When the last of these look-ups was answered; minus infinity if there is none.
+    """
+
+    maybe_created_at: float
+    absences: int = 0
+    absent_at: float = -inf
+
+
+class BatchRequests:
+    """Makes the requests of one batch.
+
+    Args:
+        run: What the deliveries of the run share.
+        state: Which instances of the batch are settled.
+        begun_at: When the batch's ids became durable, in Unix time: none of its instances is older.
+
+    Attributes:
+        unanswered: How many look-ups in a row have failed `LOOK_UP_TRIES` times each.
+    """
+
+    def __init__(self, run: RunContext, state: BatchState, begun_at: float) -> None:
+        self.unanswered = 0
+        self._run = run
+        self._client = run.client
+        self._state = state
+        self._begun_at = begun_at
+        self._started_at = run.client.clock()
+        self._notes: dict[int, InstanceNotes] = {}
+
+    async def create(self, part: Sequence[int], *, fresh: bool = False) -> Judgement:
+        """Send *part* with retries, each over a connection of its own if *fresh*; returns the last judgement."""
+
+        async def attempt() -> Judgement:
+            nonlocal part
+            judgement = await self._attempt(part, fresh=fresh)
+            part = judgement.unsettled
+            return judgement
+
+        return await self._client.with_retries(attempt)
+
+    async def _attempt(self, part: Sequence[int], *, fresh: bool) -> Judgement:
+        """One request for *part*."""
+        run, batch = self._run, self._state.batch
+
+        def request() -> Request:
+            self._refuse_expired(part)  # only now: ids may expire in a pause before the slot
+            return replace(create_batch(run.target, compose(batch, part)), fresh=fresh)
+
+        judgement = await self._client.attempt(
+            RequestKind.CREATE,
+            request,
+            lambda reply: run.judge(batch, part, reply),
+            instances=len(part),
+            state=self._state,
+        )
+        handling = HANDLING[judgement.verdict]
+        if handling.action is not Action.SPLIT:  # even a 429 may come from a proxy, after the service has acted
+            for position in judgement.unsettled:
+                self._maybe_created(position, in_doubt=handling.in_doubt)
+        self._refuse_rejects(judgement)
+        return judgement
+
+    def _maybe_created(self, position: int, *, in_doubt: bool) -> None:
+        """Note that the last attempt may have created an instance."""
+        instance = self.notes(position)
+        instance.maybe_created_at = self._client.clock()
+        if in_doubt:  # earlier absences say nothing about what this attempt has created
+            instance.absences, instance.absent_at = 0, -inf
+
+    def notes(self, position: int) -> InstanceNotes:
+        """What this session knows of one unsettled instance."""
+        # An attempt of an earlier session may have created it just before this one started.
+        return self._notes.setdefault(position, InstanceNotes(self._started_at))
+
+    def may_exist(self, position: int) -> bool:
+        """Whether an attempt may have created an instance: any that neither settled nor refused it."""
+        return position in self._state.in_doubt or position in self._notes
+
+    async def look_up(self, position: int) -> Judgement:
+        """Look up one instance until the service says if it exists; `UNANSWERED` after `LOOK_UP_TRIES` failures."""
+        batch = self._state.batch
+        failures = 0
+
+        async def attempt() -> Judgement:
+            nonlocal failures
+            judgement = await self._client.attempt(
+                RequestKind.LOOK_UP,
+                lambda: get_instance(self._run.target, batch.ids[position]),
+                lambda reply: judge_lookup(batch, position, reply),
+                state=self._state,
+            )
+            handling = HANDLING[judgement.verdict]
+            if handling.accepted:
+                self.unanswered = 0
+            failures += handling.lookup_failed
+            if not handling.lookup_failed or failures < LOOK_UP_TRIES:
+                return judgement
+            # Sending the row again shows whether the service fails, or only this look-up.
+            self.unanswered += 1
+            return replace(judgement, verdict=Verdict.UNANSWERED)
+
+        return await self._client.with_retries(attempt)
+
+    async def infer(self, judgement: Judgement) -> None:
+        """Settle instances by what other answers imply."""
+        await self._run.journal.settle(self._state, judgement)
+        self._client.outage.success()
+        self._refuse_rejects(judgement)
+
+    def _refuse_rejects(self, judgement: Judgement) -> None:
+        """End the run once more rows are rejected than it allows."""
+        rejected = [result for _, result in judgement.others if result.outcome == "rejected"]
+        if not rejected:
+            return
+        counts, last = self._run.journal.progress.counts, rejected[-1]
+        limit = reject_limit(self._run.options.max_rejects, counts.rows)
+        if counts.rejected > limit:
+            raise ServiceRefused(
+                f"{counts.rejected:,} rows are rejected, more than the {limit:,} allowed; the last one for: "
+                f"{last.message} (code {last.code}). Look at `bulkwf results --outcome rejected`; "
+                "--max-rejects allows more."
+            )
+
+    def _refuse_expired(self, part: Sequence[int]) -> None:
+        """Raise if the service may have forgotten the ids of *part*: a row that is sent again could run twice."""
+        state = self._state
+        if self._run.options.in_doubt == "resend" or state.in_doubt.isdisjoint(part):
+            return
+        age_s = self._run.wall() - self._begun_at
+        if age_s > state.batch.retention_s:
+            first = state.batch.first_row + state.batch.offsets[part[0]]
+            raise CheckpointError(
+                f"{len(part)} rows from row {first} on may have been started {_period(age_s)} ago, longer than the "
+                f"service is sure to remember their ids ({_period(state.batch.retention_s)}). Check whether they run; "
+                "--in-doubt resend sends them again, and those that did start run twice."
+            )
+
+    async def look_up_late(self, position: int) -> Judgement:
+        """Look up an instance late enough to see what any earlier attempt has created."""
+        seen_from = self.notes(position).maybe_created_at + ABSENCE_GAP_S
+        await self.wait(max(0.0, seen_from - self._client.clock()))
+        return await self.look_up(position)
+
+    async def reject(self, position: int, judgement: Judgement) -> None:
+        """Settle one instance as `rejected`, for the reason that *judgement* gives."""
+        await self.infer(rejection(self._state.batch, position, judgement.code, judgement.message))
+
+    def leave_unknown(self, part: Sequence[int]) -> None:
+        """Leave *part* pending for the next run: no look-up shows whether the instances exist."""
+        run = self._run
+        run.unanswered = run.unanswered or self.name(part[0])
+        run.unknown += len(part)
+        self.unanswered = 0  # the next rows have look-ups of their own
+
+    def name(self, position: int) -> str:
+        """Place and id of a row, for messages."""
+        batch = self._state.batch
+        return f"{self._run.where(batch.first_row + batch.offsets[position])} (id {batch.ids[position]})"
+
+    async def back_off(self, times: int) -> None:
+        """Wait as before the retry that follows *times* failures."""
+        await self.wait(backoff_s(self._client.policy, times, self._client.random()))
+
+    async def wait(self, seconds: float) -> None:
+        """Wait until the service shows what it has created: the run waits for the service meanwhile."""
+        run = self._run
+        run.waits += 1
+        run.journal.update()
+        try:
+            await self._client.sleep(seconds)
+        finally:
+            run.waits -= 1
+            run.journal.update()
+
+
+def _period(seconds: float) -> str:
+    return f"{seconds / 86_400:,.1f} days" if seconds >= 172_800 else f"{seconds:,.0f} s"
