@@ -90,9 +90,9 @@ def _commanded(folder: Path, rows: int, *, named: bool) -> Line:
     script.write_text(json.dumps(naming if named else nameless))
     limit = bench.limit(None)
     with bench.emulator(*limit, "--faults", str(script)) as served:
-        words = bench.submission(corpus, served, bench.fresh(folder / "badrows.bulkwf"), *limit)
-        ran = bench.ran(words, exit_code=1)
-    assert json.loads(ran.told)["rejected"] == number
+        command = bench.submission(corpus, served, bench.fresh(folder / "badrows.bulkwf"), *limit)
+        ran = bench.ran(command, exit_code=1)
+    assert json.loads(ran.output)["rejected"] == number
     with contextlib.closing(sqlite3.connect(folder / "badrows.bulkwf")) as db:
         requests, instances = db.execute("SELECT count(*), sum(instances) FROM attempt").fetchone()
     most_requests, most_instances = rows / MOST + 11 * number, 2.6 * rows
