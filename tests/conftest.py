@@ -69,7 +69,7 @@ def pytest_terminal_summary(terminalreporter):
 
 @pytest.fixture(autouse=True)
 def hermetic(monkeypatch):
-    """No credential, account, address or proxy of whoever runs the tests."""
+    """No credential, account, address or proxy of the machine that runs the tests."""
     for name in list(os.environ):
         if name.startswith(("CLOUDFLARE_", "BULKWF_")) or name.upper() in _PROXIES:
             monkeypatch.delenv(name)

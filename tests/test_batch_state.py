@@ -37,7 +37,7 @@ def created(positions, answer=InstanceInfo("queued")):  # noqa: B008 - frozen
     return Judgement(verdict=Verdict.DONE, created=positions, answer=answer)
 
 
-def told_otherwise(batch, position, answer):
+def answered_otherwise(batch, position, answer):
     result = Result(
         row=batch.first_row + batch.offsets[position],
         id=batch.ids[position],
@@ -94,7 +94,7 @@ def histories(draw):
                 for p, kind in zip(part, kinds, strict=True)
                 if kind == "r"
             ),
-            *(told_otherwise(batch, p, draw(ANSWERS)) for p, kind in zip(part, kinds, strict=True) if kind == "o"),
+            *(answered_otherwise(batch, p, draw(ANSWERS)) for p, kind in zip(part, kinds, strict=True) if kind == "o"),
             answer=draw(ANSWERS) if "c" in kinds else None,
         )
         pending = [p for p in pending if p not in part]

@@ -43,7 +43,7 @@ from fuzz.inputs import (
     row_lines,
     write_checkpoint,
 )
-from fuzz.records import change, check_run, check_verification, told, write_cut_run
+from fuzz.records import change, check_run, check_verification, stored_results, write_cut_run
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from torture import TORTURE, scaled, tally
@@ -192,9 +192,9 @@ def test_an_answer_settles_only_what_it_names_and_its_messages_are_harmless(part
 @pytest.mark.parametrize("word", ["\x1b[2J", "\x9b31m", "a\nb", "\u202e", "x" * 100_000])
 @pytest.mark.parametrize("key", ["status", "version_id", "workflow_id"])
 def test_any_text_in_an_answer_about_an_instance_is_harmless(key, word):
-    told = [{"id": one, key: word} for one in IDS]
+    instances = [{"id": one, key: word} for one in IDS]
     others = [{"id": one, key: word + one} for one in IDS]
-    for result in (told, others):
+    for result in (instances, others):
         outcome = judge(
             BATCH, WHOLE, Reply(status=200, headers={}, body=json.dumps({"success": True, "result": result}).encode())
         )
@@ -294,7 +294,7 @@ def cut(memory, request):
     whole.write_bytes(path.read_bytes())
     assert not check_verification(path, "undamaged", made_up=False)
     assert not check_run(path, "undamaged", made_up=True, expected=[])
-    expected = told(path)
+    expected = stored_results(path)
     assert {outcome for _, _, outcome in expected} == {"created", "invalid"}
     return path, whole, expected
 

@@ -9,8 +9,8 @@ from bulkwf.model import Counts, Result
 from bulkwf.submission.progress import RATE_WINDOW_S, Progress
 
 
-def outcome(created=0, existed=0, rejected=0, told_otherwise=0):
-    kinds = ["existed"] * existed + ["rejected"] * rejected + ["created"] * told_otherwise
+def outcome(created=0, existed=0, rejected=0, answered_otherwise=0):
+    kinds = ["existed"] * existed + ["rejected"] * rejected + ["created"] * answered_otherwise
     others = tuple((n, Result(row=n, id=str(n), outcome=kind)) for n, kind in enumerate(kinds))
     return Judgement(verdict=Verdict.DONE, created=range(created), others=others)
 
@@ -26,8 +26,8 @@ COUNTS = st.lists(st.tuples(*[st.integers(0, 20)] * 4), max_size=8)
 def test_counts_add_up_settled_rows_and_leave_the_rest_pending(counts, invalid, more):
     progress = Progress(started_at=0.0)
     progress.begun(sum(map(sum, counts)) + more, invalid)
-    for created, existed, rejected, told_otherwise in counts:
-        progress.settled(outcome(created, existed, rejected, told_otherwise), existed // 2, 1.0)
+    for created, existed, rejected, answered_otherwise in counts:
+        progress.settled(outcome(created, existed, rejected, answered_otherwise), existed // 2, 1.0)
 
     found = summary(progress)
 

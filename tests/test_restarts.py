@@ -115,10 +115,10 @@ def test_a_spent_quota_binds_the_next_session(folder):
 
     night, first, later = run_virtual(go())
 
-    told_at = next(request.ended_at for request in first if "r=0" in request.reply.headers["ratelimit"])
-    assert told_at < max(request.ended_at for request in first), "the last answer is not one that was overtaken"
+    said_at = next(request.ended_at for request in first if "r=0" in request.reply.headers["ratelimit"])
+    assert said_at < max(request.ended_at for request in first), "the last answer is not one that was overtaken"
     assert night.refused == 0
-    assert later[0].at == pytest.approx(told_at + REQUEST_WINDOW_S, abs=0.1)
+    assert later[0].at == pytest.approx(said_at + REQUEST_WINDOW_S, abs=0.1)
     assert all(request.at >= later[0].ended_at for request in later[1:])
 
 

@@ -1008,13 +1008,13 @@ def test_the_next_verification_looks_up_unknown_instances_again(folder):
     assert asked == ["id-3"]
 
 
-FAILED_BUT_TOLD = Answer(
+FAILED_BUT_COMPLETE = Answer(
     200, b'{"success":false,"errors":[{"code":10001,"message":"internal"}],"result":{"status":"complete"}}'
 )
 
 
 def test_a_failed_look_up_that_names_the_status_finds_the_instance(folder):
-    _, counts = verified(folder, 5, looking=lambda *_: FAILED_BUT_TOLD)
+    _, counts = verified(folder, 5, looking=lambda *_: FAILED_BUT_COMPLETE)
 
     assert (counts.found, counts.statuses, counts.exit_code) == (5, {"complete": 5}, 0)
 

@@ -33,7 +33,7 @@ _written = {}
 
 
 def a_run(path, rows=5, **more):
-    """So many more rows in a checkpoint; the same one is written only once."""
+    """Add rows to a checkpoint. A checkpoint with the same rows is written only once."""
     known = None if path.exists() else f"{rows} {more}"
     if known in _written:
         path.write_bytes(_written[known])

@@ -367,11 +367,11 @@ def test_any_quota_sets_the_gap_without_a_limit_of_our_own():
     ],
 )
 def test_a_stored_quota_sets_the_same_gap(header, kept):
-    told, stored = QuotaPacer(1_000 / 300), QuotaPacer(1_000 / 300)
+    heard, stored = QuotaPacer(1_000 / 300), QuotaPacer(1_000 / 300)
     assert quota_text({"ratelimit": header}) == kept
-    observe(told, 7.0, header)
+    observe(heard, 7.0, header)
     stored.restore(7.0, [] if kept is None else [Said(7.0, 7.0, kept)], [])
-    assert stored.wait_s(7.0) == told.wait_s(7.0)
+    assert stored.wait_s(7.0) == heard.wait_s(7.0)
 
 
 @pytest.mark.parametrize(("sent_at", "gap"), [(0.5, 99.0), (1.5, 0.0)])

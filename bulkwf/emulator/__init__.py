@@ -11,7 +11,7 @@ last column gives the emulator's evidence, in the words of `state.py`:
     -------------------------------+----------------------------+---------------------------+---------------------------
     more instances than the rate   | 429 10429                  | created                   | documented; unknown code
     more requests than the rate    | 429 971                    | answered                  | documented
-    headers that tell the rate     | ratelimit ratelimit-policy | none                      | documented
+    headers with the rate          | ratelimit ratelimit-policy | none                      | documented
     a queue that is full           | omitted                    | created                   | unknown; our choice
     params of over 1 MiB           | 400 10002                  | created                   | documented; believed code
     a body of over 32 MiB          | 413 10002                  | 500 10001 *               | unknown; the engine's size

@@ -68,7 +68,7 @@ def _(side: Side):
     return "answered" if answers[-1].status == 200 else said(answers[-1])
 
 
-@difference("headers that tell the rate")
+@difference("headers with the rate")
 def _(side: Side):
     with side.limited(requests_per_5m=2) as limited:
         found = [name for name in limited.ask("GET").headers if name.startswith("ratelimit")]

@@ -28,7 +28,7 @@ counted = tally(
 
 @contextlib.contextmanager
 def crowd(quick, *words):
-    """So many processes with the same command, each of them stopped on its first steps."""
+    """Processes with the same command, each stopped on its first steps."""
     with contextlib.ExitStack() as stack:
         runs = []
         for _ in range(CROWD):

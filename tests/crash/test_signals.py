@@ -28,8 +28,8 @@ from crash.syscalls import why_not
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("real time")]
 
 RUNS = scaled(6, 200)
-ILL_FOR_S = 1.5
-ILLNESSES = (
+FAILING_FOR_S = 1.5
+FAULTS = (
     {"latency_s": [1.0, 20.0]},
     {"latency_s": [1.0, 20.0], "when": "after"},
     {"latency_s": [0.0, 1.0], "when": "after"},
@@ -60,21 +60,21 @@ def test_a_signal_at_any_moment_ends_the_run_in_time_and_the_next_run_finishes_t
     chance = random.Random(seed)
     rows, number = draw_rows(chance, 400), chance.choice((signal.SIGTERM, signal.SIGTERM, signal.SIGINT))
     drain_s = chance.choice((0.0, 0.5))
-    illness = {**chance.choice(ILLNESSES), "method": "POST", "chance": chance.choice((0.1, 0.5)), "until_s": ILL_FOR_S}
+    fault = {**chance.choice(FAULTS), "method": "POST", "chance": chance.choice((0.1, 0.5)), "until_s": FAILING_FOR_S}
     # To a SIGINT during its imports Python has an answer of its own, a traceback: that one finds them done.
     start = quick.start if number == signal.SIGINT else Running
     oracle = Oracle(rows)
-    with emulator(faults=[*RULES, illness | {"from": 2}], start=quick.start) as service:
+    with emulator(faults=[*RULES, fault | {"from": 2}], start=quick.start) as service:
         take_ids(service, rows)
         words = ("run", *write_list(rows), *service.flags(), "--batch-size", 10, "--concurrency", 4)
         with start(*words, "--timeout", "10m", "--drain-timeout", f"{drain_s}s") as run:
-            time.sleep(chance.uniform(*chance.choice(((0.0, 0.5), (0.5, ILL_FOR_S)))))  # it starts, it runs
+            time.sleep(chance.uniform(*chance.choice(((0.0, 0.5), (0.5, FAILING_FOR_S)))))  # it starts, it runs
             handled = run.process.poll() is None and run.catches(signal.SIGTERM)
             ended, took_s = end(run, number)
         in_doubt = oracle.look(CHECKPOINT, read_log(service.log))
         ended_well = ended.code in (0, 1)
         finished = (handled or ended_well) and read_status(CHECKPOINT).finished_at is not None
-        next_one = quick(*words, "--timeout", "1s")  # some of its requests may still meet the illness
+        next_one = quick(*words, "--timeout", "1s")  # some of its requests may still meet the fault
         oracle.judge(CHECKPOINT, read_log(service.log))
     counted.update(oracle.flaws, signals=1, drained=ended.code == 128 + number)
     counted["in doubt"] += in_doubt > 0

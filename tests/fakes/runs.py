@@ -58,12 +58,12 @@ async def write_run(
     try:
         first = sum(begun.rows for begun in checkpoint.begun())
         for start in range(first, first + rows, 100):
-            ledger = BatchState(make_batch(min(100, first + rows - start), first_row=start, data=data))
-            await checkpoint.begin(ledger, at)
-            ledger.attempts += 1
-            ledger.in_doubt = set(ledger.pending) if in_doubt else set()
-            ledger.add(_settling(ledger.batch, others))
-            await checkpoint.settle(ledger, at)
+            state = BatchState(make_batch(min(100, first + rows - start), first_row=start, data=data))
+            await checkpoint.begin(state, at)
+            state.attempts += 1
+            state.in_doubt = set(state.pending) if in_doubt else set()
+            state.add(_settling(state.batch, others))
+            await checkpoint.settle(state, at)
         if finished:
             await checkpoint.finish(at)
     finally:
@@ -90,7 +90,7 @@ def reseal(path: Path) -> None:
 
 def _settling(batch: Batch, others: Mapping[int, RowOutcome]) -> Judgement:
     rows = {position: batch.first_row + offset for position, offset in enumerate(batch.offsets)}
-    told = [
+    settled = [
         (position, Result(row=row, id=batch.ids[position], outcome=others[row]))
         for position, row in rows.items()
         if others.get(row, "pending") != "pending"
@@ -98,6 +98,6 @@ def _settling(batch: Batch, others: Mapping[int, RowOutcome]) -> Judgement:
     return Judgement(
         verdict=Verdict.DONE,
         created=[position for position, row in rows.items() if row not in others],
-        others=told,
+        others=settled,
         answer=InstanceInfo("queued", "v1", "w1"),
     )

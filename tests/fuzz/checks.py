@@ -111,10 +111,10 @@ def _check_rows(batch, own, shape):
         read = read_line(line, shape, LONGEST_ROW)
         made = read.id or f"key-{batch.first_row + offset}-{crc32(line):08x}"
         first = read.kind == "good" and made not in seen
-        told = refused[offset].code if offset in refused else None
-        assert sent.get(offset) == (made if first else None), (line, told)
-        assert (told is not None) == (read.kind != "blank" and not first), (line, told)
-        assert (told == "duplicate_id") == (read.kind == "good" and not first)
+        code = refused[offset].code if offset in refused else None
+        assert sent.get(offset) == (made if first else None), (line, code)
+        assert (code is not None) == (read.kind != "blank" and not first), (line, code)
+        assert (code == "duplicate_id") == (read.kind == "good" and not first)
         seen.add(made)
     for result in batch.refused:
         assert_harmless(result.message)
@@ -157,8 +157,8 @@ def check_answer(part, reply):
     assert all(result.outcome == "existed" for _, result in lookup.others)
     assert not lookup.created
     assert lookup.unsettled or (_is_success(reply) and 200 <= reply.status < 300)
-    told, page = judge_page(reply)
-    _check_outcome((), told, settles=page is not None)
+    answer, page = judge_page(reply)
+    _check_outcome((), answer, settles=page is not None)
     if page is not None:
         assert _is_success(reply)
         assert [one.id for one in page.listed] == [one["id"] for one in _loads(reply)["result"]]
@@ -170,8 +170,8 @@ def _check_memory(part, reply):
     remembering = FastJudge()
     turned = replace(reply, body=re.sub(rb"id-(\d)", lambda found: b"id-%d" % (9 - int(found[1])), reply.body))
     others = replace(BATCH, ids=[re.sub(r"id-(\d)", lambda found: f"id-{9 - int(found[1])}", one) for one in BATCH.ids])
-    for batch, told in ((BATCH, reply), (BATCH, reply), (others, turned), (BATCH, turned), (others, reply)):
-        assert remembering(batch, part, told) == judge(batch, part, told)
+    for batch, answer in ((BATCH, reply), (BATCH, reply), (others, turned), (BATCH, turned), (others, reply)):
+        assert remembering(batch, part, answer) == judge(batch, part, answer)
 
 
 def _check_outcome(part, outcome, settles=None):
@@ -199,24 +199,24 @@ def _check_outcome(part, outcome, settles=None):
 
 def _check_grounds(part, reply, outcome):
     """An instance is settled only if the answer has its id or its index, or if it was sent alone."""
-    told = {outcome: set() for outcome in ("created", "existed", "rejected")}
-    told["created"].update(BATCH.ids[position] for position in outcome.created)
+    settled = {outcome: set() for outcome in ("created", "existed", "rejected")}
+    settled["created"].update(BATCH.ids[position] for position in outcome.created)
     for _, result in outcome.others:
-        told[result.outcome].add(result.id)
-    if told["created"]:
+        settled[result.outcome].add(result.id)
+    if settled["created"]:
         assert 200 <= reply.status < 300
         assert _is_success(reply)
         result = _loads(reply)["result"]
         named = [one["id"] for one in (result if isinstance(result, list) else result["created"])]
-        assert set(named) == told["created"]
-        assert len(named) == len(told["created"])
-    if told["existed"]:
+        assert set(named) == settled["created"]
+        assert len(named) == len(settled["created"])
+    if settled["existed"]:
         assert b"10405" in reply.body
-    if told["rejected"] or (told["existed"] and len(part) > 1):
+    if settled["rejected"] or (settled["existed"] and len(part) > 1):
         errors = _loads(reply)["result"]["errors"]
         named = {one["id"] for one in errors if one.get("id") is not None}
         named |= {BATCH.ids[part[int(one["index"])]] for one in errors if one.get("id") is None}
-        assert told["rejected"] | told["existed"] <= named
+        assert settled["rejected"] | settled["existed"] <= named
         assert _is_success(reply)
 
 

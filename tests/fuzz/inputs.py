@@ -152,22 +152,26 @@ def real_answers() -> list[bytes]:
 
 def likely_answer(chance: Random) -> bytes:
     """A valid answer to a batch, or nearly."""
-    told = [{"id": one, "status": "queued", "version_id": "v", "workflow_id": "w"} for one in IDS]
+    instances = [{"id": one, "status": "queued", "version_id": "v", "workflow_id": "w"} for one in IDS]
     success = chance.randrange(6) > 0
     for _ in range(chance.choice([0, 0, 1, 2])):
-        chance.choice(told)[chance.choice(["id", "status", "version_id"])] = chance.choice([IDS[0], "other", None, 7])
+        chance.choice(instances)[chance.choice(["id", "status", "version_id"])] = chance.choice(
+            [IDS[0], "other", None, 7]
+        )
     if not chance.randrange(3):
-        chance.shuffle(told)
-    left = len(told) if chance.randrange(2) else chance.randrange(len(told))
+        chance.shuffle(instances)
+    left = len(instances) if chance.randrange(2) else chance.randrange(len(instances))
     if chance.randrange(2):
-        return json.dumps({"success": success, "errors": [], "result": told[:left]}).encode()
+        return json.dumps({"success": success, "errors": [], "result": instances[:left]}).encode()
     codes = [10405, 10405, 10002, 10002, 10001, 10429, None, "10405", 2**63]
-    errors = [{"id": one["id"], "code": chance.choice(codes), "message": "\x1b[1mno"} for one in told[left:]]
+    errors = [{"id": one["id"], "code": chance.choice(codes), "message": "\x1b[1mno"} for one in instances[left:]]
     for error in errors:
         if not chance.randrange(4):
             error["index"] = chance.randrange(-1, 7)
             del error["id"]
-    return json.dumps({"success": success, "errors": [], "result": {"created": told[:left], "errors": errors}}).encode()
+    return json.dumps(
+        {"success": success, "errors": [], "result": {"created": instances[:left], "errors": errors}}
+    ).encode()
 
 
 _KEYS = ["success", "result", "errors", "created", "id", "index", "code", "message", "error_chain", "status"]

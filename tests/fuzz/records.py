@@ -105,7 +105,7 @@ def write_cut_run(path: Path, *, in_doubt: bool) -> None:
     assert any(read_results(path, outcome="pending")) == in_doubt
 
 
-def told(path: Path) -> list[tuple[int, str | None, str]]:
+def stored_results(path: Path) -> list[tuple[int, str | None, str]]:
     """The results of the rows."""
     return [(result.row, result.id, result.outcome) for result in read_results(path)]
 
@@ -162,7 +162,7 @@ def check_run(path: Path, what: str, *, made_up: bool, expected: list[tuple[int,
         assert made_up or not transport.items, f"{what}: refused after something was sent"
         return True
     try:
-        results = told(path)
+        results = stored_results(path)
     except CheckpointError:  # ids of a settled batch, which a run does not read
         return True
     assert made_up or results == expected, what
@@ -203,4 +203,4 @@ def check_verification(path: Path, what: str, *, made_up: bool) -> bool:
     return refused
 
 
-__all__ = ["change", "check_run", "check_verification", "told", "write_cut_run"]
+__all__ = ["change", "check_run", "check_verification", "stored_results", "write_cut_run"]

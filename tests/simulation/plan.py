@@ -202,7 +202,7 @@ def _limits(chance: random.Random) -> tuple[Options, Limits]:
 
 
 def _faults(chance: random.Random, until_s: float) -> tuple[tuple[dict[str, Any], ...], float, float]:
-    """The fault script of a world, the probability of late copies, and that of refused connections."""
+    """The fault script of a world, the probability that copies come late, and that of refused connections."""
     possible: tuple[dict[str, Any], ...] = (
         {"status": 500, "when": "before"},
         {"status": 503, "when": "after"},
