@@ -60,7 +60,7 @@ class Run:
         self._ended = False
 
     async def finish(self) -> Summary:
-        """Run until every row is settled, or until the run is drained.
+        """Run until every row is settled, or until a drain has read the answers in flight.
 
         Raises:
             BulkwfError: What ended the run; its `summary` says what has become of the rows.

@@ -172,7 +172,9 @@ def parse_rate(origin: str, text: str, period: str) -> int | None:
         return None
     found = re.fullmatch(rf"([0-9]{{1,9}})(?:/{period})?", text, re.ASCII)
     if found is None or not int(found[1]):
-        raise ConfigError(f"{origin} must be a whole number over 0 like 100/{period}, or unlimited, not {text!r}.")
+        raise ConfigError(
+            f"{origin} must be a number of at least 1, such as 100/{period}, or unlimited; it is {text!r}."
+        )
     return int(found[1])
 
 

@@ -30,7 +30,7 @@ def starting_threads() -> Iterator[None]:
 
 
 def start_daemon(function: Callable[..., object], name: str, *args: Any) -> threading.Thread:
-    """Call *function* in a thread that neither an event loop nor the interpreter waits for when it ends.
+    """Call *function* in a thread that delays the end of neither an event loop nor the interpreter.
 
     Raises:
         SystemRefused: The thread can't be started.

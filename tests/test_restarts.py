@@ -233,7 +233,7 @@ def test_setting_the_clock_back_does_not_make_ids_in_doubt_younger(folder):
         await asyncio.sleep(4 * 24 * HOUR_S)
         night.machine.set_s = set_s
         sent = len(night.sent)
-        with pytest.raises(CheckpointError, match="longer than the service is sure to remember"):
+        with pytest.raises(CheckpointError, match="is sure to remember ids for"):
             await night.session()
         return len(night.sent) - sent
 
@@ -249,7 +249,7 @@ def test_freezing_the_machine_does_not_make_ids_in_doubt_younger(folder):
         frozen_s = 4 * 24 * HOUR_S
         await asyncio.sleep(frozen_s)
         night.machine.booted_at += frozen_s
-        with pytest.raises(CheckpointError, match="longer than the service is sure to remember"):
+        with pytest.raises(CheckpointError, match="is sure to remember ids for"):
             await night.session()
 
     run_virtual(go())

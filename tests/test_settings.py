@@ -155,8 +155,8 @@ def test_the_environment_is_read_without_surrounding_white_space(variables, expe
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (ListFlags(rate="0/s"), "--rate must be a whole number over 0 like 100/s, or unlimited, not '0/s'."),
-        (ListFlags(request_rate="5/s"), "--request-rate must be a whole number over 0 like 100/5m, or"),
+        (ListFlags(rate="0/s"), "--rate must be a number of at least 1, such as 100/s, or unlimited; it is '0/s'."),
+        (ListFlags(request_rate="5/s"), "--request-rate must be a number of at least 1, such as 100/5m, or"),
         (ListFlags(batch_size=0), "--batch-size must be 1 to 100, not 0."),
         (ListFlags(max_batch_bytes=1), "--max-batch-bytes must be at least 1024, not 1."),
         (ListFlags(first=-1), "--first must be at least 0, not -1."),

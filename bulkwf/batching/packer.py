@@ -50,7 +50,7 @@ class Packer:
 
         Args:
             piece: One row or more.
-            found: The cut of its lines, if known. It saves a second scan of them.
+            found: Where its lines end, if known. It saves another scan.
         """
         self._slices.append(piece)
         if not self._add_all(piece, found):

@@ -1,4 +1,4 @@
-"""The attempts of earlier sessions, as far as they still bind: by the limits' windows, a pause, the token's quota."""
+"""The attempts of earlier sessions that still restrict this one: through a limit's window, a pause or the quota."""
 
 import sqlite3
 from collections.abc import Iterator

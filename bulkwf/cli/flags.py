@@ -150,7 +150,9 @@ def input_paths(inputs: tuple[str, ...]) -> list[str]:
     for path in inputs:
         if path.startswith("-") and path != "-":
             option = path.partition("=")[0]  # its value may be a secret
-            raise ConfigError(f"unknown option {option}; see `bulkwf --help`. A file of that name is ./{option}.")
+            raise ConfigError(
+                f"unknown option {option}; see `bulkwf --help`. If it is the name of a file, write ./{option}."
+            )
     if not inputs:
         raise ConfigError("no input is named. Give one or more files of JSON lines, or - for standard input.")
     if inputs.count("-") > 1:
@@ -161,5 +163,7 @@ def input_paths(inputs: tuple[str, ...]) -> list[str]:
 def default_checkpoint(paths: list[str], *, emulate: bool) -> Path:
     """The path of the checkpoint if none is given: beside the input. A rehearsal gets a path of its own."""
     if len(paths) > 1 or paths == ["-"]:
-        raise ConfigError("standard input and several inputs need the checkpoint's name: -c FILE.")
+        raise ConfigError(
+            "an input from standard input, or of several files, has no default checkpoint. Name its checkpoint with -c FILE."
+        )
     return Path(paths[0] + (".emulated.bulkwf" if emulate else ".bulkwf"))

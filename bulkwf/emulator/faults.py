@@ -20,12 +20,14 @@ Which requests (a rule applies where all of its selectors apply; without selecto
 
 How the request ends (a rule has at most one ending; of several rules with an ending, the first decides):
 
-    status: s              an answer with this status; from 400 on, or with `code`, in the envelope, `success: false`
+    status: s              an answer with this status. From 400 on, and with `code`, its body is the error envelope
+                           (`success: false`)
       code, message        ... with this error
       html: true           ... with a page of HTML instead, as from the edge in front of the service
       body: "text"         ... with this text instead, which need not be JSON
       headers: {...}       ... with these headers
-      retry_after: 30      ... with Retry-After: "date+30" for an HTTP date in 30 s, any other text as it is
+      retry_after: 30      ... with a Retry-After header; "date+30" becomes the HTTP date 30 s from now, and any
+                           other text is sent unchanged
     reset: true            the connection is reset
     close: true            the connection is closed without an answer
     hang: true             no answer
@@ -45,7 +47,7 @@ What else happens, alone or with an ending, and added up over the rules:
     omit_created: ids      created, but not named
     lose: ids              named as created, but not created
     fail: ids              created, and end with an error
-    foreign: n             the answer names n ids that were not sent, or those in a list
+    foreign: n or [ids]    the answer also names n made-up ids, or these ids, which were not sent
     repeat: ids            the answer names these twice
     refuse_ids: "regex"    a batch with an id that matches is refused with 400
     revoke_token: true     from this request on, its token is refused

@@ -290,7 +290,7 @@ class Budget:
 
     @property
     def memory_s(self) -> float:
-        """How long ago something may have been sent and still count, in seconds."""
+        """For how long a request counts against the limits after it was sent, in seconds."""
         return max((window.span_s for window, _ in self._uses(1)), default=0.0)
 
     def uncounted_s(self, now: float, file: str, *, own: bool) -> float:

@@ -300,7 +300,7 @@ class WindowLimiter:
 
     @property
     def memory_s(self) -> float:
-        """How long ago something may have been sent and still count, in seconds."""
+        """For how long a request counts against the limits after it was sent, in seconds."""
         return self.budget.memory_s
 
     def uncounted_s(self, file: str, *, own: bool) -> float:

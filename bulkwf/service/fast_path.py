@@ -42,14 +42,14 @@ class FastJudge:
 
 
 class _Frame(NamedTuple):
-    """An answer without its ids.
+    """The text of an answer around its ids, which all usual answers have in common.
 
     Attributes:
         ids: Number of ids in the answer.
         head: The text before the first id.
         between: The text between two ids, the same everywhere.
         tail: The text after the last id.
-        info: What the answer says of every instance.
+        info: What the answer says about each instance, the same for all.
     """
 
     ids: int

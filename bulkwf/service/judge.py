@@ -111,10 +111,11 @@ def judge_lookup(batch: Batch, position: int, reply: Reply | Fault) -> Judgement
 
 
 def judge_page(reply: Reply | Fault) -> tuple[Judgement, Page | None]:
-    """What the reply to a request for a page of the list says, and the page.
+    """Judge the reply to a request for a page of the list.
 
     Returns:
-        The page is None unless the verdict is `DONE`. `BAD_REQUEST`: the service has no list to give.
+        The judgement, and the page; it is None unless the verdict is `DONE`. `BAD_REQUEST` means that the service
+        gives no list.
     """
     if _is_success(reply):
         page = decode_page(reply.body)

@@ -156,7 +156,7 @@ _T = TypeVar("_T")
 def _decode(decoder: msgspec.json.Decoder[_T], body: bytes) -> _T:
     """*body* as *decoder* reads it; raises `ValueError` if it can't, or if *body* is nested too deep."""
     if _is_deeper(body, MAX_ANSWER_NESTING):
-        raise ValueError(f"an answer with more than {MAX_ANSWER_NESTING} levels")
+        raise ValueError(f"JSON nested more than {MAX_ANSWER_NESTING} levels deep")
     return decoder.decode(body)
 
 
@@ -198,11 +198,10 @@ def decode_page(body: bytes) -> Page | None:
 
 
 def decode_errors(body: bytes) -> tuple[ServiceError, ...] | None:
-    """The errors that an envelope lists, inner ones of an `error_chain` too.
+    """Read the errors of an envelope, with the inner ones of an `error_chain`. Nothing else of it is decoded.
 
     Returns:
-        None if *body* is not a JSON object, or its errors take more than `MAX_ERRORS_BYTES`. The rest of it is not
-        decoded: however large the body is, only its errors take memory.
+        The errors; None if *body* is not a JSON object, or if its errors take more than `MAX_ERRORS_BYTES`.
     """
     try:
         errors = _decode(_ERROR_ENVELOPE, body).errors

@@ -23,6 +23,7 @@ from bulkwf.service.verdicts import HANDLING, Action
 from bulkwf.submission.client import ServiceClient
 from bulkwf.submission.journal import Journal
 from bulkwf.submission.retries import LOOK_UP_TRIES, reject_limit
+from bulkwf.text import counted
 
 __all__ = ["ABSENCE_GAP_S", "BatchRequests", "InstanceNotes", "RunContext"]
 
@@ -202,9 +203,10 @@ class BatchRequests:
         if age_s > state.batch.retention_s:
             first = state.batch.first_row + state.batch.offsets[part[0]]
             raise CheckpointError(
-                f"{len(part)} rows from row {first} on may have been started {_period(age_s)} ago, longer than the "
-                f"service is sure to remember their ids ({_period(state.batch.retention_s)}). Check whether they run; "
-                "--in-doubt resend sends them again, and those that did start run twice."
+                f"{counted(len(part), 'row')} from row {first} on may have been started {_period(age_s)} ago. The service "
+                f"is sure to remember ids for {_period(state.batch.retention_s)}, so rows that did start would run twice "
+                "if they were sent again. Find out from what the workflow has done whether they ran; to send them again "
+                "all the same, run with --in-doubt resend."
             )
 
     async def look_up_late(self, position: int) -> Judgement:

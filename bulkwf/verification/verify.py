@@ -216,7 +216,7 @@ class Verification:
         await store.end_listing(self._wall())
 
     def _window(self) -> dict[str, str]:
-        """The dates between which the list is read: those of the run, if nearly all of its instances began then."""
+        """Query parameters that restrict the list to the run's dates, as far as nearly all of its instances lie in them."""
         status, shift_s = self._scope.status, self._boot.shift_s(self._run_boot)
         window = {}
         counts = status.counts
