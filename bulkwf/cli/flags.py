@@ -164,6 +164,6 @@ def default_checkpoint(paths: list[str], *, emulate: bool) -> Path:
     """The path of the checkpoint if none is given: beside the input. A rehearsal gets a path of its own."""
     if len(paths) > 1 or paths == ["-"]:
         raise ConfigError(
-            "an input from standard input, or of several files, has no default checkpoint. Name its checkpoint with -c FILE."
+            "standard input, and a list of several files, have no default checkpoint. Name one with -c FILE."
         )
     return Path(paths[0] + (".emulated.bulkwf" if emulate else ".bulkwf"))

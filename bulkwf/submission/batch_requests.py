@@ -203,10 +203,10 @@ class BatchRequests:
         if age_s > state.batch.retention_s:
             first = state.batch.first_row + state.batch.offsets[part[0]]
             raise CheckpointError(
-                f"{counted(len(part), 'row')} from row {first} on may have been started {_period(age_s)} ago. The service "
-                f"is sure to remember ids for {_period(state.batch.retention_s)}, so rows that did start would run twice "
-                "if they were sent again. Find out from what the workflow has done whether they ran; to send them again "
-                "all the same, run with --in-doubt resend."
+                f"{counted(len(part), 'row')} from row {first} on may have been started {_period(age_s)} ago. The "
+                f"service is sure to remember ids for {_period(state.batch.retention_s)}, so rows that did start would "
+                "run twice if they were sent again. Find out from what the workflow has done whether they ran; to send "
+                "them again all the same, run with --in-doubt resend."
             )
 
     async def look_up_late(self, position: int) -> Judgement:

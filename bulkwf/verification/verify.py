@@ -216,7 +216,7 @@ class Verification:
         await store.end_listing(self._wall())
 
     def _window(self) -> dict[str, str]:
-        """Query parameters that restrict the list to the run's dates, as far as nearly all of its instances lie in them."""
+        """Query parameters for the list: the run's dates, if nearly all of its instances began between them."""
         status, shift_s = self._scope.status, self._boot.shift_s(self._run_boot)
         window = {}
         counts = status.counts
