@@ -141,8 +141,8 @@ def create_file(path: Path, header: RunHeader, now: float, boot: Boot) -> None:
             mode = db.execute("PRAGMA journal_mode = WAL").fetchone()[0]
         if mode != "wal":  # SQLite gives no reason
             raise CheckpointError(
-                f"{path}: SQLite can't keep its write-ahead log there: the disk is failing, or its file system does not "
-                "support shared memory. "
+                f"{path}: SQLite can't keep its write-ahead log there: the disk is failing, or its file system does "
+                "not support shared memory. "
                 f"Name another place with -c. {ANOTHER}"
             )
         new.rename(path)
