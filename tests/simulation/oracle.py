@@ -118,8 +118,9 @@ class Oracle:
         runs = result.id in world.created and result.id not in world.shared
         assert not runs or copied, f"row {result.row} is rejected, and has an instance"
         refusals = [sent for sent in alone if isinstance(sent.reply, Reply) and sent.reply.status in REFUSALS]
-        # The last of them was sent over a connection of its own, and no attempt followed.
-        refused = len(refusals) >= 2 and refusals[-1] is alone[-1] and alone[-1].fresh
+        # The last of them was sent over a connection of its own, and no attempt followed, except for another row.
+        followed = refusals[-1:] != alone[-1:] and result.id not in world.shared
+        refused = any(sent.fresh for sent in refusals[1:]) and not followed
         if kind == "poison" or refused or copied:
             assert refused or copied, f"row {result.row} is rejected without having been refused alone"
             return
