@@ -6,8 +6,8 @@ Rules:
 2. `settle` makes results durable before they are counted, shown or returned. A batch may be settled in several steps.
 3. Batches begin in the order of the rows, so the file covers the list from its first row without a gap.
 4. One process writes; others may read at any time.
-5. Neither params nor credentials are written. What the service says of a row is stored without the credential.
-6. Each record that a later session reads has a checksum, which is verified there (`records`, `attempts`, `sessions`).
+5. Neither params nor credentials are written. The service's messages about rows are stored without the credential.
+6. Each record that a later session reads has a checksum; `records`, `attempts` and `sessions` verify it.
 
 One thread writes, through one connection (`commits`, `connection`).
 """

@@ -1,4 +1,4 @@
-"""The attempts of earlier sessions that still restrict this one: through a limit's window, a pause or the quota."""
+"""Stores attempts, and reads those that still limit the next request: by a rate window, a pause or a quota."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -15,25 +15,25 @@ from bulkwf.limits.quota import Said
 __all__ = ["LAST_WORDS", "Past", "attempt_row", "read_past"]
 
 PAGE_ATTEMPTS = 10_000
-"""If this many attempts in a row are too old, all earlier ones are."""
+"""Number of attempts read at a time, the newest first. Reading ends after a page whose attempts are all too old."""
 LAST_WORDS = 64
-"""How many answers with a quota are read, the last ones. Answers may overtake each other, so one is not enough."""
+"""Number of quota reports that are read: the latest ones. Answers may overtake each other, so one is not enough."""
 
 _COLUMNS = ", ".join(Attempt._fields)
 
 
 class Past(NamedTuple):
-    """What a file says of earlier sessions' requests, as far as it may still bind. Times are in Unix seconds."""
+    """What a file stores of earlier sessions that may still limit the next request. Times are Unix times in seconds."""
 
     attempts: list[tuple[float, int]]
     """(when, instances) of each request, the oldest first."""
     pause_until: float
     """When the last pause ends; 0 if there was none."""
     words: list[Said]
-    """What the last answers said is left for the token, the oldest first; `attempts` go back as far, or further."""
+    """The latest quotas that answers reported, the oldest first. `attempts` has every request since the first one."""
 
     def joined(self, other: "Past") -> "Past":
-        """This and *other*."""
+        """The union of this and *other*."""
         return Past(
             sorted([*self.attempts, *other.attempts]),
             max(self.pause_until, other.pause_until),
@@ -50,7 +50,7 @@ class Past(NamedTuple):
 
 
 def attempt_row(attempt: Attempt) -> tuple[Any, ...]:
-    """The values of `NOTE`."""
+    """The parameters of statement `NOTE`: the fields of *attempt* and their checksum."""
     stored = attempt._replace(
         started_at=float(attempt.started_at), elapsed_s=float(attempt.elapsed_s), waited_s=float(attempt.waited_s)
     )
@@ -58,7 +58,9 @@ def attempt_row(attempt: Attempt) -> tuple[Any, ...]:
 
 
 def read_past(db: sqlite3.Connection, since: float) -> Past:
-    """What a checkpoint says of the requests after *since* (Unix time), and of what may bind the next one.
+    """Read the requests that ended after *since* (Unix time), the end of the last pause, and the latest quotas.
+
+    Requests that ended after the first of these quotas was reported are included, even if that was before *since*.
 
     Raises:
         ValueError: A record is damaged.
@@ -78,7 +80,7 @@ def read_past(db: sqlite3.Connection, since: float) -> Past:
 
 
 def _pages(db: sqlite3.Connection) -> Iterator[list[Attempt]]:
-    """The attempts, each one verified, from the newest one backwards."""
+    """The attempts in pages, the newest first; each one is verified against its checksum."""
     query = f"SELECT id, {_COLUMNS}, crc FROM attempt WHERE id < ? ORDER BY id DESC LIMIT ?"  # noqa: S608 - ours
     before = 2**63 - 1
     while page := db.execute(query, (before, PAGE_ATTEMPTS)).fetchall():

@@ -1,7 +1,7 @@
-"""Commits in groups: what is written during one commit makes the next one, and shares its cost.
+"""Commits writes in groups: all writes that are queued during one commit go into the next one, and share its cost.
 
-All commits run in one thread, the executor. No task stands between a write and its commit, because `asyncio.run`
-cancels every task at its end: a commit is a future of the thread, and what follows it is a callback.
+All commits run in one thread, the executor. A commit is a future of that thread, and what follows it is a callback.
+Neither is a task, because `asyncio.run` cancels every task at its end.
 """
 
 import asyncio
@@ -17,14 +17,14 @@ from bulkwf.uncancelled import until_done
 __all__ = ["Executor", "GroupCommit", "inline"]
 
 Executor = Callable[[Callable[[], Any]], Awaitable[Any]]
-"""Begins to run a function, in a thread of its own or at once, one after another; what it returns ends with it.
+"""Runs functions one after another, in a thread of its own or at once. The awaitable ends when the function has ended.
 
-If tasks may be cancelled, it must return a future that is no task.
+If tasks may be cancelled, the awaitable must be a future that is no task.
 """
 
 
 def inline(function: Callable[[], Any]) -> Awaitable[Any]:
-    """The executor that runs at once: for a checkpoint in memory, and for simulated time."""
+    """An executor that runs the function at once: for a checkpoint in memory, and for simulated time."""
     done = asyncio.get_running_loop().create_future()
     try:
         done.set_result(function())
@@ -41,7 +41,7 @@ class GroupCommit:
         executor: Where commits run.
 
     Attributes:
-        error: Why nothing can be written any more; None while it can.
+        error: Why nothing can be written any more; None while writing is possible.
     """
 
     def __init__(self, connection: WriterConnection, executor: Executor) -> None:
@@ -55,14 +55,14 @@ class GroupCommit:
         self._closed: asyncio.Future[None] | None = None
 
     def add(self, write: Write) -> None:
-        """Let *write* go with the next commit, without asking for one."""
+        """Queue *write* for the next commit, without requesting one."""
         self._queue.append(write)
 
     def commit(self, *writes: Write) -> Awaitable[None]:
         """Queue *writes* at once; the awaitable ends when they are durable.
 
         Raises:
-            CheckpointError: Nothing can be written any more. From the awaitable: these writes failed.
+            CheckpointError: Nothing can be written any more. The awaitable raises it if these writes fail.
         """
         if self.error is not None:
             raise self.error
@@ -76,7 +76,7 @@ class GroupCommit:
         return waiter
 
     async def aclose(self) -> None:
-        """Commit what is queued, then close the connection. A cancellation is raised when all is done."""
+        """Commit what is queued, then close the connection. A cancellation of the caller is raised after that."""
         if self._closed is None:
             self._closed = asyncio.get_running_loop().create_future()
             if not self._busy:
@@ -84,9 +84,9 @@ class GroupCommit:
         await until_done(self._closed)
 
     def _begin(self, loop: asyncio.AbstractEventLoop, queued: int) -> None:
-        """Commit what is queued, unless the last turn of the loop has added to the *queued* writes.
+        """Commit the queue; if more than *queued* writes are in it, try again at the next turn of the loop.
 
-        A commit costs as much as twenty rows: it waits while each turn of the loop brings more writes.
+        A commit costs as much as twenty rows, so it waits as long as each turn of the loop adds writes.
         """
         if len(self._queue) > queued:
             loop.call_soon(self._begin, loop, len(self._queue))
@@ -109,7 +109,7 @@ class GroupCommit:
                 waiter.set_result(None)
             else:
                 waiter.set_exception(self.error)
-                waiter.exception()  # asyncio would log one that nobody asks for
+                waiter.exception()  # otherwise asyncio logs an exception that was never retrieved
         if self._waiters:
             self._begin(loop, 0)
         else:

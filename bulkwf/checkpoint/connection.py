@@ -1,7 +1,7 @@
-"""The connection that writes a checkpoint. After it is made, one thread alone uses it, to close it too.
+"""The connection that writes a checkpoint. Once it is made, only one thread uses it; the same thread closes it.
 
-SQLite must not be closed under a commit, and its files must stay where they are: a file that is moved takes its log
-along or loses it.
+The connection must not be closed during a commit. The file and its log must stay where they are: otherwise they can be
+separated.
 """
 
 import contextlib
@@ -70,7 +70,7 @@ class WriterConnection:
             raise
 
     def close(self, *, intact: bool) -> None:
-        """Write the session's end and the log into the file where that is possible, close it, and release the lock.
+        """Write the session's end and the log into the file if possible, close the connection, and release the lock.
 
         Args:
             intact: All commits have succeeded.
@@ -96,15 +96,15 @@ class WriterConnection:
             )
 
     def _close(self, intact: bool) -> None:
-        """Close the connection. Unless the session's end is written, the log stays for the next session."""
+        """Close the connection. If the session's end can't be written, the log is kept for the next session."""
         ended = False
         if intact:
             with contextlib.suppress(sqlite3.Error):
                 end_session(self.db, *(self.session_end or (self._began_at, None, None)))
                 ended = True
         with contextlib.ExitStack() as afterwards:
-            # SQLite folds the log into the file when the last connection is closed, unless that one only reads. A log
-            # that was deleted is folded all the same: only this connection still has it.
+            # SQLite folds the log into the file when the last connection is closed, unless that connection only reads:
+            # so a reader is closed last. A deleted log is folded nevertheless: only this connection still has it.
             with contextlib.suppress(sqlite3.Error, OSError, CheckpointError):
                 in_place = (self._inode, self._log_inode) == (inode(self.path), inode(self._log))
                 if not ended and self.path is not None and in_place:

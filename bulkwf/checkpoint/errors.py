@@ -24,12 +24,12 @@ DISK_ERRORS = {errno.ENOSPC: FULL, errno.EDQUOT: FULL, errno.EIO: FAILING}
 
 
 class Damage(ValueError):
-    """A checkpoint holds what no run has written there; says what."""
+    """A checkpoint holds something that no run has written. The message says what."""
 
 
 @contextlib.contextmanager
 def explained(path: Path | None) -> Iterator[None]:
-    """Turn errors of SQLite and of the system, and those that damaged records lead to, into a `CheckpointError`."""
+    """Turn errors of SQLite and of the system, and errors that damaged records cause, into a `CheckpointError`."""
     try:
         yield
     except (sqlite3.Error, OSError) as error:
@@ -37,13 +37,13 @@ def explained(path: Path | None) -> Iterator[None]:
     except Damage as damage:
         raise damaged(path, str(damage)) from None
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
-        at = traceback.extract_tb(error.__traceback__)[-1]  # in case the fault is in the code
+        at = traceback.extract_tb(error.__traceback__)[-1]  # in case the cause is a bug in the code
         why = f"it holds what no run writes ({type(error).__name__} at {Path(at.filename).name}:{at.lineno})"
         raise damaged(path, why) from None
 
 
 def damaged(path: Path | None, why: str) -> CheckpointError:
-    """The error for a checkpoint that holds what no run has written there."""
+    """The error for a damaged checkpoint. *why* says what is wrong with it."""
     return CheckpointError(f"{path}: the checkpoint is damaged: {why}. Restore it from a copy. {ANOTHER}")
 
 

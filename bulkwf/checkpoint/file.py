@@ -1,4 +1,4 @@
-"""The file of a checkpoint: opening, creating and moving it, and refusing one that is another's."""
+"""Opens, creates and moves a checkpoint's file, and refuses a file that is damaged or belongs to another run."""
 
 import contextlib
 import os
@@ -37,7 +37,7 @@ __all__ = [
 
 BUSY_TIMEOUT_S = 10.0
 OLDEST_SQLITE = (3, 31, 0)
-"""The first with `PRAGMA trusted_schema`. All SQL keeps to it: no RETURNING, no upsert without a target."""
+"""The first version with `PRAGMA trusted_schema`. All SQL must work there: no RETURNING, no upsert without a target."""
 
 
 def connect(name: str) -> sqlite3.Connection:
@@ -96,7 +96,7 @@ def prepare(path: Path, header: RunHeader, now: float, boot: Boot, *, new: bool)
         path: The file; the caller holds its lock.
         header: The run, for a new checkpoint.
         now: Unix time.
-        boot: This boot, by the clock that *now* is of.
+        boot: This boot, by the same clock as *now*.
         new: Move a finished checkpoint aside first.
     """
     refuse_orphan(path)
@@ -108,7 +108,7 @@ def prepare(path: Path, header: RunHeader, now: float, boot: Boot, *, new: bool)
 
 
 def create(db: sqlite3.Connection, header: RunHeader, now: float, boot: Boot) -> None:
-    """Make the tables of a new checkpoint."""
+    """Make the tables of a new checkpoint, and store the run's record."""
     names = ", ".join(HEADER_FIELDS)
     places = ", ".join(f":{name}" for name in HEADER_FIELDS)
     db.executescript(
@@ -125,10 +125,10 @@ def create(db: sqlite3.Connection, header: RunHeader, now: float, boot: Boot) ->
 
 
 def create_file(path: Path, header: RunHeader, now: float, boot: Boot) -> None:
-    """Make a new checkpoint, durable: all of it, or nothing.
+    """Make a new checkpoint, durably: all of it or nothing.
 
-    It is made under another name. Under its own, a kill could leave a rollback journal beside the file, which SQLite
-    would apply to a checkpoint that is put there later.
+    The file is made under another name and then renamed. Under its final name, a kill could leave a rollback journal
+    beside it, which SQLite would apply to a checkpoint that is put there later.
     """
     new = path.with_name(path.name + "-new")
     remove(new)  # left by a kill
@@ -137,7 +137,7 @@ def create_file(path: Path, header: RunHeader, now: float, boot: Boot) -> None:
         with contextlib.closing(connect(str(new))) as db:
             db.execute("PRAGMA synchronous = EXTRA")
             create(db, header, now, boot)
-            # Not earlier: with a log, the main file alone would lack the run key.
+            # Not earlier: the run key would be in the log, and the main file alone would lack it.
             mode = db.execute("PRAGMA journal_mode = WAL").fetchone()[0]
         if mode != "wal":  # SQLite gives no reason
             raise CheckpointError(
@@ -227,7 +227,7 @@ def move_aside(path: Path, now: float) -> None:
 
 
 def refuse_orphan(path: Path) -> None:
-    """Refuse to begin anew where the log of a run that was cut off still is, but its checkpoint is not."""
+    """Refuse a path at which there is the log of an interrupted run, but no checkpoint."""
     for suffix in ("-wal", "-journal"):
         log = path.with_name(path.name + suffix)
         if log.exists() and is_new(path):
@@ -238,7 +238,7 @@ def refuse_orphan(path: Path) -> None:
 
 
 def make_private(path: Path) -> None:
-    """Make the file so that only its owner can read and write it; refuse one that every user may write."""
+    """Create the file, for its owner only; refuse an existing file that every user may write."""
     try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
     except FileExistsError:

@@ -40,7 +40,7 @@ def acquire(path: Path, *, held: str, advice: str) -> filelock.BaseFileLock:
 
 
 def release(lock: filelock.BaseFileLock) -> None:
-    """Release a lock. A process that has the old lock file open notices that the file is gone."""
+    """Delete the lock file and release the lock. A process that has the file open notices that it was deleted."""
     with contextlib.suppress(OSError):  # an error here must not hide the error that ended the run
         Path(lock.lock_file).unlink()
     with contextlib.suppress(OSError):
@@ -53,7 +53,7 @@ def _sign(descriptor: int) -> None:
 
 
 def _holder(name: str) -> str:
-    """The holder's signature, in parentheses; empty if there is none. It is written a moment after the lock is held."""
+    """The holder's signature, in parentheses; empty if there is none. It is written just after the lock is acquired."""
     for _ in range(20):
         time.sleep(0.01)
         try:

@@ -1,7 +1,7 @@
-"""Where a checkpoint may be: on which file system, and under one name only.
+"""Refuses places where a checkpoint is not safe: some file systems, and a file that has more than one name.
 
-SQLite's log needs locks and memory that all processes share which open the file, and its name follows from the file's.
-A file with two names, or one that is mounted without its folder, has a second log that the first name does not lead to.
+All processes that open the file must share the locks and the memory of SQLite's log. The log's name is derived from the
+file's name, so a file that has two names, or is mounted without its folder, can get two logs.
 """
 
 import logging

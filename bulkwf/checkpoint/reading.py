@@ -1,4 +1,4 @@
-"""Reading a checkpoint, by any process, at any time."""
+"""Reads a checkpoint, in any process, also while a run writes it."""
 
 import contextlib
 import os
@@ -21,7 +21,7 @@ from bulkwf.model import Counts, Result, RowOutcome
 __all__ = ["Status", "read_boot", "read_results", "read_run_past", "read_status", "results"]
 
 RESULT_PAGE_BATCHES = 50
-"""A batch of a thousand invalid rows holds a thousand reasons."""
+"""Number of batches read at a time. Few, because a batch may hold the reasons of a thousand invalid rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,13 +126,13 @@ def read_status(path: str | os.PathLike[str]) -> Status:
 
 
 def read_boot(path: Path) -> Boot:
-    """How the times of the last session are counted in the checkpoint at *path*."""
+    """The boot by which the checkpoint at *path* counts the times of its last session."""
     with explained(path), contextlib.closing(connect_reader(path)) as db:
         return read_run(db).boot
 
 
 def read_run_past(path: Path, since: float, boot: Boot = UNKNOWN_BOOT) -> Past:
-    """What `attempts.read_past` says of the checkpoint at *path*; *since* and the times given are counted by *boot*."""
+    """`attempts.read_past` for the checkpoint at *path*. *since* and all returned times are counted by *boot*."""
     with explained(path), contextlib.closing(connect_reader(path)) as db:
         shift_s = boot.shift_s(read_run(db).boot)
         return read_past(db, since - shift_s).shifted(shift_s)

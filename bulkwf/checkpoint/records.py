@@ -1,11 +1,11 @@
 """The records of the run and of its batches: sealed with checksums, which are verified wherever a record is read.
 
-A batch has three checksums: `settled_crc` covers the columns that `SETTLE` changes, `begun_crc` those that `BEGIN`
-alone writes. The ids have their own, because they are most of the file and seldom read. The first two cover
+A batch has three checksums: `settled_crc` covers the columns that `SETTLE` changes, `begun_crc` those that only
+`BEGIN` writes. `ids_crc` covers the ids, which are most of the file and are seldom read. The first two also cover
 `first_row`, so that records which have changed places are found.
 
-A checksum finds damage, not forgery. So everything that is sent is checked against the rules of ids and names, too:
-nothing else may be in a URL or in the body of a request.
+A checksum finds damage, not forgery. So ids and names that will be sent are also checked against their rules: nothing
+else may get into a URL or into the body of a request.
 """
 
 import sqlite3
@@ -48,7 +48,7 @@ _Number = Annotated[int, msgspec.Meta(ge=0)]
 
 
 def checksum(values: Sequence[Any]) -> int:
-    """crc32 of *values* as SQLite gives them back, each with its type."""
+    """crc32 of *values* and their types. The types must be those that SQLite returns."""
     return crc32(_encode(values))
 
 
@@ -82,19 +82,19 @@ class Begun(NamedTuple):
 
     @property
     def settled(self) -> bool:
-        """No row of it is in doubt."""
+        """Whether no row of the batch is in doubt."""
         return self.settled_at is not None
 
     @property
     def whole(self) -> bool:
-        """`size` and `digest` cover all its rows: none is rejected or invalid."""
+        """Whether `size` and `digest` cover all rows of the batch: none is rejected or invalid."""
         return not self.rejected + self.invalid
 
     def instance_ids(self) -> list[str | None]:
         """The id of each row; None for a row that is not sent.
 
         Raises:
-            Damage: They are not what the run has written, or break the rules of ids.
+            Damage: The ids do not match their checksum, or break the rules of ids.
         """
         assert self.ids is not None, "they were not read"
         if crc32(self.ids.encode()) != self.ids_crc:
@@ -125,7 +125,7 @@ def read_batches(db: sqlite3.Connection, ids: str = "NULL", page: int = PAGE_BAT
 
     Args:
         db: The checkpoint.
-        ids: SQL for the ids that are to be read: `ids` for all.
+        ids: SQL expression for the ids of a batch: `ids` reads them, `NULL` does not.
         page: Number of batches read at a time.
 
     Raises:
@@ -161,7 +161,7 @@ def read_batch(db: sqlite3.Connection, row: int) -> Begun:
 
 
 def begun_row(state: BatchState, now: float) -> tuple[Any, ...]:
-    """The values of `BEGIN`.
+    """The parameters of statement `BEGIN`.
 
     Args:
         state: A new batch.
@@ -179,7 +179,7 @@ def begun_row(state: BatchState, now: float) -> tuple[Any, ...]:
 
 
 def settled_row(state: BatchState, now: float) -> tuple[Any, ...]:
-    """The values of `SETTLE`.
+    """The parameters of statement `SETTLE`.
 
     Args:
         state: A batch, some of whose rows have been settled.
@@ -247,7 +247,7 @@ def _run_values(db: sqlite3.Connection) -> tuple[dict[str, Any], Any]:
 
 
 def _moment(stored: Any) -> float | None:
-    """A stored time, or None. Raises `Damage` if no calendar has it."""
+    """*stored* as Unix time; None if it is None. Raises `Damage` if it is negative, or not before the year 9999."""
     if stored is not None and not 0 <= stored < YEAR_9999:
         raise Damage("it holds a time that no calendar has")
     return None if stored is None else float(stored)
@@ -257,13 +257,13 @@ def _moment(stored: Any) -> float | None:
 
 
 class Survey(NamedTuple):
-    """What the records of the run and of all batches say.
+    """The run's record, and the totals of all batches.
 
     Attributes:
         run: The run's record.
         counts: Rows by outcome.
         rows: Lines of the list that have been begun.
-        batches: How many batches there are.
+        batches: Number of batches.
         in_doubt: (first row, instances) of each batch that is not settled.
         first_begun_at: When the first batch was begun, in Unix time; None if none was.
         last_settled_at: When a batch was last settled; None if none was.

@@ -135,7 +135,7 @@ INSERT INTO timeline (session, started_at, length_s, states, created, attempts, 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunHeader:
-    """What a checkpoint belongs to. A run continues only if the fields in `IDENTITY` are the same."""
+    """The run that a checkpoint belongs to. A run continues it only if it has the same values in `IDENTITY`."""
 
     base_url: str
     account_id: str
@@ -169,7 +169,7 @@ class Attempt(NamedTuple):
     waited_s: float = 0.0
     waited_for: str | None = None
     quota: str | None = None
-    """What the answer said is left for the token; see `quota.quota_text`."""
+    """The token's quota, if the answer reported it; see `limits.quota.quota_text`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,11 +177,11 @@ class Interval:
     """A part of a session, as the timeline stores it.
 
     Attributes:
-        length_s: Its length.
-        seconds: Time in each state; the states that it was not in are left out.
+        length_s: Length, in seconds.
+        seconds: Time in each state, in seconds; states that did not occur are left out.
         created: Instances created.
         attempts: Attempts that ended.
-        errors: Those of them that settled nothing.
+        errors: Attempts that ended and settled nothing.
         latency_s: Median, 90th and 99th percentile of the times until the answers, in seconds; empty without answers.
     """
 

@@ -5,7 +5,7 @@ moved without its log looks whole, but lacks the rows that were begun last. Thre
 
 1. A session's row, without an end, is in the main file before its first batch begins.
 2. Its end is written with the last commit, and only then is the log folded into the main file.
-3. No reader folds a log (see `connect_reader`): after a kill it stays beside the file until the next session.
+3. No reader folds a log (see `connect_reader`), so after a kill the log stays beside the file until the next session.
 
 So if a session has no end and there is no log, the log is missing, or another program has folded it; the file does not
 show which. A log of 0 bytes does not count: SQLite makes one for each reader. Nor does one without SQLite's header.
@@ -49,7 +49,7 @@ INTERRUPTED = "interrupted"
 LOG_MAGIC = {b"\x37\x7f\x06\x82": "<", b"\x37\x7f\x06\x83": ">"}
 """The first bytes of SQLite's log, and the byte order of its checksums (SQLite's file format, section 4)."""
 UNKNOWN_INSTANCES = 10_000
-"""Instances that a session whose log is missing may have sent last: more than any rate allows in a second."""
+"""Number of instances that a session with a missing log may have sent last: more than any rate allows in a second."""
 
 
 def has_log(path: Path) -> bool:
@@ -116,15 +116,15 @@ def begin_session(
 ) -> None:
     """Store in the main file that a process continues the run.
 
-    An attempt is stored for each batch in doubt: its last one may have been sent without being stored. It counts from
-    *now*, so that a process that is killed again and again can't exceed the service's limits.
+    An attempt is stored for each batch in doubt, because its last request may have been sent without being stored. It
+    counts from *now*, so that a process that is killed repeatedly can't exceed the service's limits.
 
     Args:
         db: The writer's connection.
         path: The checkpoint; None if it is in memory.
         limits: This session's limits, as JSON.
-        now: Unix time, as *boot* counts it.
-        boot: How this session's times are counted.
+        now: Unix time, counted by *boot*.
+        boot: The boot by which this session counts its times.
         in_doubt: (first row, instances) of each batch that is not settled.
         log_lost: The log of the last session is missing.
     """
@@ -179,7 +179,7 @@ def seal_sessions(db: sqlite3.Connection) -> None:
 
 
 def verify_sessions(db: sqlite3.Connection) -> None:
-    """Raises `Damage` unless all sessions are what runs have written."""
+    """Raises `Damage` unless the record of each session matches its checksum."""
     for number, started_at, *others, crc in db.execute("SELECT * FROM session"):
         if checksum((number, started_at, *others)) != crc:
             raise Damage(f"the record of session {number} does not match its checksum")
@@ -187,9 +187,10 @@ def verify_sessions(db: sqlite3.Connection) -> None:
 
 
 def lost_since(db: sqlite3.Connection) -> float | None:
-    """Since when rows that no batch holds may have been sent, because a log was lost; None if none was.
+    """When the first session whose log was lost began, in Unix time; None if no log was lost.
 
-    A loss no longer matters once the list was read to its end with every row settled.
+    Since then, rows that no batch holds may have been sent. A loss no longer matters once the list has been read to its
+    end and every row is settled.
     """
     since = db.execute(
         "SELECT min(started_at) FROM session "

@@ -1,4 +1,4 @@
-"""The one writer of a checkpoint: what is written, and what earlier sessions left."""
+"""Writes a checkpoint, and returns what earlier sessions have stored in it."""
 
 import contextlib
 import os
@@ -46,9 +46,9 @@ class Checkpoint:
 
     Attributes:
         path: The file; None if it is in memory.
-        boot: How this session's times must be counted.
-        lost_since: Rows that no batch holds may have been sent since then (Unix time), because a log was lost; None if
-            none was.
+        boot: The boot by which this session must count its times.
+        lost_since: Unix time since which rows that no batch holds may have been sent, because a log was lost; None if
+            no log was lost.
     """
 
     def __init__(
@@ -88,19 +88,19 @@ class Checkpoint:
     ) -> "Checkpoint":
         """Open the checkpoint at *path* for this run, or make it; None keeps it in memory.
 
-        It reads the whole file, which may take seconds. To be called in the executor's thread.
+        It reads the whole file, which may take seconds. Call it in the executor's thread.
 
         Args:
             path: The file. Its `-wal`, `-shm` and `.lock` stand beside it while it is open.
             header: The run.
             now: Unix time.
             executor: Where commits run.
-            boot: This boot, by the clock that *now* is of.
-            any_run_key: The header's run key is for a new file only; an old one keeps its own.
+            boot: This boot, by the same clock as *now*.
+            any_run_key: Accept an existing file with another run key, and use that key instead of the header's.
             new: Move a finished checkpoint aside first.
 
         Raises:
-            CheckpointError: It is locked, of another run, damaged, or can't be written.
+            CheckpointError: The checkpoint is locked, belongs to another run, is damaged or can't be written.
         """
         if path is None:
             db = connect(":memory:")
@@ -137,7 +137,7 @@ class Checkpoint:
     async def aclose(self) -> None:
         """Commit what was written, fold the log into the file if possible, close it, and release its lock.
 
-        A cancellation is raised when all is done.
+        A cancellation of the caller is raised after that.
         """
         if self._reader is not self._connection.db:
             self._reader.close()
@@ -149,7 +149,7 @@ class Checkpoint:
         Args:
             now: Unix time.
             reason: `finished`, `drained`, `cancelled`, or the class of the error that ended it; None if not known.
-            exit_code: Of the command, where it is known.
+            exit_code: Exit code of the command; None if not known.
         """
         self._connection.session_end = self._connection.session_end or (now, reason, exit_code)
 
@@ -158,7 +158,8 @@ class Checkpoint:
     def begin(self, state: BatchState, now: float) -> Awaitable[None]:
         """Make a batch durable before it is sent. Batches must begin in the order of their rows.
 
-        The first one also makes durable what the list is: all rows of earlier sessions have been compared by then.
+        With the first one, the list's name and identity become durable: by then, the rows of earlier sessions have been
+        compared with the list.
         """
         writes = [_statement(BEGIN, begun_row(state, now))]
         if self._new_list is not None:
@@ -167,7 +168,7 @@ class Checkpoint:
         return self._commits.commit(*writes)
 
     def settle(self, state: BatchState, now: float) -> Awaitable[None]:
-        """Make what is known of a batch durable."""
+        """Make the results of a batch that are known so far durable."""
         return self._commits.commit(_statement(SETTLE, settled_row(state, now)))
 
     def record(
@@ -216,12 +217,12 @@ class Checkpoint:
 
     @property
     def run_key(self) -> str:
-        """What this run's generated ids begin with."""
+        """Prefix of this run's generated ids."""
         return self._found.run.header.run_key
 
     @property
     def source_before(self) -> str:
-        """What the list was when the last batch of earlier sessions was begun; of a new checkpoint, this list's."""
+        """Identity of the list when earlier sessions began their last batch; in a new checkpoint, of this list."""
         return self._found.run.header.source
 
     def counts(self) -> Counts:
@@ -238,7 +239,7 @@ class Checkpoint:
             yield from read_batches(self._reader)
 
     def batch_state(self, begun: Begun, region: bytes, row_shape: Literal["instance", "params"]) -> BatchState:
-        """What is known of a begun batch, whose rows have been read again as *region*.
+        """The stored state of a begun batch, whose lines have been read again as *region*.
 
         Raises:
             CheckpointError: Its record is damaged.

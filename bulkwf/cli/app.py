@@ -1,4 +1,4 @@
-"""The commands. stdout carries data only, everything else goes to stderr. Each command imports what it needs."""
+"""The commands. Only data goes to stdout, everything else goes to stderr. Each command imports what it needs."""
 
 import os
 import signal
@@ -35,10 +35,10 @@ EXIT_USAGE = 2
 EXIT_SYSTEM = 4
 EXIT_BUG = 70
 SETTLE_S = 0.2
-"""How long data waits until earlier messages are written, in seconds: both may go to the same terminal."""
+"""Longest wait for earlier messages before data is written, in seconds: both may go to the same terminal."""
 
 EMULATED = {"account_id": Given("emulated", "--emulate")}
-"""The layer of settings that replaces the environment with --emulate."""
+"""The layer of settings that replaces the environment if --emulate is given."""
 
 app = App(
     name="bulkwf",
@@ -303,7 +303,7 @@ def emulate(
 
 
 def _print_last(text: str, code: int) -> int:
-    """Print a run's summary; returns the exit code. If it can't be written, the run's code stands unless it is 0."""
+    """Print a run's summary; returns *code*, or `EXIT_SYSTEM` if *code* is 0 and the system can't write the summary."""
     messages.wait_written(SETTLE_S)
     try:
         output.write_line(text)
@@ -345,9 +345,9 @@ def _call(arguments: list[str]) -> int:
 
 
 def _open_closed_standard_files() -> None:
-    """Open /dev/null in place of each standard file that is closed. Otherwise the next opened file gets its number.
+    """Open /dev/null in place of each closed standard file. Otherwise the next opened file would get its number.
 
-    Reading such an input and writing such an output still fail. Messages to a closed stderr are lost.
+    Reading a closed stdin and writing to a closed stdout still fail. Messages to a closed stderr are lost.
     """
     for number, flags in enumerate((os.O_WRONLY, os.O_RDONLY, os.O_WRONLY)):
         try:
@@ -358,7 +358,7 @@ def _open_closed_standard_files() -> None:
 
 
 def main() -> None:
-    """The command's entry: runs it and exits with its code."""
+    """Run the command that the process was called with, and exit with its code."""
     code = 0
     try:
         _open_closed_standard_files()

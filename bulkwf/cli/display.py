@@ -33,11 +33,11 @@ class Shown(Protocol):
     """Work whose progress is shown."""
 
     def share(self) -> float | None:
-        """How much of it is done, from 0 to 1; None if that is unknown."""
+        """The share of the work that is done, from 0 to 1; None if unknown."""
         ...
 
     def facts(self, now: float) -> Iterator[str]:
-        """Its state now, the most important part first."""
+        """The state of the work as short texts, the most important first; *now* by the loop's clock."""
         ...
 
 

@@ -1,6 +1,6 @@
 """Flags of the command line, and the layer of settings that they form.
 
-A flag that is not given is None: its default stands in `Options`, and its help shows it from there.
+A flag that is not given is None. Its default is in `Options`; the help shows the default from there.
 """
 
 from dataclasses import dataclass, fields
@@ -37,11 +37,11 @@ SETTINGS = {
     "request_rate": "rate.requests_per_5m",
     "timeout": "timeout_s",
 }
-"""Flags whose setting has another name."""
+"""The names of settings that differ from the names of their flags, by flag."""
 
 
 def _default(flag: str) -> Parameter:
-    """Let the help show the default of the flag's setting."""
+    """Make the help show the default of the setting that *flag* sets."""
     return Parameter(show_default=default_text(SETTINGS.get(flag, flag)))
 
 
@@ -122,7 +122,7 @@ waits for them."
 
 
 def flag_layer(*groups: ListFlags | ServiceFlags | RunFlags, **others: Any) -> Layer:
-    """The layer of the flags that are given: those of *groups*, and *others* by their name.
+    """The layer of the flags that are given: those in *groups*, and *others* by name.
 
     Raises:
         ConfigError: A value is malformed; the message names the flag.
@@ -142,10 +142,10 @@ def flag_layer(*groups: ListFlags | ServiceFlags | RunFlags, **others: Any) -> L
 
 
 def input_paths(inputs: tuple[str, ...]) -> list[str]:
-    """The paths of the list.
+    """The paths of the files that form the list.
 
     Raises:
-        ConfigError: There is none, one is an unknown flag, or standard input is named twice.
+        ConfigError: No input is given, an input is an unknown flag, or standard input is named twice.
     """
     for path in inputs:
         if path.startswith("-") and path != "-":

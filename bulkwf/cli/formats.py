@@ -15,7 +15,7 @@ __all__ = ["write_csv", "write_jsonl", "write_report"]
 
 PAGE_RESULTS = 1_000
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
-"""A spreadsheet evaluates a cell that begins with one of these; the full-width ones in East Asian locales."""
+"""A spreadsheet evaluates a cell that begins with one of these. The full-width ones count in East Asian locales."""
 
 
 def write_jsonl(results: Iterable[Result | Finding], file: BinaryIO) -> None:

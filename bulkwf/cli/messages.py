@@ -1,8 +1,8 @@
 """Messages on standard error, written by a thread of their own. Nothing else of bulkwf writes there.
 
-A write to standard error can block without end: a terminal is stopped (Ctrl-S), or a pipe is full because its reader
-hangs. Then only this thread blocks. The queue is bounded: the oldest lines are dropped for new ones, and their number
-is written in their place.
+A write to standard error can block without end, if a terminal is stopped (Ctrl-S), or a pipe is full because its reader
+hangs. Only this thread is then blocked. Its queue is bounded: the oldest lines are dropped to make room for new ones,
+and the number of dropped lines is written in their place.
 """
 
 import io
@@ -28,11 +28,11 @@ THREAD = "bulkwf-stderr"
 QUEUE_BYTES = 262_144
 """Upper bound of the queue, in bytes. A single message may be longer."""
 FINISH_S = 1.0
-"""How long the end of the process waits for messages to be written, in seconds."""
+"""Longest time that the process waits at its end for messages to be written, in seconds."""
 
 
 class _Queued(io.RawIOBase):
-    """A file whose `write` never blocks: a thread writes to *descriptor*.
+    """A file whose `write` never blocks: it queues the data, and a thread writes it to *descriptor*.
 
     Args:
         descriptor: Where to write.
@@ -49,8 +49,8 @@ class _Queued(io.RawIOBase):
         self._dropped = 0
         """Dropped lines that are not reported yet."""
         self._in_line = False
-        """The last write did not end with a newline."""
-        # Its lock is reentrant: the garbage collector may run a `write` of its own inside a `write`.
+        """Whether the last write did not end with a newline."""
+        # Its lock is reentrant, because the garbage collector may call `write` during a `write`.
         self._changed = threading.Condition()
         start_daemon(self._run, THREAD)
 
@@ -74,7 +74,7 @@ class _Queued(io.RawIOBase):
         return len(data)
 
     def wait_written(self, timeout_s: float) -> bool:
-        """Wait at most *timeout_s* seconds; whether everything has been written."""
+        """Wait at most *timeout_s* seconds until everything is written; returns whether it is."""
         with self._changed:
             if self._dropped and not self._queue:
                 self._queue.append(b"")  # the number of dropped lines
@@ -135,7 +135,7 @@ class _LogLines(logging.Formatter):
 
 
 def take_over() -> None:
-    """Let a thread do all writes to `sys.stderr` from now on, those of logging included.
+    """From now on, make a thread do all writes to `sys.stderr`, those of logging included.
 
     Raises:
         SystemRefused: The thread can't be started.
@@ -165,13 +165,13 @@ def is_terminal() -> bool:
 
 
 def wait_written(timeout_s: float = 0.0) -> bool:
-    """Wait at most *timeout_s* seconds; whether the system has taken all messages."""
+    """Wait at most *timeout_s* seconds until the system has taken all messages; returns whether it has."""
     queued = _queued()
     return queued is None or queued.wait_written(timeout_s)
 
 
 def finish() -> bool:
-    """Wait at most `FINISH_S`; whether the system has taken all messages."""
+    """Wait at most `FINISH_S` until the system has taken all messages; returns whether it has."""
     queued = _queued()
     if queued is None or not queued.wait_written(FINISH_S):
         return False

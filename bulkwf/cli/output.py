@@ -1,4 +1,4 @@
-"""Data on standard output: complete, as UTF-8, or an error. Nothing else of bulkwf writes there."""
+"""Writes data to standard output in UTF-8: completely, or with an error. Nothing else of bulkwf writes there."""
 
 import io
 import os
@@ -13,7 +13,7 @@ __all__ = ["OutputError", "ReaderGone", "abandon", "data", "finish", "take_over"
 
 
 class OutputError(OSError):
-    """Standard output can't be written: what has reached it is incomplete."""
+    """Standard output can't be written. The data that was written is incomplete."""
 
 
 class ReaderGone(OutputError):
@@ -21,11 +21,11 @@ class ReaderGone(OutputError):
 
 
 class _Whole(io.RawIOBase):
-    """A file whose `write` writes all that it is given, or raises `OutputError`.
+    """A file whose `write` writes all data that it is given, or raises `OutputError`.
 
-    Python's own raw file may write a part and return its size. Under PYTHONUNBUFFERED a text layer ignores that size,
-    so data is lost when a disk is full, a pipe does not block, or the process is stopped and continued. After an error
-    nothing more is written, so that data left in a buffer raises no second error.
+    Python's own raw file may write a part of the data and return the part's size. With PYTHONUNBUFFERED, the text layer
+    ignores that size: data is lost if a disk is full, a pipe is non-blocking, or the process is stopped and continued.
+    After an error nothing more is written, so that data left in a buffer raises no second error.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -56,7 +56,7 @@ class _Whole(io.RawIOBase):
         return size
 
     def check_close(self) -> None:
-        """Raise an error that the system reports only at a close, as network file systems do for a full disk."""
+        """Raise an error that the system reports only at a close: network file systems do so if a disk is full."""
         try:
             if not self.failed:
                 os.close(os.dup(self._descriptor))
@@ -77,12 +77,12 @@ def wait_writable(descriptor: int) -> None:
 
 
 def take_over() -> None:
-    """Make each write to `sys.stdout` complete or an error."""
+    """Replace `sys.stdout` by a file that writes data completely or raises an error."""
     sys.stdout = io.TextIOWrapper(io.BufferedWriter(_Whole(1)), "utf-8", errors="backslashreplace")
 
 
 def abandon() -> None:
-    """Drop what is not written yet, and write nothing more."""
+    """Drop the data that is not written yet, and write nothing more."""
     if isinstance(raw := _raw(), _Whole):
         raw.failed = True
 

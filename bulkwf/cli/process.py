@@ -1,8 +1,9 @@
 """The process of a command: it reacts to signals and exits, even while a part of it hangs.
 
-Python can't end a thread, and before it exits it waits for the threads of its pools. Such a thread can hang: in a token
-file that is a named pipe, in a name look-up, on a disk. A signal's handler, asyncio's too, needs the main thread, which
-can hang as well. So a separate thread reads the signals, and the process exits without waiting for other threads.
+Python can't end a thread, and before it exits it waits for the threads of its pools. Such a thread can hang: while it
+reads a token file that is a named pipe, looks up a name or uses a disk. Signal handlers, asyncio's included, need the
+main thread, which can hang as well. So a separate thread reads the signals, and the process exits without waiting for
+other threads.
 """
 
 import asyncio
@@ -35,7 +36,7 @@ T = TypeVar("T")
 class _SignalThread:
     """Reads the signals that have a handler, even while the main thread hangs.
 
-    The first signal of a block of `caught_signals` goes to that block alone. Every other signal also starts the
+    The first signal in a `caught_signals` block is only passed to its receiver. Every other signal also starts the
     countdown to the forced exit.
     """
 
@@ -85,7 +86,7 @@ class _SignalThread:
 
 @cache
 def watch_signals() -> _SignalThread:
-    """Start the thread that reads signals. From now on, a main thread that hangs delays none of them.
+    """Start the thread that reads signals. From now on, signals are received even if the main thread hangs.
 
     Raises:
         SystemRefused: The thread can't be started.
@@ -97,8 +98,8 @@ def watch_signals() -> _SignalThread:
 def caught_signals(receive: Callable[[signal.Signals], None], advice: Sequence[str] = ()) -> Iterator[None]:
     """Call *receive* with each signal while the block lasts, in the running loop. Ignored signals (nohup) stay ignored.
 
-    A second signal, and any that comes after the block, forces the exit after `EXIT_AFTER_S`, with 128 + the number of
-    the first signal as the code. The handlers stay in place after the block, until the process ends.
+    A second signal, or any signal after the block, forces the process to exit after `EXIT_AFTER_S`. The exit code is
+    then 128 + the number of the first signal. The handlers stay installed after the block, until the process ends.
 
     Args:
         receive: Drains the work at the first signal, and aborts it at the second.
@@ -122,14 +123,14 @@ def caught_signals(receive: Callable[[signal.Signals], None], advice: Sequence[s
 
 
 def _handle_in_thread(*_: object) -> None:
-    """The handler in the main thread. Without one, Python does not write the signal's number to the pipe."""
+    """Does nothing. Without a handler, Python would not write the signal's number to the thread's pipe."""
 
 
 class _Loop(asyncio.SelectorEventLoop):
-    """A loop that does not wait for the threads of its pool at its end."""
+    """An event loop that is closed without waiting for the threads of its pool."""
 
     async def shutdown_default_executor(self, timeout: float | None = None) -> None:  # noqa: ASYNC109
-        """See `asyncio.BaseEventLoop.shutdown_default_executor`, which starts a thread in order to wait."""
+        """Do nothing. `asyncio.BaseEventLoop.shutdown_default_executor` would start a thread in order to wait."""
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:

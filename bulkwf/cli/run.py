@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Session", "emulated_service", "raise_descriptor_limit"]
 
 DESCRIPTORS_BESIDE_SOCKETS = 48
-"""Open files of a run that are not connections to the service."""
+"""Number of open files of a run that are not connections to the service."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Session:
     new: bool
 
     async def run(self, *, quiet: bool) -> Summary:
-        """Run the list, show the progress, and print what to do next; the summary holds the exit code."""
+        """Submit the list, show the progress, and print what to do next; the summary holds the exit code."""
         error: BulkwfError | None = None
         async with AsyncExitStack() as stack:
             endpoint = await stack.enter_async_context(self._endpoint())
@@ -71,7 +71,7 @@ class Session:
 
     @asynccontextmanager
     async def _endpoint(self) -> "AsyncIterator[_Endpoint]":
-        """The service, or one that is emulated in this process while the block lasts."""
+        """The endpoint of the service, or of a service that is emulated in this process while the block lasts."""
         if not self.emulate:
             yield _Endpoint(self.target, token_source(self.token_file), self.options)
             return
@@ -86,7 +86,7 @@ class Session:
 
 
 class _Endpoint(NamedTuple):
-    """Where the requests of a run go, and with which credential and options.
+    """The target of a run's requests, with their credential and options.
 
     Attributes:
         target: The workflow.
@@ -104,7 +104,7 @@ class _Endpoint(NamedTuple):
 def emulated_service(
     rate: int | None, request_rate: int | None, max_queued: int | None = None, workflows: Iterable[str] = ()
 ) -> "Service":
-    """An emulated service with the limits of the real one, at these rates."""
+    """An emulated service with these limits; None means no limit. *workflows* are the names that exist; empty: all."""
     from bulkwf.emulator import Limits, Service  # noqa: PLC0415
 
     limits = Limits(
@@ -122,10 +122,10 @@ def raise_descriptor_limit(concurrency: int, ends: int) -> None:
 
     Args:
         concurrency: Maximum number of requests in flight.
-        ends: Sockets of this process for each of them.
+        ends: Sockets of this process for each request: 2 if it also emulates the service.
 
     Raises:
-        ConfigError: The system does not allow that many.
+        ConfigError: The system does not allow that many open files.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = concurrency * ends + DESCRIPTORS_BESIDE_SOCKETS

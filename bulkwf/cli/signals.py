@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class Signals:
-    """The first signal drains, the second aborts. *then* is the message at the first one."""
+    """Prints the message *then* and calls *drain* at the first signal; calls *abort* at each later one."""
 
     def __init__(self, drain: Callable[[int], None], abort: Callable[[], None], then: str) -> None:
         self._drain = drain

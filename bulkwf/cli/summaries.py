@@ -20,12 +20,12 @@ __all__ = ["check_lines", "status_lines", "summary_lines", "verified_lines", "wh
 
 FAILURES: tuple[RowOutcome, ...] = ("rejected", "invalid")
 FAILURES_READ = 10_000
-"""Failed rows of each outcome that are read to count the reasons."""
+"""Maximum number of failed rows of each outcome that are read to count the reasons."""
 REASONS_SHOWN = 10
 EXAMPLES_SHOWN = 3
-"""Rows that are shown for each reason."""
+"""Number of rows that are shown for each reason."""
 SHOWN_PAUSE_S = 0.05
-"""A shorter pause would read as 0.0 s."""
+"""Shortest pause that is shown, in seconds. A shorter one would be shown as 0.0 s."""
 
 
 def summary_lines(run: Run, summary: Summary) -> Iterator[str]:
@@ -60,7 +60,7 @@ def _outcome_lines(summary: Summary) -> Iterator[str]:
 
 
 def _failure_lines(run: Run, checkpoint: Path, summary: Summary) -> Iterator[str]:
-    """Why rows failed: each reason with its count and the first rows; and what to do about them."""
+    """Each reason for which rows failed, with its count and its first rows; then what to do about these rows."""
     outcomes = [name for name in FAILURES if getattr(summary, name)]
     counts: Counter[str] = Counter()
     examples: dict[str, list[str]] = {}
@@ -118,7 +118,7 @@ def check_lines(report: CheckReport, options: Options) -> Iterator[str]:
 
 
 def status_lines(status: Status) -> Iterator[str]:
-    """What a checkpoint stores of its run."""
+    """The state of a run, as its checkpoint stores it."""
     header, counts = status.header, status.counts
     state = "not finished" if status.finished_at is None else f"finished {when(status.finished_at)}"
     place = f"workflow {header.workflow}, account {header.account_id}, {header.base_url}"

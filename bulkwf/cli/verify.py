@@ -19,7 +19,7 @@ from bulkwf.verification import VerificationReport, open_verification
 __all__ = ["VerifySession"]
 
 LARGE_BYTES = 20_000_000
-"""Size above which reading a checkpoint takes over a second, in bytes."""
+"""Size of a checkpoint, in bytes, above which reading it takes over a second."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Which requests are admitted: tokens, accounts, workflows and rates. Pure: `now` is an argument.
+"""Decides which requests are admitted, by token, account, workflow and rates. Pure: `now` is an argument.
 
 Docstrings name the evidence for each rule, as in `state.py`.
 """
@@ -19,7 +19,7 @@ _BEARER = re.compile(r"Bearer +([A-Za-z0-9._~+/-]+=*)")
 
 
 class Target(NamedTuple):
-    """Where instances are created."""
+    """The account and workflow that a request is for."""
 
     account: str
     workflow: str
@@ -30,7 +30,7 @@ class Caller(NamedTuple):
 
     authorization: str | None = None
     api_key: str | None = None
-    """X-Auth-Key, of the earlier scheme with X-Auth-Email."""
+    """Value of X-Auth-Key. It belongs to the earlier scheme, in which X-Auth-Email is sent with it."""
 
 
 def _one_second() -> SlidingWindow:
@@ -39,7 +39,7 @@ def _one_second() -> SlidingWindow:
 
 @dataclass(frozen=True, slots=True)
 class _Rates:
-    """The last second of one workflow."""
+    """The instances of the last second for one workflow: all that were attempted, and those that were admitted."""
 
     seen: SlidingWindow = field(default_factory=_one_second)
     admitted: SlidingWindow = field(default_factory=_one_second)
@@ -48,7 +48,7 @@ class _Rates:
 class Admission:
     """Counts every request and refuses those that break a rule.
 
-    `workflows` and `tokens`: the ones that exist; None for any. `account`: the only one, or None for any.
+    `workflows` and `tokens`: those that exist; None if all do. `account`: the only one that exists; None if all do.
     """
 
     def __init__(
@@ -65,13 +65,13 @@ class Admission:
         self.tokens = None if tokens is None else set(tokens)
 
         self.requests = 0
-        """Requests, refused ones included."""
+        """Number of requests, refused ones included."""
         self.gets = 0
-        """GET requests."""
+        """Number of GET requests."""
         self.worst_window = 0
-        """The most instances attempted in any second for one workflow, refused ones included."""
+        """Maximum number of instances attempted in any second for one workflow, refused ones included."""
         self.overruns: Counter[str] = Counter()
-        """429 answers by limit: instances, account, requests, queue."""
+        """Number of 429 answers by limit: instances, account, requests, queue."""
 
         self._revoked: set[str] = set()
         self._requests: dict[str, RequestLimit] = {}
@@ -87,7 +87,7 @@ class Admission:
     def admit(self, caller: Caller, target: Target, now: float, *, instances: int, asks: bool) -> Answer | None:
         """Count one request and the instances that it attempts; return the answer that refuses it, or None.
 
-        `asks`: the request only reads. `now`: when it had arrived completely.
+        `asks`: whether the request only reads. `now`: the time at which the request had arrived completely.
         """
         self.requests += 1
         self.gets += asks
@@ -111,7 +111,10 @@ class Admission:
         return self._request_limit(token, self.limits.requests_per_5m).headers(now)
 
     def _token(self, caller: Caller) -> str | Answer:
-        """Believed: a malformed header is a 400 with code 6003; a missing or wrong token a 401 with 10000."""
+        """The token of `caller`, or the answer that refuses it.
+
+        Believed: a malformed header is answered by a 400 with code 6003, a missing or wrong token by a 401 with 10000.
+        """
         if caller.authorization is None:
             token = caller.api_key or ""
         elif match := _BEARER.fullmatch(caller.authorization):
@@ -124,7 +127,7 @@ class Admission:
         return token
 
     def _unknown_place(self, target: Target) -> Answer | None:
-        """Believed: the statuses and codes of another's account and of an unknown workflow."""
+        """The answer that refuses an unknown account or workflow, or None. Believed: its statuses and codes."""
         if self.account is not None and target.account != self.account:
             return refusal(403, answers.NOT_AUTHORIZED, "Unauthorized to access requested resource")
         known = self.workflows is None or target.workflow in self.workflows
@@ -133,7 +136,10 @@ class Admission:
         return None
 
     def _over_request_limit(self, token: str, now: float) -> Answer | None:
-        """Documented: the limit, the block and Retry-After. Believed: the code and its message."""
+        """The answer if the token exceeds its request limit, or None.
+
+        Documented: the limit, the block and Retry-After. Believed: the code and its message.
+        """
         if self.limits.requests_per_5m is None:
             return None
         blocked_s = self._request_limit(token, self.limits.requests_per_5m).admit(now)
@@ -143,9 +149,10 @@ class Admission:
         return self.throttled("requests", answers.THROTTLED, message, blocked_s)
 
     def _over_creation_rate(self, target: Target, n: int, now: float) -> Answer | None:
-        """Documented: the rates, and that each instance of a batch counts, and that an overrun is a 429.
+        """The answer if `n` more instances exceed a rate, or None.
 
-        Unknown; our choice: ids that exist count too; a refused batch creates and counts nothing.
+        Documented: the rates; each instance of a batch counts; a batch that exceeds a rate is answered by a 429.
+        Unknown; our choice: ids that exist already count, too; a refused batch creates nothing and does not count.
         """
         if not n:
             return None
@@ -162,7 +169,7 @@ class Admission:
         return None
 
     def throttled(self, limit: str, code: int, message: str, wait_s: float) -> Answer:
-        """Documented: Retry-After is in whole seconds, rounded up, and only on a 429."""
+        """Count and return a 429. Documented: only a 429 has Retry-After; it is in whole seconds, rounded up."""
         self.overruns[limit] += 1
         return refusal(429, code, message, {"Retry-After": str(max(1, math.ceil(wait_s)))})
 

@@ -23,7 +23,7 @@ NO_ROUTE = 7003
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One answer of the service. `headers`: all but Content-Type, Date and those of the connection."""
+    """One answer of the service. `headers` lacks Content-Type, Date and the headers of the connection."""
 
     status: int
     body: bytes

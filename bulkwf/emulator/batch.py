@@ -1,4 +1,4 @@
-"""A batch-create request's body, read and checked as the service does. Pure."""
+"""Reads and checks the body of a batch-create request, as the service does. Pure."""
 
 import json
 import re
@@ -30,7 +30,7 @@ _UNIT_S = {
 
 
 class BodyRefusedError(Exception):
-    """The body is not a valid batch. The message gives the reason; `instances` is how many it names, if any."""
+    """The body is not a valid batch. The message gives the reason. `instances`: how many it has; 0 if unknown."""
 
     instances = 0
 
@@ -40,7 +40,7 @@ class Item(msgspec.Struct, frozen=True, gc=False):
 
     id: str
     crc: str | None
-    """crc32 of the bytes of `params` as they came, as 8 hex digits; None where there are none."""
+    """crc32 of the received bytes of `params`, as 8 hex digits; None if there are no `params`."""
     retention_s: float | None
     """How long the id stays taken after its creation, in seconds; None for the service's default."""
 
@@ -51,9 +51,9 @@ class _Retention(msgspec.Struct):
 
 
 class _Wire(msgspec.Struct):
-    """An item of the body. Unknown; our choice: other keys are ignored, and null is not allowed for these.
+    """An item of the body. Unknown; our choice: other keys are ignored, and only `params` may be null.
 
-    `params` may be any JSON value, null among them. Measured on the local engine: absent becomes `{}`.
+    `params` may be any JSON value, including null. Measured on the local engine: absent `params` become `{}`.
     """
 
     instance_id: str | msgspec.UnsetType = msgspec.UNSET
@@ -68,7 +68,7 @@ _decode = msgspec.json.Decoder(list[_Wire]).decode
 def read_batch(body: bytes, new_id: Callable[[], str], max_params_bytes: int) -> list[Item]:
     """The instances that `body` asks for, each with an id: its own, or a new one.
 
-    Raises `BodyRefusedError`. Measured on the local engine: one bad item makes the whole batch be refused.
+    Raises `BodyRefusedError`. Measured on the local engine: if one item is invalid, the whole batch is refused.
     """
     _check_json(body)
     try:
@@ -87,9 +87,9 @@ def read_batch(body: bytes, new_id: Callable[[], str], max_params_bytes: int) ->
 
 
 def _check_json(body: bytes) -> None:
-    """Check that the whole body is JSON in UTF-8; the decoder that slices it does not.
+    """Check that the whole body is JSON in UTF-8. `_decode` does not check values that it leaves undecoded.
 
-    orjson is faster; what it refuses may still be JSON (`1e999`), so the stdlib decides.
+    orjson is faster, but refuses some valid JSON (`1e999`). So the standard library checks what orjson refuses.
     """
     try:
         orjson.loads(body)
@@ -123,18 +123,21 @@ def _item(wire: _Wire, new_id: Callable[[], str]) -> Item:
 
 
 def params_crc(params: bytes | msgspec.Raw) -> str | None:
-    """The checksum of `params` in the log; None where there are none."""
+    """The checksum of `params`, as the log has it; None if there are no `params`."""
     return f"{zlib.crc32(params):08x}" if params else None
 
 
 def _retention_s(retention: _Retention) -> float | None:
-    """The success retention, which alone matters here; both are checked."""
+    """The success retention, in seconds; None if not given. The error retention is only checked."""
     _seconds(retention.error_retention)
     return _seconds(retention.success_retention)
 
 
 def _seconds(duration: int | str | msgspec.UnsetType) -> float | None:
-    """Documented: a number of milliseconds, or a string such as '5 minutes'. Measured on the object form: over 0."""
+    """`duration` in seconds; None if not given.
+
+    Documented: a number of milliseconds, or a string such as '5 minutes'. Measured on the object form: it is over 0.
+    """
     if isinstance(duration, msgspec.UnsetType):
         return None
     if isinstance(duration, int):

@@ -1,11 +1,11 @@
-"""One request and its answer: the service's rules together with the fault script. Pure: no socket, no waiting.
+"""Answers one request by the service's rules and the fault script. Pure: no socket, no waiting.
 
-The server, and every test without a network, plays each request in these steps:
+The server, and every test without a network, processes each request in these steps:
 
     arrival = exchange.arrive(call)            # the request has been read completely
     ... wait for arrival.delay_s ...
     outgoing = exchange.execute(arrival)
-    ... wait for outgoing.delay_s, then send what it says ...
+    ... wait for outgoing.delay_s, then send what outgoing describes ...
 """
 
 import re
@@ -37,7 +37,7 @@ _NO_BATCH = Reading((), 0)
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A request that has arrived. `path` is decoded, and starts below the base URL."""
+    """A request that has arrived. `path` is decoded; it does not include the base URL's path."""
 
     method: str
     path: str
@@ -48,7 +48,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class _Route:
-    """What a request is about."""
+    """What a request asks for: its kind, the workflow, and the instance's id if there is one."""
 
     kind: _Kind
     target: Target
@@ -75,20 +75,20 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outgoing:
-    """What goes out on the connection, and what was done before."""
+    """What is sent on the connection, and what the service has done before."""
 
     manner: Manner
-    """How the request ends. "reply": with `answer`. "truncate": with the head of `answer`, then `data`."""
+    """How the request ends. "reply": `answer` is sent. "truncate": the status and headers of `answer`, then `data`."""
     answer: Answer | None = None
-    """The whole answer with all its headers; None where none is sent."""
+    """The whole answer with all its headers; None if no answer is sent."""
     data: bytes = b""
-    """The part of the answer's body that is sent, for "truncate"; the characters that are sent, for "raw"."""
+    """For "truncate", the part of the answer's body that is sent; for "raw", the bytes that are sent."""
     delay_s: float = 0.0
-    """Time from the execution until it goes out, in seconds."""
+    """Time from the execution of the request until the answer is sent, in seconds."""
     disconnects: bool = False
-    """The connection is closed afterwards."""
+    """Whether the connection is closed afterwards."""
     own: Answer | None = None
-    """The service's own answer, whether it goes out or not; None if the request was not executed."""
+    """The service's own answer, whether it is sent or not; None if the request was not executed."""
     created: Sequence[Item] = ()
     """The instances that the request has created."""
 
@@ -96,13 +96,13 @@ class Outgoing:
 class Exchange:
     """A service behind a fault script.
 
-    `draw`: a number in [0, 1) for each chance of the script. `wall`: Unix time in seconds, for HTTP dates.
+    `draw`: returns a random number in [0, 1), for the script's chances. `wall`: Unix time in seconds, for HTTP dates.
     """
 
     def __init__(self, service: Service, rules: Sequence[Rule], *, draw: Draw, wall: Callable[[], float]) -> None:
         self.service = service
         self.fired = [0] * len(rules)
-        """How often each rule of the script has applied."""
+        """Number of requests to which each rule of the script has applied, in the order of the rules."""
 
         self._rules = rules
         self._draw = draw
@@ -112,7 +112,7 @@ class Exchange:
         self._number_of_method: Counter[str] = Counter()
 
     def arrive(self, call: Call) -> Arrival:
-        """Count a request, against the limits and for the script, and decide what happens to it."""
+        """Count a request for the limits and for the script, and decide what happens to the request."""
         route = _find_route(call.method, call.path)
         reading = _NO_BATCH
         if route is not None and route.kind == "create":
@@ -130,7 +130,7 @@ class Exchange:
         return Arrival(self._number, call, route, reading, fault, refused or reading.refusal)
 
     def execute(self, arrival: Arrival) -> Outgoing:
-        """Do what a request asks for, unless the script prevents it, and say what goes out."""
+        """Execute a request, unless the script prevents it, and return what is to be sent."""
         fault = arrival.fault
         if not fault.ending.executes:
             return _outgoing(fault)
@@ -179,7 +179,7 @@ class Exchange:
 
 
 def _outgoing(fault: Fault, own: Answer | None = None, created: Sequence[Item] = ()) -> Outgoing:
-    """The service's own answer, or what the script's ending makes of it."""
+    """What is to be sent: the service's own answer, changed or replaced by the script's ending."""
     ending = fault.ending
     manner, data, disconnects = ending.manner, ending.raw, fault.disconnects
     if manner == "truncate" and own is not None:
@@ -198,7 +198,10 @@ def _outgoing(fault: Fault, own: Answer | None = None, created: Sequence[Item] =
 
 
 def _find_route(method: str, path: str) -> _Route | None:
-    """Documented: the routes. Unknown; our choice: any other method or path is a 404 with code 7003."""
+    """The route of a request; None if there is none.
+
+    Documented: the routes. Unknown; our choice: any other method or path is answered by a 404 with code 7003.
+    """
     match = _PATH.fullmatch(path)
     if match is None:
         return None

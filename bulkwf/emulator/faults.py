@@ -139,7 +139,7 @@ def _idle(value: object) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What selects a rule."""
+    """The properties of a request that decide which rules apply to it."""
 
     method: str
     number: int
@@ -160,20 +160,20 @@ class Ending:
 
     manner: Manner = "reply"
     reply: Answer | None = None
-    """Answer of the script; None where there is none, or where the service's own answer goes out."""
+    """The script's answer; None if no answer or the service's own answer is sent."""
     at_byte: int = 0
     raw: bytes = b""
     creates: int | None = 0
-    """How many instances of the batch are created nevertheless; None for all."""
+    """Number of instances of the batch that are created nevertheless, the first ones; None for all."""
 
     @property
     def own_answer(self) -> bool:
-        """Whether the service's own answer goes out."""
+        """Whether the service's own answer is sent."""
         return self.reply is None and self.manner in ("reply", *_OWN_ANSWER)
 
     @property
     def executes(self) -> bool:
-        """Whether the request is executed at all."""
+        """Whether the request is executed, in whole or in part."""
         return self.own_answer or self.creates != 0
 
 
@@ -183,7 +183,7 @@ NO_ENDING = Ending(creates=None)
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Everything that the script does to one request. `rules`: the positions of the rules that apply."""
+    """Everything that the script does to one request. `rules`: the indexes of the rules that apply."""
 
     rules: tuple[int, ...] = ()
     ending: Ending = NO_ENDING
@@ -221,7 +221,7 @@ def _rule(number: int, given: object) -> Rule:
 
 
 def _problems(rule: Rule) -> list[str]:
-    """What is wrong with a rule beyond the types of its keys."""
+    """The errors in a rule, except wrong types of its keys."""
     manners = rule.manners()
     checks = {
         "it does nothing: no key says what happens to the request": manners or _has_effect(rule),
@@ -256,7 +256,7 @@ def _has_effect(rule: Rule) -> bool:
 
 
 def _choices(rule: Rule) -> tuple[Which, ...]:
-    """The keys that choose among the ids sent."""
+    """The values of the keys that select some of the ids sent."""
     return rule.omit, rule.omit_created, rule.lose, rule.fail, rule.repeat
 
 
@@ -273,10 +273,10 @@ def _compiles(pattern: str) -> bool:
 
 
 def decide(rules: Sequence[Rule], facts: Facts, fired: Sequence[int], draw: Draw) -> Fault:
-    """What happens to the request of `facts`.
+    """Decide what happens to the request that `facts` describes.
 
-    `fired`: how often each rule has applied so far. `draw`: returns a number in [0, 1), for `chance` and `latency_s`;
-    called for a `chance` only where the rule's other selectors match.
+    `fired`: how often each rule has applied so far. `draw`: returns a random number in [0, 1), for `chance` and
+    `latency_s`; for `chance`, it is called only if the rule's other selectors match.
     """
     applying = [i for i, rule in enumerate(rules) if _applies(rule, facts, fired[i], draw)]
     if not applying:

@@ -1,4 +1,4 @@
-"""One workflow's instances, their descriptions, and the pages of their list. Pure.
+"""The instances of one workflow, their descriptions, and the pages of their list. Pure.
 
 Docstrings name the evidence for each rule, as in `state.py`.
 """
@@ -30,7 +30,7 @@ class QueryRefusedError(Exception):
 
 
 class Record(NamedTuple):
-    """What is stored of one instance; its params are not."""
+    """What is stored about one instance. Its params are not stored."""
 
     created_at: float
     expires_at: float
@@ -41,8 +41,8 @@ class Record(NamedTuple):
 class Query:
     """Which instances to list, and which page of them.
 
-    `cursor`: only instances created before the one at this position. `skip`: number of matching instances before the
-    page. `since_ms`, `until_ms`: Unix times in milliseconds, both included.
+    `cursor`: position of an instance; only instances created before it are listed. `skip`: number of matching instances
+    before the page. `since_ms`, `until_ms`: Unix times in milliseconds, both included.
     """
 
     per_page: int
@@ -54,11 +54,11 @@ class Query:
 
 
 def read_query(query: Mapping[str, str]) -> Query:
-    """The query of a list.
+    """Read the query of a list. Raises `QueryRefusedError`.
 
-    Documented: `per_page`; `cursor`, or else `page`, which is deprecated; `status`; `date_start` and `date_end`, ISO
-    8601 in UTC. Measured: at most 100 a page, 25 by default; an unknown status is refused, and a start after the
-    end.
+    Documented: `per_page`; `cursor`, or instead `page`, which is deprecated; `status`; `date_start` and `date_end`, ISO
+    8601 in UTC. Measured: a page has at most 100 instances, by default 25; an unknown status is refused, and so is a
+    start after the end.
     """
     per_page = _number(query, "per_page", USUAL_PER_PAGE)
     page = _number(query, "page", 1)
@@ -107,7 +107,7 @@ def _unix_ms(query: Mapping[str, str], name: str, usual: float) -> float:
 class Instances:
     """The instances of one workflow.
 
-    `queued_s`: how long an instance is queued before it is complete. `epoch`: the Unix time at the clock's 0.
+    `queued_s`: time that an instance is queued before it is complete. `epoch`: Unix time at which the clock was 0.
     """
 
     workflow_id: str
@@ -117,13 +117,13 @@ class Instances:
     queue: SlidingWindow = field(init=False)
     held: dict[str, Record] = field(default_factory=dict)
     _order: list[str] = field(default_factory=list)
-    """Every id ever created, in the order of its first creation. Nothing is removed: cursors are positions in it."""
+    """Every id ever created, in the order of its first creation. None is removed: cursors are positions in it."""
 
     def __post_init__(self) -> None:
         self.queue = SlidingWindow(self.queued_s)
 
     def taken(self, id_: str, now: float) -> bool:
-        """Documented: an id is free again once its instance has passed its retention."""
+        """Whether an id is taken. Documented: it is free again after the retention of its instance."""
         record = self.held.get(id_)
         return record is not None and record.expires_at > now
 
@@ -132,7 +132,7 @@ class Instances:
         return [id_ for id_, record in self.held.items() if record.expires_at > now]
 
     def begin(self, items: Sequence[Item], now: float, retention_s: float, failing: AbstractSet[str]) -> None:
-        """Unknown; our choice: an id's retention runs from its creation."""
+        """Create the instances. Unknown; our choice: the retention of an id begins with its creation."""
         usual = Record(now, now + retention_s)  # shared, so that a million ids cost little memory
         held = self.held
         for item in items:
@@ -151,11 +151,11 @@ class Instances:
             return False
         self.held[id_] = self.held[id_]._replace(
             expires_at=-math.inf
-        )  # its position stays, or cursors would skip others
+        )  # its position is kept, or cursors would skip others
         return True
 
     def status(self, record: Record, now: float) -> str:
-        """Our choice: one that fails does so at once; the others are queued, then complete."""
+        """The status of an instance. Our choice: one that fails does so at once; others are queued, then complete."""
         if record.fails:
             return "errored"
         return "complete" if now >= record.created_at + self.queued_s else "queued"
@@ -187,7 +187,7 @@ class Instances:
         }
 
     def _end(self, record: Record, now: float) -> str | None:
-        """When an instance ended, as ISO 8601; it took no time to run. None if it has not ended."""
+        """When an instance started and ended, as ISO 8601; it takes no time to run. None if it has not ended."""
         ended_at = {"complete": record.created_at + self.queued_s, "errored": record.created_at}
         at = ended_at.get(self.status(record, now))
         return None if at is None else self._iso(at)
@@ -195,8 +195,8 @@ class Instances:
     def page(self, query: Query, now: float) -> tuple[list[dict[str, Any]], dict[str, int | str]]:
         """A page of the instances, and its `result_info`. Measured: the newest instances come first.
 
-        Documented: the cursor of the next page. Our choice: a cursor is a position, and stays valid; there is none
-        after the last page. The total is given only with page numbers.
+        Documented: `cursor` leads to the next page. Our choice: a cursor is a position, and stays valid; the last page
+        has none. The total is given only if the query has no cursor.
         """
         matching = self._matching(query, now)
         page = list(islice(matching, query.skip, query.skip + query.per_page))
@@ -209,7 +209,7 @@ class Instances:
         return [self._listed(id_, now) for _, id_ in page], info
 
     def description(self, name: str, now: float) -> dict[str, Any]:
-        """The description of the workflow. Documented: the keys. Our choice: its class; it is as old as the clock."""
+        """The description of the workflow. Documented: the keys. Our choice: class, and creation at the clock's 0."""
         born = self._iso(0.0)
         return {
             "id": self.workflow_id,

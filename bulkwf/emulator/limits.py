@@ -24,28 +24,28 @@ class Limits:
     """Requests in any five minutes, for one token. Documented."""
 
     max_queued: int | None = None
-    """Queued instances of one workflow. Documented: 100,000 or 2,000,000. Unknown: what happens beyond that."""
+    """Queued instances of one workflow. Documented: 100,000 or 2,000,000. Unknown: what happens above the limit."""
 
     when_full: Literal["omit", "refuse"] = "omit"
-    """Whether a full queue leaves instances out of the answer without an error, or refuses the batch (429). Unknown."""
+    """What a full queue does: omit instances from the answer without an error, or refuse the batch (429). Unknown."""
 
     retention_s: float = 3 * DAY_S
-    """How long an id stays taken, in seconds. Documented: 3 days on the free plan, 30 on the paid one."""
+    """How long an id stays taken, in seconds. Documented: 3 days on the free plan, 30 days on the paid one."""
 
     max_params_bytes: int = 1 << 20
-    """Upper bound of the params of one instance. Documented: 1 MiB."""
+    """Maximum size of the params of one instance, in bytes. Documented: 1 MiB."""
 
     max_body_bytes: int = 32 << 20
-    """Upper bound of the body of one request. Unknown; our choice is the local engine's."""
+    """Maximum size of the body of one request, in bytes. Unknown; our choice: that of the local engine."""
 
     @classmethod
     def none(cls) -> Self:
-        """No rate limits and no queue limit; sizes and retention stay."""
+        """Limits without rates and without a maximum of queued instances. Sizes and retention keep their defaults."""
         return cls(instances_per_s=None, account_instances_per_s=None, requests_per_5m=None)
 
 
 class SlidingWindow:
-    """The number of arrivals in the half-open interval (now - length_s, now]."""
+    """Counts the arrivals in the half-open interval (now - length_s, now]."""
 
     __slots__ = ("_arrivals", "_total", "length_s")
 
@@ -55,7 +55,7 @@ class SlidingWindow:
         self._total = 0
 
     def count(self, now: float) -> int:
-        """Arrivals in the window at `now`; older ones are removed."""
+        """Number of arrivals in the window at `now`. Older arrivals are removed."""
         arrivals = self._arrivals
         horizon = now - self.length_s
         while arrivals and arrivals[0][0] <= horizon:
@@ -69,7 +69,7 @@ class SlidingWindow:
         return self.count(now)
 
     def room_in_s(self, now: float, n: int, limit: float) -> float:
-        """Time until `n` more fit under `limit`, in seconds; the window's length where they never will."""
+        """Time until `n` more arrivals fit under `limit`, in seconds; the window's length if they never will."""
         excess = self.count(now) + n - limit
         wait_s = 0.0
         for arrived_at, arrived in self._arrivals:
@@ -80,13 +80,13 @@ class SlidingWindow:
         return wait_s if excess <= 0 else self.length_s
 
     def oldest_leaves_in_s(self, now: float) -> float:
-        """Time until the oldest arrival leaves the window, in seconds; the window's length where it is empty."""
+        """Time until the oldest arrival leaves the window, in seconds; the window's length if the window is empty."""
         self.count(now)
         return self._arrivals[0][0] + self.length_s - now if self._arrivals else self.length_s
 
 
 class RequestLimit:
-    """One token's requests. Documented: an overrun blocks every call of the token for the next five minutes."""
+    """The requests of one token. Documented: exceeding the limit blocks every call of the token for five minutes."""
 
     __slots__ = ("_blocked_until", "_limit", "_window")
 
@@ -96,9 +96,9 @@ class RequestLimit:
         self._blocked_until = -math.inf
 
     def admit(self, now: float) -> float:
-        """Count a request and return 0.0; if it is refused, return how long the block lasts, in seconds.
+        """Count a request and return 0.0; if it is refused, return how much longer the block lasts, in seconds.
 
-        Unknown; our choice: a refused request counts nowhere, and does not make the block longer.
+        Unknown; our choice: a refused request is not counted, and does not make the block longer.
         """
         if now < self._blocked_until:
             return self._blocked_until - now

@@ -1,7 +1,7 @@
-"""The log of what was really created: a JSON Lines file, one line a batch, written before the answer goes out.
+"""The log of the instances that were created: JSON Lines, one line per batch, written before the answer is sent.
 
-`{"request": n, "at": seconds, "account": …, "workflow": …, "ids": […], "crcs": […]}`; a crc is the crc32 of the bytes
-of that instance's `params` as they came, as 8 hex digits, or null where there were none.
+`{"request": n, "at": seconds, "account": …, "workflow": …, "ids": […], "crcs": […]}`; a crc is the crc32 of the
+received bytes of an instance's `params`, as 8 hex digits; null if there were no `params`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,7 +24,7 @@ class Created(NamedTuple):
 
 
 class CreationLog:
-    """Appends to the log at `path`. A last line that was cut by a kill is ended first, and stays unreadable."""
+    """Appends to the log at `path`. A last line that a kill left incomplete is ended first, and stays unreadable."""
 
     def __init__(self, path: str | Path) -> None:
         self._file = FileIO(path, "a+")
@@ -35,7 +35,7 @@ class CreationLog:
                 self._write(b"\n")
 
     def append(self, request: int, at: float, target: Target, items: Sequence[Item]) -> None:
-        """Write the line of one batch to the operating system: it survives a kill of this process."""
+        """Write the line of one batch to the operating system, so that the line survives a kill of this process."""
         line = {
             "request": request,
             "at": at,
@@ -60,7 +60,7 @@ class CreationLog:
 
 
 def read_log(path: str | Path) -> Iterator[Created]:
-    """Each instance created, in order, as often as it was created. Lines that were cut by a kill are skipped."""
+    """Each instance created, in order, as often as it was created. Incomplete lines, left by a kill, are skipped."""
     with Path(path).open("rb") as lines:
         for line in lines:
             try:

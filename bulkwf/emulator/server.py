@@ -1,7 +1,7 @@
-"""The emulator on a socket: aiohttp.web around the `Exchange`, which says what is sent and when.
+"""Serves the emulator on a socket, with aiohttp.web. The `Exchange` decides what is sent and when.
 
-A request has arrived when its body has been read completely: at that moment it is counted, against the limits and
-for the fault script. What it creates is created, and logged, in one step without an await.
+A request has arrived when its body has been read completely. At that moment it is counted, for the limits and for the
+fault script. Its instances are created and logged in one step, without an await.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ _SECOND_ANSWER_AFTER_S = 0.02
 
 
 class _GoneError(ConnectionError):
-    """The connection is closed, or is to be closed without an answer."""
+    """The connection is closed, or must be closed without an answer."""
 
 
 class Emulator:
@@ -40,7 +40,7 @@ class Emulator:
     def __init__(self, service: Service, rules: Sequence[Rule], seed: int, log: CreationLog | None) -> None:
         self.service = service
         self.base_url = ""
-        """What a client is given in place of https://api.cloudflare.com/client/v4."""
+        """The base URL that clients use in place of https://api.cloudflare.com/client/v4."""
 
         draw = random.Random(seed).random  # noqa: S311 (chance is to be repeatable, not secret)
         self._exchange = Exchange(service, rules, draw=draw, wall=time.time)
@@ -49,7 +49,7 @@ class Emulator:
 
     @property
     def fired(self) -> Sequence[int]:
-        """How often each rule of the fault script has applied."""
+        """Number of requests to which each rule of the fault script has applied, in the order of the rules."""
         return self._exchange.fired
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -69,7 +69,7 @@ class Emulator:
         return response
 
     def stop(self) -> None:
-        """End all waiting: hanging requests lose their connection, delayed ones create nothing."""
+        """End all waits. Waiting requests lose their connection; those that were not executed yet create nothing."""
         self._stopping.set()
 
     def _execute(self, arrival: Arrival) -> Outgoing:
@@ -79,7 +79,7 @@ class Emulator:
         return outgoing
 
     async def _pause(self, seconds: float) -> None:
-        """Wait. A stop of the emulator ends the wait and the request."""
+        """Wait *seconds*. If the emulator is stopped meanwhile, the wait and the request end."""
         if seconds <= 0:
             return
         try:
@@ -110,7 +110,7 @@ def _call(request: web.BaseRequest, body: bytes) -> Call:
 
 
 async def _read(request: web.BaseRequest, max_bytes: int) -> bytes:
-    """The body; of one that is too long, the first *max_bytes* and a little more."""
+    """The body. If it is longer than *max_bytes*, only its beginning, slightly longer than *max_bytes*."""
     parts: list[bytes] = []
     size = 0
     async for part in request.content.iter_any():
@@ -133,7 +133,7 @@ def _verbatim(response: web.Response, body: bytes) -> bytes:
 
 
 async def _send_cut(request: web.BaseRequest, whole: web.Response, part: bytes) -> web.StreamResponse:
-    """Promise the whole body, send a part of it, and close the connection."""
+    """Send headers that announce the whole body, then only a part of the body, and close the connection."""
     response = web.StreamResponse(status=whole.status, headers=whole.headers)
     response.content_length = whole.content_length
     await response.prepare(request)
@@ -162,7 +162,7 @@ def _transport(request: web.BaseRequest) -> asyncio.Transport:
 
 
 def _abort(request: web.BaseRequest) -> None:
-    """Close the connection. What was written to it before still goes out."""
+    """Close the connection. Data that was written to it before is still sent."""
     if request.transport is not None:
         request.transport.close()
 
@@ -179,9 +179,9 @@ async def emulate(
 ) -> AsyncIterator[Emulator]:
     """Serve `service` on this machine, in this event loop, until the block ends.
 
-    `faults`: a fault script, as in `faults.py`; `seed` fixes its chances. `port`: 0 takes a free one. `log`: a file
-    to which everything created is appended; `read_log` reads it. The service outlives the block: served again,
-    it still has its instances. Raises `FaultScriptError`, and OSError if the address or the file can't be used.
+    `faults`: a fault script, as in `faults.py`; `seed` makes its chances repeatable. `port`: 0 takes a free one. `log`:
+    a file to which every created instance is appended; `read_log` reads it. The service keeps its instances after the
+    block, and can be served again. Raises `FaultScriptError`, and OSError if the address or the file can't be used.
     """
     rules = parse_script(faults)
     with CreationLog(log) if log is not None else nullcontext() as creation_log:

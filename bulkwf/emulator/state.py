@@ -32,7 +32,7 @@ class _Deletion(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A body as read: its instances, or the answer that refuses it; and how many instances it attempts."""
+    """The content of a body: its instances or the answer that refuses it, and the number of instances attempted."""
 
     items: Sequence[Item]
     attempted: int
@@ -41,7 +41,10 @@ class Reading:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tampering:
-    """How a scripted fault changes one creation. All ids are the request's, except those in `also_named`."""
+    """How a scripted fault changes one creation. All ids are the request's, except those in `also_named`.
+
+    An id is *named* if the answer lists it as created.
+    """
 
     withheld: frozenset[str] = frozenset()
     """Neither created nor named."""
@@ -52,7 +55,7 @@ class Tampering:
     failing: frozenset[str] = frozenset()
     """Created; they end with an error."""
     repeated: frozenset[str] = frozenset()
-    """Named twice, if they are named."""
+    """Named twice, if they are named at all."""
     also_named: tuple[str, ...] = ()
     """Named, as if created, after the others."""
 
@@ -68,13 +71,13 @@ class Creation:
 class Service:
     """One Cloudflare Workflows service.
 
-    `workflows`, `account`, `tokens`: the ones that exist; None for any.
-    `existing`: what happens to an id that is taken. Documented: it is skipped and left out of the result.
-    "refuse": the whole batch is refused, as earlier documentation had it. "duplicate": it is created twice, which no
-    service should do, so that a test can check that it is noticed.
-    `result_shape`: "array", or the newer "object", `{created, errors}`, so far known from the binding only.
-    `queued_s`: how long an instance is queued before it is complete; it only matters to the queue and the counts.
-    `epoch`: the Unix time at the clock's 0, for the times of day that the service names.
+    `workflows`, `account`, `tokens`: those that exist; None if all do.
+    `existing`: what happens to an id that is taken. "skip": it is skipped and left out of the result, as documented.
+    "refuse": the whole batch is refused, as earlier documentation said. "duplicate": it is created twice. No service
+    should do that; tests use it to check that duplicates are found.
+    `result_shape`: "array", or the newer "object", `{created, errors}`, which only the binding is known to return.
+    `queued_s`: time that an instance is queued before it is complete. It only affects the queue, statuses and times.
+    `epoch`: Unix time at which the clock was 0, for the dates in answers.
     """
 
     def __init__(
@@ -99,7 +102,7 @@ class Service:
         self.epoch = epoch
 
         self.created = 0
-        """Instances created; an id counts each time it is created."""
+        """Number of instances created. An id counts each time it is created."""
 
         self._ids_given = 0
         self._workflows: dict[Target, Instances] = {}
@@ -116,22 +119,22 @@ class Service:
 
     @property
     def requests(self) -> int:
-        """Requests, refused ones included."""
+        """Number of requests, refused ones included."""
         return self.admission.requests
 
     @property
     def gets(self) -> int:
-        """GET requests."""
+        """Number of GET requests."""
         return self.admission.gets
 
     @property
     def worst_window(self) -> int:
-        """The most instances attempted in any second for one workflow, refused ones included."""
+        """Maximum number of instances attempted in any second for one workflow, refused ones included."""
         return self.admission.worst_window
 
     @property
     def overruns(self) -> Counter[str]:
-        """429 answers by limit: instances, account, requests, queue."""
+        """Number of 429 answers by limit: instances, account, requests, queue."""
         return self.admission.overruns
 
     # ── Admission ──
@@ -151,7 +154,7 @@ class Service:
     # ── Creation ──
 
     def read(self, body: bytes) -> Reading:
-        """Read a batch-create request's body. Believed: what is no batch is a 400 with code 10002."""
+        """Read the body of a batch-create request. Believed: an invalid batch is answered by a 400 with code 10002."""
         if len(body) > self.limits.max_body_bytes:
             return Reading((), 0, refusal(413, answers.BODY_REFUSED, "Request Entity Too Large"))
         try:
@@ -164,8 +167,8 @@ class Service:
     def create(self, target: Target, items: Sequence[Item], tampering: Tampering | None = None) -> Creation:
         """Create an instance for each item whose id is free, all at this moment.
 
-        Documented: an id that is taken is skipped, and left out of the result without an error. Measured: of the
-        same id twice in a batch the first counts; the result keeps the request's order.
+        Documented: an id that is taken is skipped, and left out of the result without an error. Measured: if a batch
+        has an id twice, only the first item is used; the result has the request's order.
         """
         changes = tampering or Tampering()
         now = self.clock()
@@ -189,7 +192,7 @@ class Service:
         return Creation(self._created_answer(workflow, named, errors), created)
 
     def read_one(self, body: bytes) -> Reading:
-        """Read the body that asks for one instance: an item of a batch, without the array around it."""
+        """Read the body of a request for one instance: one item of a batch, without the array around it."""
         reading = self.read(b"[" + body + b"]")
         if len(reading.items) > 1:
             return Reading(
@@ -198,7 +201,7 @@ class Service:
         return reading
 
     def create_one(self, target: Target, items: Sequence[Item], tampering: Tampering | None = None) -> Creation:
-        """Create one instance. Believed: an id that is taken is a 400 with code 10405."""
+        """Create one instance. Believed: an id that is taken is answered by a 400 with code 10405."""
         if self.existing == "skip" and self.holds(target, items[0].id):
             return Creation(refusal(400, answers.ALREADY_EXISTS, _ALREADY_EXISTS))
         creation = self.create(target, items, tampering)
@@ -212,7 +215,7 @@ class Service:
     def _choose(
         self, workflow: Instances, items: Sequence[Item], withheld: frozenset[str], now: float
     ) -> tuple[list[Item], list[tuple[int, str, int]]]:
-        """The items to create; and of the others, except the withheld ones, (index, id, code)."""
+        """The items to create, and (index, id, code) of each other item that is not withheld."""
         chosen: list[Item] = []
         errors: list[tuple[int, str, int]] = []
         skip_taken = self.existing != "duplicate"
@@ -232,7 +235,7 @@ class Service:
         return chosen, errors
 
     def _room(self, workflow: Instances, now: float) -> int | None:
-        """How many more instances the queue takes; None for any number."""
+        """Number of instances that the queue can still take; None if there is no limit."""
         most = self.limits.max_queued
         return None if most is None else max(0, most - workflow.queue.count(now))
 
@@ -277,13 +280,13 @@ class Service:
     # ── Removal ──
 
     def delete_instance(self, target: Target, id_: str) -> Answer:
-        """Delete one instance. Measured: the answer."""
+        """Delete one instance. Measured: the content of the answer."""
         if not self._workflow(target).forget(id_, self.clock()):
             return _no_instance()
         return success('{"success":true}')
 
     def delete_batch(self, target: Target, body: bytes) -> Answer:
-        """Delete some instances. Measured: the answer, which lists each id as deleted or not found."""
+        """Delete several instances. Measured: the answer lists each id as deleted or not found."""
         try:
             ids = msgspec.json.decode(body, type=_Deletion).instances
         except (msgspec.DecodeError, RecursionError) as error:
@@ -300,7 +303,7 @@ class Service:
     # ── Parts ──
 
     def _new_id(self) -> str:
-        """Documented: an instance without an id gets one. Our choice: in the shape of a UUID, counting up."""
+        """A new id for an instance without one, as documented. Our choice: it looks like a UUID and counts up."""
         self._ids_given += 1
         return f"00000000-0000-4000-8000-{self._ids_given:012x}"
 

@@ -24,16 +24,16 @@ __all__ = [
 log = logging.getLogger("bulkwf")
 
 SHORTEST_SECRET = 16
-"""Characters. Shorter values are not redacted: they would match ordinary text, and no real token is that short."""
+"""Minimum length of a redacted value, in characters. A shorter one could be ordinary text; no token is that short."""
 
 LATEST_SECRETS = 8
-"""Number of credentials that are redacted. More than one: answers to requests with an earlier one may still arrive."""
+"""Number of latest credentials that are redacted: answers to requests with an earlier credential may still arrive."""
 
 Token = str | Callable[[], str]
 
 
 class TokenSource(Protocol):
-    """Returns the credential. Called once at the start, and again each time the service refuses it."""
+    """Returns the credential. Called once at the start, and again each time the service refuses the credential."""
 
     def __call__(self) -> Mapping[str, str]:
         """The headers that carry the credential.
@@ -65,7 +65,10 @@ class Credentials:
         self._use(dict(source()))
 
     def refresh(self, refused: int) -> bool:
-        """Ask the source again, unless number *refused* was replaced already; whether there is another credential."""
+        """Ask the source for a new credential; whether there is another one than number *refused*.
+
+        The source is not asked if number *refused* was replaced already.
+        """
         if refused != self.number:
             return True
         try:
@@ -94,7 +97,7 @@ class Credentials:
         self._secrets.extend(secret for secret in secrets if len(secret) >= SHORTEST_SECRET)
 
     def hide(self, text: bytes) -> bytes:
-        """*text* with `***` in place of the latest credentials: an answer may repeat its request."""
+        """*text* with `***` in place of the latest credentials: an answer may quote its request."""
         for secret in self._secrets:
             text = text.replace(secret, b"***")
         return text
@@ -123,7 +126,7 @@ def check_secret(name: str, value: object) -> str:
 
 
 def token_credential(token: Token | None) -> TokenSource:
-    """The source of a token that a program passes; None is the environment."""
+    """The source of a token that a program passes; None means the credential in the environment."""
     if token is None:
         return environment_credential
     give = token if callable(token) else lambda: token

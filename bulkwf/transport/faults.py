@@ -1,7 +1,7 @@
-"""A request that raised: what is known of it, and what happened, in words that name hosts and causes.
+"""Explains an exception of a request: whether the service may have received the request, and what happened, in words.
 
-No text is taken from an exception of aiohttp: it can hold the URL of the proxy with its password, or what the other
-side has sent.
+The words name hosts and causes. They quote no message of an aiohttp exception, which can hold the proxy's URL with its
+password, or data from the other side.
 """
 
 import errno
@@ -21,16 +21,16 @@ __all__ = ["MAX_HEADER_LINES", "MAX_HEADER_LINE_BYTES", "explain"]
 MAX_HEADER_LINE_BYTES = 32_768
 """Maximum size of a header line and of the status line of an answer, in bytes."""
 MAX_HEADER_LINES = 256
-"""Maximum number of header lines of an answer. All together are no larger than the largest body."""
+"""Maximum number of header lines of an answer. Together they are at most as large as the largest body."""
 
 _PROXY_REFUSALS = frozenset({403, 407})
-"""With these a proxy refuses every CONNECT alike: the address is forbidden, or a password is wanted."""
+"""Statuses with which a proxy refuses every CONNECT: the address is forbidden, or a password is required."""
 _UNKNOWN_AUTHORITY = frozenset({2, 18, 19, 20, 21, 27})
-"""OpenSSL's codes of a certificate that leads to no trusted authority."""
+"""OpenSSL's error codes for a certificate that no trusted authority has signed."""
 _NOT_TLS = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PROTOCOL", "PACKET_LENGTH_TOO_LONG"})
-"""OpenSSL's reasons where the other side does not speak TLS."""
+"""OpenSSL's reasons for a handshake that failed because the other side does not use TLS."""
 _TOO_LARGE = ("Got more than", "Too many headers")
-"""How the messages of aiohttp begin when a header section is over a limit."""
+"""Beginnings of aiohttp's messages for a header section that exceeds a limit."""
 _PROXY_VARIABLES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
 _ERRNO = re.compile(r"\[Errno (\d+)\]")
 
@@ -38,10 +38,10 @@ _ERRNO = re.compile(r"\[Errno (\d+)\]")
 def explain(
     error: Exception, target: Target, options: Options, elapsed_s: float, *, began: bool
 ) -> tuple[FaultKind, str]:
-    """What is known of a request that raised, and what happened.
+    """The kind of fault of a request that raised *error*, and what happened, in words.
 
     Args:
-        error: What was raised.
+        error: The exception.
         target: Where the request was to go.
         options: Time limit, proxy and certificate authorities of the request.
         elapsed_s: Seconds since the request was started.
@@ -87,7 +87,7 @@ def _no_connection(error: Exception, service: str, options: Options, elapsed_s: 
 
 
 def _numbers(error: OSError) -> list[int]:
-    """Error numbers of the attempts to connect, one for each kind of address, without repetitions."""
+    """Error numbers of the attempts to connect, one attempt for each kind of address. No number is repeated."""
     if error.errno is not None:
         return [error.errno]
     return [int(number) for number in dict.fromkeys(_ERRNO.findall(str(error)))]
@@ -165,7 +165,7 @@ def _other_side(error: aiohttp.ClientConnectorError, options: Options) -> str:
 
 
 def _unused_proxy(target: Target, options: Options) -> str:
-    """A hint where the environment names a proxy for the service, and no option does."""
+    """A hint if the environment names a proxy for the service, but no option does; otherwise empty."""
     name = next((name for name in _PROXY_VARIABLES if os.environ.get(name)), None)
     if name is None or options.proxy is not None or target.loopback:
         return ""
@@ -175,5 +175,5 @@ def _unused_proxy(target: Target, options: Options) -> str:
 
 
 def _lower(text: str) -> str:
-    """A message of the system, for use inside a sentence."""
+    """*text* with its first letter in lower case, for use inside a sentence."""
     return text[:1].lower() + text[1:]

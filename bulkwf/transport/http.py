@@ -1,16 +1,16 @@
-"""HTTP requests through aiohttp: one session, and a rule for each of HTTP's traps.
+"""Sends HTTP requests through aiohttp.
 
 Rules:
 
 1. The network never raises: whatever happens is returned as a `Reply` or a `Fault`. An exception's own `status` means
    nothing (a garbled status line looks like a 400); only an answer that was read to its end has a status.
-2. No redirect is followed, no proxy or password of the environment used, no cookie kept, no body unpacked: rows and
-   token go to the base URL alone, and an answer is never larger than `MAX_BODY_BYTES`.
+2. No redirect is followed, no proxy or password of the environment is used, no cookie is kept, no body is decompressed.
+   So rows and token go to the base URL only, and an answer is never larger than `MAX_BODY_BYTES`.
 3. No exception of aiohttp leaves this package: their `repr` holds the token.
-4. A request is sent once. aiohttp would send a GET again by itself, which no limit would count.
-5. An answer is believed once: a late copy on an idle connection looks like the answer to the next request there.
-   The service marks each of its answers (`cf-ray`).
-6. Before the first byte of a request, nothing is in doubt, whatever is raised.
+4. A request is sent once. By default, aiohttp repeats a failed GET itself, and no limit would count that.
+5. An answer is used once. A late copy of it on an idle connection looks like the answer to the next request there. The
+   copy is recognised by its mark (`cf-ray`), which differs between answers.
+6. Until the first byte of a request is sent, nothing is in doubt, whatever exception is raised.
 """
 
 import asyncio
@@ -42,7 +42,7 @@ KEEPALIVE_S = 15.0
 USER_AGENT = "bulkwf"
 JSON_BODY = {"Content-Type": "application/json"}
 MARKS = 1_024
-"""Number of answers whose marks are remembered."""
+"""Number of answers whose marks (`cf-ray`) are remembered."""
 READ_HEADERS = ("cf-mitigated", "cf-ray", "date", "location", "ratelimit", "retry-after")
 """The headers of an answer that are read."""
 
@@ -127,7 +127,7 @@ class AiohttpTransport:
     async def _request(
         self, request: Request, body: "_Body | None", answer_began: Callable[[], None], started: float
     ) -> Reply:
-        """Send a request and read its answer. Raises what aiohttp raises, and the errors below."""
+        """Send a request and read its answer. Raises the exceptions of aiohttp, and those defined below."""
         number = self._credentials.number
         url = self._target.base_url + request.path + ("?" + urlencode(request.query) if request.query else "")
         headers = self._credentials.headers if body is None else JSON_BODY | self._credentials.headers
@@ -174,7 +174,7 @@ class AiohttpTransport:
         return known
 
     def _open_pool(self, *, fresh: bool = False) -> "_Pool":
-        """A pool of connections; with *fresh* each request opens one of its own, which is closed after it."""
+        """A pool of connections. If *fresh*, each request opens a connection of its own, which is closed after it."""
         connector = aiohttp.TCPConnector(
             limit=0,  # the limiter bounds the number of requests
             ssl=self._tls,
@@ -212,7 +212,7 @@ class _Sending:
 
 
 _sending: ContextVar[_Sending] = ContextVar("bulkwf_sending")
-"""The request that the running task sends: aiohttp passes nothing of ours to `_ClientRequest`."""
+"""The request that the running task sends. aiohttp has no parameter that would pass it to `_ClientRequest`."""
 
 
 class _LeaseLostError(Exception):
@@ -224,7 +224,7 @@ class _UselessAnswerError(Exception):
 
 
 class _ClientRequest(aiohttp.ClientRequest):
-    """A request that asks its slot just before its first byte, once there is a connection."""
+    """A request that asks its slot for permission just before it sends its first byte on an open connection."""
 
     async def send(self, conn: Connection) -> aiohttp.ClientResponse:
         sending = _sending.get()
@@ -261,11 +261,11 @@ class _Pool:
 
 
 class _Body(aiohttp.BytesPayload):
-    """A body that reports when it has left this machine. aiohttp's own trace hook is called before the write.
+    """A body that reports when it has left this machine. aiohttp's own trace hook is too early: it precedes the write.
 
     Args:
         value: Its bytes.
-        slot: `written` is called on it.
+        slot: Its `written` is called.
         clock: Monotonic seconds.
     """
 
@@ -283,7 +283,7 @@ class _Body(aiohttp.BytesPayload):
             self._upload = Upload(transport, self._slot.written, self._clock)
         await super().write_with_length(writer, content_length)
         await writer.drain()
-        if self._upload is not None:  # it looks from timers of its own: a wait here would delay the answer
+        if self._upload is not None:  # it uses timers of its own, because a wait here would delay the answer
             self._upload.follow(writer.output_size - size)
 
     def answered(self) -> None:

@@ -1,17 +1,17 @@
-"""When a request's body has left this machine.
+"""Measures when a request's body has left this machine.
 
-Data that asyncio has accepted can still wait in its buffers, in those of TLS, in the socket, or in a queue on the path.
+Data that asyncio has accepted can still be in the buffers of asyncio or TLS, in the socket, or in a queue on the path.
 Linux counts the bytes of each connection: handed to the socket, sent, acknowledged. These counts are the same under
 every event loop and every number of TLS layers.
 
-The last byte of a body has left at the later of two moments: when no byte of it was unsent, and one round trip before
-it was acknowledged. The round trip is the shortest that the connection has measured, so that the second moment includes
-the time that the byte spent in a queue. Waiting for the acknowledgement costs nothing of the rate while a round trip is
-shorter than the window's period: the moment lies in the past, and the next use is due a period after it.
+The last byte of a body has left at the later of two moments: when the kernel had sent all of the body, and one round
+trip before the last byte was acknowledged. The round trip is the shortest that the connection has measured, so that the
+second moment includes the time that the byte spent in a queue. Waiting for the acknowledgement does not lower the rate
+while a round trip is shorter than the window's period: the period is counted from the time at which the body had left.
 
-Behind a proxy all this is true of the way to the proxy.
+If there is a proxy, all this is measured on the connection to the proxy.
 
-On other systems the buffers in this process are all that is known, and the limiter keeps a wider margin.
+On other systems, only the buffers in this process are known, and the limiter keeps a wider margin.
 """
 
 import asyncio
@@ -32,16 +32,16 @@ TCP_INFO = struct.Struct("=16x I 100x Q 16x I I")
 UNMEASURED_US = 0xFFFFFFFF
 """The `min_rtt` of a connection that has not measured a round trip."""
 UNACKNOWLEDGED_SEGMENTS = 2
-"""The acknowledgement of this many last segments is not waited for. A receiver acknowledges every second segment at
+"""Number of last segments whose acknowledgement is not waited for. A receiver acknowledges every second segment at
 once, but may delay the last acknowledgement (Linux: 40 ms)."""
 SHORTEST_S = 0.001
-"""Shortest time between two looks at a connection, in seconds."""
+"""Shortest time between two checks of a connection, in seconds."""
 LOOKS = 64
-"""The next look follows after a 64th of the time that has passed, so that a moment is noticed at most 1.6 % late."""
+"""The next check follows after a 64th of the time that has passed, so that it is at most 1.6 % late."""
 
 
 class _Counts(NamedTuple):
-    """What the kernel has counted on a connection since it was made, in bytes."""
+    """The kernel's counts for a connection since it was opened, in bytes."""
 
     handed: int
     sent: int
@@ -65,13 +65,13 @@ def kernel_counts() -> bool:
 
 
 class Upload:
-    """Watches the body of one request leave, and calls `written` once, with the moment when it had left.
+    """Observes the body of one request, and calls *written* once with the time at which the body had left.
 
-    Made just before the body is written, on a connection where every earlier request has been answered.
+    Made just before the body is written, on a connection on which every earlier request has been answered.
 
     Args:
         transport: The connection.
-        written: Takes the moment, on *clock*.
+        written: Called with the time, by *clock*.
         clock: The running loop's time, in seconds.
     """
 
@@ -90,14 +90,14 @@ class Upload:
         self._ended = False
 
     def follow(self, size: int) -> None:
-        """The event loop has the body, *size* bytes before encryption: look now, and again until it has left."""
+        """Check now and repeatedly until the body has left: *size* unencrypted bytes, accepted by the event loop."""
         self._size = size
         self._followed_at = self._clock()
         if not self._ended:
             self._look()
 
     def answered(self) -> None:
-        """The answer has begun: the body counts from now at the latest."""
+        """The answer has begun: if it is not known when the body left, report the present time."""
         if not self._ended:
             now = self._clock()
             left_at = self._left_at(now)
@@ -123,7 +123,7 @@ class Upload:
             self._timer = asyncio.get_running_loop().call_later(pause_s, self._look)
 
     def _left_at(self, now: float) -> float | None:
-        """When the last byte has left; None while that is not known."""
+        """The time at which the last byte left; None while it is not known."""
         if self._size is None or self._transport.is_closing():
             return None
         if not kernel_counts():
@@ -141,7 +141,7 @@ class Upload:
 def _count(connection: socket.socket) -> _Counts:
     info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO.size)
     segment, acknowledged, unsent, round_trip_us = TCP_INFO.unpack(info)
-    # Read second: what is acknowledged in between makes the sum too small, never too large.
+    # Read after the other counts: bytes acknowledged in between make the sum too small, never too large.
     in_socket = struct.unpack("i", fcntl.ioctl(connection.fileno(), SIOCOUTQ, bytes(4)))[0]
     handed = acknowledged + in_socket
     return _Counts(handed, handed - unsent, acknowledged, segment, round_trip_us)

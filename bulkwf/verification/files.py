@@ -16,27 +16,27 @@ __all__ = ["acquire_lock", "explained", "foreign_file", "request_log_path", "sto
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SUFFIXES = (".verify", ".verify-sample")
-"""Of the store of a whole verification, and of that of a sample."""
+"""Suffixes of a store's name: for the verification of all instances, and of a sample."""
 
 
 def store_path(checkpoint: Path, sample: int | None) -> Path:
-    """The store of a verification of *checkpoint*, whatever link names the checkpoint."""
+    """Path of the store for a verification of *checkpoint*. A link to a checkpoint has the same store."""
     return store_paths(checkpoint)[sample is not None]
 
 
 def store_paths(checkpoint: Path) -> tuple[Path, ...]:
-    """The stores that verifications of *checkpoint* may have."""
+    """Paths of both stores that *checkpoint* can have: for all instances, and for a sample."""
     real = Path(os.path.realpath(checkpoint))
     return tuple(real.with_name(real.name + suffix) for suffix in SUFFIXES)
 
 
 def request_log_path(store: Path) -> Path:
-    """The request log that belongs to *store*."""
+    """Path of the request log that belongs to *store*."""
     return store.with_name(store.name + "-requests")
 
 
 def acquire_lock(store: Path) -> filelock.BaseFileLock:
-    """The lock of *store* and of its request log.
+    """Acquire the lock of *store*, which protects its request log, too.
 
     Raises:
         CheckpointError: Another verification holds it, or the folder can't be written.
@@ -51,7 +51,7 @@ def foreign_file(path: Path) -> CheckpointError:
 
 @contextlib.contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Turn errors of SQLite and of the system, and of values that no verification writes, into a `CheckpointError`."""
+    """Turn errors of SQLite and of the system, and errors that damaged values cause, into a `CheckpointError`."""
     try:
         yield
     except (sqlite3.Error, OSError, TypeError, ValueError) as error:

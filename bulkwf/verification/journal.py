@@ -1,4 +1,4 @@
-"""Logs what a verification's requests count for the limits."""
+"""Logs a verification's requests, so that later runs and verifications can count them against the limits."""
 
 from collections.abc import Callable
 
@@ -16,7 +16,7 @@ class VerificationJournal:
 
     Args:
         log: The log.
-        wall: Unix time in seconds, as the log counts it.
+        wall: Unix time in seconds, by the log's clock.
 
     Attributes:
         requests: Requests of this session.
@@ -32,7 +32,7 @@ class VerificationJournal:
         self._wall = wall
 
     def sending(self) -> None:
-        """Log a request before it leaves: if the process is killed then, the service has counted it all the same."""
+        """Log a request before it is sent: if the process is then killed, the service may still count the request."""
         self.requests += 1
         self._log.sent(self._wall())
 

@@ -40,18 +40,18 @@ async def open_verification(
 ) -> AsyncIterator[Verification]:
     """Open everything that a verification of *checkpoint* needs.
 
-    The token is sent to *base_url*, never to an address that a file names: the checkpoint must be of the same endpoint.
+    The token is sent to *base_url*, never to an address from a file. The checkpoint must have the same endpoint.
 
     Args:
-        checkpoint: The run's file.
-        account_id: Id of the account; None is the checkpoint's.
+        checkpoint: The run's checkpoint.
+        account_id: Id of the account; None means the checkpoint's account.
         base_url: The API's address.
         token: Where the credential comes from.
         options: Time-outs, retries and limits of the requests.
-        sample: How many instances to look up, drawn at random; None is all.
+        sample: Size of a random sample of the instances; None means all of them.
 
     Raises:
-        ServiceRefused: The checkpoint is of another endpoint or account.
+        ServiceRefused: The checkpoint is of another endpoint or account, or of a rehearsal.
     """
     require_asyncio()
     clock = system_clock()
@@ -84,7 +84,7 @@ async def open_verification(
 
 
 def _target(scope: Scope, account_id: str | None, base_url: str) -> Target:
-    """Where the checkpoint's instances are. Refuses a checkpoint of another endpoint or account than the caller's."""
+    """The workflow that has the checkpoint's instances. Refuses a checkpoint of another endpoint or account."""
     header = scope.status.header
     if header.base_url == REHEARSAL:
         raise ServiceRefused(

@@ -1,4 +1,4 @@
-"""The result of a verification, as a value that outlives its store's connection."""
+"""The result of a verification. It can still be used after the verification's store is closed."""
 
 import contextlib
 import sqlite3
@@ -33,8 +33,8 @@ class Verified:
         total: Rows that the checkpoint calls created or existed; more than `instances` if a sample was drawn.
         found: Rows of `instances` that the service holds.
         missing: Rows of `instances` that the service does not hold.
-        unknown: Rows of `instances` whose look-ups the service does not answer, while it answers others. 0 until all
-            were looked up.
+        unknown: Rows of `instances` whose look-ups the service does not answer, although it answers others. 0 until
+            all were looked up.
         statuses: Rows found, by the status of their instances as the service names it.
         run_finished: The run is finished.
         complete: All of `instances` were looked up or listed, and none is unknown.
@@ -61,12 +61,12 @@ class VerificationReport:
     """The result of a verification.
 
     Attributes:
-        counts: Its counts.
+        counts: Counts of the verification.
         asked_for_all: All instances were looked up or listed: those without an answer are unknown.
         store: The file that holds what was found.
         checkpoint: The checkpoint.
-        ended_at: End of the session, in Unix time as the store counts it.
-        run_shift_s: Seconds to add to the checkpoint's times to have them as the store counts.
+        ended_at: End of the session, in Unix time by the store's clock.
+        run_shift_s: Seconds to add to the checkpoint's times, to convert them to the store's clock.
     """
 
     counts: Verified
@@ -77,7 +77,7 @@ class VerificationReport:
     run_shift_s: float = 0.0
 
     def problems(self) -> Iterator[Finding]:
-        """The rows whose instances are missing, errored or unknown, in the order of the rows. Reads the two files.
+        """The rows whose instances are missing, errored or unknown, in row order. Reads the store and the checkpoint.
 
         Raises:
             CheckpointError: One of the files can't be read.
@@ -110,9 +110,9 @@ class VerificationReport:
         return message
 
     def discard(self) -> None:
-        """Delete the store of a complete verification, and the request log once it binds no request.
+        """Delete the store of a complete verification, and the request log if it no longer limits any request.
 
-        To be called once the report has been delivered: until then the same command reports the same again.
+        Call it after the report has been delivered. Until then, the same command reports the same again.
         """
         if not self.counts.complete:
             return

@@ -1,8 +1,9 @@
-"""The requests that verifications of a checkpoint have sent lately, and what the answers said of the token's limits.
+"""Logs the latest requests of verifications of a checkpoint, and the token's quotas that the answers reported.
 
-Runs and verifications that start later count these requests against their own limits. The log stands beside the store:
-`<checkpoint>.verify-requests`, or `<checkpoint>.verify-sample-requests` for a sample. It is a JSON array a line, each
-written with one system call that does not wait for the disk: a request is logged before it leaves, in the event loop.
+Runs and verifications that start later count these requests against their own limits. The log is beside the store:
+`<checkpoint>.verify-requests`, or `<checkpoint>.verify-sample-requests` for a sample. Each line is a JSON array. A line
+is written in the event loop, before its request is sent, so it is written with one system call that does not wait for
+the disk.
 """
 
 import contextlib
@@ -25,7 +26,7 @@ __all__ = ["RequestLog", "read_past", "remove_unneeded"]
 
 
 class _Header(msgspec.Struct, frozen=True, array_like=True, tag="bulkwf verification requests"):
-    """The first line. The times of all other lines are counted by this boot."""
+    """The first line: the boot by which the times of all other lines are counted."""
 
     boot_id: str
     booted_at: float
@@ -61,7 +62,7 @@ class RequestLog:
     """The one writer of a request log. Made by `open`.
 
     Attributes:
-        boot: How this session's times must be counted.
+        boot: The boot by which this session must count its times.
     """
 
     def __init__(self, path: Path, descriptor: int, boot: Boot) -> None:
@@ -71,12 +72,12 @@ class RequestLog:
 
     @classmethod
     def open(cls, path: Path, now: float, boot: Boot) -> Self:
-        """Open the log at *path*, without the requests that no limit counts any more.
+        """Open the log at *path*, and remove the requests that no limit counts any more.
 
         Args:
             path: The file; the caller holds the store's lock.
             now: Unix time.
-            boot: This boot, by the clock that *now* is of.
+            boot: This boot, by the same clock as *now*.
 
         Raises:
             CheckpointError: Another program has a file of that name, or the folder can't be written.
@@ -91,11 +92,11 @@ class RequestLog:
             return cls(path, _rewrite(path, boot, _binding(past, now - REQUEST_PERIOD_S)), boot)
 
     def sent(self, now: float) -> None:
-        """Count a request that is about to be sent."""
+        """Store that a request is about to be sent; *now* in Unix time."""
         self._append(_Sent(now))
 
     def said(self, said: Said) -> None:
-        """Store what an answer says is left for the token, in Unix time."""
+        """Store the quota of the token that an answer reports. Its times are Unix times."""
         self._append(_Said(*said))
 
     def pause(self, until: float) -> None:
@@ -112,12 +113,12 @@ class RequestLog:
 
 
 def read_past(checkpoint: Path, since: float, boot: Boot = UNKNOWN_BOOT) -> Past:
-    """What verifications of *checkpoint* have sent after *since*, and what may bind the next request.
+    """The requests that verifications of *checkpoint* sent from *since* on, the last pause, and the latest quotas.
 
     Args:
         checkpoint: The checkpoint's file.
         since: Unix time.
-        boot: Counts *since* and the returned times.
+        boot: The boot by which *since* and the returned times are counted.
     """
     past = Past([], 0.0, [])
     for store in store_paths(checkpoint):
@@ -133,7 +134,7 @@ def remove_unneeded(path: Path, now: float) -> None:
 
     Args:
         path: The file; the caller holds the store's lock.
-        now: Unix time, counted as the last session did.
+        now: Unix time, by the same clock as the log.
     """
     stored = _read(path)
     if stored is not None:
@@ -143,7 +144,7 @@ def remove_unneeded(path: Path, now: float) -> None:
 
 
 def _read(path: Path) -> tuple[Boot, Past] | None:
-    """All that a log holds; None if there is none. A line that is damaged, or half written, is left out."""
+    """The boot and the content of a log; None if there is no log. Damaged and incomplete lines are skipped."""
     try:
         first, *lines = path.read_bytes().split(b"\n")
         header = _header.decode(first)
@@ -165,13 +166,13 @@ def _read(path: Path) -> tuple[Boot, Past] | None:
 
 
 def _binding(past: Past, since: float) -> Past:
-    """*past* without the requests before *since*, or before what the words were heard at, if that is earlier."""
+    """*past* without the requests that were sent before *since* and before its first quota was reported."""
     since = min([since, *(said.heard_at for said in past.words)])
     return past._replace(attempts=[(at, instances) for at, instances in past.attempts if at >= since])
 
 
 def _rewrite(path: Path, boot: Boot, past: Past) -> int:
-    """Write a log that holds *past*, all of it or nothing; returns the descriptor that appends to it."""
+    """Replace the log by one that holds *past*, all of it or nothing; returns a descriptor that appends to the log."""
     new = path.with_name(path.name + "-new")
     new.unlink(missing_ok=True)
     if path.exists():

@@ -38,11 +38,11 @@ class Scope:
 
 
 def wanted(scope: Scope, random: Callable[[], float]) -> Iterator[Result]:
-    """The results whose instances are looked for, in the order of the rows.
+    """The results whose instances are to be verified, in the order of the rows.
 
     Args:
         scope: What is to be verified.
-        random: A random number from 0 to 1; draws the sample.
+        random: Returns a random number from 0 to 1, to draw the sample.
 
     Raises:
         CheckpointError: The sample is empty, or the checkpoint can't be read.

@@ -1,11 +1,11 @@
-"""What a verification has found: a SQLite file beside the checkpoint, `<checkpoint>.verify`.
+"""Stores what a verification has found, in a SQLite file beside the checkpoint: `<checkpoint>.verify`.
 
-It holds a row of the list a line, because ten million ids do not fit into memory. A sample has a file of its own,
-`<checkpoint>.verify-sample`. All SQL runs in one thread, the executor. Commits do not wait for the disk: what a power
-failure takes is asked for again.
+A file is needed because ten million ids do not fit into memory: it holds a record for each row of the list. A sample
+has a file of its own, `<checkpoint>.verify-sample`. All SQL runs in one thread, the executor. Commits do not wait for
+the disk: instances whose results are lost in a power failure are looked up again.
 
-The file is built in linear time: rows are appended in their order, then SQLite sorts the ids for the index. Updates
-change a row in place, and never the index.
+The file is built quickly: records are appended in row order, then SQLite sorts all ids once for the index. Updates
+change a record in place, and never the index.
 """
 
 import asyncio
@@ -31,10 +31,10 @@ from bulkwf.verification.scope import Scope, wanted
 __all__ = ["CONFIRMED", "VerificationStore"]
 
 STALE_AFTER_S = 86_400.0
-"""Age at which the store of an interrupted verification is discarded: what it found says too little about today."""
+"""Age at which the store of an interrupted verification is discarded, in seconds: its results are then out of date."""
 FORMAT = 3
 CONFIRMED = 2
-"""Look-ups that must find an instance absent before it is missing."""
+"""Number of look-ups that must find an instance absent before it counts as missing."""
 PAGE_IDS = 1_000
 APPLICATION_ID = 0x62776B76
 """`bwkv`, in the file's header."""
@@ -78,7 +78,7 @@ ORDER BY row LIMIT ?
 def _in_thread(
     method: "Callable[Concatenate[VerificationStore, P], T]",
 ) -> "Callable[Concatenate[VerificationStore, P], Awaitable[T]]":
-    """Let a method run in the store's thread, after all that was begun before; its result is awaited."""
+    """Make a method run in the store's thread, after all earlier calls. The caller awaits its result."""
 
     def begun(store: "VerificationStore", /, *args: P.args, **more: P.kwargs) -> Awaitable[T]:
         return store.executor(partial(method, store, *args, **more))
@@ -88,18 +88,18 @@ def _in_thread(
 
 
 class VerificationStore:
-    """The one writer of a store. Made by `open`. The executor's thread alone changes it.
+    """The one writer of a store. Made by `open`. Only the executor's thread changes it.
 
     Attributes:
         path: The file.
         executor: Where all SQL runs.
-        requests: The log of its requests.
+        requests: The log of the verification's requests.
         wanted: Rows whose instances are looked for.
         found: Rows whose instances the service holds.
-        missing: Rows whose instances it does not hold.
+        missing: Rows whose instances the service does not hold.
         listing: Whether the list is still being read.
-        cursor: Of the list's next page; None for the first.
-        debt: Requests for the list less the instances that they found, never below 0.
+        cursor: Cursor of the list's next page; None for the first page.
+        debt: Number of requests for the list minus number of instances that they found, never below 0.
         resumed: An earlier session was interrupted, and this one continues it.
         begun_at: When the first session began, in Unix time.
     """
@@ -129,7 +129,7 @@ class VerificationStore:
 
     @property
     def boot(self) -> Boot:
-        """How this session's times must be counted."""
+        """The boot by which this session must count its times."""
         return self.requests.boot
 
     @property
@@ -143,14 +143,14 @@ class VerificationStore:
     def open(
         cls, scope: Scope, now: float, random: Callable[[], float], executor: Executor, boot: Boot = UNKNOWN_BOOT
     ) -> Self:
-        """Open the store of an interrupted verification, or make one. To be called in the executor's thread.
+        """Open the store of an interrupted verification, or make one. Call it in the executor's thread.
 
         Args:
             scope: What is to be verified.
             now: Unix time.
-            random: A random number from 0 to 1; draws the sample.
+            random: Returns a random number from 0 to 1, to draw the sample.
             executor: Where all SQL runs.
-            boot: This boot, by the clock that *now* is of.
+            boot: This boot, by the same clock as *now*.
 
         Raises:
             CheckpointError: Another verification holds it, or the folder can't be written.
@@ -176,7 +176,7 @@ class VerificationStore:
             return opened
 
     async def aclose(self) -> None:
-        """Close the files and release the lock, once all that was begun has ended. A cancellation is raised then."""
+        """Close the files and release the lock after all earlier calls. Then raise a cancellation of the caller."""
         if self._closed is None:
             self._closed = asyncio.ensure_future(self.executor(self._close))
         await until_done(self._closed)
@@ -207,7 +207,7 @@ class VerificationStore:
         self.listing = bool(listing)
 
     def _add_rows(self, scope: Scope, random: Callable[[], float]) -> None:
-        """Store what is to be looked for; of a run that has continued meanwhile, what is new."""
+        """Store the rows to look for. If the run has continued since an earlier session, add its new rows."""
         known = self._db.execute("SELECT count(*) FROM instance").fetchone()[0]
         if self.resumed and (scope.sample is not None or known == scope.total):
             return
@@ -228,8 +228,8 @@ class VerificationStore:
 
         Args:
             instances: (id, status) of each instance on it.
-            cursor: Of the next page; None for the first.
-            requests: How many requests the page took.
+            cursor: Cursor of the next page; None for the first page.
+            requests: Number of requests that the page took.
             now: Unix time.
         """
         with self._writing(now):
@@ -241,7 +241,7 @@ class VerificationStore:
 
     @_in_thread
     def end_listing(self, now: float) -> None:
-        """Store that the list is not read any further."""
+        """Store that no more pages of the list will be read."""
         with self._writing(now):
             self._db.execute("UPDATE verification SET listing = FALSE")
         self.listing = False
@@ -264,13 +264,13 @@ class VerificationStore:
         self.missing += missing
 
     def _find(self, instance_id: str, status: str) -> int:
-        """Store an instance's status; returns the number of rows for which it is new."""
+        """Store an instance's status; returns the number of rows that had none before."""
         query = "UPDATE instance SET status = ? WHERE id = ? AND status IS NULL"
         return self._db.execute(query, (status, instance_id)).rowcount
 
     @contextlib.contextmanager
     def _writing(self, now: float) -> Iterator[None]:
-        """One transaction."""
+        """Make the block one transaction, which also stores *now* as the time of the last use."""
         with explained(self.path):
             self._db.execute("BEGIN IMMEDIATE")
             try:
@@ -285,7 +285,7 @@ class VerificationStore:
     # --- reading --------------------------------------------------------------------------------------------------
 
     async def unanswered(self, absences: int) -> AsyncGenerator[str, None]:
-        """The ids that were not found yet and that *absences* look-ups found absent: each once, by first row."""
+        """The ids that were not found yet and that exactly *absences* look-ups found absent. Each id comes once."""
         after = -1
         while page := await self._all(UNANSWERED, after, absences, PAGE_IDS):
             with explained(self.path):
@@ -295,10 +295,10 @@ class VerificationStore:
                 yield instance_id
 
     async def any_id(self, *, found: bool) -> str | None:
-        """The id of an instance that is looked for, one that the service is known to hold if there is one.
+        """The id of any one instance, preferably one that the service is known to hold; None if there is none.
 
         Args:
-            found: Only one that the service is known to hold; None if there is none.
+            found: Return only the id of an instance that the service is known to hold.
         """
         rows = await self._all("SELECT id FROM instance WHERE status IS NOT NULL LIMIT 1")
         if not (rows or found):
@@ -317,7 +317,7 @@ class VerificationStore:
 
 
 def _continues(path: Path, scope: Scope, now: float) -> bool:
-    """Whether the store at *path* is of the same verification, and recent."""
+    """Whether the store at *path* is recent and belongs to the same verification."""
     if not path.exists() or not path.stat().st_size:
         return False
     with contextlib.closing(connect(str(path))) as db:

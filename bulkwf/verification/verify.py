@@ -4,15 +4,17 @@ Two kinds of requests: pages of the workflow's list, a hundred instances each in
 
 Rules:
 
-1. The list only shows that instances are there. It may skip some, repeat pages or lose its place: what it has not shown
-   is looked up. An instance is missing once two look-ups found it absent, the second some seconds after all others.
-2. The list is read once, within the dates of the run, and only while that is cheaper than look-ups: a request for the
-   list costs one look-up, and each instance that it finds saves one. What it costs more than it saves is its debt. At a
-   debt of a tenth of the look-ups that are left, the list is given up (`list_pays`). This alone bounds lists that hold
-   other runs' instances, repeat pages, lead nowhere or fail.
-3. A request that fails again and again while the service answers others is given up: an instance is unknown then, and
-   a page adds to the debt.
-4. What was found is stored (`VerificationStore`): the next verification continues one that was interrupted.
+1. The list proves that an instance exists, never that it is missing: the list may skip instances, repeat pages or lose
+   its place. An instance that the list has not shown is looked up. If it is absent, it is looked up again some seconds
+   after all other look-ups. If it is absent again, it is missing.
+2. The list is read once, within the dates of the run, and only while that is cheaper than look-ups. A request for the
+   list costs as much as a look-up, and each instance that it finds saves a look-up. The number of requests minus the
+   number of instances found is the list's debt. When the debt exceeds a tenth of the look-ups that are left, no more
+   pages are read (`list_pays`). No other rule is needed for a list that holds other runs' instances, repeats pages, has
+   no end or fails.
+3. A request that fails repeatedly while the service answers others is given up. If it was a look-up, the instance is
+   unknown. If it was for a page, its tries add to the debt.
+4. What was found is stored (`VerificationStore`), so that the next verification can continue an interrupted one.
 """
 
 from collections.abc import Awaitable, Callable
@@ -43,13 +45,13 @@ from bulkwf.verification.store import VerificationStore
 __all__ = ["Verification", "list_pays"]
 
 PER_PAGE = 100
-"""The most instances on a page that the service is known to give."""
+"""Instances requested per page: the maximum that the service is known to return."""
 LIST_FROM = 11
-"""Fewer instances than this are looked up without reading the list."""
+"""The list is read only if at least this many instances are to be verified."""
 LEAST_DEBT = 10
-"""Debt that the list may always have."""
+"""The list is read on while its debt is at most this, in requests, however few instances are left."""
 FEW_EXISTED = 0.01
-"""If more than this share of the rows existed before the run, the list is not limited to the run's own time."""
+"""If more than this share of the rows existed before the run, instances that began before it are listed, too."""
 CLOCK_SKEW_S = 3_600.0
 """How far the service's clock and this machine's may differ, in seconds."""
 CONFIRM_AFTER_S = 3.0
@@ -61,25 +63,25 @@ def list_pays(debt: int, unanswered: int) -> bool:
     """Whether another page of the list is expected to cost less than look-ups.
 
     Args:
-        debt: Requests for the list less the instances that they found, never below 0.
-        unanswered: Instances that were not found yet.
+        debt: Number of requests for the list minus number of instances that they found, never below 0.
+        unanswered: Number of instances that were not found yet.
     """
     return unanswered > 0 and debt <= max(LEAST_DEBT, unanswered // 10)
 
 
 class Verification:
-    """Asks for every instance of a scope.
+    """Asks the service for every instance of a scope.
 
     Args:
         target: The workflow.
         scope: What is to be verified.
         store: What was found so far, and where more is stored.
         client: Makes the requests.
-        journal: The client's.
-        concurrency: Look-ups at a time.
-        wall: Unix time in seconds, as the store counts it.
+        journal: The client's journal.
+        concurrency: Maximum number of look-ups at a time.
+        wall: Unix time in seconds, by the store's clock.
         boot: This boot, by the system's clock.
-        run_boot: How the checkpoint counts time.
+        run_boot: The boot by which the checkpoint counts its times.
     """
 
     def __init__(
@@ -136,14 +138,14 @@ class Verification:
         return self.store.missing
 
     async def report(self, error: BulkwfError | None = None, signal: int | None = None) -> VerificationReport:
-        """The report of what was found so far.
+        """Report what was found so far.
 
         Args:
-            error: What ended it.
-            signal: Number of the signal that ended it.
+            error: The error that ended the verification; None if there was none.
+            signal: Number of the signal that ended the verification; None if there was none.
         """
         store, finished = self.store, self._scope.status.finished_at is not None
-        statuses = await store.statuses()  # after all writes that have begun: from here on the counts stand still
+        statuses = await store.statuses()  # after all pending writes: the counts do not change any more
         unknown = store.wanted - store.answered if self._asked_for_all else 0
         complete = self._asked_for_all and not unknown
         missing = store.missing > 0
@@ -177,7 +179,7 @@ class Verification:
     # --- the verification -----------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Ask for every instance.
+        """Ask the service for every instance.
 
         Raises:
             ServiceRefused: The service refuses the verification.
@@ -187,7 +189,7 @@ class Verification:
         if self.store.listing:
             await self._read_list()
         await self._look_up_all(absences=0)
-        await self._look_up_all(absences=0)  # again those whose look-ups failed
+        await self._look_up_all(absences=0)  # once more, for those whose look-ups failed
         if self.answered < self.wanted:
             if not self.store.found:
                 await self._page({"per_page": "1"})  # raises if there is no such workflow
@@ -198,9 +200,9 @@ class Verification:
     # --- the list -------------------------------------------------------------------------------------------------
 
     async def _read_list(self) -> None:
-        """Read the list to its end, or until look-ups are cheaper."""
+        """Read the list until it ends or look-ups are cheaper."""
         store, query = self.store, self._window() | {"per_page": str(PER_PAGE)}
-        # A page finds less than one instance of a sample that is smaller than a page's share of the run.
+        # If the sample is smaller than 1 in `PER_PAGE`, a page shows less than one instance of it, on average.
         more = store.wanted >= LIST_FROM and store.wanted * PER_PAGE > self._scope.total
         while more and list_pays(store.debt, store.wanted - store.answered):
             cursor, sent = store.cursor, self._journal.requests
@@ -208,7 +210,7 @@ class Verification:
             if page is not None:
                 listed, following = [(one.id, one.status or NO_STATUS) for one in page.listed], page.cursor
                 more = following is not None
-            else:  # a cursor that is refused has expired: from the start; after a failure, the same page again
+            else:  # a refused cursor has expired: start over; after a failure: the same page again
                 refused = verdict is not Verdict.UNANSWERED
                 listed, following = [], None if refused else cursor
                 more = cursor is not None or not refused
@@ -216,7 +218,7 @@ class Verification:
         await store.end_listing(self._wall())
 
     def _window(self) -> dict[str, str]:
-        """Query parameters for the list: the run's dates, if nearly all of its instances began between them."""
+        """Query parameters for the run's dates: its start if few rows existed before it, its end if it is finished."""
         status, shift_s = self._scope.status, self._boot.shift_s(self._run_boot)
         window = {}
         counts = status.counts
@@ -227,7 +229,7 @@ class Verification:
         return window
 
     async def _page(self, query: dict[str, str]) -> tuple[Verdict, Page | None]:
-        """The verdict on a page of the list, and the page; None if the service refuses it, or never answers."""
+        """Request a page of the list until it is answered; the verdict, and the page or None if there is none."""
         found: Page | None = None
 
         async def attempt() -> Judgement:
@@ -243,7 +245,7 @@ class Verification:
         return judgement.verdict, found
 
     async def _ask_for_page(self, query: dict[str, str]) -> tuple[Judgement, Page | None]:
-        """One request for a page of the list."""
+        """Make one request for a page of the list."""
         found: Page | None = None
 
         def judge(reply: Reply | Fault) -> Judgement:
@@ -257,7 +259,7 @@ class Verification:
     # --- look-ups -------------------------------------------------------------------------------------------------
 
     async def _look_up_all(self, absences: int) -> None:
-        """Look up each instance that *absences* look-ups found absent; the first error ends it."""
+        """Look up each instance that was not found yet, and was absent *absences* times; stop at the first error."""
         errors: list[BulkwfError] = []
         sender, receiver = anyio.create_memory_object_stream[str](0)
 
@@ -299,7 +301,7 @@ class Verification:
             await self.store.present(instance_id, result.status or NO_STATUS, self._wall())
 
     async def _ask_for(self, instance_id: str) -> Judgement:
-        """One look-up."""
+        """Make one request for an instance."""
         asked, request = _alone(instance_id), get_instance(self._target, instance_id)
         return await self._attempt(RequestKind.LOOK_UP, request, lambda reply: judge_lookup(asked, 0, reply))
 
@@ -311,12 +313,12 @@ class Verification:
         failed: Callable[[Verdict], bool],
         probe: Callable[[], Awaitable[object]],
     ) -> Judgement:
-        """Make attempts until one is answered; `UNANSWERED` if they fail while the service answers other requests.
+        """Make attempts until one is answered, or until they fail while the service answers others (`UNANSWERED`).
 
         Args:
-            attempt: Makes one.
-            failed: Whether a verdict says nothing about what was asked.
-            probe: Makes a request of another kind.
+            attempt: Makes one attempt.
+            failed: Whether an attempt with this verdict has failed.
+            probe: Makes a different request, to find out whether the service answers others.
         """
         tries, answers = LookUpTries(), self._journal.answers
 
@@ -333,17 +335,17 @@ class Verification:
         return await self._client.with_retries(guarded)
 
     async def _answers_others(self, answers: int, probe: Callable[[], Awaitable[object]]) -> bool:
-        """Whether the service has answered anything since it had answered *answers* requests; probes if need be."""
+        """Whether the service has answered more than *answers* requests; sends a probe first if it has not."""
         async with self._probing:
             if self._journal.answers == answers:
                 await probe()
         return self._journal.answers > answers
 
     async def _probe(self, *, list_fails: bool) -> None:
-        """One request that the service should answer.
+        """Make one request that the service should answer: look up an instance that it holds, or request a page.
 
         Args:
-            list_fails: Look up an instance, any one. Otherwise one that the service is known to hold, if there is one.
+            list_fails: Requests for the list fail, so look up any instance if none is known to be held.
         """
         instance_id = await self.store.any_id(found=not list_fails)
         if instance_id is None:
@@ -354,7 +356,7 @@ class Verification:
     async def _attempt(
         self, kind: RequestKind, request: Request, judge: Callable[[Reply | Fault], Judgement]
     ) -> Judgement:
-        """One request."""
+        """Make one request."""
 
         def sending() -> Request:
             self._journal.sending()
