@@ -38,7 +38,7 @@ async def submit_all(
 ) -> Summary:
     """Start one workflow instance for each row; the same call again continues an unfinished run.
 
-    It may be cancelled at any time: the checkpoint then resumes.
+    The call may be cancelled at any time; the same call then resumes the run from its checkpoint.
 
     Args:
         rows: The path of a file of JSON lines (`.gz` too; `-` is standard input), or an iterable or async iterable of
@@ -185,7 +185,7 @@ class Results:
         self._page: list[Result] = []
 
     async def watch(self, run: "Run", sender: anyio.abc.ObjectSendStream[Sequence[Result]]) -> None:
-        """Run to the end, then close *sender*; the iteration raises the error that ended the run."""
+        """Run to the end, then close *sender*. The error that ends the run is kept: the iteration raises it."""
         async with sender:
             try:
                 await run.finish()

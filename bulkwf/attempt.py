@@ -1,4 +1,4 @@
-"""One attempt, as values: request, slot, reply or fault, and judgement; and the protocol of what sends it."""
+"""One attempt as values (request, reply or fault, judgement), and the protocols `Slot` and `Transport`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,7 +29,7 @@ class Reply:
         status: HTTP status.
         headers: The answer's headers; their names are in lower case.
         body: The answer's bytes, as received. Requests ask for no compression.
-        elapsed_s: From the start of the request to the last byte of the answer, in seconds.
+        elapsed_s: Time from the start of the request to the last byte of the answer, in seconds.
         received_at: When the answer was complete, in Unix time.
         credential: Number of the credential that the request carried; see `Transport.refresh_credential`.
     """
@@ -62,7 +62,7 @@ class Fault:
     Attributes:
         kind: What is known about the request.
         message: What happened; never holds a credential or a row's params.
-        elapsed_s: From the start of the request to the fault, in seconds.
+        elapsed_s: Time from the start of the request to the fault, in seconds.
     """
 
     kind: FaultKind
@@ -123,12 +123,12 @@ class Judgement:
         verdict: Why instances are left unsettled; `DONE` if none are.
         created: The instances that the service says it created.
         answer: What the service said about each of `created`; None if there are none.
-        others: (position, result) of each instance that is settled otherwise.
+        others: (position, result) of each instance that is settled with another result.
         unsettled: The instances that need another attempt.
         code: The service's error code, or the HTTP status; None if there is neither.
         message: What the service said or what went wrong, as one printable line.
         retry_after_s: The pause that the service ordered, in seconds; None if it ordered none.
-        elapsed_s: From the start of the request to its answer or fault, in seconds; 0 if it was not measured.
+        elapsed_s: Time from the start of the request to its answer or fault, in seconds; 0 if it was not measured.
     """
 
     verdict: Verdict
@@ -143,7 +143,7 @@ class Judgement:
 
     @property
     def settles(self) -> bool:
-        """Whether any instance has been settled."""
+        """Whether the attempt has settled an instance."""
         return bool(self.created or self.others)
 
 
@@ -151,11 +151,11 @@ class Slot(Protocol):
     """The limiter's permission to send one request, as the transport sees it."""
 
     def writing(self) -> bool:
-        """To be called just before the first byte. False: the permission is lost, and nothing may be sent."""
+        """Call this just before the first byte is sent. False: the permission is lost, and nothing may be sent."""
         ...
 
     def written(self, at: float | None = None) -> None:
-        """To be called once the body has left this machine.
+        """Call this once the body has left this machine.
 
         Args:
             at: When it left, in seconds of the run's monotonic clock; None means now.
@@ -184,7 +184,7 @@ class Request:
         path: Percent-encoded path below the base URL, starting with a slash.
         query: Query parameters, not encoded.
         body: JSON; None if the request has none.
-        fresh: Send it over a new connection, which nothing else uses: no late copy of another answer can come there.
+        fresh: Send it over a new connection that nothing else uses, so that no late copy of another answer can come.
     """
 
     kind: RequestKind
@@ -210,7 +210,7 @@ class Transport(Protocol):
         ...
 
     async def refresh_credential(self, credential: int) -> bool:
-        """Ask the source of credentials again; True if it gives another one than number *credential*."""
+        """Ask the source of credentials again; True if it gives a credential other than number *credential*."""
         ...
 
     def drop_connections(self) -> None:

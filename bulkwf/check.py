@@ -33,9 +33,9 @@ class CheckReport:
     Attributes:
         rows: Number of rows, without blank ones.
         instances: Number of rows that can be sent.
-        batches: Number of requests that they take.
+        batches: Number of create requests for these instances.
         invalid: Number of invalid rows, by error code.
-        duplicates: Number of rows whose id an earlier row has.
+        duplicates: Number of rows with the id of an earlier row.
         examples: (place, reason) of the first `EXAMPLES` invalid rows and duplicates.
     """
 
@@ -57,7 +57,7 @@ class CheckReport:
             self.examples.append((place, reason))
 
     def shortest_s(self, options: Options) -> tuple[float, str]:
-        """The shortest time that a run can take, in seconds, and the limit that it depends on, for people."""
+        """The shortest time that a run can take, in seconds, and the name of the limit that decides it."""
         rate = options.rate
         by_instances = self.instances / rate.instances_per_s if rate.instances_per_s else 0.0
         by_requests = self.batches * REQUEST_PERIOD_S / rate.requests_per_5m if rate.requests_per_5m else 0.0
@@ -113,7 +113,7 @@ class _Ids:
     Only the distinct ids of one file at a time are held in memory.
 
     Attributes:
-        repeated: Rows whose id an earlier row has, once `find_repeated` has counted them.
+        repeated: Number of rows with the id of an earlier row; counted by `find_repeated`.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -142,7 +142,7 @@ class _Ids:
         self._count = 0
 
     def find_repeated(self) -> list[tuple[int, int, str]]:
-        """(row, earlier row, id) of the first `EXAMPLES` rows whose id an earlier row has. Counts all such rows."""
+        """(row, earlier row, id) of the first `EXAMPLES` rows with the id of an earlier row. Counts all such rows."""
         return nsmallest(EXAMPLES, self._find_all())
 
     def _find_all(self) -> Iterator[tuple[int, int, str]]:

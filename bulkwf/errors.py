@@ -1,4 +1,4 @@
-"""The errors that end a run, by who must act, and the exit codes.
+"""The errors that end a run, and the exit codes. The class of an error shows who must act.
 
 The failure of a row is a value (`bulkwf.Result`); the failure of a run is one of these exceptions. Each has the exit
 code of the command and, if the run had begun, the `Summary` of what is durable.
@@ -45,7 +45,8 @@ class ConfigError(BulkwfError):
 class ServiceRefused(BulkwfError):
     """The service refuses the run as a whole: the owner of the account must act. Exit code 3.
 
-    Credentials, permission, no such workflow, a redirect, TLS, or more rejected rows than the run allows.
+    Possible causes: the credential, its permissions, a workflow that does not exist, a redirect, TLS, or more rejected
+    rows than the run allows.
     """
 
     exit_code = 3

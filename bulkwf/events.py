@@ -1,7 +1,7 @@
 """The events of a run, as frozen values, and the protocol of their observers.
 
-`RunStarted` is a session's first event and `RunEnded` its last one; a killed process has no last event. Events about
-batches and attempts are announced once what they say is durable.
+`RunStarted` is a session's first event and `RunEnded` its last one; a killed process has no last event. An event
+about a batch or an attempt is announced once what it says is durable.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The values that users see, and the batches that rows become. All are immutable."""
+"""The values that users see, and the batches into which rows are grouped. All are immutable."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -103,7 +103,7 @@ class Finding:
         row: Number of the row, counted from 0 over the whole list.
         id: Id of the instance.
         outcome: `missing`: the checkpoint calls the row created or existed, and the service has no such instance.
-            `errored`: the instance ended with an error. `unknown`: the service did not answer the look-ups of it.
+            `errored`: the instance ended with an error. `unknown`: no look-up of the instance was answered.
         status: Status of the instance in the service's answer, such as `errored`; None if it is missing or unknown.
         message: The reason, for people.
     """
@@ -183,7 +183,7 @@ class RunState(Enum):
     PAUSED = "paused"
     """The end of a pause of all sending: the service ordered it, or the service creates nothing."""
     OUTAGE = "outage"
-    """The end of an outage: attempts are failing, and nothing has been settled since."""
+    """The end of an outage: attempts have failed since a row was last settled."""
     INSTANCES = "instances"
     """The limit of instances per second."""
     REQUESTS = "requests"
@@ -191,7 +191,7 @@ class RunState(Enum):
     QUOTA = "quota"
     """The token's quota, as the service's answers state it."""
     PLACES = "places"
-    """The number of concurrent requests."""
+    """The limit of concurrent requests."""
     DISK = "disk"
     """A commit of the checkpoint."""
     SOURCE = "source"
@@ -212,7 +212,7 @@ class Batch:
         region: The rows as the source had them, one line each.
         ids: The id of each instance to send, in the order of the rows.
         offsets: For each of `ids`, the number of its row minus `first_row`.
-        bare: Every row holds its own id, so the rows' bytes are sent unchanged.
+        bare: Whether every row holds its own id, so that the rows' bytes are sent unchanged.
         row_shape: Whether a line is a whole `instance` or its `params` alone.
         refused: Results of the `invalid` rows.
         retention_s: The shortest time for which the service remembers an id of this batch, in seconds.

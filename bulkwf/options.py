@@ -28,9 +28,9 @@ __all__ = [
 
 DEFAULT_BASE_URL = "https://api.cloudflare.com/client/v4"
 REHEARSAL = "emulator"
-"""What the checkpoint of a run with --emulate has as base URL: the emulator's address differs in each session."""
+"""Stored as the base URL of a run with --emulate, because the emulator's address differs in each session."""
 ID_PATTERN = "[A-Za-z0-9_][A-Za-z0-9_-]"
-"""Pattern of the characters of names and ids. Append the number of further characters: `{0,99}` allows 1 to 100."""
+"""Regular expression of names and ids. Append how many characters may follow the first: `{0,99}` allows 1 to 100."""
 
 SERVICE_BATCH_LIMIT = 100
 """Instances that the service accepts in one batch-create request."""

@@ -99,10 +99,10 @@ C = TypeVar("C", bound=_Closable)
 
 
 def own_thread(parts: AsyncExitStack, name: str) -> Executor:
-    """An executor with one thread, for the file that only this thread uses: opening and writing may wait for the disk.
+    """An executor with one thread, for a file that only this thread uses, as opening and writing may wait for the disk.
 
     Args:
-        parts: End the thread.
+        parts: Ends the thread when the stack is closed.
         name: Name of the thread.
     """
     pool = ThreadPoolExecutor(1, thread_name_prefix=name)
@@ -120,7 +120,7 @@ async def open_in_thread(parts: AsyncExitStack, executor: Executor, opening: Cal
     """Open a file in *executor*. It is closed with *parts*, also if the caller is cancelled meanwhile.
 
     Args:
-        parts: Close the file.
+        parts: Closes the file when the stack is closed.
         executor: Where the file is opened.
         opening: Opens the file.
     """
@@ -141,8 +141,8 @@ def open_limiter(
 ) -> WindowLimiter:
     """The target's limiter, with the margin that the path to the target requires. It is closed with *parts*.
 
-    The runs of this process share limits by endpoint, account and credential. All those without *credentials* count as
-    having the same credential.
+    Runs of this process with the same endpoint, account and credential share limits. All runs without *credentials*
+    count as using the same credential.
     """
     network_s = NETWORK_MARGIN_S if kernel_counts() else BLIND_MARGIN_S
     margin_s = LOOPBACK_MARGIN_S if target.loopback else network_s
@@ -174,16 +174,16 @@ def restore(
 ) -> None:
     """Add to a limiter what earlier sessions have sent, and the pause and the quota that the service gave them.
 
-    The requests of runs and verifications of a checkpoint count for both.
+    Runs and verifications of one checkpoint share limits, so the requests of both are added.
 
     Args:
         limiter: A new limiter.
-        user: What sends through it.
+        user: Whether a run or a verification sends through the limiter.
         checkpoint: Path of the run's checkpoint; verifications keep a file beside it. None if it is in memory.
         read_run_past: Given a Unix time by the same clock as *wall*, returns what runs have sent since then.
         read_verified_past: The same for verifications; None if there can be none.
         options: The run's options, for the longest outage.
-        wall: Unix time.
+        wall: The present Unix time.
 
     Raises:
         TemporaryStop: The rest of the pause is longer than the longest outage.
@@ -200,7 +200,7 @@ def restore(
             f"the service has ordered a pause of {seconds(paused_s)} more, but the longest outage is "
             f"{seconds(options.retry.max_outage_s)} (--max-outage). Run the same command again later."
         )
-    if checkpoint is not None:  # after the checks above: from now on this limiter counts what is left out
+    if checkpoint is not None:  # only after the checks above: `_uncounted` marks requests as counted
         past = _uncounted(limiter, past, checkpoint, "run", wall, own=user == "run")
         verified = _uncounted(limiter, verified, checkpoint, "verify", wall, own=user == "verify")
     past = past.joined(verified)
@@ -210,15 +210,15 @@ def restore(
 
 
 def _uncounted(limiter: WindowLimiter, past: Past, checkpoint: Path, kind: str, wall: float, *, own: bool) -> Past:
-    """*past* without the requests that this process counts already.
+    """*past* without the requests that this process counts already; the others are marked as counted.
 
     Args:
-        limiter: The limiter that is to count the others.
+        limiter: The limiter to which the others will be added.
         past: What the file holds, by the same clock as *wall*.
         checkpoint: Path of the run's checkpoint.
         kind: Whose file it is: `run`, or `verify` for the file of the verifications beside it.
-        wall: Unix time.
-        own: Whether only this limiter's requests are recorded in the file until it is closed.
+        wall: The present Unix time.
+        own: Whether nothing but this limiter's requests is recorded in the file until the limiter is closed.
     """
     since = wall - limiter.uncounted_s(f"{kind} {checkpoint.resolve()}", own=own)
     return past._replace(attempts=[attempt for attempt in past.attempts if attempt[0] > since])

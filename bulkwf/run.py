@@ -93,7 +93,7 @@ class Run:
 
     @property
     def last_error(self) -> str:
-        """Why the last attempt failed; empty if none has, or if something has been settled since."""
+        """Why the last attempt failed; empty if no attempt has failed since rows were last settled."""
         return self._engine.last_error
 
     @property
@@ -130,9 +130,9 @@ async def open_run(
         target: The workflow.
         token: Returns the headers of the credential.
         emit: Called with each batch of results once it is durable.
-        known_as: What the checkpoint has as base URL, if the real one differs in each session.
-        limiter: A new limiter, which follows *clock*. None makes one for the target. The requests of earlier sessions
-            are added to it.
+        known_as: Base URL for the checkpoint to store, if the real one differs in each session.
+        limiter: A new limiter that uses *clock*. None makes one for the target. The requests of earlier sessions are
+            added to it.
         clock: Time and random numbers. None takes this machine's.
         executor: Where the checkpoint opens, commits and closes. None starts a thread for that.
     """
@@ -188,7 +188,7 @@ def _progress_observer(progress: Progress, on_progress: Callable[[Progress], Non
 def _end_session(
     checkpoint: Checkpoint, clock: Clock, _kind: object, error: BaseException | None, _traceback: object
 ) -> None:
-    """Store how a session ended if its run never began. Else the engine has stored that, and the first call counts."""
+    """Store how a session ended whose run never began. Changes nothing if the run began: the engine has stored it."""
     code = error.exit_code if isinstance(error, BulkwfError) else None
     reason = None if error is None else type(error).__name__ if isinstance(error, Exception) else "cancelled"
     checkpoint.end(clock.wall(), reason, code)

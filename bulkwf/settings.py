@@ -110,7 +110,7 @@ class Settings:
 
     @contextmanager
     def naming_origins(self, prefix: str = "") -> Iterator[None]:
-        """Name the value's origin instead of its field in errors that the block raises.
+        """In errors that the block raises, name the origin of the value (such as `--rate`) instead of its field.
 
         Args:
             prefix: Path of the group that the block checks, with a dot at its end; empty for `Options` itself.
@@ -137,12 +137,12 @@ class Settings:
 
 
 def arguments(**values: object) -> Layer:
-    """The layer of a call's arguments; an argument that is None is not given."""
+    """The layer of a call's arguments; an argument that is None counts as not given."""
     return {name: Given(value, name) for name, value in values.items() if value is not None}
 
 
 def environment(variables: Mapping[str, str]) -> Layer:
-    """The layer of the environment. White space around a value is dropped; an empty value is not given.
+    """The layer of the environment. White space around a value is dropped; an empty one counts as not given.
 
     Credentials are not settings: `transport.credentials` reads them again each time the service refuses one.
     """

@@ -15,7 +15,7 @@ def clean(text: str, length: int = 300) -> str:
 
 
 def printable(line: str) -> str:
-    """*line* with a space for each character that can't be printed, a newline too: for names that users choose."""
+    """*line* with a space in place of each unprintable character, newlines included: for names that users choose."""
     return line if line.isprintable() else "".join(char if char.isprintable() else " " for char in line)
 
 

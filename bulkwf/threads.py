@@ -1,4 +1,4 @@
-"""Starts threads, and makes calls that may hang in threads that nothing waits for."""
+"""Starts threads. A call that may hang is made in a thread that nothing waits for."""
 
 import asyncio
 import threading
@@ -30,7 +30,7 @@ def starting_threads() -> Iterator[None]:
 
 
 def start_daemon(function: Callable[..., object], name: str, *args: Any) -> threading.Thread:
-    """Call *function* in a thread that delays the end of neither an event loop nor the interpreter.
+    """Call *function* in a daemon thread, which neither an event loop nor the interpreter waits for at its exit.
 
     Raises:
         SystemRefused: The thread can't be started.
@@ -67,7 +67,7 @@ async def in_daemon_thread(function: Callable[[], T], undo: Callable[[T], object
     """Call *function* in a daemon thread of its own, and return what it returns.
 
     For calls that may hang: a file on a network disk, a token's source. `asyncio.to_thread` would use a thread of the
-    loop's pool. `asyncio.run` and the interpreter wait for those before they end, even if the call was cancelled.
+    loop's pool. `asyncio.run` and the interpreter wait for such threads, even if the call was cancelled.
 
     Args:
         function: Called once. It may still run after the caller has been cancelled.

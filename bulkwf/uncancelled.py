@@ -1,7 +1,7 @@
-"""Waits that cancellation does not end, for what must be done before something may be closed.
+"""Waits that a cancellation does not end, for work that must be finished before something is closed.
 
-anyio's shield does not keep off `task.cancel()`, and `asyncio.run` cancels every task at its end, also those of
-libraries. So what must be done is a future or a task of its own, and is awaited again after each cancellation.
+anyio's shield does not stop `task.cancel()`, and `asyncio.run` cancels every task at its end, including those of
+libraries. So the work is a future or a task of its own, and is awaited again after each cancellation.
 """
 
 import asyncio
@@ -14,14 +14,14 @@ __all__ = ["uncancelled", "until_done"]
 
 
 async def until_done(future: asyncio.Future[Any], cancelled: Callable[[], object] = lambda: None) -> None:
-    """Wait until *future* is done, also with an error; then raise a cancellation that came meanwhile.
+    """Wait until *future* is done, even if the caller is cancelled meanwhile.
 
     Args:
         future: What to wait for. It is not cancelled with the caller.
         cancelled: Called at each cancellation of the caller.
 
     Raises:
-        asyncio.CancelledError: The caller was cancelled.
+        asyncio.CancelledError: The caller was cancelled. Raised once *future* is done.
     """
     cancellation: asyncio.CancelledError | None = None
     with anyio.CancelScope(shield=True):  # else a cancelled scope would cancel the wait at each turn of the loop
@@ -38,13 +38,13 @@ async def until_done(future: asyncio.Future[Any], cancelled: Callable[[], object
 
 
 async def uncancelled(close: Callable[[], Awaitable[None]]) -> None:
-    """Run *close* to its end, whatever is cancelled meanwhile; then raise a cancellation of the caller.
+    """Run *close* to its end, even if the caller, or the task that runs it, is cancelled meanwhile.
 
     Args:
         close: Closes something. It is called again if its own task was cancelled, and must then continue.
 
     Raises:
-        asyncio.CancelledError: The caller was cancelled.
+        asyncio.CancelledError: The caller was cancelled. Raised once *close* has ended.
     """
     cancellation: asyncio.CancelledError | None = None
     while True:

@@ -1,1 +1,1 @@
-"""Makes batches of the lines of a list. Pure."""
+"""Groups the lines of a list into batches. Pure."""

@@ -1,17 +1,17 @@
-"""How the bad rows of a refused request are found with few requests. Pure.
+"""Finds the bad rows of a refused request with few requests. Pure.
 
 A refusal says that at least one row of the request is bad, and rarely which one. A `Search` says what to send next:
 
-1. While some rows are suspected to hold a bad one, a part of them is sent. If it is created, the other part must hold
-   the bad row, and is split at once.
+1. While a group of rows is suspected to hold a bad row, a part of the group is sent. If it is created, the other part
+   must hold the bad row, and is split in turn without being sent whole.
 2. A row is found bad only by requests that hold it alone. Suspicion decides what is sent, never what is rejected: rows
    that are bad only together are all created, and so are those that a failing service refuses at random.
-3. After a bad row is found, nothing is known of the rows behind it: as many of them as `BadRowRate` allows are sent in
-   one request.
+3. After a bad row is found, nothing is known about the rows behind it. They are sent in requests as large as
+   `BadRowRate` allows.
 4. A row that a refusal names is sent alone first. If it is created, the names of later refusals are ignored.
 
-Every refusal leaves fewer suspects, and every other answer settles a row, so each row costs at most log2 of the batch's
-size plus a few requests.
+Every refusal leaves fewer suspects, and every other answer settles a row. So each row costs at most log2(size of the
+batch) requests, plus a few.
 """
 
 import re
@@ -21,24 +21,25 @@ from functools import cache
 __all__ = ["BadRowRate", "Search", "named_row", "split_sizes"]
 
 MEMORY = 0.5
-"""Weight that all that came before a bad row has once it is found."""
+"""Factor by which the counts of `BadRowRate` are reduced each time that a bad row is found."""
 SEARCH_MEMORY = 0.3
-"""The same inside a search: bad rows often stand together, and the rows nearby say most about the next ones."""
+"""The same inside a search. It is lower: bad rows often stand together, so the last rows predict the next ones best."""
 NAMED = 1 / 3
-"""Weight of a bad row that a refusal named: it takes about a third of the requests, so requests may be larger."""
+"""How much a bad row counts that a refusal named. It is less than 1, as finding such a row takes about a third of the
+requests: the next requests may be larger."""
 
 _WORD = re.compile(r"[A-Za-z0-9_-]+")
 _INDEX = re.compile(r"(?:\b(?:instances?|items?|rows?|index|position)\W{0,3}|\[)(\d{1,3})\b", re.IGNORECASE)
 
 
 class BadRowRate:
-    """How many rows a request may hold while bad rows are frequent: about as many as there are for each bad one.
+    """How many rows a request may hold while bad rows are frequent: about the number of rows per bad row.
 
-    Most requests that are larger are refused; smaller ones are too many.
+    Most larger requests would be refused; smaller ones would be too many.
 
     Args:
-        most: Upper bound.
-        memory: Weight that all that came before a bad row has once it is found.
+        most: Maximum number of rows in a request.
+        memory: Factor by which the counts so far are reduced each time that a bad row is found.
     """
 
     def __init__(self, most: int, memory: float = MEMORY) -> None:
@@ -48,7 +49,7 @@ class BadRowRate:
         self._found = 1.0
 
     def within_search(self) -> "BadRowRate":
-        """A copy that a search starts from."""
+        """A copy for one search, with the factor `SEARCH_MEMORY`."""
         rate = BadRowRate(self._most, SEARCH_MEMORY)
         rate._rows, rate._found = self._rows, self._found
         return rate
@@ -59,11 +60,11 @@ class BadRowRate:
         return max(1, min(self._most, int(self._rows / self._found)))
 
     def created(self, rows: int) -> None:
-        """A request went through."""
+        """Count *rows* rows that were created in one request."""
         self._rows = min(self._rows + rows, self._most * self._found)
 
     def found(self, weight: float = 1.0) -> None:
-        """A bad row was found, or a refusal had no bad row as its cause."""
+        """Count a bad row, or a refusal that no bad row has caused. *weight*: how much it counts."""
         self._rows = self._memory * self._rows + 1
         self._found = self._memory * self._found + weight
 
@@ -73,13 +74,13 @@ class Search:
 
     Args:
         rows: The rows of the request.
-        rate: The rate of the run, which learns from this search. The search itself goes by a copy, so that other
-            batches do not hide a group of bad rows.
+        rate: The rate of the run, which is updated by this search. The search itself uses a copy, so that the rows of
+            other batches do not hide a group of bad rows in this one.
         request_cost: How many instances cost as much as one request.
 
     Attributes:
         rows: The rows that are not settled, in the order in which they are sent.
-        suspects: How many of the first of them are suspected to hold a bad row; 0 if none are.
+        suspects: Size of the group at the front of `rows` that is suspected to hold a bad row; 0 if there is none.
     """
 
     def __init__(self, rows: Sequence[int], rate: BadRowRate, request_cost: float) -> None:
@@ -100,7 +101,7 @@ class Search:
         return self.rows[: min(size, self._most, self._rate.limit)]
 
     def created(self, part: Sequence[int]) -> None:
-        """Rows that were sent are settled, and none of them is bad."""
+        """Note that the rows of *part* were sent and are settled, and that none of them is bad."""
         if self._named in part:
             self._named, self._names_are_right = None, False
         if 0 < self.suspects <= len(part):  # no row was the cause of the refusal
@@ -110,7 +111,7 @@ class Search:
             rate.created(len(part))
 
     def found(self, row: int) -> None:
-        """A row was refused alone, twice. It explains the last refusal, so nothing is known of the others."""
+        """Note that *row* is bad. It explains the last refusal, so nothing is known about the other suspects."""
         self._note_found(NAMED if row == self._named else 1.0)
         self._named = None
         self._remove((row,))
@@ -118,18 +119,18 @@ class Search:
         self._most = len(self.rows)
 
     def refused(self, part: Sequence[int], named: int | None = None) -> None:
-        """Rows that were sent together are refused; *named* is the row that the refusal names, if it names one."""
+        """Note that the rows of *part*, sent together, were refused. *named*: the row that the service names."""
         self._to_front(part)
         self.suspects = len(part)
         self._named = named if self._names_are_right else None
 
     def too_large(self, part: Sequence[int]) -> None:
-        """A request with these rows was too large: unlike a bad row, that says nothing of either half of them."""
+        """Note that a request with the rows of *part* was too large. Unlike a refusal, this makes no row suspect."""
         self._to_front(part)
         self._most = len(part) // 2
 
     def _to_front(self, part: Sequence[int]) -> None:
-        # An answer may have settled some of the rows that were sent, so *part* need not be the first of the rest.
+        # An answer may have settled some of the rows that were sent, so *part* need not be at the front already.
         others = set(part)
         self.rows = [*part, *(row for row in self.rows if row not in others)]
 
@@ -145,11 +146,11 @@ class Search:
 
 @cache
 def split_sizes(request_cost: float, most: int = 100) -> Sequence[int]:
-    """How many of n suspects to send first, for each n up to *most*.
+    """For each n up to *most*: how many of n suspects to send first, so that finding the bad row costs least.
 
-    The sizes that take least to find one bad row among n that are equally suspect, where a request costs as much as
-    *request_cost* instances, and instances in a request that is created cost nothing: they have to be sent anyway.
-    Where requests are scarce, these are halves; where instances are, about a quarter.
+    One of the n rows is bad, each with the same probability. A request costs as much as *request_cost* instances.
+    Instances in a request that is created cost nothing, as they have to be sent anyway. The sizes are about n / 2 where
+    requests are scarce, and about n / 4 where instances are scarce.
     """
     sizes, costs = [1, 1], [0.0, 0.0]
     for n in range(2, most + 1):
@@ -163,7 +164,7 @@ def split_sizes(request_cost: float, most: int = 100) -> Sequence[int]:
 
 
 def named_row(message: str, part: Sequence[int], ids: Sequence[str]) -> int | None:
-    """Which row of *part* a refusal's message names, by its id or else by its index in the request; None if none.
+    """The row of *part* that a refusal's message names, by id or else by index in the request; None if it names none.
 
     This is a guess: a message may hold words that look like an id, and numbers that are no index.
     """

@@ -40,9 +40,9 @@ class BatchState:
     Attributes:
         batch: The batch.
         pending: The instances that are not settled.
-        created: The instances that were created alike, as `answer` says.
-        answer: What the service said of them.
-        others: The results of all other settled instances.
+        created: The created instances that `answer` describes.
+        answer: What the service said about each of `created`; None if there are none.
+        others: The results of all other settled instances, by position.
         attempts: Number of create requests that have held instances of the batch.
         in_doubt: The instances that an attempt may have created though no answer said so.
     """
@@ -59,7 +59,7 @@ class BatchState:
 
     @classmethod
     def resumed(cls, batch: Batch, attempts: int, answer: InstanceInfo | None, exceptions: str | None) -> "BatchState":
-        """The state of a batch that an earlier session left unsettled: all that is pending is in doubt."""
+        """The state of a batch of an earlier session, from fields of its `Record`. Pending instances are in doubt."""
         state = cls(batch)
         state.attempts, state.answer = attempts, answer
         entries = orjson.loads(exceptions) if exceptions else {}
@@ -100,7 +100,7 @@ class BatchState:
         self.pending = pending
 
     def settled(self, judgement: Judgement) -> list[Result]:
-        """The results that a judgement, already added, has settled."""
+        """The results that *judgement* has settled. It must have been added before."""
         results = [self._result(position, judgement.answer) for position in judgement.created]
         return results + [self.others[position] for position, _ in judgement.others]
 
@@ -112,7 +112,7 @@ class BatchState:
         return frozenset(result.row - self.batch.first_row for result in (*self.batch.refused, *rejected))
 
     def fingerprint(self) -> tuple[int, int]:
-        """Size and crc32 of the batch's lines without the refused ones."""
+        """Size in bytes and crc32 of the batch's lines, without those of refused rows."""
         dropped = self.refused()
         if self._fingerprint is None or self._fingerprint[0] != len(dropped):
             self._fingerprint = len(dropped), fingerprint(self.batch.region, dropped)
@@ -152,7 +152,7 @@ class BatchState:
         )
 
     def _exceptions(self) -> str | None:
-        """The rows that `answer` does not describe. All others are created, or pending if there is no answer."""
+        """The rows that `answer` does not describe, as JSON. The others are created, or pending without an answer."""
         first_row, offsets = self.batch.first_row, self.batch.offsets
         entries = {str(r.row - first_row): _entry(r) for r in (*self.batch.refused, *self.others.values())}
         if self.answer is not None:
@@ -166,7 +166,7 @@ def _encode_answer(answer: InstanceInfo) -> str:
 
 
 def _entry(result: Result) -> dict[str, object]:
-    """The fields of a result that are not empty and that its batch does not give."""
+    """The fields of a result that are not empty and can't be derived from its batch."""
     values = {
         "outcome": result.outcome,
         "id": result.id if result.outcome == "invalid" else None,

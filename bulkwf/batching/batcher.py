@@ -1,14 +1,14 @@
-"""Where a batch ends. `run` and `check` both use it, so `check` counts the requests that `run` makes. Pure.
+"""Decides where a batch ends. `run` and `check` both use it, so `check` counts the requests that `run` makes. Pure.
 
 A batch ends with the first of these:
 
-1. It holds the instances that one request may carry: the batch limit, or fewer where those fill the rate better, or
-   while bad rows are frequent.
-2. It holds the rows that a batch may have; blank and invalid rows count.
-3. The next row does not fit into its bytes.
-4. The list ends, or the source is slow and the linger is over.
+1. It holds as many instances as one request may carry: the batch limit; or fewer, if that uses the rate better or while
+   bad rows are frequent.
+2. It holds as many rows as a batch may have, blank and invalid rows included.
+3. The next row would make it larger than the maximum size in bytes.
+4. The list ends, or the source is slow and the linger time is over.
 
-Rows that follow take the places of blank and invalid rows.
+Blank and invalid rows are not sent, so the batch takes further rows in their place.
 """
 
 from collections.abc import Sequence
@@ -25,17 +25,17 @@ from bulkwf.options import INSTANCE_PERIOD_S, MIN_BATCH_BYTES, REQUEST_PERIOD_S,
 __all__ = ["ITEM_OVERHEAD_BYTES", "Batcher", "even_share", "request_cost"]
 
 ITEM_OVERHEAD_BYTES = 130
-"""Upper bound of what an id, its key, the separators and the outer brackets add to a row in a request, in bytes."""
+"""Upper bound of what a request adds to each row, in bytes: the id, its key, separators and the outer brackets."""
 LEAST_REQUEST_COST = 5.0
 MOST_REQUEST_COST = 1_000.0
 """Bounds of `request_cost`, in instances."""
 
 
 def even_share(instances: int, rate: RateLimits) -> int:
-    """How many of *instances*, the most that fit into one request, each batch should hold to fill the rate best.
+    """How many instances each batch should hold to use the rate best, if at most *instances* fit into one request.
 
-    At 100 instances a second, batches of 68 would leave 32 places of each second empty; batches of 50 leave none.
-    Smaller batches need more requests, so they must gain at least a twentieth.
+    At a rate of 100 instances a second, batches of 68 would use only 68 of them in each second; batches of 50 use all.
+    Smaller batches need more requests, so they are used only if they gain more than 5 %.
     """
     most, quota = rate.instances_per_s, rate.requests_per_5m
     if most is None or instances >= most:
@@ -50,7 +50,7 @@ def even_share(instances: int, rate: RateLimits) -> int:
 
 
 def request_cost(rate: RateLimits) -> float:
-    """How many instances take as much of the limits as one request, both counted by the time that they take.
+    """The cost of one request: how many instances the limits admit in the time in which they admit one request.
 
     At least `LEAST_REQUEST_COST`: a request takes a round trip, whatever the limits are.
     """
@@ -63,16 +63,16 @@ def request_cost(rate: RateLimits) -> float:
 
 
 class RowSource(Protocol):
-    """Where the rows come from; `sources.Source` is one."""
+    """Gives rows, as `sources.Source` does."""
 
     async def peek(
         self, max_rows: int, max_bytes: int, max_wait_s: float | None = None, *, joining: bool = False
     ) -> Cut:
-        """The next rows that fit into both bounds; none at the end of the list. See `sources.Source.peek`."""
+        """The next rows that fit into both bounds; 0 rows at the end of the list. See `sources.Source.peek`."""
         ...
 
     def take(self, found: Cut) -> Slice:
-        """The rows of the last `peek`."""
+        """Take the rows *found* by the last `peek`."""
         ...
 
 
@@ -83,7 +83,7 @@ class Batcher:
         source: The list.
         scheme: How rows get ids.
         options: The batch limits, the rate and the row shape.
-        linger_s: Wait at most this many seconds for rows to join a batch that has some; None waits until it is full.
+        linger_s: Longest time to wait for more rows once a batch has some, in seconds; None waits until it is full.
 
     Attributes:
         max_bytes: Upper bound of a request's body, in bytes, unless one row alone is larger.
@@ -104,7 +104,7 @@ class Batcher:
         """The next rows as a batch; None at the end of the list.
 
         Raises:
-            InputError: The list can't be read further. The rows before that were returned.
+            InputError: The list can't be read further. All rows before the fault have been returned.
         """
         packer = Packer(self._scheme, self._row_shape)
         while True:
@@ -122,16 +122,16 @@ class Batcher:
         return packer.pack() if packer.rows else None
 
     def learn_max_bytes(self, size: int) -> None:
-        """Let request bodies have at most *size* bytes from now on: the service has refused a larger one as too large.
+        """Limit request bodies to *size* bytes from now on, because the service refused a larger one.
 
-        Batches that are made already keep their size.
+        The limit is never less than `MIN_BATCH_BYTES`. Batches that have begun keep their size.
         """
         self.max_bytes = max(MIN_BATCH_BYTES, min(self.max_bytes, size))
 
     def next_part(self, pending: Sequence[int]) -> Sequence[int]:
-        """The first of the *pending* instances of a batch, as many as one request may carry.
+        """The first *pending* instances of a batch, as many as one request may carry.
 
-        These are all of them, unless the batch was begun at a higher rate, or before bad rows were found.
+        That is all of them, unless the batch was begun at a higher rate or before bad rows were found.
         """
         return pending[: self._max_instances]
 
@@ -144,13 +144,13 @@ class Batcher:
         return even_share(self.bad_rows.limit, self._rate)
 
     def _room(self, packer: Packer) -> tuple[int, int]:
-        """Rows, and bytes of rows, that still fit into a batch."""
+        """How many rows, and how many bytes of rows, still fit into a batch."""
         # Small requests: at most half of the bytes may go to ids, so that there is always room for a row.
         instances = min(self._max_instances, self.max_bytes // (2 * ITEM_OVERHEAD_BYTES))
         rows = min(instances - packer.instances, self._max_rows - packer.rows)
         return rows, self.max_bytes - packer.size - instances * ITEM_OVERHEAD_BYTES
 
     async def _even(self, instances: int, found: Cut, max_bytes: int) -> Cut:
-        """Those of the rows *found* that fill the rate best together with the *instances* of the batch."""
+        """Fewer of the rows *found* if that uses the rate better; the batch holds *instances* instances already."""
         share = even_share(instances + found.rows, self._rate) - instances
         return await self._source.peek(share, max_bytes) if 0 < share < found.rows else found

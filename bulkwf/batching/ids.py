@@ -1,4 +1,4 @@
-"""The ids of instances: their rules, and the ids that rows without one get. Pure."""
+"""The ids of instances: which ids are valid, and how a row without an id gets one. Pure."""
 
 import re
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ class IdScheme:
 
     Attributes:
         run_key: Prefix of a generated id: `<run_key>-<row>-<crc32 of the row, 8 hex digits>`.
-        template: If given, the id is made of fields of the row's params instead: `order-{order_id}`.
+        template: Makes the id from fields of the row's params instead, such as `order-{order_id}`; None if not used.
     """
 
     run_key: str
@@ -105,12 +105,12 @@ def ids_are_good(ids: Sequence[str]) -> bool:
 
 
 def has_its_ids(batch: Batch, scheme: IdScheme, refused: frozenset[int]) -> bool:
-    """Whether the rows of a batch of an earlier session still get the ids that are stored for them.
+    """Whether the rows of a stored batch still get the ids that are stored for them.
 
     Args:
         batch: The rows as they are read now, and the stored ids.
         scheme: How rows get ids.
-        refused: Offsets of the rows that were refused. They may have been corrected since.
+        refused: Offsets of the rows that were refused. They are not compared: they may have been corrected since.
     """
     stored = dict(zip(batch.offsets, batch.ids, strict=True))
     return all(

@@ -1,4 +1,4 @@
-"""Lines: how many fit into given bounds, and their fingerprint. Pure."""
+"""Cuts whole lines from data, and computes the fingerprint of lines. Pure."""
 
 from typing import Literal, NamedTuple
 from zlib import crc32
@@ -8,16 +8,16 @@ from bulkwf.batching.row import Flaw
 __all__ = ["MAX_PARAMS_BYTES", "MAX_ROW_BYTES", "Cut", "cut", "fingerprint", "too_long"]
 
 MAX_PARAMS_BYTES = 1_048_576
-"""The service's limit for one instance's event payload."""
+"""Maximum size of one instance's params that the service accepts, in bytes."""
 
 MAX_ROW_BYTES = MAX_PARAMS_BYTES + 65_536
-"""A longer line can't hold acceptable params; it is refused without being held in memory."""
+"""Maximum size of a line, in bytes. A longer line can't hold valid params: it is refused, and not kept in memory."""
 
 _OPENING, _CLOSING = b"{}"
 
 
 class Cut(NamedTuple):
-    """Whole lines at the start of some data.
+    """Which whole lines of some data fit within given bounds.
 
     Attributes:
         size: Size of the lines in bytes, newlines included.
@@ -35,7 +35,7 @@ class Cut(NamedTuple):
 
 
 def cut(data: bytes, start: int, max_rows: int, max_bytes: int) -> Cut:
-    """As many whole lines from *start* as both bounds allow; the first line may exceed *max_bytes* alone."""
+    """As many whole lines from *start* as both bounds allow. A first line larger than *max_bytes* is given alone."""
     find, end, limit, objects, longest = data.find, start, start + max_bytes, True, 0
     for rows in range(max_rows):
         newline = find(b"\n", end)

@@ -1,4 +1,4 @@
-"""Packs rows into a batch: which rows are invalid, which id each instance gets. Pure."""
+"""Packs rows into a batch: finds the invalid rows, and gives each instance its id. Pure."""
 
 from math import inf
 from typing import Literal
@@ -50,7 +50,7 @@ class Packer:
 
         Args:
             piece: One row or more.
-            found: Where its lines end, if known. It saves another scan.
+            found: What `cut` found about the lines of *piece*, if known. It saves a second scan of them.
         """
         self._slices.append(piece)
         if not self._add_all(piece, found):
@@ -74,7 +74,7 @@ class Packer:
         )
 
     def _add_all(self, piece: Slice, found: Cut | None) -> bool:
-        """Add a slice whose rows are all valid and have ids; False if one is not or has none."""
+        """Add all rows of a slice in one pass; False if `_add_each` must add them one by one."""
         if self._row_shape == "params" or piece.refused or self._ids or len(piece.data) > MAX_PARAMS_BYTES:
             return False
         objects, longest = (False, inf) if found is None else (found.objects, found.longest)

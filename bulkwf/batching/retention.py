@@ -11,7 +11,7 @@ from bulkwf.batching.row import Retention
 __all__ = ["DEFAULT_RETENTION_S"]
 
 DEFAULT_RETENTION_S = 3 * 86_400.0
-"""How long the service remembers an id on the smallest plan."""
+"""How long the service remembers an id on the smallest plan, in seconds."""
 
 LONGEST_DURATION = 100
 """Maximum length of a duration, in characters."""
@@ -44,7 +44,7 @@ def _duration_s(text: str) -> float | None:
 
 
 def _retention_s(retention: Retention) -> float | None:
-    """The shorter of the two retentions, in seconds; None if one of them is malformed."""
+    """The shorter of the two retentions, in seconds; None if one is malformed. A missing one has its default."""
     given = [v for v in (retention.success_retention, retention.error_retention) if v is not msgspec.UNSET]
     lengths = [_seconds(value) for value in given]
     if None in lengths:

@@ -15,7 +15,7 @@ MAX_NESTING = 500
 """Maximum depth of objects and arrays in a row, the row itself included.
 
 A parser's own limit depends on the Python version and, before 3.12, on the depth of the caller's stack. With such a
-limit, a row that could be read once might not be readable again.
+limit, a row that one session has read might not be readable for the next one.
 """
 
 UTF8_PIECE_BYTES = 16_384
@@ -28,7 +28,7 @@ _ESCAPE = re.compile(rb"\\(?:%b\\%b|(?P<alone>%b)|.)" % (_HIGH, _LOW, _HALF), re
 
 
 class Retention(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
-    """How long the service keeps an instance, and with it its id."""
+    """How long the service keeps an instance and its id."""
 
     success_retention: int | str | msgspec.UnsetType = msgspec.UNSET
     error_retention: int | str | msgspec.UnsetType = msgspec.UNSET
@@ -56,20 +56,20 @@ _PARAMS = msgspec.json.Decoder(msgspec.Raw)
 
 
 def decode_rows(region: bytes, rows: int, *, objects: bool = False, longest: float = inf) -> list[Row] | None:
-    """All rows of a region in one pass, for the row shape "instance"; None if any row needs `read_row`.
+    """Decode all rows of a region in one pass, for the row shape "instance"; None if `read_row` must read them.
 
-    Every newline must be between a `}` and a `{`. That can't occur inside a JSON value, so no row spans lines. With as
-    many rows as lines, no line holds two rows.
+    Each line must be exactly one row. No row spans two lines, as each newline must be between a `}` and a `{`, which
+    can't occur inside a JSON value. No line holds two rows, as there must be as many rows as lines.
 
     Args:
         region: Whole lines.
         rows: Number of lines.
-        objects: Each line is known to begin with `{` and to end with `}`.
+        objects: Whether each line is known to begin with `{` and to end with `}`.
         longest: Upper bound of the size of a line, in bytes.
     """
     if not objects and (region.count(b"}\n{") or region.count(b"}\r\n{")) != rows - 1:
         return None
-    deep = longest > 2 * MAX_NESTING and _brackets(region) > MAX_NESTING  # each bracket must be closed, too
+    deep = longest > 2 * MAX_NESTING and _brackets(region) > MAX_NESTING  # a level takes two brackets
     if deep and max(map(_brackets, region.split(b"\n"))) > MAX_NESTING:
         return None
     try:
@@ -94,7 +94,7 @@ def read_row(line: bytes, row_shape: Literal["instance", "params"]) -> Row | Fla
     except msgspec.ValidationError as error:
         return _validation_flaw(str(error))
     except msgspec.DecodeError as error:
-        # The grammar of JSON allows a lone surrogate. msgspec refuses it, for a reason that names something else.
+        # The grammar of JSON allows a lone surrogate. msgspec refuses it, but its message names another fault.
         alone = next((escape for escape in _ESCAPE.finditer(line) if escape["alone"]), None)
         if alone is not None:
             return lone_surrogate(alone[0].decode(), f"at byte {alone.start() + 1} of the row")

@@ -1,9 +1,9 @@
-"""`judge`, with a shortcut for answers that differ from an earlier one in their ids alone.
+"""Judges an answer without decoding it if it differs from an earlier answer only in its ids.
 
-Nearly all answers of a run differ in their ids alone: all instances of the batch are created, with the same status and
-version. Such an answer need not be decoded (0.2 of 6.2 µs an instance). The judgement is always that of `judge`: an
-answer takes the fast path only if it equals, byte for byte, one that `judge` has judged, with the ids of this request
-in place of the others.
+Nearly all answers of a run differ only in their ids: all instances of the batch are created, with the same status and
+version. Not decoding them saves 0.2 of the 6.2 µs of CPU time that an instance takes. The judgement is always that of
+`judge`: an answer takes the fast path only if it equals, byte for byte, one that `judge` has judged, with the ids of
+this request in place of the earlier ids.
 """
 
 from collections.abc import Sequence
@@ -17,11 +17,11 @@ from bulkwf.service.responses import decode_answer
 __all__ = ["FastJudge"]
 
 MAX_FRAMES = 8
-"""Number of frames that are made at most: making one costs as much as decoding two answers."""
+"""Maximum number of frames that a `FastJudge` makes: making one costs as much as decoding two answers."""
 
 
 class FastJudge:
-    """`judge`, with a memory of the last answer that created all instances of its batch."""
+    """Does what `judge` does, but remembers an answer that created all its instances, to judge similar ones faster."""
 
     def __init__(self) -> None:
         self._frame: _Frame | None = None
@@ -47,7 +47,7 @@ class _Frame(NamedTuple):
     Attributes:
         ids: Number of ids in the answer.
         head: The text before the first id.
-        between: The text between two ids, the same everywhere.
+        between: The text between each two neighbouring ids.
         tail: The text after the last id.
         info: What the answer says about each instance, the same for all.
     """
@@ -59,11 +59,11 @@ class _Frame(NamedTuple):
     info: InstanceInfo | None
 
     def around(self, ids: Sequence[str]) -> bytes:
-        """The answer that names *ids*."""
+        """The body of an answer with this frame and these *ids*."""
         return f"{self.head}{self.between.join(ids)}{self.tail}".encode(errors="surrogateescape")
 
     def holds(self, ids: Sequence[str], body: bytes) -> bool:
-        """Whether *body* is the answer that names *ids*."""
+        """Whether *body* is an answer with this frame and these *ids*."""
         return len(ids) == self.ids and self.around(ids) == body
 
 
@@ -79,7 +79,7 @@ def _frame(ids: Sequence[str], body: bytes, info: InstanceInfo | None) -> _Frame
     frame = _Frame(len(ids), head, between, text[named:], info)
     if not frame.holds(ids, body):
         return None
-    # Another field may hold the same text as the id. With other ids in their place, decoding shows the difference.
+    # Another field may hold the same text as the id. Decoding an answer with other ids shows whether one does.
     others = [f"{one}_" for one in ids]
     decoded = decode_answer(frame.around(others))
     return frame if decoded is not None and [one.id for one in decoded.answered] == others else None

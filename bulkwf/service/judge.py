@@ -5,7 +5,7 @@ Three questions, in this order:
 1. Was a complete answer read? If not, the transport has said whether the service may have acted.
 2. Is it an answer to *this* request? Only the ids show it: an idle connection can deliver a late copy of an earlier
    answer.
-3. What does it say of each id? Ids are matched by value, never by position, and an omitted id proves nothing.
+3. What does it say about each id? Ids are matched by value, never by position, and an omitted id proves nothing.
 
 *part* is always a sequence of positions in `Batch.ids`: the instances that one request carried.
 """
@@ -37,17 +37,17 @@ __all__ = ["existence", "judge", "judge_lookup", "judge_page", "rejection", "sen
 ALREADY_EXISTS = 10405
 WORKFLOW_NOT_FOUND = 10200
 INTERNAL_ERRORS = frozenset({10001})
-"""Codes with which the service says that it failed, whatever the HTTP status around them."""
+"""Error codes of a failure inside the service, whatever the HTTP status is."""
 RATE_ERRORS = frozenset({971, 10429})
-"""Codes that blame the rate, whatever the HTTP status around them."""
+"""Error codes of an exceeded rate, whatever the HTTP status is."""
 SERVICE_ERRORS = INTERNAL_ERRORS | RATE_ERRORS
-"""Codes that say nothing of the row that they are given for."""
+"""Error codes that say nothing about the row that they are given for."""
 AUTHENTICATION_ERRORS = frozenset({6003, *range(6100, 6200), 9106, 9109, 10000})
-"""Codes that blame the credential; some of them come with status 400."""
+"""Error codes of a refused credential; some of them come with status 400."""
 ROUTE_ERRORS = frozenset({WORKFLOW_NOT_FOUND, 7000, 7003})
-"""Codes of a 404 that is about the address, not about an instance."""
+"""Error codes of a 404 that is about the address, not about an instance."""
 REFUSALS = frozenset({400, 409, 422})
-"""Statuses with which the service refuses what is in the request."""
+"""HTTP statuses that refuse the content of the request."""
 
 _BY_STATUS = {
     **dict.fromkeys((408, 425, 499), Verdict.IN_DOUBT),
@@ -60,7 +60,7 @@ _BY_STATUS = {
     413: Verdict.TOO_LARGE,
     501: Verdict.WRONG_ADDRESS,
 }
-"""Verdicts of statuses where no error code decides. Of the others, 5xx is IN_DOUBT, and all else WRONG_ADDRESS."""
+"""Verdict by HTTP status, where no error code decides. Without an entry, 5xx is IN_DOUBT, and others WRONG_ADDRESS."""
 _BY_FAULT = {
     FaultKind.NOT_SENT: Verdict.NOT_SENT,
     FaultKind.IN_DOUBT: Verdict.IN_DOUBT,
@@ -69,11 +69,11 @@ _BY_FAULT = {
 }
 _CHALLENGE = re.compile(rb"cdn-cgi/challenge-platform|cf-chl|Just a moment|Attention Required", re.IGNORECASE)
 MAX_WORD_CHARACTERS = 100
-"""Longer statuses and ids of the service are cut to this."""
+"""Maximum number of characters of a status or an id from the service. Longer ones are cut."""
 
 
 def judge(batch: Batch, part: Sequence[int], reply: Reply | Fault) -> Judgement:
-    """What the reply to a batch create says of the instances at positions *part*."""
+    """What the reply to a batch create says about the instances at positions *part*."""
     if not _is_success(reply):
         return _judge_failed_create(batch, part, reply)
     envelope = decode_answer(reply.body)
@@ -86,7 +86,7 @@ def judge(batch: Batch, part: Sequence[int], reply: Reply | Fault) -> Judgement:
 
 
 def judge_lookup(batch: Batch, position: int, reply: Reply | Fault) -> Judgement:
-    """What the reply to a look-up says of the instance at *position*: `existed`, `ABSENT`, or nothing yet."""
+    """What the reply to a look-up says about the instance at *position*: `existed`, `ABSENT`, or nothing."""
     part = (position,)
     if _is_success(reply):
         found = decode_lookup(reply.body)
@@ -111,11 +111,11 @@ def judge_lookup(batch: Batch, position: int, reply: Reply | Fault) -> Judgement
 
 
 def judge_page(reply: Reply | Fault) -> tuple[Judgement, Page | None]:
-    """Judge the reply to a request for a page of the list.
+    """Judge the reply to a request for a page of the list of instances.
 
     Returns:
-        The judgement, and the page; it is None unless the verdict is `DONE`. `BAD_REQUEST` means that the service
-        gives no list.
+        (judgement, page). The page is None unless the verdict is `DONE`. The verdict `BAD_REQUEST` means that the
+        service can't list instances.
     """
     if _is_success(reply):
         page = decode_page(reply.body)
@@ -151,7 +151,7 @@ def sent_ids(batch: Batch, part: Sequence[int]) -> Sequence[str]:
 
 
 def _alike(answered: Sequence[Answered]) -> bool:
-    """Whether the answer says the same of all instances."""
+    """Whether the answer says the same about all instances."""
     first = answered[0]
     status, version, workflow = first.status, first.version_id, first.workflow_id
     for one in answered:  # a generator would take three times as long
@@ -165,12 +165,12 @@ def _info(one: Answered) -> InstanceInfo:
 
 
 def _word(given: str | None) -> str | None:
-    """A status or an id of the service, printable, and short enough for a million rows."""
+    """A status or an id from the service, made printable and cut to `MAX_WORD_CHARACTERS`."""
     return None if given is None else clean(given, MAX_WORD_CHARACTERS)
 
 
 def _match(batch: Batch, part: Sequence[int], envelope: Envelope, reply: Reply) -> Judgement:
-    """Match a complete answer with the request, id by id."""
+    """The judgement of a complete answer: match it with the request, id by id."""
     ids = [batch.ids[position] for position in part]
     contradiction = _contradiction(ids, envelope)
     if contradiction is not None:
@@ -224,8 +224,8 @@ def _contradiction(ids: Sequence[str], envelope: Envelope) -> ServiceError | Non
 
 
 def _verdict_of_match(failures: set[int | None]) -> Verdict:
-    """Why a complete answer leaves instances unsettled; *failures*: codes with which the service failed to create."""
-    if failures & RATE_ERRORS:  # more than an internal error: the rate concerns all batches
+    """The verdict of a complete answer that leaves instances unsettled. *failures*: the error codes given for these."""
+    if failures & RATE_ERRORS:  # decides before an internal error: the rate concerns all batches
         return Verdict.THROTTLED
     return Verdict.IN_DOUBT if failures else Verdict.OMITTED
 
@@ -248,7 +248,7 @@ def _judge_failed_create(batch: Batch, part: Sequence[int], reply: Reply | Fault
 
 
 def _failure(part: Sequence[int], reply: Reply | Fault) -> Judgement:
-    """What a reply that is no success says of the request as a whole."""
+    """The judgement of a request that failed as a whole."""
     if isinstance(reply, Fault):
         return _unsettled(part, reply, _BY_FAULT[reply.kind], None, reply.message)
     errors = decode_errors(reply.body)
@@ -262,7 +262,7 @@ def _failure(part: Sequence[int], reply: Reply | Fault) -> Judgement:
 
 
 def _failure_verdict(reply: Reply, errors: tuple[ServiceError, ...] | None) -> Verdict:
-    """The verdict of a reply that is no success; *errors* is None if its body is no JSON object."""
+    """The verdict of a request that failed as a whole. *errors* is None if the reply's body is not a JSON object."""
     codes = {error.code for error in errors or ()}
     if reply.status == 429 or codes & RATE_ERRORS:
         return Verdict.THROTTLED
@@ -273,13 +273,13 @@ def _failure_verdict(reply: Reply, errors: tuple[ServiceError, ...] | None) -> V
     if errors is None and _is_challenge(reply):
         return Verdict.CHALLENGED
     if not errors and reply.status in REFUSALS:
-        # Only the service's own errors make a row bad. This answer is of somebody else: a proxy, a captive portal.
+        # Only the service's own errors make a row bad. This answer comes from elsewhere: a proxy, a captive portal.
         return Verdict.CONTRADICTION
     return _BY_STATUS.get(reply.status, Verdict.IN_DOUBT if reply.status >= 500 else Verdict.WRONG_ADDRESS)
 
 
 def _is_challenge(reply: Reply) -> bool:
-    """Whether a reply that is no JSON is a page that blocks programs at the edge."""
+    """Whether a reply that is not JSON is a page that blocks programs at the edge."""
     if reply.status != 503:
         return reply.status == 403
     return "cf-mitigated" in reply.headers or _CHALLENGE.search(reply.body[:65_536]) is not None
@@ -295,7 +295,7 @@ def _failed_but_found(found: Lookup, reply: Reply) -> bool:
 
 
 def _main_error(errors: Sequence[ServiceError]) -> ServiceError:
-    """The error that decides: the first that blames the rate, or else the credential; else the first of all."""
+    """The error to report: the first about the rate; else the first about the credential; else the first one."""
     for blamed in (RATE_ERRORS, AUTHENTICATION_ERRORS):
         for error in errors:
             if error.code in blamed:
@@ -304,7 +304,7 @@ def _main_error(errors: Sequence[ServiceError]) -> ServiceError:
 
 
 def _excerpt(reply: Reply) -> str:
-    """Status, mark and beginning of an answer, in one line."""
+    """Status, `cf-ray` and beginning of an answer, in one line."""
     text = clean(reply.body[:400].decode("utf-8", "replace"), 120)
     ray = clean(reply.headers.get("cf-ray", ""), 60)
     return f"HTTP {reply.status}{', cf-ray ' + ray if ray else ''}: {text or 'an empty body'}"

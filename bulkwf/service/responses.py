@@ -1,4 +1,4 @@
-"""The bodies of answers, and the pauses that their headers order, decoded. Pure."""
+"""Decodes the bodies of answers, and the pauses that their headers order. Pure."""
 
 import re
 from email.utils import parsedate_to_datetime
@@ -36,7 +36,7 @@ MAX_ERRORS_BYTES = 262_144
 """Maximum size of a list of errors, in bytes. Decoded, a list of empty objects takes forty times its own size."""
 
 MAX_RETRY_AFTER_S = 1e9
-"""A longer `Retry-After` is cut to this, in seconds."""
+"""Maximum `Retry-After`, in seconds; a longer one is cut to this."""
 
 _SECONDS = re.compile("[0-9]+", re.ASCII)
 
@@ -54,7 +54,7 @@ class Answered(msgspec.Struct, gc=False):
 
 
 class Refused(msgspec.Struct, gc=False):
-    """One error of the newer answer, which names the instance that it is about."""
+    """One error in an answer of the newer form. It names its instance by id or by index in the request."""
 
     id: str | None = None
     index: int | None = None
@@ -109,7 +109,7 @@ class Page(msgspec.Struct, frozen=True):
 
 
 class Lookup(msgspec.Struct):
-    """What a look-up says of one instance. Not every answer has an `id`."""
+    """What a look-up says about one instance. Not every answer has an `id`."""
 
     success: bool
     id: str | None = None
@@ -156,7 +156,7 @@ _T = TypeVar("_T")
 def _decode(decoder: msgspec.json.Decoder[_T], body: bytes) -> _T:
     """*body* as *decoder* reads it; raises `ValueError` if it can't, or if *body* is nested too deep."""
     if _is_deeper(body, MAX_ANSWER_NESTING):
-        raise ValueError(f"JSON nested more than {MAX_ANSWER_NESTING} levels deep")
+        raise ValueError(f"an answer with more than {MAX_ANSWER_NESTING} levels")
     return decoder.decode(body)
 
 
@@ -198,10 +198,13 @@ def decode_page(body: bytes) -> Page | None:
 
 
 def decode_errors(body: bytes) -> tuple[ServiceError, ...] | None:
-    """Read the errors of an envelope, with the inner ones of an `error_chain`. Nothing else of it is decoded.
+    """The errors that an envelope lists, including those of each `error_chain`.
+
+    Only the errors are decoded, so the rest of a large body takes no further memory.
 
     Returns:
-        The errors; None if *body* is not a JSON object, or if its errors take more than `MAX_ERRORS_BYTES`.
+        The errors, each followed by those of its chain; None if *body* is not a JSON object, or its errors take more
+        than `MAX_ERRORS_BYTES`.
     """
     try:
         errors = _decode(_ERROR_ENVELOPE, body).errors
@@ -232,9 +235,10 @@ def _errors(value: Any, depth: int) -> list[ServiceError]:
 
 
 def retry_after_s(reply: Reply) -> float | None:
-    """The pause that a reply orders: seconds in ASCII digits, or an HTTP date minus the reply's own date.
+    """The pause that a reply orders with `Retry-After`, in seconds; None if it orders none.
 
-    Of several headers that give seconds, the longest counts.
+    The header holds seconds in ASCII digits, or an HTTP date: then the pause is that date minus the reply's own date.
+    If several headers give seconds, the longest pause counts.
     """
     text = reply.headers.get("retry-after", "").strip()
     values = [value.strip() for value in text.split(",")]

@@ -34,12 +34,12 @@ class Handling:
         action: What follows for the unsettled instances.
         in_doubt: The service may have created the unsettled instances.
         overload: Fewer concurrent requests might help.
-        accepted: The service accepts the credential and the address, whatever it says of the instances.
+        accepted: The service accepts the credential and the address, whatever it says about the instances.
         drop_connections: No further request goes over a connection that is open now.
-        lookup_failed: As the verdict of a look-up, it says nothing of the instance.
+        lookup_failed: If the request was a look-up, the verdict says nothing about the instance.
         retries: For `BACK_OFF`: how many attempts in a row with this verdict are retried while nothing has been
             settled in this session.
-        proven_retries: The same once something has been settled: address and credential are right then.
+        proven_retries: The same once something has been settled: then the address and the credential are right.
         probed: Once something has been settled, the run ends only if probes are refused too.
         failure: What the error says when the retries are used up, before the message of the last attempt.
         remedy: What the owner of the run can do then.

@@ -1,4 +1,4 @@
-"""The list as slices of whole lines, from files or from rows of a program."""
+"""Opens a list, from files or from rows that a program gives, as slices of whole lines."""
 
 import os
 from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
@@ -16,7 +16,7 @@ __all__ = ["Feed", "Rows", "Source", "explain_change", "identify_source", "name_
 Row = Mapping[str, Any] | Instance
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 Rows = str | os.PathLike[str] | Iterable[Row] | AsyncIterable[Row]
-"""A list: the path of a file of JSON lines (`.gz` too, `-` is standard input), or rows themselves."""
+"""A list: the path of a file of JSON lines (`.gz` too, `-` is standard input), or an iterable of rows."""
 
 
 def open_source(rows: Rows | Paths, *, first_row: int = 0, stop: int | None = None) -> Source:

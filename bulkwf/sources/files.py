@@ -23,7 +23,7 @@ CHUNK_BYTES = 1_048_576
 BOM = b"\xef\xbb\xbf"
 GZIP_MAGIC = b"\x1f\x8b"
 PIECE_BYTES = 8_192
-"""Packed bytes that are unpacked at a time: at the end of a gzip member, zlib copies the rest of the piece."""
+"""Number of packed bytes that zlib gets at a time. At the end of a gzip member, it copies those that are left."""
 _NO_PADDING = re.compile(rb"[^\0]")
 
 
@@ -114,10 +114,10 @@ class _File(Protocol):
 
 
 class _RegularFile:
-    """Read in the event loop if the data is in memory, otherwise in a thread: a disk must not block the loop.
+    """A file that is read in the event loop if its data is in memory, otherwise in a thread, as a disk may block.
 
-    A read in a thread may hang, and outlive the run. The descriptor is closed after that read has returned, as its
-    number must not be given to another file before.
+    A read in a thread may hang and outlive the run. The descriptor is closed only after that read has returned:
+    otherwise the system could give its number to another file, and the read would use that file.
     """
 
     def __init__(self, name: str, descriptor: int) -> None:
@@ -157,7 +157,7 @@ class _RegularFile:
                 self._release()
 
     def _is_cached(self) -> bool:
-        """Whether the next chunk is in memory: if its last byte is, the others are too. Only Linux can say."""
+        """Whether the next chunk is in memory, judged by its last byte. False if the system can't say (not Linux)."""
         # Not -1 for an empty file: at that offset, preadv would advance the file position.
         last = max(0, min(self.read_bytes + CHUNK_BYTES, self._size) - 1)
         try:
@@ -210,7 +210,7 @@ class _Gzip:
         self._file = file
         self._packed = begun
         self._at = 0
-        """Number of packed bytes that are unpacked."""
+        """Number of bytes of `_packed` that have been unpacked."""
         self._proving = False
         self._unpacker = zlib.decompressobj(wbits=31)
 
@@ -219,9 +219,9 @@ class _Gzip:
         return 0 if self._proving else self._file.read_bytes
 
     async def prove(self) -> None:
-        """Unpack the file to its end before using any row: the checksum is there, and damaged data can look like rows.
+        """Unpack the file to the checksum at its end before any row is used: damaged data can look like rows.
 
-        A stream can't be read twice, so it is not checked first.
+        A stream is not checked first, as it can't be read twice.
         """
         if isinstance(self._file, _RegularFile):
             self._proving = True
@@ -292,7 +292,7 @@ async def _open(path: str) -> _File:
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
     descriptor = 0 if path == "-" else await in_daemon_thread(partial(os.open, path, flags), undo=os.close)
     mode = os.fstat(descriptor).st_mode
-    waited_for = stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(descriptor)  # not /dev/null, a disk
+    waited_for = stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(descriptor)  # /dev/null and disks are not
     file: _File = _Stream(name, descriptor) if waited_for else _RegularFile(name, descriptor)
     try:
         begun = await file.read()

@@ -1,6 +1,7 @@
-"""The identity of a list when a session began. The checkpoint stores it, to explain how a list differs later.
+"""The identity of a list: its files, their sizes and their times when a session begins.
 
-It only explains: the rows decide whether a list is the same.
+The checkpoint stores it. It is used only in messages, to explain how the list has changed since: whether a list is the
+same is decided by its rows.
 """
 
 import os
@@ -40,8 +41,8 @@ def identify(paths: Sequence[str] | None) -> str:
         paths: Its files; None if its rows come from a program.
 
     Returns:
-        `format`, the version of the rules, and for each part its name and, for a regular file, its size in bytes and
-        time of change (Unix time).
+        A JSON object: `format`, `rules` (see `RULES`) and `parts`. Each part has a `name` and, if it is a regular file,
+        `size` in bytes and `mtime` (Unix time of the last change).
     """
     if paths is None:
         return orjson.dumps({"format": "rows", "rules": RULES, "parts": []}).decode()
@@ -52,7 +53,7 @@ def _part(path: str) -> dict[str, Any]:
     name = os.fsencode(path).decode("utf-8", "replace")
     try:
         found = Path(path).stat() if path != "-" else None
-    except OSError:  # opening it says why
+    except OSError:  # the error is reported when the file is opened
         found = None
     if found is None or not S_ISREG(found.st_mode):
         return {"name": name}
@@ -63,8 +64,8 @@ def explain_change(before: str, now: str) -> str:
     """How a list's files differ from those of an earlier session, as sentences; empty if they do not.
 
     Args:
-        before: The identity that the earlier session has stored.
-        now: The identity of today's list.
+        before: The identity that the earlier session stored.
+        now: The identity of the list now.
     """
     try:
         old, new = (msgspec.json.decode(one, type=_Identity) for one in (before, now))

@@ -1,4 +1,4 @@
-"""Rows of a program, encoded as JSON lines without changing their values."""
+"""Encodes a program's rows as JSON lines, without changing their values."""
 
 import asyncio
 import json
@@ -22,7 +22,7 @@ log = logging.getLogger("bulkwf")
 CHUNK_ROWS = 500
 CHUNK_BYTES = 1_048_576
 LONGEST_DRAW_S = 0.05
-"""How long the event loop draws rows of a slow iterable at a time, in seconds. A single row may take longer."""
+"""Longest time for which rows are drawn before the event loop goes on, in seconds. A single row may take longer."""
 CLEANUP_S = 5.0
 """Maximum time of an async generator's cleanup, in seconds."""
 _REFUSE_CLASSES = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_SUBCLASS
@@ -85,14 +85,14 @@ def _refuse_keys(value: Any) -> None:
 
 
 def _flaw(error: TypeError | ValueError | RecursionError) -> Flaw:
-    """Why a row is refused that could not be encoded."""
+    """The reason for refusing a row that could not be encoded."""
     if isinstance(error, UnicodeEncodeError):
         return lone_surrogate(f"\\u{ord(error.object[error.start]):04x}", "in a text of the row")
     return Flaw("not_json", clean(f"the row can't be written as JSON: {error}"))
 
 
 class _Page:
-    """The encoded rows of the next chunk, bound by number and by bytes."""
+    """The encoded rows of the next chunk, limited in number and in bytes."""
 
     def __init__(self) -> None:
         self.rows = 0

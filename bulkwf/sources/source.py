@@ -15,12 +15,12 @@ from bulkwf.uncancelled import until_done
 __all__ = ["Chunk", "Feed", "Source"]
 
 SEEK_ROWS = 1_000
-"""How many of the rows before the first one are dropped at a time."""
+"""Maximum number of rows that are dropped at a time to reach the first row."""
 ANY_SIZE = 1 << 62
 
 
 class Chunk(NamedTuple):
-    """Some bytes of the list. A file never ends inside a line.
+    """Some bytes of the list. The last line of each file ends with a newline.
 
     Attributes:
         data: JSON lines. The last line may continue in the next chunk.
@@ -73,8 +73,8 @@ class Source:
 
     Args:
         feed: Where the bytes come from, from the beginning of the list.
-        first_row: Number of the first row. Rows before it are read, and dropped.
-        stop: `peek` gives no row from this number on; None is the end of the list.
+        first_row: Number of the first row. Rows before it are read and dropped.
+        stop: `peek` gives no row from this number on; None gives rows to the end of the list.
 
     Attributes:
         row: Number of the next row, counted from 0 over the whole list. Below *first_row* until the first read.
@@ -119,15 +119,15 @@ class Source:
         Args:
             max_rows: At most this many rows; 1 or more.
             max_bytes: At most this many bytes of lines, unless the first row alone is larger.
-            max_wait_s: Once there is a row, wait at most this many seconds for more; None waits without limit.
-            joining: The caller has rows that these would join: *max_wait_s* counts from now on.
+            max_wait_s: Longest time to wait for more rows after the first one, in seconds; None waits without limit.
+            joining: Whether the caller has rows already. Then *max_wait_s* counts from now, not from the first row.
 
         Returns:
-            The rows that `take` gives. None at the end of the list, or if *joining* and none came in time.
+            What to pass to `take`. It has 0 rows at the end of the list, or if *joining* and no row came in time.
 
         Raises:
-            InputError: The list can't be read further, and all rows before that are taken. If *joining*, the next call
-                raises it.
+            InputError: The list can't be read further, and all rows before the fault are taken. If *joining*, only the
+                next call raises it.
         """
         await self._seek()
         if self._stop is not None:
@@ -157,10 +157,10 @@ class Source:
         return self.take(found)
 
     async def skip(self, regions: Iterable[_Region]) -> tuple[_Region, bool] | None:
-        """Read past the rows of an earlier session, and compare them.
+        """Read past *regions*, the next rows as an earlier session read them, and compare them with the list.
 
         Returns:
-            The first of the *regions* that differs now, and whether the list ended inside it; None if none differs.
+            (the first region that differs, whether the list ended inside it); None if no region differs.
 
         Raises:
             InputError: The list can't be read to the last of them.
@@ -180,7 +180,7 @@ class Source:
                     return region, True
             if digest != region.digest:
                 return region, False
-        self._advance(0)  # forgets those of them that could not be read
+        self._advance(0)  # drops what `_refused` holds about the rows that were skipped
         return None
 
     async def aclose(self) -> None:
@@ -193,7 +193,7 @@ class Source:
             await self._feed.aclose()
 
     async def _skip_over_chunks(self, region: Region) -> tuple[int, int]:
-        """Read past a region; size and crc32 of the part of it that is there."""
+        """Read past a region that spans chunks; returns size and crc32 of what the list holds of it."""
         last, found, digest = self.row + region.rows, 0, 0
         while True:
             part = memoryview(self._data)[self._at : self._at + region.size - found]
@@ -210,7 +210,7 @@ class Source:
         return found, digest
 
     async def _seek(self) -> None:
-        """Drop the rows before the first one; fewer if the list ends before it."""
+        """Read and drop the rows before *first_row*; fewer if the list ends before it."""
         while self.row < self._first_row:
             found = await self._gather(min(self._first_row - self.row, SEEK_ROWS), ANY_SIZE)
             if not found.rows:
@@ -220,7 +220,7 @@ class Source:
     async def _gather(
         self, max_rows: int, max_bytes: int, max_wait_s: float | None = None, *, joining: bool = False
     ) -> Cut:
-        """The buffered rows within both bounds, after reading on as long as more rows may fit."""
+        """Read on as long as more rows may fit within both bounds; returns the cut of the buffered rows that fit."""
         found = cut(self._data, self._at, max_rows, max_bytes)
         deadline: float | None = None
         while found.bound == "data":
@@ -232,7 +232,7 @@ class Source:
         return found
 
     def _advance(self, rows: int) -> list[tuple[int, str, str]]:
-        """Advance by *rows* rows; those of them that could not be read."""
+        """Advance by *rows* rows; returns (row, code, message) of each of them that was refused."""
         self.row += rows
         refused: list[tuple[int, str, str]] = []
         while self._refused and self._refused[0][0] < self.row:
@@ -240,7 +240,7 @@ class Source:
         return refused
 
     async def _fill(self, deadline: float | None) -> bool:
-        """Add a chunk to the buffered data; False if the list has ended, or *deadline* (the loop's time) is over."""
+        """Add a chunk to the buffered data; False if the list has ended, or *deadline* (loop time) has passed."""
         if self._ended:
             return False
         if self._reading is None:

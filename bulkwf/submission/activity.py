@@ -1,6 +1,6 @@
-"""What a run waits for: its state at each instant, and the time in each state. Pure.
+"""Computes the state of a run, and adds up the time in each state. Pure.
 
-A run is in exactly one state at each instant: the first in `RunState` of all the things that it waits for.
+A run is in exactly one `RunState` at a time. If it waits for several things, the first one in `RunState` counts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from bulkwf.model import RunState
 __all__ = ["TIMELINE_S", "Activity", "StateClock", "Timeline", "quantile", "state_at"]
 
 TIMELINE_S = 10.0
-"""Least length of an interval of the timeline."""
+"""Minimum length of an interval of the timeline, in seconds."""
 QUANTILES = (0.5, 0.9, 0.99)
 
 
@@ -23,11 +23,11 @@ class Activity:
 
     Attributes:
         paused_until: When the pause ends, in monotonic seconds; in the past if there is none.
-        failing: Attempts are failing, and nothing has been settled since.
+        failing: Whether an attempt has failed since a row was last settled.
         limit: The limit that the next request waits for; None if it waits for none.
-        committing: A commit is under way.
-        reading: The next batch waits for the source.
-        on_wire: Requests are on the wire, or deliveries wait until the service shows what it has created.
+        committing: Whether a commit is under way.
+        reading: Whether the next batch waits for the source.
+        on_wire: Whether requests are on the wire, or deliveries wait before they ask the service again.
     """
 
     paused_until: float = -inf
@@ -39,7 +39,7 @@ class Activity:
 
 
 def state_at(now: float, activity: Activity) -> RunState:
-    """The state of a run that does this at *now*, in monotonic seconds."""
+    """The state at *now* (in monotonic seconds) of a run that is doing *activity*."""
     if now < activity.paused_until:
         return RunState.PAUSED
     if activity.failing:
@@ -57,7 +57,7 @@ class StateClock:
     """Adds up the time that a run is in each state.
 
     Args:
-        now: Monotonic seconds.
+        now: When the run starts, in monotonic seconds.
 
     Attributes:
         state: The present state.
@@ -71,7 +71,7 @@ class StateClock:
         self._since = now
 
     def update(self, now: float, activity: Activity) -> bool:
-        """Add the time until *now* to the present state; from now on the run does *activity*.
+        """Add the time until *now* to the present state, then change to the state of *activity*.
 
         Args:
             now: Monotonic seconds.
@@ -96,7 +96,7 @@ class StateClock:
 
 @dataclass(slots=True)
 class Timeline:
-    """Cuts a session into intervals.
+    """Counts attempts and the time in each state, interval by interval.
 
     Attributes:
         started_at: When the present interval began, in monotonic seconds.
@@ -113,9 +113,9 @@ class Timeline:
         """Count an attempt that took *elapsed_s* seconds.
 
         Args:
-            elapsed_s: From the start of its request to the answer or fault.
+            elapsed_s: Time from the start of its request to the answer or fault, in seconds.
             created: Instances that it created.
-            failed: It counts as an error.
+            failed: Whether it counts as an error.
         """
         self._attempts += 1
         self._errors += failed
@@ -127,7 +127,7 @@ class Timeline:
         return now - self.started_at >= TIMELINE_S
 
     def cut(self, now: float, seconds: Mapping[RunState, float]) -> Interval:
-        """End the present interval, and begin the next one.
+        """End the present interval and begin the next one; returns the one that ended.
 
         Args:
             now: Monotonic seconds.
@@ -150,5 +150,5 @@ class Timeline:
 
 
 def quantile(ordered: Sequence[float], share: float) -> float:
-    """The quantile of sorted values: the lowest of them that a *share* (0 to 1) of them or more do not exceed."""
+    """The nearest-rank quantile of *ordered*, whose values are in ascending order; *share* is from 0 to 1."""
     return ordered[max(0, ceil(share * len(ordered)) - 1)]

@@ -1,7 +1,7 @@
-"""The requests of one batch, and what they settle: create requests, look-ups, and settling by inference.
+"""Makes the requests of one batch: creates and looks up instances, and settles those that other answers imply.
 
-Everything that is settled is durable before a call returns, and no id is sent again once the service may have forgotten
-it.
+Every call makes what it settles durable before it returns. No id in doubt is sent again once the service may have
+forgotten it, unless the options allow that.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ from bulkwf.text import counted
 __all__ = ["ABSENCE_GAP_S", "BatchRequests", "InstanceNotes", "RunContext"]
 
 ABSENCE_GAP_S = 10.0
-"""Least time between two absences that count, in seconds: a replica that answers look-ups may lag behind."""
+"""Minimum time between two absences that both count, in seconds: a replica that answers look-ups may lag behind."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -40,13 +40,13 @@ class RunContext:
         journal: Makes results durable, and counts them.
         batcher: Decides how much one request may carry.
         target: The workflow.
-        options: Whether existing instances are confirmed, and how many rows may be rejected.
-        wall: Unix time in seconds, the later of two clocks: ids must not look younger than they are.
-        where: Names a row's place in its file.
+        options: The run's options.
+        wall: Returns the Unix time in seconds, the later of two clocks: an id must not seem younger than it is.
+        where: Given a row's number, returns its place in its file, for messages.
         judge: Judges the answers to create requests.
         unknown: Number of instances that stay pending because their look-ups were not answered.
-        unanswered: Place and id of the first of them; empty if there is none.
-        waits: Number of deliveries that wait until the service shows what it has created.
+        unanswered: Place and id of the first of these instances, for messages; empty if there is none.
+        waits: Number of deliveries that wait before they ask the service again.
         probing: Held while a refused first batch is probed.
     """
 
@@ -69,9 +69,10 @@ class InstanceNotes:
     """What this session knows of one unsettled instance. Times are in monotonic seconds.
 
     Attributes:
-        maybe_created_at: When an attempt may last have created it: one that neither settled nor refused it.
-        absences: How many look-ups have found no instance, `ABSENCE_GAP_S` apart, since an attempt was last in doubt.
-        absent_at: When the last of these look-ups was answered; minus infinity if there is none.
+        maybe_created_at: When the last attempt that may have created it ended: one that neither settled nor refused it.
+        absences: Number of look-ups that found no instance since an attempt was last in doubt. A look-up within
+            `ABSENCE_GAP_S` after one that counts does not count.
+        absent_at: When the last look-up that counts was answered; minus infinity if there is none.
     """
 
     maybe_created_at: float
@@ -88,7 +89,7 @@ class BatchRequests:
         begun_at: When the batch's ids became durable, in Unix time: none of its instances is older.
 
     Attributes:
-        unanswered: How many look-ups in a row have failed `LOOK_UP_TRIES` times each.
+        unanswered: Number of instances in a row whose look-up has failed `LOOK_UP_TRIES` times.
     """
 
     def __init__(self, run: RunContext, state: BatchState, begun_at: float) -> None:
@@ -101,7 +102,7 @@ class BatchRequests:
         self._notes: dict[int, InstanceNotes] = {}
 
     async def create(self, part: Sequence[int], *, fresh: bool = False) -> Judgement:
-        """Send *part* with retries, each over a connection of its own if *fresh*; returns the last judgement."""
+        """Send *part*, with retries; returns the last judgement. *fresh*: send each request over a new connection."""
 
         async def attempt() -> Judgement:
             nonlocal part
@@ -112,7 +113,7 @@ class BatchRequests:
         return await self._client.with_retries(attempt)
 
     async def _attempt(self, part: Sequence[int], *, fresh: bool) -> Judgement:
-        """One request for *part*."""
+        """Make one attempt to create the instances of *part*."""
         run, batch = self._run, self._state.batch
 
         def request() -> Request:
@@ -142,15 +143,15 @@ class BatchRequests:
 
     def notes(self, position: int) -> InstanceNotes:
         """What this session knows of one unsettled instance."""
-        # An attempt of an earlier session may have created it just before this one started.
+        # An attempt of an earlier session may have created it just before this session started.
         return self._notes.setdefault(position, InstanceNotes(self._started_at))
 
     def may_exist(self, position: int) -> bool:
-        """Whether an attempt may have created an instance: any that neither settled nor refused it."""
+        """Whether some attempt may have created the instance: one that neither settled nor refused it."""
         return position in self._state.in_doubt or position in self._notes
 
     async def look_up(self, position: int) -> Judgement:
-        """Look up one instance until the service says if it exists; `UNANSWERED` after `LOOK_UP_TRIES` failures."""
+        """Look up one instance until an answer says whether it exists; `UNANSWERED` after `LOOK_UP_TRIES` failures."""
         batch = self._state.batch
         failures = 0
 
@@ -175,13 +176,13 @@ class BatchRequests:
         return await self._client.with_retries(attempt)
 
     async def infer(self, judgement: Judgement) -> None:
-        """Settle instances by what other answers imply."""
+        """Settle instances whose results follow from answers about other instances, or from several answers."""
         await self._run.journal.settle(self._state, judgement)
         self._client.outage.success()
         self._refuse_rejects(judgement)
 
     def _refuse_rejects(self, judgement: Judgement) -> None:
-        """End the run once more rows are rejected than it allows."""
+        """Raise `ServiceRefused` if more rows are rejected than the options allow."""
         rejected = [result for _, result in judgement.others if result.outcome == "rejected"]
         if not rejected:
             return
@@ -195,7 +196,7 @@ class BatchRequests:
             )
 
     def _refuse_expired(self, part: Sequence[int]) -> None:
-        """Raise if the service may have forgotten the ids of *part*: a row that is sent again could run twice."""
+        """Raise `CheckpointError` if the service may have forgotten ids in doubt: a row sent again could run twice."""
         state = self._state
         if self._run.options.in_doubt == "resend" or state.in_doubt.isdisjoint(part):
             return
@@ -210,7 +211,7 @@ class BatchRequests:
             )
 
     async def look_up_late(self, position: int) -> Judgement:
-        """Look up an instance late enough to see what any earlier attempt has created."""
+        """Look up an instance at least `ABSENCE_GAP_S` after the last attempt that may have created it."""
         seen_from = self.notes(position).maybe_created_at + ABSENCE_GAP_S
         await self.wait(max(0.0, seen_from - self._client.clock()))
         return await self.look_up(position)
@@ -220,7 +221,7 @@ class BatchRequests:
         await self.infer(rejection(self._state.batch, position, judgement.code, judgement.message))
 
     def leave_unknown(self, part: Sequence[int]) -> None:
-        """Leave *part* pending for the next run: no look-up shows whether the instances exist."""
+        """Leave *part* pending for the next session: no look-up shows whether the instances exist."""
         run = self._run
         run.unanswered = run.unanswered or self.name(part[0])
         run.unknown += len(part)
@@ -232,11 +233,11 @@ class BatchRequests:
         return f"{self._run.where(batch.first_row + batch.offsets[position])} (id {batch.ids[position]})"
 
     async def back_off(self, times: int) -> None:
-        """Wait as before the retry that follows *times* failures."""
+        """Wait for the backoff that follows *times* failures in a row."""
         await self.wait(backoff_s(self._client.policy, times, self._client.random()))
 
     async def wait(self, seconds: float) -> None:
-        """Wait until the service shows what it has created: the run waits for the service meanwhile."""
+        """Wait before the service is asked again. Meanwhile the run counts as waiting for the service."""
         run = self._run
         run.waits += 1
         run.journal.update()

@@ -1,7 +1,7 @@
-"""The client of the Workflows API: one attempt in one straight function, and retries.
+"""The client of the Workflows API: makes attempts, and repeats them.
 
 `ServiceClient.attempt` makes one request of any kind: slot → send → judge → feedback to the limiter → journal → comply.
-`with_retries` repeats an attempt while its verdict asks for that: `verdicts` and `retries` decide, tenacity loops.
+`with_retries` repeats an attempt as long as its verdict requires it: `verdicts` and `retries` decide, tenacity loops.
 
 A single unexpected answer does not end the run. Once the service has settled something in this session, a refusal of
 the whole run pauses all sending. Then single probes over fresh connections show whether the service still refuses it.
@@ -35,12 +35,12 @@ class AttemptJournal(Protocol):
 
         Args:
             attempt: The request and its judgement.
-            state: The batch that it was for; what the attempt settled is added to it. None if it was for no batch.
+            state: State of the batch that the request was for; what the attempt settled is added to it. None: no batch.
         """
         ...
 
     async def pause(self, seconds: float) -> None:
-        """Make a pause durable that no answer ordered; *seconds* from now."""
+        """Make durable a pause that no answer ordered. It lasts *seconds* from now on."""
         ...
 
 
@@ -50,8 +50,8 @@ class OutageTracker:
 
     Attributes:
         failing_since: When the present outage began, in monotonic seconds; None if there is none.
-        proven: The service has settled something in this session.
-        probes: Number of pauses in a row for refusals of the whole run; a probe follows each pause.
+        proven: Whether the service has settled something in this session.
+        probes: Number of pauses in a row, each caused by a refusal of the whole run and followed by a probe.
         probe_at: When the last of these pauses ends, in monotonic seconds.
     """
 
@@ -61,22 +61,22 @@ class OutageTracker:
     probe_at: float = 0.0
 
     def success(self) -> None:
-        """Something has been settled."""
+        """Note that something has been settled."""
         self.proven = True
         self.failing_since = None
 
     def accepted(self, *, settles: bool) -> None:
-        """The service has accepted a request of this run; *settles*: it has settled something."""
+        """Note that the service has accepted a request of this run. *settles*: whether its answer settles something."""
         self.proven = self.proven or settles
         self.probes = 0
 
     def run_refused(self, now: float, sent_at: float, tries: int) -> float | None:
-        """The service has refused the run as a whole.
+        """Note that the service has refused the run as a whole, and plan the next probe.
 
         Args:
             now: Monotonic seconds.
             sent_at: When the refused request was sent, in monotonic seconds.
-            tries: How many times in a row this request was refused before, also if others are accepted meanwhile.
+            tries: How many times in a row this request was refused before. Others may have been accepted in between.
 
         Returns:
             Seconds to pause before the next probe; None if enough probes have been refused.
@@ -137,7 +137,7 @@ class ServiceClient:
             request: Builds the request, once the slot is held.
             judge: Says what the answer means.
             instances: Number of instances in the request, which count against the limits.
-            state: The batch that it is for; None if it is for no batch.
+            state: State of the batch that the request is for; None if it is for no batch.
 
         Returns:
             The judgement. Its verdict is `RENEWED` instead of `UNAUTHORIZED` if there is another credential.
@@ -170,7 +170,7 @@ class ServiceClient:
         return await self._comply(finished)
 
     async def with_retries(self, attempt: Callable[[], Awaitable[Judgement]]) -> Judgement:
-        """Repeat an attempt until its verdict asks for something else than another attempt; returns its judgement.
+        """Make attempts until a verdict does not require another one; returns the last judgement.
 
         Args:
             attempt: Makes one attempt.
@@ -194,10 +194,10 @@ class ServiceClient:
         return found
 
     async def pause(self, judgement: Judgement) -> None:
-        """Pause all sending because the service creates nothing, though no answer orders a pause.
+        """Pause all sending because the service creates nothing. No answer has ordered this pause.
 
         Args:
-            judgement: What shows that it creates nothing.
+            judgement: The judgement that shows that the service creates nothing.
 
         Raises:
             TemporaryStop: The outage is longer than the policy allows.
@@ -207,11 +207,11 @@ class ServiceClient:
         self.refuse_outage(seconds, judgement)
 
     async def probe(self, refusal: Probe, judgement: Judgement, tries: int) -> None:
-        """Pause all sending; after that the limiter lets one request go first, over a fresh connection.
+        """Pause all sending. After the pause, the limiter first admits a single request, over a fresh connection.
 
         Args:
             refusal: Holds the error that ends the run once enough probes are refused.
-            judgement: What the refused attempt means.
+            judgement: The judgement of the refused attempt.
             tries: How many times in a row the same request was refused before.
 
         Raises:
@@ -225,7 +225,7 @@ class ServiceClient:
         await self.journal.pause(self.limiter.hold(seconds))
 
     def refuse_outage(self, wait_s: float, judgement: Judgement) -> None:
-        """Raise `TemporaryStop` if the outage is longer than the policy allows after another *wait_s* seconds."""
+        """Raise `TemporaryStop` if a wait of *wait_s* seconds makes the outage longer than the policy allows."""
         longest_s = self.policy.max_outage_s
         failing_s = self.outage.failing_s(self.clock())
         if failing_s + wait_s > longest_s:
@@ -236,7 +236,7 @@ class ServiceClient:
             )
 
     def _learn(self, judgement: Judgement, reply: Reply | Fault) -> float | None:
-        """Update limiter, outage tracker and transport with an answer; returns the pause that it orders."""
+        """Update limiter, outage tracker and transport from an answer; returns the pause that it orders, in seconds."""
         handling = HANDLING[judgement.verdict]
         pause_s = self.limiter.feedback(judgement, reply)
         if handling.accepted:
@@ -249,7 +249,7 @@ class ServiceClient:
         return pause_s
 
     async def _comply(self, attempt: AttemptFinished) -> Judgement:
-        """Do what the answer asks for, once the attempt is durable."""
+        """After an attempt is durable, check how long the outage lasts, and renew a credential that was refused."""
         judgement, reply = attempt.judgement, attempt.reply
         if judgement.settles:
             self.outage.success()
@@ -259,7 +259,7 @@ class ServiceClient:
             return judgement
         if not await self.transport.refresh_credential(reply.credential):
             return judgement
-        self.refuse_outage(0.0, judgement)  # else a source of always new tokens, all refused, would never end the run
+        self.refuse_outage(0.0, judgement)  # else the run would never end if each new token is refused
         return replace(judgement, verdict=Verdict.RENEWED)
 
 
@@ -272,7 +272,7 @@ def open_client(
     *,
     sleep: Callable[[float], Awaitable[None]] | None = None,
 ) -> ServiceClient:
-    """The client of one session, which has met no outage yet.
+    """Make the client of a new session.
 
     Args:
         transport: Sends requests.
@@ -280,7 +280,7 @@ def open_client(
         journal: Makes each attempt durable.
         policy: Bounds of backoffs and outages.
         clock: Time and random numbers.
-        sleep: See `ServiceClient`. None takes the clock's: nothing drains the session.
+        sleep: See `ServiceClient`. None takes the clock's, for a session that is never drained.
     """
     return ServiceClient(
         transport=transport,
@@ -307,7 +307,7 @@ class _Attempts:
         self.wait_s = 0.0
 
     async def next(self) -> Judgement:
-        """The judgement of the first attempt, which has been made; each later call makes another attempt."""
+        """The first call returns the judgement of the attempt already made; each later call makes another attempt."""
         judgement, self._made = self._made or await self._attempt(), None
         self.wait_s = 0.0
         if HANDLING[judgement.verdict].action is Action.BACK_OFF:

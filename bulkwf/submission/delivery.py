@@ -27,14 +27,14 @@ from bulkwf.submission.batch_requests import ABSENCE_GAP_S, BatchRequests, RunCo
 __all__ = ["BatchDelivery", "RunContext"]
 
 LOOK_UP_AT_MOST = 2
-"""Up to this many omitted ids are looked up one by one. More of them are sent once more; if they are omitted again, one
-is drawn at random and looked up, and its answer applies to all."""
+"""Maximum number of omitted ids that are looked up one by one. If an answer omits more, they are sent once more. If all
+are omitted again, one of them, chosen at random, is looked up, and its answer applies to all."""
 ABSENCES = 3
-"""Number of absences after which a row is rejected: look-ups that found no instance while others were created."""
+"""Number of absences after which a row is rejected. An absence is a look-up that finds no such instance."""
 UNANSWERED_ROUNDS = 3
 """Number of unanswered look-ups in a row after which the omitted rows of a batch stay pending."""
 PROBE_FROM = 10
-"""Least number of rows of a refused first batch that is probed before it is split."""
+"""Minimum number of rows that a refused first batch must have to be probed before it is split."""
 
 
 class BatchDelivery:
@@ -52,7 +52,8 @@ class BatchDelivery:
         self._state = state
         self._requests = BatchRequests(run, state, begun_at)
         self._created_before = run.journal.progress.counts.created
-        """Instances that the run had created when the delivery began, or when ids were last found omitted."""
+        """Number of instances that the run had created when an answer last omitted ids; before that, when the delivery
+        began."""
 
     async def deliver(self) -> None:
         """Send what is pending until everything is settled, except instances whose look-ups are not answered.
@@ -61,7 +62,7 @@ class BatchDelivery:
             ServiceRefused: The service refuses the run as a whole.
             TemporaryStop: The service has been failing for too long.
             CheckpointError: The service may have forgotten the ids of rows that may have been sent.
-            Draining: The run stops.
+            Draining: The run is draining.
         """
         batcher, pending = self._run.batcher, sorted(self._state.pending)
         while pending:
@@ -74,7 +75,7 @@ class BatchDelivery:
                 await self._find_bad_rows(part, refusal)
 
     async def _settle(self, part: Sequence[int], *, fresh: bool = False) -> Judgement | None:
-        """Send *part* until all of it is settled, or until the service refuses what is left of it: then says why."""
+        """Send *part* until nothing of it is left to send; returns the refusal if the service refuses what is left."""
         state = self._state
         omitted: frozenset[int] = frozenset()
         attempts = 0
@@ -83,7 +84,7 @@ class BatchDelivery:
             part = judgement.unsettled
             action = HANDLING[judgement.verdict].action
             if action is Action.CONFIRM:
-                # An attempt in doubt between two omissions may have created some of what the first one omitted.
+                # An attempt in doubt between two omissions may have created instances that the first one omitted.
                 in_a_row = state.attempts == attempts + 1
                 part = await self._confirm(part, again=in_a_row and omitted.issuperset(part))
                 omitted, attempts = frozenset(part), state.attempts
@@ -106,7 +107,7 @@ class BatchDelivery:
             await self._try(search, search.next_part())
 
     async def _try(self, search: Search, part: Sequence[int]) -> None:
-        """Settle *part*, and let *search* know whether it is refused."""
+        """Try to settle *part*, and report the answer to *search*."""
         refusal = await self._settle(part)
         if refusal is not None:
             await self._take_refusal(search, part, refusal)
@@ -120,7 +121,7 @@ class BatchDelivery:
         return result is not None and result.outcome == "existed"
 
     async def _take_refusal(self, search: Search, part: Sequence[int], refusal: Judgement) -> None:
-        """Let *search* know what of *part* is refused; a row that was alone is sent once more."""
+        """Report to *search* which rows of *part* are refused. A row that was refused alone is sent once more."""
         batch, refused = self._state.batch, refusal.unsettled
         if len(refused) < len(part):  # earlier answers have settled the others
             search.created([position for position in part if position not in refused])
@@ -137,10 +138,13 @@ class BatchDelivery:
             search.refused(refused, named_row(refusal.message, refused, batch.ids))
 
     async def _reject_if_again(self, position: int) -> bool:
-        """Reject a row that was refused alone if it is refused once more, over a new connection; whether it was.
+        """Send a row that was refused alone once more, over a new connection. Reject it if it is refused again.
 
         A refusal names no id: a late copy of another row's refusal, read from an idle connection, looks the same.
         A row that an earlier attempt may have created is looked up first: an instance that exists is not rejected.
+
+        Returns:
+            Whether the row was refused again.
         """
         refusal = await self._settle((position,), fresh=True)
         if refusal is None:  # the first refusal may have been such a copy
@@ -156,7 +160,7 @@ class BatchDelivery:
         return True
 
     async def _probe(self, search: Search, refusal: Judgement) -> None:
-        """Send three single rows of a refused first batch: if all are refused alike, the rows are not the cause."""
+        """Send three rows of a refused first batch alone. If all are rejected with the same code, end the run."""
         run, part = self._run, refusal.unsettled
         async with run.probing:  # one batch at a time, or each open batch would have rows rejected
             if len(part) < PROBE_FROM or run.journal.progress.counts.created or run.options.max_rejects is not None:
@@ -174,7 +178,7 @@ class BatchDelivery:
     # --- ids that an answer omitted -------------------------------------------------------------------------------
 
     async def _confirm(self, omitted: Sequence[int], *, again: bool) -> Sequence[int]:
-        """Look up ids that an answer omitted; returns those to send again. *again*: omitted twice in a row."""
+        """Look up ids that an answer omitted; returns those to send again. *again*: this is the second omission."""
         state = self._state
         if not self._run.options.confirm_existing:
             await self._requests.infer(existence(state.batch, omitted))
@@ -192,7 +196,7 @@ class BatchDelivery:
         return [position for position in omitted if position in state.pending]
 
     async def _is_absent(self, position: int, *, idle: bool) -> bool:
-        """Look up one omitted instance; True if it must be sent again. *idle*: nothing was created since."""
+        """Look up an omitted instance; True if it must be sent again. *idle*: see `_reject_if_absent`."""
         judgement = await self._requests.look_up(position)
         if judgement.verdict is Verdict.UNANSWERED:
             return True
@@ -206,6 +210,11 @@ class BatchDelivery:
 
     async def _reject_if_absent(self, position: int, judgement: Judgement, *, idle: bool) -> bool:
         """Count an absence, and reject the row after `ABSENCES` of them; else wait before the row is sent again.
+
+        Args:
+            position: The row.
+            judgement: The judgement of the look-up that found no instance.
+            idle: Whether the run has created no instance since an answer last omitted ids.
 
         Returns:
             Whether the row is settled.
@@ -226,7 +235,7 @@ class BatchDelivery:
         return False
 
     def _omission(self, position: int) -> str:
-        """Why the run creates nothing while the id at *position* stays omitted."""
+        """The reason of a pause: the service creates nothing, and keeps omitting the id at *position*."""
         advice = ""
         if not self._run.options.reject_omitted and len(self._state.pending) <= LOOK_UP_AT_MOST:
             advice = "; if the row is one of the last two of the list and stays omitted, --reject-omitted gives it up"
@@ -236,7 +245,10 @@ class BatchDelivery:
         )
 
     def _is_last(self) -> bool:
-        """Whether no other row is left whose creation could show that the service creates instances."""
+        """Whether the batch holds the last one or two pending rows of a run that has created instances.
+
+        Then no other row can show that the service still creates instances.
+        """
         counts, pending = self._run.journal.progress.counts, len(self._state.pending)
         return bool(counts.created) and pending <= LOOK_UP_AT_MOST and counts.pending <= pending
 

@@ -2,12 +2,12 @@
 
 Rules:
 
-1. Batches begin in the order of the rows. A batch begins only when it can be sent soon: at most `AHEAD` batches more
-   than the limits admit by the time that it is durable. So a kill leaves few batches in doubt, and commits cost little
-   of the rate.
-2. At most two batches for each place are open, those in backoff and those waiting for a commit included. So a slow
-   service or a slow disk stops the reading of the list, and memory stays flat.
-3. The first reason to stop ends the run. Waits for slots and backoffs end at once, answers in flight are read until the
+1. Batches begin in the order of the rows. A batch begins only when it can be sent soon: the batches that wait for a
+   commit or a slot are at most `AHEAD` more than the limits will admit by the time that the new batch is durable. So a
+   kill leaves few batches in doubt, and waiting for commits reduces the rate little.
+2. At most two batches for each concurrent request are open, including batches in backoff and batches that wait for a
+   commit. So a slow service or a slow disk stops the reading of the list, and memory does not grow.
+3. The first reason to stop ends the run. Waits for slots and backoffs end at once. Answers in flight are read until the
    deadline, and what they settle is kept.
 """
 
@@ -39,10 +39,11 @@ from bulkwf.submission.progress import Progress
 __all__ = ["Engine"]
 
 AHEAD = 2
-"""Number of batches that may begin beyond those that the limits will admit by the time that a new one is durable."""
+"""How many more batches may wait for a commit or a slot than the limits admit by the time that a new one is durable."""
 
 _Work = tuple[BatchState, float, Awaitable[None] | None]
-"""A batch to deliver, when it began (Unix time), and what ends once its ids are durable (None: they are already)."""
+"""(state of a batch to deliver, when the batch began in Unix time, commit of its ids to wait for). The commit is None
+if the ids are durable already."""
 
 
 class Engine:
@@ -51,7 +52,7 @@ class Engine:
     Args:
         target: The workflow.
         source: The list, at its beginning.
-        checkpoint: What earlier sessions left, and where results go.
+        checkpoint: Holds what earlier sessions stored, and stores the results of this one.
         transport: Sends requests to the target.
         limiter: The target's limits.
         scheme: How rows get ids.
@@ -65,8 +66,8 @@ class Engine:
     Attributes:
         progress: Counts what is durable.
         summary: What has become of the rows; None until the run has ended.
-        error: What ended the run; None if nothing but a drain or a cancellation did.
-        drained: Nothing more is to be sent.
+        error: The error that ended the run; None if it was finished, drained or cancelled.
+        drained: Whether the run is draining: it sends nothing more.
     """
 
     def __init__(
@@ -123,12 +124,12 @@ class Engine:
         self._not_durable = 0
         """Number of open batches whose ids are not durable yet."""
         self._commit_s = 0.0
-        """How long a new batch takes to become durable, in seconds: the longest recent time."""
+        """The longest time that a recent batch has taken to become durable, in seconds."""
         self._reading = False
-        """The next batch waits for the source."""
+        """Whether the next batch waits for the source."""
         self._rate_factor = limiter.rate_factor
         self._room = asyncio.Event()
-        """Set when one more batch may have room."""
+        """Set when there may be room for one more batch."""
         self._run_scope = anyio.CancelScope()
         self._feed_scope = anyio.CancelScope()
         self._sleep_scopes: dict[anyio.CancelScope, None] = {}  # in the order in which they began
@@ -136,7 +137,7 @@ class Engine:
 
     @property
     def last_error(self) -> str:
-        """Why the last attempt failed; empty if none has, or if something has been settled since."""
+        """Why the last attempt failed; empty if no attempt has failed since rows were last settled."""
         return self._journal.last_error
 
     @property
@@ -149,8 +150,8 @@ class Engine:
     async def run(self) -> None:
         """Run until every row is settled or the run is stopped.
 
-        Afterwards `summary` says what has become of the rows, and `error` holds what ended the run; also if the caller
-        was cancelled.
+        Afterwards `summary` says what has become of the rows, and `error` holds the error that ended the run; also if
+        the caller was cancelled.
         """
         self._observe(RunStarted(workflow=self._target.workflow, counts=self.progress.counts))
         self._journal.update()
@@ -199,7 +200,7 @@ class Engine:
         self._run_scope.cancel()
 
     async def _feed(self, workers: anyio.abc.TaskGroup) -> bool:
-        """Begin every batch of the list, after those that earlier sessions began; True at the end of the list."""
+        """Resume the batches of earlier sessions, then begin the batches that follow; True at the end of the list."""
         try:
             await self._resume(workers)
             while (batch := await self._read_batch()) is not None:
@@ -295,7 +296,7 @@ class Engine:
             raise Draining
 
     async def _close(self, *, complete: bool) -> None:
-        """Make durable what only waits for another write, and whether the run is finished; then end the session."""
+        """Write what the checkpoint still buffers, and whether the run is finished; then end the session."""
         try:
             await self._journal.close(complete=complete)
         except BulkwfError as error:
@@ -354,7 +355,7 @@ class Engine:
     # --- resuming -------------------------------------------------------------------------------------------------
 
     async def _resume(self, workers: anyio.abc.TaskGroup) -> None:
-        """Read again the rows of all batches that earlier sessions began: compare them, and resume batches in doubt."""
+        """Read the rows of earlier sessions, check that they have not changed, and resume unsettled batches."""
         for settled, batches in groupby(self._checkpoint.begun(), lambda begun: begun.settled and begun.whole):
             if settled:
                 if (differing := await self._source.skip(batches)) is not None:
@@ -365,7 +366,7 @@ class Engine:
                     await self._resume_batch(workers, begun)
 
     async def _resume_batch(self, workers: anyio.abc.TaskGroup, begun: Begun) -> None:
-        """Compare one batch with its rows, and deliver what is left of it."""
+        """Check that the rows of one batch have not changed, and deliver what is left of it."""
         piece = await self._source.take_rows(begun.rows)
         if piece.rows < begun.rows:
             raise self._differs(begun, ended=True)
@@ -381,7 +382,7 @@ class Engine:
             self._enqueue(workers, (state, begun.begun_at, None))
 
     def _differs(self, begun: Begun, *, ended: bool) -> InputError:
-        """The error of a list that differs from the batch *begun*; *ended*: it ends inside the batch."""
+        """The error for a list whose rows differ from the batch *begun*. *ended*: the list ends inside the batch."""
         end = begun.first_row + begun.rows
         if ended:
             fault = f"the list ends before row {end}, and the run has begun rows up to there."

@@ -35,7 +35,7 @@ class Journal:
 
     Attributes:
         progress: The counts of what is durable.
-        last_error: Why the last attempt failed; empty if none has, or if something has been settled since.
+        last_error: Why the last attempt failed; empty if no attempt has failed since rows were last settled.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Journal:
         self._commits = 0
 
     async def begun(self, batch: Batch, durable: Awaitable[None]) -> None:
-        """Count a new batch once it is *durable*."""
+        """Wait until a new batch is *durable*, then count and announce it."""
         await self._committed(durable)
         self.progress.begun(len(batch.ids), len(batch.refused))
         if batch.refused and self._emit is not None:
@@ -95,7 +95,7 @@ class Journal:
             await self._announce(state, judgement)
 
     async def settle(self, state: BatchState, judgement: Judgement) -> None:
-        """Make results durable that follow from several attempts, not from one alone."""
+        """Make results durable that do not follow from one attempt alone, then count and announce them."""
         state.add(judgement)
         await self._committed(self._checkpoint.settle(state, self._clock.wall()))
         await self._announce(state, judgement)
@@ -106,10 +106,10 @@ class Journal:
         self._observe(Paused(seconds=seconds))
 
     def close(self, *, complete: bool) -> Awaitable[None]:
-        """Write what only waits for another write, and whether the run is finished.
+        """Write what the checkpoint still buffers and, if *complete*, that the run is finished.
 
         Returns:
-            What ends once all that is durable. It is written also if nothing awaits it.
+            An awaitable that ends once all of it is durable. It is written even if nothing awaits this.
         """
         self.update(ends=True)
         return self._checkpoint.finish(self._clock.wall()) if complete else self._checkpoint.flush()
@@ -118,7 +118,7 @@ class Journal:
         """Update the run's state and timeline. To be called whenever what the run is doing may have changed.
 
         Args:
-            ends: The session ends here.
+            ends: Whether the session ends now.
         """
         now = self._clock.now()
         changed = self._states.update(now, self._activity(self._commits > 0))

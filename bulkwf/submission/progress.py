@@ -43,7 +43,7 @@ class Progress:
         """Count the results of a judgement.
 
         Args:
-            judgement: What it settled.
+            judgement: Holds the results, which are durable.
             in_doubt: Number of its `existed` instances that an attempt in doubt may have created.
             now: Monotonic seconds.
         """
@@ -76,7 +76,7 @@ class Progress:
         return max(0, self.counts.settled - base) / max(now - began, 1e-9)
 
     def left_s(self, now: float) -> float | None:
-        """Seconds to the end of the list at the present rate; None while that is unknown."""
+        """Seconds until the whole list is settled at the present rate; None while that is unknown."""
         rate, done, share = self.rate(now), self.counts.settled, self.read_share
         if not share or not rate:
             return None
@@ -95,8 +95,8 @@ class Progress:
 
         Args:
             now: Monotonic seconds.
-            complete: The list was read to its end, and every row is settled.
-            fail_on_existed: A row whose instance existed before the run counts as failed.
+            complete: Whether the list was read to its end and every row is settled.
+            fail_on_existed: Whether a row whose instance existed before the run counts as failed.
             error: What ended the run; None if no error did.
             signal: Number of the signal that ended it; None if none did.
         """

@@ -1,6 +1,6 @@
-"""What follows a judgement: wait, probe, or stop the run. Pure: chance is the argument `draw`.
+"""Decides what follows a judgement: wait, probe, or stop the run. Pure: the random number is an argument.
 
-No row is rejected because the service fails. The error that stops a run says what its owner can do.
+No row is rejected because the service fails. The error that stops a run says what the owner of the run can do.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from bulkwf.service.verdicts import HANDLING
 __all__ = ["LOOK_UP_TRIES", "PROBE_AFTER_S", "LookUpTries", "Probe", "Stop", "Wait", "plan", "reject_limit"]
 
 LOOK_UP_TRIES = 3
-"""Number of failed look-ups of one instance in a row after which the row is sent again."""
+"""After this many failed look-ups in a row of one instance, its row is sent again."""
 
 PROBE_AFTER_S = (2.0, 8.0, 20.0)
 """Pauses before the probes that follow a refusal of the run, in seconds: three probes over 30 s. A single refusal costs
@@ -23,14 +23,14 @@ PROBE_AFTER_S = (2.0, 8.0, 20.0)
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Send what is unsettled again after a wait."""
+    """Wait for this many seconds, then send the unsettled instances again."""
 
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """Pause all sending, and let one request try again. If all probes are refused too, the run ends with this error."""
+    """Pause all sending, then send one request alone. If all probes are refused too, the run ends with this error."""
 
     error: BulkwfError
 
@@ -43,14 +43,14 @@ class Stop:
 
 
 def plan(policy: RetryPolicy, judgement: Judgement, streak: int, draw: float, *, proven: bool) -> Wait | Probe | Stop:
-    """What follows a judgement whose verdict is handled by `Action.BACK_OFF`.
+    """Decide what follows a judgement whose verdict requires `Action.BACK_OFF`.
 
     Args:
         policy: Bounds of the wait.
-        judgement: Of the last attempt.
+        judgement: The judgement of the last attempt.
         streak: How many attempts in a row had this verdict; 1 or more.
         draw: A random number from 0 to 1.
-        proven: The service has settled something in this session.
+        proven: Whether the service has settled something in this session.
     """
     handling = HANDLING[judgement.verdict]
     if streak <= (handling.proven_retries if proven else handling.retries):
@@ -67,11 +67,11 @@ class LookUpTries:
         self._failed = 0
 
     def failed(self) -> bool:
-        """Count one more; True each time `LOOK_UP_TRIES` have failed in a row."""
+        """Count one more failed try; True at every `LOOK_UP_TRIES`-th one."""
         self._failed += 1
         return self._failed % LOOK_UP_TRIES == 0
 
 
 def reject_limit(max_rejects: int | None, rows: int) -> int:
-    """How many of *rows* may be rejected before the run stops: the user's number, else 100 and 1 % of the rows."""
+    """How many of *rows* may be rejected: the user's number if given, else the larger of 100 and 1 % of the rows."""
     return max_rejects if max_rejects is not None else max(100, rows // 100)
