@@ -156,7 +156,7 @@ _T = TypeVar("_T")
 def _decode(decoder: msgspec.json.Decoder[_T], body: bytes) -> _T:
     """*body* as *decoder* reads it; raises `ValueError` if it can't, or if *body* is nested too deep."""
     if _is_deeper(body, MAX_ANSWER_NESTING):
-        raise ValueError(f"an answer with more than {MAX_ANSWER_NESTING} levels")
+        raise ValueError(f"JSON nested more than {MAX_ANSWER_NESTING} levels deep")
     return decoder.decode(body)
 
 
