@@ -24,7 +24,7 @@ ALLOWED = {
     "bad": {"invalid"},
     "poison": {"rejected"},
     "taken": {"existed"},
-    "twin": {"created", "existed", "invalid"},  # requests overtake each other: the later row may come first
+    "twin": {"created", "existed", "rejected", "invalid"},  # requests overtake each other: the later row may be first
 }
 """Possible outcomes of each kind of row. A valid row is rejected only where the service keeps omitting it."""
 TOLERANCE_S = 1e-6
