@@ -18,9 +18,10 @@ from bulkwf.checkpoint import Executor, Past
 from bulkwf.clock import Clock
 from bulkwf.errors import ConfigError, TemporaryStop
 from bulkwf.limits.budget import Budget
-from bulkwf.limits.limiter import BLIND_MARGIN_S, LOOPBACK_MARGIN_S, NETWORK_MARGIN_S, WindowLimiter
+from bulkwf.limits.limiter import WindowLimiter
 from bulkwf.limits.pools import Pools
 from bulkwf.limits.quota import Said
+from bulkwf.limits.window import BLIND_MARGIN_S, LOOPBACK_MARGIN_S, NETWORK_MARGIN_S
 from bulkwf.options import Options, Target
 from bulkwf.text import seconds
 from bulkwf.threads import starting_threads

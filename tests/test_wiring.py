@@ -12,8 +12,9 @@ from bulkwf import parts as wiring
 from bulkwf.checkpoint import Past
 from bulkwf.clock import UNKNOWN_BOOT
 from bulkwf.errors import TemporaryStop
-from bulkwf.limits.limiter import BLIND_MARGIN_S, LOOPBACK_MARGIN_S, NETWORK_MARGIN_S, WindowLimiter
+from bulkwf.limits.limiter import WindowLimiter
 from bulkwf.limits.quota import Said
+from bulkwf.limits.window import BLIND_MARGIN_S, LOOPBACK_MARGIN_S, NETWORK_MARGIN_S
 from bulkwf.options import Options, RateLimits, Target
 from bulkwf.parts import open_limiter, restore, system_clock
 

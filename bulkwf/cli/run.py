@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from bulkwf.cli.display import ShownRun, show_progress
-from bulkwf.cli.endings import say_end
 from bulkwf.cli.messages import say
+from bulkwf.cli.resume import say_end
 from bulkwf.cli.signals import Signals
 from bulkwf.cli.summaries import summary_lines
 from bulkwf.errors import BulkwfError, ConfigError

@@ -6,9 +6,9 @@ from collections.abc import Callable, Coroutine
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
-from bulkwf.cli.endings import resume_command
 from bulkwf.cli.messages import say
 from bulkwf.cli.process import caught_signals
+from bulkwf.cli.resume import resume_command
 
 __all__ = ["Signals", "until_signalled"]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import anyio
 
 from bulkwf.cli.display import ShownVerification, show_progress
-from bulkwf.cli.endings import say_end
 from bulkwf.cli.messages import say
+from bulkwf.cli.resume import say_end
 from bulkwf.cli.signals import Signals
 from bulkwf.cli.summaries import verified_lines, when
 from bulkwf.errors import BulkwfError

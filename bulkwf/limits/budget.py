@@ -14,8 +14,8 @@ Rules:
 from collections.abc import Sequence
 from math import inf
 
-from bulkwf.limits.pause import pause_s
-from bulkwf.limits.pools import Bound, Lease, Pause, Pool, Pools, TokenPool, Wait, Waiter
+from bulkwf.limits.pause import Pause, pause_s
+from bulkwf.limits.pools import Bound, Lease, Pool, Pools, TokenPool, Wait, Waiter
 from bulkwf.limits.quota import Said
 from bulkwf.limits.turns import Turns
 from bulkwf.limits.window import RECOVERY_S, Window

@@ -27,17 +27,13 @@ from bulkwf.errors import Draining
 from bulkwf.limits.budget import Budget
 from bulkwf.limits.pools import Bound, Lease, Pools, Wait, Waiter
 from bulkwf.limits.quota import Said
+from bulkwf.limits.window import NETWORK_MARGIN_S
 from bulkwf.model import RunState
 from bulkwf.options import RateLimits
 from bulkwf.service.verdicts import HANDLING
 
 __all__ = ["WindowLimiter"]
 
-LOOPBACK_MARGIN_S = 0.007
-NETWORK_MARGIN_S = 0.020
-BLIND_MARGIN_S = 0.100
-"""Margin where the kernel does not report what is still in the socket. At 10 Mbit/s, 128 KB leave in this time, the
-first size of a socket's buffer on macOS."""
 STATES = {
     Bound.PAUSE: RunState.PAUSED,
     Bound.PROBE: RunState.PLACES,  # one request at a time

@@ -1,6 +1,8 @@
-"""How long all sending pauses after a 429. Pure."""
+"""A pause of all sending, the probe after it, and its length. Pure."""
 
-__all__ = ["pause_s"]
+from math import inf
+
+__all__ = ["Pause", "pause_s"]
 
 
 def pause_s(pauses: int, ordered_s: float | None) -> float:
@@ -14,3 +16,23 @@ def pause_s(pauses: int, ordered_s: float | None) -> float:
     if ordered_s is not None:
         return max(ordered_s, doubled)  # repeated `Retry-After: 0` does not allow a request at once
     return min(300.0, 10.0 * doubled)
+
+
+class Pause:
+    """A time in which nothing may be sent, and the probe after it.
+
+    Attributes:
+        until: When it ends; in the past if there is none.
+        in_a_row: Pauses in a row without anything being settled.
+        probing: After it, one request goes alone, and none has been accepted yet.
+    """
+
+    def __init__(self) -> None:
+        self.until = -inf
+        self.in_a_row = 0
+        self.probing = False
+
+    def hold(self, until: float) -> None:
+        """Pause until then. A pause is never shortened."""
+        self.until = max(self.until, until)
+        self.probing = True

@@ -8,11 +8,12 @@ from threading import RLock
 from typing import NamedTuple, Protocol
 from weakref import WeakSet
 
+from bulkwf.limits.pause import Pause
 from bulkwf.limits.quota import QuotaPacer
 from bulkwf.limits.window import RECOVERY_S, Window
 from bulkwf.options import INSTANCE_PERIOD_S, REQUEST_PERIOD_S, RateLimits
 
-__all__ = ["Bound", "Lease", "Pause", "Pool", "Pools", "TokenPool", "User", "Wait", "Waiter"]
+__all__ = ["Bound", "Lease", "Pool", "Pools", "TokenPool", "User", "Wait", "Waiter"]
 
 ACCOUNT_INSTANCES_PER_S = 300
 """The service's limit for an account, unless the rate of a run is higher: then its account has a higher limit."""
@@ -117,26 +118,6 @@ class Lease:
     windows: Sequence[tuple[Window, int]]
     token: "TokenPool"
     counted: bool = False
-
-
-class Pause:
-    """A time in which nothing may be sent, and the probe after it.
-
-    Attributes:
-        until: When it ends; in the past if there is none.
-        in_a_row: Pauses in a row without anything being settled.
-        probing: After it, one request goes alone, and none has been accepted yet.
-    """
-
-    def __init__(self) -> None:
-        self.until = -inf
-        self.in_a_row = 0
-        self.probing = False
-
-    def hold(self, until: float) -> None:
-        """Pause until then. A pause is never shortened."""
-        self.until = max(self.until, until)
-        self.probing = True
 
 
 class Pool:

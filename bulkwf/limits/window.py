@@ -5,7 +5,21 @@ from collections.abc import Sequence
 from itertools import takewhile
 from math import floor, inf
 
-__all__ = ["LOWEST_RATE_FACTOR", "RECOVERY_S", "SLACK_S", "Window"]
+__all__ = [
+    "BLIND_MARGIN_S",
+    "LOOPBACK_MARGIN_S",
+    "LOWEST_RATE_FACTOR",
+    "NETWORK_MARGIN_S",
+    "RECOVERY_S",
+    "SLACK_S",
+    "Window",
+]
+
+LOOPBACK_MARGIN_S = 0.007
+NETWORK_MARGIN_S = 0.020
+BLIND_MARGIN_S = 0.100
+"""Margin where the kernel does not report what is still in the socket. At 10 Mbit/s, 128 KB leave in this time, the
+first size of a socket's buffer on macOS."""
 
 LOWEST_RATE_FACTOR = 1 / 16
 

@@ -26,7 +26,8 @@ ALLOWED = {
     "taken": {"existed"},
     "twin": {"created", "existed", "rejected", "invalid"},  # requests overtake each other: the later row may be first
 }
-"""Possible outcomes of each kind of row. A valid row is rejected only if the service keeps omitting it, or refuses at random."""
+"""Possible outcomes of each kind of row. A valid row is rejected only if the service keeps omitting it, or refuses at
+random."""
 TOLERANCE_S = 1e-6
 ABSENCE_GAP_S = 10.0
 PROBING_S = 30.0
