@@ -198,7 +198,7 @@ def restore(
         paused_s = 0.0
     if paused_s > options.retry.max_outage_s:
         raise TemporaryStop(
-            f"the service has ordered a pause of {seconds(paused_s)} more, but the longest outage is "
+            f"the service has ordered a pause of {seconds(paused_s)} more, but the run waits at most "
             f"{seconds(options.retry.max_outage_s)} (--max-outage). Run the same command again later."
         )
     if checkpoint is not None:  # only after the checks above: `_uncounted` marks requests as counted

@@ -307,7 +307,7 @@ def test_a_service_that_is_down_exits_with_75_and_the_printed_command_finishes_t
         ended = bulkwf("run", rows, "-w", "resize", "--base-url", base_url, "--max-outage", "1s")
     assert ended.code == 75
     assert "connection refused by 127.0.0.1:" in ended.err
-    due = re.search(r"would be made ([\d.,]+) s after the first failure, but the longest outage is 1 s", ended.err)
+    due = re.search(r"would be made ([\d.,]+) s after the first failure, but the run waits at most 1 s", ended.err)
     assert due
     assert float(due[1]) > 1  # also where the first failure was 0.99 s ago, and the next attempt is due in 0.02 s
     assert set(outcomes("rows.jsonl.bulkwf")) == {"pending"}
@@ -376,7 +376,7 @@ def test_a_pause_longer_than_the_longest_outage_ends_the_run_and_the_next_one(ro
         again = bulkwf(*arguments)
         assert "in 1 request;" in service.stop().err
     assert again.code == 75
-    assert re.search(r"ordered a pause of 3,(5\d\d|600) s more, but the longest outage is 10 s", again.err)
+    assert re.search(r"ordered a pause of 3,(5\d\d|600) s more, but the run waits at most 10 s", again.err)
 
 
 def test_a_short_pause_is_waited_for(rows):

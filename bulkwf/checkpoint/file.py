@@ -196,7 +196,7 @@ def _check_header(known: RunHeader, path: Path, given: RunHeader, *, any_run_key
             what = name.replace("_", " ")
             raise CheckpointError(
                 f"{path}: the checkpoint belongs to another run: its {what} is {theirs!r}, this run's is {ours!r}. "
-                f"Run with what the checkpoint was made for. {ANOTHER}"
+                f"To continue that run, give the same {what} as then. {ANOTHER}"
             )
 
 

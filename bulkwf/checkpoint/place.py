@@ -67,8 +67,8 @@ def refuse_place(path: Path) -> None:
         )
     if found == "unknown":
         log.warning(
-            "%s: the folder is on a file system that bulkwf does not know (%s). If other machines can reach it, stop, "
-            "and name a place on a local disk with -c",
+            "%s: the folder is on a file system that bulkwf does not know (%s). If other machines can reach the "
+            "folder, rows may start twice: stop, and name a place on a local disk with -c. Otherwise go on",
             path,
             kind,
         )

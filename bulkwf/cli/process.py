@@ -78,7 +78,9 @@ class _SignalThread:
     def _exit(self) -> NoReturn:
         reason = "a disk, a name server, the source of the token or an output does not respond"
         try:
-            messages.say(f"bulkwf: {self._received[-1].name}: the process was ended: {reason}.", *self._advice)
+            messages.say(
+                f"bulkwf: the process is ended after {self._received[-1].name}, because {reason}.", *self._advice
+            )
             messages.wait_written(GRACE_S)
         finally:
             os._exit(128 + self._received[0])

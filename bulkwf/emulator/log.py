@@ -24,7 +24,7 @@ class Created(NamedTuple):
 
 
 class CreationLog:
-    """Appends to the log at `path`. A last line that a kill left incomplete is ended first, and stays unreadable."""
+    """Appends to the log at `path`. If a kill left its last line incomplete, a newline is written first."""
 
     def __init__(self, path: str | Path) -> None:
         self._file = FileIO(path, "a+")

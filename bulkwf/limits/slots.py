@@ -47,7 +47,7 @@ class Limiter(Protocol):
 
     @property
     def bound_by(self) -> str:
-        """What the last request that had to wait waited for, in words; empty if none had to wait."""
+        """The limit that last made a request wait, in words; empty if none had to wait."""
         ...
 
     @property

@@ -131,7 +131,7 @@ class Window:
         return tuple(self._written)
 
     def abandon(self, now: float) -> None:
-        """Count all that is reserved as written now: those that hold the reservations no longer exist."""
+        """Count each reservation as written at *now*. Their holders no longer exist, and may have sent the requests."""
         if self._reserved:
             self.written(now, self._reserved)
 

@@ -41,7 +41,7 @@ class RunContext:
         batcher: Decides how much one request may carry.
         target: The workflow.
         options: The run's options.
-        wall: Returns the Unix time in seconds, the later of two clocks: an id must not seem younger than it is.
+        wall: Returns the Unix time in seconds; see `Clock.latest`.
         where: Given a row's number, returns its place in its file, for messages.
         judge: Judges the answers to create requests.
         unknown: Number of instances that stay pending because their look-ups were not answered.

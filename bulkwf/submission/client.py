@@ -231,7 +231,7 @@ class ServiceClient:
         if failing_s + wait_s > longest_s:
             raise TemporaryStop(
                 f"the run cannot continue now: {judgement.message}. The next attempt would be made "
-                f"{seconds(failing_s + wait_s)} after the first failure, but the longest outage is "
+                f"{seconds(failing_s + wait_s)} after the first failure, but the run waits at most "
                 f"{seconds(longest_s)} (--max-outage)."
             )
 
