@@ -155,7 +155,7 @@ class Instances:
         return True
 
     def status(self, record: Record, now: float) -> str:
-        """The status at *now*. Unknown; our choice: a failing instance fails at once, others are queued, then complete."""
+        """The status at *now*. Unknown; our choice: a failing one fails at once, others are queued, then complete."""
         if record.fails:
             return "errored"
         return "complete" if now >= record.created_at + self.queued_s else "queued"
