@@ -379,7 +379,7 @@ PLANTED = (
         "transport/http.py",
         "            return await in_daemon_thread(lambda: self._credentials.refresh(credential))\n",
         "            return await asyncio.to_thread(self._credentials.refresh, credential)\n",
-        by="signals",
+        by="library",
     ),
     Mutant(
         "believe a short write",
