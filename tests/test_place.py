@@ -152,7 +152,7 @@ def test_where_sqlite_can_keep_no_log_no_file_is_left(path, monkeypatch):
         return sqlite3.connect(f"{Path(name).as_uri()}?vfs=unix-none", uri=True, isolation_level=None)
 
     monkeypatch.setattr(file, "connect", connect)
-    with pytest.raises(CheckpointError, match="SQLite can't keep a log there"):
+    with pytest.raises(CheckpointError, match="SQLite can't keep its write-ahead log there"):
         start(path)
     assert list(path.parent.iterdir()) == []
 
