@@ -1,10 +1,13 @@
 """Waits that cancellation does not end."""
 
 import asyncio
+import threading
+from contextlib import AsyncExitStack
 
 import anyio
 import pytest
 
+from bulkwf.parts import own_thread
 from bulkwf.uncancelled import uncancelled, until_done
 
 
@@ -92,3 +95,22 @@ async def test_errors_and_own_cancellations_of_closing_are_raised():
         await uncancelled(broken)
     with pytest.raises(asyncio.CancelledError):
         await uncancelled(cancelled)
+
+
+async def test_cancelling_all_tasks_does_not_cancel_what_a_files_own_thread_runs():
+    called, may_end = threading.Event(), threading.Event()
+
+    def commit():
+        called.set()
+        return may_end.wait(60)
+
+    async with AsyncExitStack() as parts:
+        running = asyncio.ensure_future(own_thread(parts, "writer")(commit))
+        await turns()
+        called.wait(60)
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+        await turns()
+        assert not running.done()
+        may_end.set()
+        assert await running
