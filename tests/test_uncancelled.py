@@ -106,6 +106,7 @@ async def test_cancelling_all_tasks_does_not_cancel_what_a_files_own_thread_runs
 
     async with AsyncExitStack() as parts:
         running = asyncio.ensure_future(own_thread(parts, "writer")(commit))
+        parts.callback(may_end.set)  # also if an assertion fails
         await turns()
         called.wait(60)
         for task in asyncio.all_tasks() - {asyncio.current_task()}:
