@@ -555,6 +555,7 @@ PLANTED = (
         "limits/limiter.py",
         "min(self._leads) if len(self._leads) == LEADS else 0.0)\n",
         "min(self._leads, default=0.0))\n",
+        by="modules",
     ),
     Mutant(
         "share no window between runs",
