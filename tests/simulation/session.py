@@ -74,6 +74,11 @@ def unwind(loop: asyncio.AbstractEventLoop) -> None:
     with warnings.catch_warnings():
         # A task that is cancelled before it starts leaves a coroutine of anyio's that was never awaited.
         warnings.simplefilter("ignore", RuntimeWarning)
+        for task in asyncio.all_tasks(loop):
+            task.cancel()
+        # A session that crashes in the turn in which it ends has left a call of `stop` behind: it ends this turn.
+        loop.call_soon(loop.stop)
+        loop.run_forever()
         while tasks := asyncio.all_tasks(loop):
             for task in tasks:
                 task.cancel()
