@@ -3,13 +3,13 @@
 import json
 import sys
 import tracemalloc
-import unicodedata
 from itertools import product
 
 import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_text import steers
 
 from bulkwf.batching import row as payload
 from bulkwf.batching.body import compose
@@ -26,18 +26,12 @@ from bulkwf.service.responses import (
     decode_lookup,
     decode_page,
 )
-from bulkwf.text import clean, counted, seconds
 
 
 def pack(lines, shape="instance"):
     packer = Packer(IdScheme("run"), shape)
     packer.add(Slice(0, len(lines), b"".join(line + b"\n" for line in lines)))
     return packer.pack()
-
-
-def steers(text):
-    """Whether a character could move a terminal's cursor or break a line."""
-    return any(unicodedata.category(c) in {"Cc", "Cs", "Zl", "Zp"} for c in text)
 
 
 def literally(text):
@@ -269,67 +263,6 @@ def test_any_bytes_give_a_row_or_a_printable_flaw(line, shape):
         assert not steers(found.message)
     else:
         json.loads(line)
-
-
-# --- text for people ----------------------------------------------------------------------------------------------
-
-
-@given(st.text(max_size=400), st.integers(2, 200))
-def test_clean_text_is_one_printable_line_of_limited_length(text, length):
-    found = clean(text, length)
-
-    assert len(found) <= length
-    assert not steers(found)
-    assert found == found.strip()
-
-
-@pytest.mark.parametrize(
-    "hidden",
-    [
-        "\x1b",
-        "\r",
-        "\n",
-        "\0",
-        "\x9b",
-        "\u200b",
-        "\u2028",
-        "\u2029",
-        "\u202e",
-        "\u2066",
-        "\u061c",
-        "\xad",
-        "\ufeff",
-        "\U000e0041",
-    ],
-)
-def test_clean_text_has_no_control_or_invisible_characters(hidden):
-    assert clean(f"a{hidden}{hidden}b") == "a b"
-
-
-@pytest.mark.parametrize(
-    ("number", "noun", "text"),
-    [
-        (0, "row", "0 rows"),
-        (1, "request", "1 request"),
-        (2, "batch", "2 batches"),
-        (2_000, "request", "2,000 requests"),
-    ],
-)
-def test_a_number_is_followed_by_its_noun_in_the_singular_or_plural(number, noun, text):
-    assert counted(number, noun) == text
-
-
-@pytest.mark.parametrize(
-    ("length_s", "text"),
-    [(1, "1 s"), (1.01, "1.1 s"), (1.1, "1.1 s"), (0.0, "0 s"), (1_800.0, "1,800 s"), (1_800.1, "1,801 s")],
-)
-def test_a_time_over_a_limit_does_not_read_like_the_limit(length_s, text):
-    assert seconds(length_s) == text
-
-
-def test_long_text_ends_in_an_ellipsis_and_ordinary_text_stays_as_it_is():
-    assert clean("x" * 400) == "x" * 299 + "…"
-    assert clean("Größe: 5 µm, “ok” 🙂") == "Größe: 5 µm, “ok” 🙂"
 
 
 # --- answers ------------------------------------------------------------------------------------------------------
