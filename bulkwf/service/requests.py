@@ -9,9 +9,10 @@ from bulkwf.options import Target
 __all__ = ["create_batch", "get_instance", "list_instances"]
 
 
-def create_batch(target: Target, body: bytes) -> Request:
-    """Create the instances that *body*, a JSON array of at most 100, describes."""
-    return Request(kind=RequestKind.CREATE, method="POST", path=target.instances_path + "/batch", body=body)
+def create_batch(target: Target, body: bytes, *, fresh: bool = False) -> Request:
+    """Create the instances that *body*, a JSON array of at most 100, describes. *fresh*: see `Request`."""
+    path = target.instances_path + "/batch"
+    return Request(kind=RequestKind.CREATE, method="POST", path=path, body=body, fresh=fresh)
 
 
 def get_instance(target: Target, instance_id: str) -> Request:

@@ -22,7 +22,7 @@ from bulkwf.service.requests import create_batch, get_instance
 from bulkwf.service.verdicts import HANDLING, Action
 from bulkwf.submission.client import ServiceClient
 from bulkwf.submission.journal import Journal
-from bulkwf.submission.retries import LOOK_UP_TRIES, reject_limit
+from bulkwf.submission.retries import LookUpTries, reject_limit
 from bulkwf.text import counted
 
 __all__ = ["ABSENCE_GAP_S", "BatchRequests", "InstanceNotes", "RunContext"]
@@ -118,7 +118,7 @@ class BatchRequests:
 
         def request() -> Request:
             self._refuse_expired(part)  # only now: ids may expire in a pause before the slot
-            return replace(create_batch(run.target, compose(batch, part)), fresh=fresh)
+            return create_batch(run.target, compose(batch, part), fresh=fresh)
 
         judgement = await self._client.attempt(
             RequestKind.CREATE,
@@ -152,11 +152,9 @@ class BatchRequests:
 
     async def look_up(self, position: int) -> Judgement:
         """Look up one instance until an answer says whether it exists; `UNANSWERED` after `LOOK_UP_TRIES` failures."""
-        batch = self._state.batch
-        failures = 0
+        batch, tries = self._state.batch, LookUpTries()
 
         async def attempt() -> Judgement:
-            nonlocal failures
             judgement = await self._client.attempt(
                 RequestKind.LOOK_UP,
                 lambda: get_instance(self._run.target, batch.ids[position]),
@@ -166,8 +164,7 @@ class BatchRequests:
             handling = HANDLING[judgement.verdict]
             if handling.accepted:
                 self.unanswered = 0
-            failures += handling.lookup_failed
-            if not handling.lookup_failed or failures < LOOK_UP_TRIES:
+            if not (handling.lookup_failed and tries.failed()):
                 return judgement
             # Sending the row again shows whether the service fails, or only this look-up.
             self.unanswered += 1

@@ -173,8 +173,8 @@ PLANTED = (
     Mutant(
         "ask for one instance for ever",
         "submission/batch_requests.py",
-        "            if not handling.lookup_failed or failures < LOOK_UP_TRIES:\n",
-        "            if failures < 10**9:\n",
+        "            if not (handling.lookup_failed and tries.failed()):\n",
+        "            if not (handling.lookup_failed and tries.failed() and False):\n",
         by="engine",
     ),
     Mutant(
