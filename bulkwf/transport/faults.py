@@ -161,7 +161,8 @@ def _proxy(options: Options) -> str:
 def _other_side(error: aiohttp.ClientConnectorError, options: Options) -> str:
     """The other side of the connection that failed: the proxy, or the service."""
     there = _joined(error.host, error.port)
-    return f"the proxy {there}" if options.proxy is not None and _proxy(options).endswith(f" {there}") else there
+    proxy = f"the proxy {there}"
+    return proxy if options.proxy is not None and proxy == _proxy(options) else there
 
 
 def _unused_proxy(target: Target, options: Options) -> str:
