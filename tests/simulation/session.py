@@ -69,19 +69,17 @@ def crash() -> None:
     raise Crash
 
 
-def unwind(loop: asyncio.AbstractEventLoop) -> None:
+def unwind(loop: SimulatedLoop) -> None:
     """End the remaining tasks of a session. What they send no longer arrives."""
     with warnings.catch_warnings():
         # A task that is cancelled before it starts leaves a coroutine of anyio's that was never awaited.
         warnings.simplefilter("ignore", RuntimeWarning)
-        for task in asyncio.all_tasks(loop):
-            task.cancel()
+        cancel_all(loop, 1)
         # A session that crashes in the turn in which it ends has left a call of `stop` behind: it ends this turn.
         loop.call_soon(loop.stop)
         loop.run_forever()
         while tasks := asyncio.all_tasks(loop):
-            for task in tasks:
-                task.cancel()
+            cancel_all(loop, 1)
             loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
         del tasks
         loop.run_until_complete(loop.shutdown_asyncgens())
