@@ -150,6 +150,11 @@ class Judgement:
 class Slot(Protocol):
     """The limiter's permission to send one request, as the transport sees it."""
 
+    @property
+    def timed(self) -> bool:
+        """Whether it matters when the body leaves. If not, no limit counts the request, and `written` has no effect."""
+        ...
+
     def writing(self) -> bool:
         """Call this just before the first byte is sent. False: the permission is lost, and nothing may be sent."""
         ...

@@ -585,6 +585,26 @@ def test_a_window_keeps_its_uses_while_no_run_sets_a_limit():
     assert between.closed is False
 
 
+def test_it_matters_when_a_body_leaves_only_while_a_limit_counts_the_request():
+    pools, unlimited = Pools(), RateLimits(instances_per_s=None, requests_per_5m=None)
+
+    def opened(limits):
+        budget = Budget(0.0, limits, 0.0, pools, endpoint="e", account="a", workflow="w", token="t")
+        return WindowLimiter(limits, clock=lambda: 0.0, budget=budget)
+
+    async def timed(limits):
+        async with limits.slot(1) as slot:
+            return slot.timed
+
+    async def run():
+        alone = opened(unlimited)
+        first = await timed(alone)
+        opened(RateLimits())  # counts what every run of its token sends
+        return first, await timed(alone)
+
+    assert asyncio.run(run()) == (False, True)
+
+
 def test_waking_a_run_whose_loop_is_closed_raises_nothing():
     """Another run of the process wakes waiters: it must not end because of an abandoned one."""
     limits = WindowLimiter(RateLimits(), clock=lambda: 0.0)

@@ -334,11 +334,15 @@ class _WindowSlot:
     async def __aexit__(self, *_: object) -> None:
         self._limiter.give_back(self._lease, sent=self._sent)
 
+    @property
+    def timed(self) -> bool:
+        return bool(self._lease.windows)
+
     def writing(self) -> bool:
         return not self._limiter.stopped  # a run that drains sends nothing more
 
     def written(self, at: float | None = None) -> None:
-        if not self._lease.counted and not self._lease.probe:
+        if self.timed and not self._lease.counted and not self._lease.probe:
             self._limiter.written(self._lease, at)
 
     def unsent(self) -> None:

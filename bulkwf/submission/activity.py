@@ -28,6 +28,7 @@ class Activity:
         committing: Whether a commit is under way.
         reading: Whether the next batch waits for the source.
         on_wire: Whether requests are on the wire, or deliveries wait before they ask the service again.
+        rate_factor: The fraction of the rate that is used: 1.0 if no rate is reduced.
     """
 
     paused_until: float = -inf
@@ -36,6 +37,7 @@ class Activity:
     committing: bool = False
     reading: bool = False
     on_wire: bool = False
+    rate_factor: float = 1.0
 
 
 def state_at(now: float, activity: Activity) -> RunState:

@@ -25,7 +25,7 @@ from bulkwf.batching.ids import IdScheme, has_its_ids
 from bulkwf.checkpoint import ANOTHER, Begun, Checkpoint, damaged
 from bulkwf.clock import Clock
 from bulkwf.errors import BulkwfError, Draining, InputError, TemporaryStop
-from bulkwf.events import Observer, RateChanged, RunEnded, RunStarted
+from bulkwf.events import Observer, RunEnded, RunStarted
 from bulkwf.limits.slots import Limiter
 from bulkwf.model import Batch, Result, Summary
 from bulkwf.options import Options, Target
@@ -127,7 +127,6 @@ class Engine:
         """The longest time that a recent batch has taken to become durable, in seconds."""
         self._reading = False
         """Whether the next batch waits for the source."""
-        self._rate_factor = limiter.rate_factor
         self._room = asyncio.Event()
         """Set when there may be room for one more batch."""
         self._run_scope = anyio.CancelScope()
@@ -334,14 +333,12 @@ class Engine:
             committing=committing,
             reading=self._reading,
             on_wire=limiter.on_wire > 0 or self._context.waits > 0,
+            rate_factor=limiter.rate_factor,
         )
 
     def _limits_changed(self) -> None:
         self._room.set()
         self._journal.update()
-        if self._limiter.rate_factor != self._rate_factor:
-            self._rate_factor = self._limiter.rate_factor
-            self._observe(RateChanged(factor=self._rate_factor))
 
     def _unknown(self) -> TemporaryStop:
         unknown, first = self._context.unknown, self._context.unanswered

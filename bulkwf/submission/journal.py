@@ -3,6 +3,7 @@
 Rule: nothing is counted, shown or returned to the caller before it is durable.
 """
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -10,7 +11,7 @@ from bulkwf.attempt import Judgement, Reply, RequestKind, Verdict
 from bulkwf.batching.batch_state import BatchState
 from bulkwf.checkpoint import Attempt, Checkpoint
 from bulkwf.clock import Clock
-from bulkwf.events import AttemptFinished, BatchBegun, BatchSettled, Event, Observer, Paused, StateChanged
+from bulkwf.events import AttemptFinished, BatchBegun, BatchSettled, Event, Observer, Paused, RateChanged, StateChanged
 from bulkwf.limits.quota import quota_text
 from bulkwf.model import Batch, Result, RunState
 from bulkwf.service.verdicts import HANDLING
@@ -57,7 +58,10 @@ class Journal:
         self._activity = activity
         self._states = StateClock(clock.now())
         self._timeline = Timeline(clock.now())
+        self._rate_factor = 1.0
         self._commits = 0
+        self._update: asyncio.Handle | None = None
+        self._closed = False
 
     async def begun(self, batch: Batch, durable: Awaitable[None]) -> None:
         """Wait until a new batch is *durable*, then count and announce it."""
@@ -111,23 +115,35 @@ class Journal:
         Returns:
             An awaitable that ends once all of it is durable. It is written even if nothing awaits this.
         """
-        self.update(ends=True)
+        self._closed = True
+        if self._update is not None:
+            self._update.cancel()
+        self._update_now(ends=True)
         return self._checkpoint.finish(self._clock.wall()) if complete else self._checkpoint.flush()
 
-    def update(self, *, ends: bool = False) -> None:
-        """Update the run's state and timeline. To be called whenever what the run is doing may have changed.
+    def update(self) -> None:
+        """Update the run's state and timeline soon. To be called whenever what the run is doing may have changed.
 
-        Args:
-            ends: Whether the session ends now.
+        What the run is doing changes about nine times a batch, and most changes last for no longer than one iteration
+        of the event loop. So the state is computed once for all changes of an iteration.
         """
-        now = self._clock.now()
-        changed = self._states.update(now, self._activity(self._commits > 0))
+        if self._update is None and not self._closed:
+            self._update = asyncio.get_running_loop().call_soon(self._update_now)
+
+    def _update_now(self, *, ends: bool = False) -> None:
+        """Update the run's state and timeline. *ends*: the session ends now."""
+        self._update = None
+        now, activity = self._clock.now(), self._activity(self._commits > 0)
+        changed = self._states.update(now, activity)
         self.progress.paused_s = self._states.seconds[RunState.PAUSED]
         if ends or self._timeline.due(now):
             started_at = self._clock.wall() - now + self._timeline.started_at
             self._checkpoint.note_interval(self._timeline.cut(now, self._states.seconds), started_at)
         if changed:
             self._observe(StateChanged(state=self._states.state))
+        if activity.rate_factor != self._rate_factor:
+            self._rate_factor = activity.rate_factor
+            self._observe(RateChanged(factor=self._rate_factor))
 
     async def _committed(self, durable: Awaitable[None]) -> None:
         """Wait for a commit; meanwhile the run counts as committing."""

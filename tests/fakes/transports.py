@@ -22,6 +22,7 @@ class Leave:
 
     on_written: Callable[..., None] = lambda at=None: None
     lost: bool = False
+    timed: bool = True
 
     def writing(self) -> bool:
         """See `Slot.writing`."""

@@ -208,7 +208,7 @@ PLANTED = (
     Mutant(
         "call a buffered body written",
         "transport/http.py",
-        "        if transport is not None:  #",
+        "        if transport is not None and self._slot.timed:  #",
         "        if False:  #",
         by="wire",
     ),
