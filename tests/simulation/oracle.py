@@ -121,7 +121,8 @@ class Oracle:
         refusals = [sent for sent in alone if isinstance(sent.reply, Reply) and sent.reply.status in REFUSALS]
         runs = result.id in world.created and result.id not in world.shared
         if kind == "taken":  # another run has created the instance: no attempt of this one was in doubt
-            runs = not any(sent.fresh and isinstance(sent.reply, Reply) and AT_RANDOM in sent.reply.body for sent in alone)
+            fresh = [sent.reply for sent in refusals if sent.fresh]
+            runs = not any(isinstance(reply, Reply) and AT_RANDOM in reply.body for reply in fresh)
         assert not runs or copied, f"row {result.row} is rejected, and has an instance"
         # The last of them was sent over a connection of its own, and no attempt followed, except for another row.
         followed = refusals[-1:] != alone[-1:] and result.id not in world.shared
