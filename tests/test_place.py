@@ -212,7 +212,7 @@ def test_a_file_that_is_mounted_by_itself_is_refused_and_its_folder_is_not(folde
             pytest.skip("NOT TESTED: only root may mount a file by itself")
         refused = bulkwf(*run, "inside/night", prefix=alone)
         assert refused.code == 4
-        assert "the file is mounted by itself" in refused.err
+        assert "only the file is mounted, not its folder" in refused.err
         assert "Mount the folder that holds it instead." in refused.err
         assert bulkwf(*run, "other/night", prefix=in_own_mounts('mount --bind . other; "$@"')).code == 0
         assert service.created == Counter(ids(30))

@@ -100,7 +100,7 @@ class BatchState:
         self.pending = pending
 
     def settled(self, judgement: Judgement) -> list[Result]:
-        """The results that *judgement* has settled. It must have been added before."""
+        """The results that *judgement* has settled. Call `add(judgement)` first."""
         results = [self._result(position, judgement.answer) for position in judgement.created]
         return results + [self.others[position] for position, _ in judgement.others]
 

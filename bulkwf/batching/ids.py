@@ -52,8 +52,8 @@ class IdScheme:
             if value is None:
                 return Flaw(
                     "bad_id",
-                    f"the id template {self.template!r} needs the field {name!r} of the params, as text or a whole "
-                    "number; give the row an instance_id, or the field",
+                    f"the id template {self.template!r} needs the field {name!r} in the params, as text or a whole "
+                    "number; add the field, or give the row an instance_id",
                 )
             values[name] = value
         made = self.template.format_map(values)

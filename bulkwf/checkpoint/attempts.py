@@ -23,7 +23,7 @@ _COLUMNS = ", ".join(Attempt._fields)
 
 
 class Past(NamedTuple):
-    """What a file stores of earlier sessions that may still limit the next request. Times are Unix times in seconds."""
+    """Records of earlier sessions, from a file, that still count against the limits. Times: Unix time in seconds."""
 
     attempts: list[tuple[float, int]]
     """(when, instances) of each request, the oldest first."""

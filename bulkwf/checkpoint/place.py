@@ -54,8 +54,8 @@ def refuse_place(path: Path) -> None:
         path: The checkpoint, without symbolic links. It need not exist.
 
     Raises:
-        CheckpointError: A network or pass-through file system, a file that is mounted by itself, one with several hard
-            links, or no regular file.
+        CheckpointError: A network or pass-through file system, a file that is mounted without its folder, a file with
+            several hard links, or no regular file.
     """
     mounts = _read_mounts()
     kind = filesystem_of(mounts, path.parent)
@@ -74,8 +74,8 @@ def refuse_place(path: Path) -> None:
         )
     if is_mount_point(mounts, path):
         raise CheckpointError(
-            f"{path}: the file is mounted by itself, so its log ({path.name}-wal) would stay behind when the file is "
-            "mounted elsewhere. Mount the folder that holds it instead."
+            f"{path}: only the file is mounted, not its folder, so its log ({path.name}-wal) would stay behind when "
+            "the file is mounted elsewhere. Mount the folder that holds it instead."
         )
     _refuse_file(path)
 

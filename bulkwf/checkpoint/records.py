@@ -231,7 +231,7 @@ def read_run(db: sqlite3.Connection) -> RunRecord:
     created_at, pause_until, finished_at = map(_moment, map(values.get, ("created_at", "pause_until", "finished_at")))
     boot = Boot(*msgspec.convert((values["boot_id"], values["booted_at"]), tuple[str, float]))
     if not abs(boot.at) < YEAR_9999:
-        raise Damage("it holds a time that no calendar has")
+        raise Damage("it holds a time outside the range of valid dates")
     return RunRecord(header, boot, created_at or 0.0, pause_until, finished_at)
 
 
@@ -249,7 +249,7 @@ def _run_values(db: sqlite3.Connection) -> tuple[dict[str, Any], Any]:
 def _moment(stored: Any) -> float | None:
     """*stored* as Unix time; None if it is None. Raises `Damage` if it is negative, or not before the year 9999."""
     if stored is not None and not 0 <= stored < YEAR_9999:
-        raise Damage("it holds a time that no calendar has")
+        raise Damage("it holds a time outside the range of valid dates")
     return None if stored is None else float(stored)
 
 

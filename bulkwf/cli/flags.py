@@ -156,7 +156,7 @@ def input_paths(inputs: tuple[str, ...]) -> list[str]:
     if not inputs:
         raise ConfigError("no input is named. Give one or more files of JSON lines, or - for standard input.")
     if inputs.count("-") > 1:
-        raise ConfigError("standard input can be read only once; name - once.")
+        raise ConfigError("standard input can be read only once: give '-' only once.")
     return list(inputs)
 
 

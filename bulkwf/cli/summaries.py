@@ -136,5 +136,5 @@ def status_lines(status: Status) -> Iterator[str]:
 
 
 def when(unix_s: float) -> str:
-    """A time of day for people, in the local zone."""
+    """Date and time in the local time zone, for display."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(unix_s))

@@ -48,7 +48,8 @@ class _Rates:
 class Admission:
     """Counts every request and refuses those that break a rule.
 
-    `workflows` and `tokens`: those that exist; None if all do. `account`: the only one that exists; None if all do.
+    `workflows` and `tokens`: the names that are accepted; None accepts any. `account`: the one account that is
+    accepted; None accepts any.
     """
 
     def __init__(

@@ -81,7 +81,7 @@ class Limiter(Protocol):
         ...
 
     def change_token(self, fingerprint: str) -> None:
-        """The run sends with another token from now on, named by a *fingerprint*. May be called from any thread."""
+        """Switch the run to another token, which has this *fingerprint*. May be called from any thread."""
         ...
 
     def stop(self) -> None:

@@ -16,7 +16,7 @@ __all__ = ["HANDLING", "Action", "Handling", "table"]
 
 
 class Action(Enum):
-    """What follows for the instances that an attempt left unsettled."""
+    """What to do next with the instances that an attempt left unsettled."""
 
     NONE = "nothing"
     BACK_OFF = "back off and retry"

@@ -1,7 +1,7 @@
 """The identity of a list: its files, their sizes and their times when a session begins.
 
-The checkpoint stores it. It is used only in messages, to explain how the list has changed since: whether a list is the
-same is decided by its rows.
+The checkpoint stores it. It is used only in messages, to explain how the list has changed since then. The rows alone
+decide whether it is still the same list.
 """
 
 import os

@@ -235,7 +235,7 @@ class BatchDelivery:
         return False
 
     def _omission(self, position: int) -> str:
-        """The reason of a pause: the service creates nothing, and keeps omitting the id at *position*."""
+        """The reason for a pause: the service creates nothing, and leaves the id at *position* out of each answer."""
         advice = ""
         if not self._run.options.reject_omitted and len(self._state.pending) <= LOOK_UP_AT_MOST:
             advice = "; if the row is one of the last two of the list and stays omitted, --reject-omitted gives it up"

@@ -67,7 +67,7 @@ class LookUpTries:
         self._failed = 0
 
     def failed(self) -> bool:
-        """Count one more failed try; True at every `LOOK_UP_TRIES`-th one."""
+        """Count one more failed try. Returns True if the number of tries is a multiple of `LOOK_UP_TRIES`."""
         self._failed += 1
         return self._failed % LOOK_UP_TRIES == 0
 

@@ -25,7 +25,7 @@ def store_path(checkpoint: Path, sample: int | None) -> Path:
 
 
 def store_paths(checkpoint: Path) -> tuple[Path, ...]:
-    """Paths of both stores that *checkpoint* can have: for all instances, and for a sample."""
+    """Paths of the two stores that *checkpoint* can have: one for a verification of all instances, one for a sample."""
     real = Path(os.path.realpath(checkpoint))
     return tuple(real.with_name(real.name + suffix) for suffix in SUFFIXES)
 

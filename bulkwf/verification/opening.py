@@ -88,8 +88,8 @@ def _target(scope: Scope, account_id: str | None, base_url: str) -> Target:
     header = scope.status.header
     if header.base_url == REHEARSAL:
         raise ServiceRefused(
-            f"{scope.path}: this is the checkpoint of a rehearsal (--emulate). Its service, an emulator, has ended "
-            "with the run: there is nothing left to ask."
+            f"{scope.path}: this is the checkpoint of a rehearsal (--emulate). The emulator stopped when the "
+            "run ended, so there is no service to ask."
         )
     target = Target(
         base_url=base_url,
