@@ -1,5 +1,6 @@
 """The state of a run at each instant, the time in each state, and the timeline."""
 
+import asyncio
 from itertools import pairwise
 from math import inf
 
@@ -7,8 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bulkwf.clock import Clock
+from bulkwf.events import RateChanged, StateChanged
 from bulkwf.model import RunState
 from bulkwf.submission.activity import TIMELINE_S, Activity, StateClock, Timeline, quantile, state_at
+from bulkwf.submission.journal import Journal
+from bulkwf.submission.progress import Progress
 
 LIMITS = [RunState.INSTANCES, RunState.REQUESTS, RunState.QUOTA, RunState.PLACES]
 ACTIVITIES = st.builds(
@@ -123,3 +128,38 @@ def test_quantiles_are_measured_values_in_rising_order(ordered):
     assert all(one in ordered for one in found)
     assert all(lower <= upper for lower, upper in pairwise(found))
     assert (found[0], found[-1]) == (ordered[0], ordered[-1])
+
+
+def test_the_state_is_computed_once_for_all_changes_of_an_iteration_and_never_after_the_end():
+    computed, seen = [], []
+
+    class Buffered:
+        """A checkpoint that stores only the timeline."""
+
+        def note_interval(self, interval, started_at):
+            seen.append("interval")
+
+        async def flush(self):
+            """Nothing is buffered."""
+
+    def activity(committing):
+        computed.append(committing)
+        return Activity(limit=RunState.REQUESTS, rate_factor=0.5)
+
+    async def run():
+        clock = Clock(now=lambda: 0.0, wall=lambda: 0.0, sleep=asyncio.sleep, random=lambda: 0.0)
+        journal = Journal(Buffered(), Progress(0.0), clock=clock, observe=seen.append, activity=activity)
+        for _ in range(5):
+            journal.update()
+        assert computed == []
+        await asyncio.sleep(0)
+        assert len(computed) == 1
+        journal.update()
+        await journal.close(complete=False)
+        journal.update()
+        await asyncio.sleep(0)
+
+    asyncio.run(run())
+
+    assert len(computed) == 2
+    assert seen == [StateChanged(state=RunState.REQUESTS), RateChanged(factor=0.5), "interval"]
