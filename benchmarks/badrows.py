@@ -183,7 +183,8 @@ def _search(part: Sequence[int], bad: frozenset[int], rate: BadRowRate, *, named
         if not refused:
             search.created(part)
         elif len(part) == 1:
-            yield 1
+            yield 1  # the second refusal
+            yield 0  # the look-up
             search.found(part[0])
         else:
             search.refused(part, refused[0] if named else None)

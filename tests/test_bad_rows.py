@@ -310,3 +310,20 @@ def test_row_is_named_by_its_id_or_by_its_index_in_the_request(message, named):
 
 def test_index_counts_within_the_request_not_within_the_batch():
     assert named_row("instance 1 is bad", [4, 6, 8], [f"order-{number}" for number in range(10)]) == 6
+
+
+def test_one_row_that_is_too_large_with_any_other_costs_few_requests():
+    def too_large(part):
+        return 0 in part and len(part) > 1
+
+    search, sent = Search(range(100), BadRowRate(100), 5.0), 0
+    search.too_large(range(100))
+    while search.rows:
+        part = search.next_part()
+        sent += 1
+        if too_large(part):
+            search.too_large(part)
+        else:
+            search.created(part)
+
+    assert sent <= 25

@@ -16,6 +16,7 @@ from test_engine import World
 from bulkwf.batching import packer as batching
 from bulkwf.batching.batcher import ITEM_OVERHEAD_BYTES, Batcher, even_share, request_cost
 from bulkwf.batching.body import compose
+from bulkwf.batching.body_limit import BodyLimit
 from bulkwf.batching.ids import IdScheme
 from bulkwf.check import check_list
 from bulkwf.errors import InputError
@@ -220,17 +221,30 @@ def test_batches_are_smaller_after_the_service_refused_a_request_as_too_large():
     async def go():
         batcher = batcher_of(line * 300)
         first = await batcher.next()
-        batcher.learn_max_bytes(30_000)
+        batcher.body_limit.too_large(60_000)
         second = await batcher.next()
-        batcher.learn_max_bytes(60_000)
+        batcher.body_limit.too_large(120_000)
         third = await batcher.next()
-        batcher.learn_max_bytes(7)
+        batcher.body_limit.too_large(14)
         return [len(batch.ids) for batch in (first, second, third, await batcher.next())], batcher
 
     found, batcher = asyncio.run(go())
 
     assert found == [100, 33, 33, 1]
-    assert batcher.max_bytes == 1_024
+    assert batcher.body_limit.size == 1_024
+
+
+def test_the_body_limit_grows_again_later_after_each_refusal():
+    limit, grown = BodyLimit(1_000_000), []
+    for _ in range(4):
+        limit.too_large(1_000_000)
+        passed = 0
+        while limit.size < 1_000_000:
+            limit.passed()
+            passed += 1
+        grown.append(passed)
+
+    assert grown == [16, 32, 64, 128]
 
 
 # --- rows ---------------------------------------------------------------------------------------------------------

@@ -45,11 +45,11 @@ DAY_S = 86_400.0
 IDS = [f"id-{i}" for i in range(100)]
 
 
-def deliver(*answers, rows=3, then=None, options=None, batch=None, draw=None, **more):
+def deliver(*answers, rows=3, then=None, looked_up=None, options=None, batch=None, draw=None, **more):
     """Deliver one batch to a scripted service; returns the desk, the transport and the batch's state."""
 
     async def run():
-        transport = ScriptedTransport(*answers, then=then)
+        transport = ScriptedTransport(*answers, then=then, looked_up=looked_up)
         desk = Desk(transport, options or Options())
         if draw is not None:
             desk.draw = lambda: draw
@@ -60,11 +60,11 @@ def deliver(*answers, rows=3, then=None, options=None, batch=None, draw=None, **
     return run_virtual(run())
 
 
-def stopped(kind, *answers, rows=3, then=None, options=None, **more):
+def stopped(kind, *answers, rows=3, then=None, looked_up=None, options=None, **more):
     """The same for a delivery that ends with an error of this kind; returns the error as well."""
 
     async def run():
-        transport = ScriptedTransport(*answers, then=then)
+        transport = ScriptedTransport(*answers, then=then, looked_up=looked_up)
         desk = Desk(transport, options or Options())
         with pytest.raises(kind) as raised:
             await desk.deliver(make_batch(rows), **more)
@@ -409,12 +409,35 @@ def test_refusal_that_is_not_repeated_rejects_no_row_and_drops_the_connections()
     assert transport.dropped == 1
 
 
-def test_last_suspect_is_sent_alone_twice_before_it_is_rejected():
-    _, transport, state = deliver(then=lambda ids: error(400, 10002, "no") if "id-1" in ids else created(ids), rows=2)
+def test_last_suspect_is_sent_alone_twice_and_looked_up_before_it_is_rejected():
+    _, transport, state = deliver(
+        then=lambda ids: error(400, 10002, "no") if "id-1" in ids else created(ids), looked_up=absent(), rows=2
+    )
 
     assert outcomes(state) == sent_by("created", "rejected")
     assert transport.posts == [["id-0", "id-1"], ["id-0"], ["id-1"], ["id-1"]]
-    assert [request.fresh for request in transport.requests] == [False, False, False, True]
+    assert transport.gets == ["id-1"]
+    assert [request.fresh for request in transport.requests] == [False, False, False, True, True]
+
+
+@pytest.mark.parametrize("first", [error(400, 10002, "no"), error(409, 10001, "internal"), error(429), fault()])
+def test_row_that_exists_is_not_rejected_whatever_the_refusals_say(first):
+    """The first answer may be a late copy, or come after the service has acted."""
+    _, _, state = deliver(first, then=lambda ids: error(400, 10002, "no"), looked_up=found(), rows=1)
+
+    assert outcomes(state) == {"id-0": "existed"}
+
+
+def test_row_refused_inside_a_200_is_rejected_only_if_it_does_not_exist():
+    def refuse(ids):
+        return reply(200, envelope({"created": [], "errors": [{"id": one, "code": 10002} for one in ids]}))
+
+    _, transport, state = deliver(fault(), then=refuse, looked_up=found(), rows=2)
+    assert outcomes(state) == sent_by("existed", "existed")
+
+    _, transport, state = deliver(then=refuse, looked_up=absent(), rows=2)
+    assert outcomes(state) == sent_by("rejected", "rejected")
+    assert transport.gets == ["id-0", "id-1"]
 
 
 def test_batch_begun_before_bad_rows_were_found_is_sent_in_smaller_requests():
@@ -442,7 +465,9 @@ def test_one_bad_row_in_the_first_batch_does_not_stop_the_run():
 
 
 def test_run_stops_when_the_first_rows_are_all_refused():
-    _desk, transport, state, raised = stopped(ServiceRefused, then=lambda ids: error(400, 10002, "no"), rows=100)
+    _desk, transport, state, raised = stopped(
+        ServiceRefused, then=lambda ids: error(400, 10002, "no"), looked_up=absent(), rows=100
+    )
 
     assert [len(ids) for ids in transport.posts] == [100, 1, 1, 1, 1, 1, 1]  # each of three is asked again
     assert {ids[0] for ids in transport.posts[1:]} == {"id-0", "id-50", "id-99"}
@@ -453,7 +478,7 @@ def test_run_stops_when_the_first_rows_are_all_refused():
 @pytest.mark.parametrize(("given", "rows"), [(100, 100), (None, 9)])
 def test_all_rows_are_rejected_when_allowed_or_in_a_small_batch(given, rows):
     async def run():
-        transport = ScriptedTransport(then=lambda ids: error(422, 10002, "no"))
+        transport = ScriptedTransport(then=lambda ids: error(422, 10002, "no"), looked_up=absent())
         return await Desk(transport, Options(max_rejects=given)).deliver(make_batch(rows))
 
     assert count(outcomes(run_virtual(run())).values()) == {"rejected": rows}
@@ -461,7 +486,11 @@ def test_all_rows_are_rejected_when_allowed_or_in_a_small_batch(given, rows):
 
 def test_run_stops_when_more_rows_than_allowed_are_rejected():
     _desk, _, state, raised = stopped(
-        ServiceRefused, then=lambda ids: error(400, 10002, "no"), rows=100, options=Options(max_rejects=4)
+        ServiceRefused,
+        then=lambda ids: error(400, 10002, "no"),
+        looked_up=absent(),
+        rows=100,
+        options=Options(max_rejects=4),
     )
 
     assert count(outcomes(state).values()) == {"rejected": 5, "pending": 95}
@@ -470,7 +499,11 @@ def test_run_stops_when_more_rows_than_allowed_are_rejected():
 
 def test_run_stops_at_the_first_rejected_row_when_none_is_allowed():
     _, _, state, _ = stopped(
-        ServiceRefused, then=lambda ids: error(400, 10002, "no"), rows=20, options=Options(max_rejects=0)
+        ServiceRefused,
+        then=lambda ids: error(400, 10002, "no"),
+        looked_up=absent(),
+        rows=20,
+        options=Options(max_rejects=0),
     )
 
     assert count(outcomes(state).values()) == {"rejected": 1, "pending": 19}
@@ -480,9 +513,11 @@ def test_rows_refused_inside_a_200_count_against_the_same_limit():
     def refuse(ids):
         return reply(200, envelope({"created": [], "errors": [{"id": one, "code": 10002} for one in ids]}))
 
-    _, _, state, raised = stopped(ServiceRefused, then=refuse, rows=20, options=Options(max_rejects=3))
+    _, _, state, raised = stopped(
+        ServiceRefused, then=refuse, looked_up=absent(), rows=20, options=Options(max_rejects=3)
+    )
 
-    assert count(outcomes(state).values()) == {"rejected": 20}
+    assert count(outcomes(state).values()) == {"rejected": 4, "pending": 16}
     assert "more than the 3 allowed" in str(raised)
 
 
@@ -500,7 +535,7 @@ def test_rows_refused_for_the_rate_inside_a_200_are_sent_again(code):
 
 @pytest.mark.parametrize("code", [2**63, 10**30, -(10**30)])
 def test_code_too_large_for_the_checkpoint_does_not_end_the_run(code):
-    desk, _, state = deliver(error(400, code, "no"), error(400, code, "no"), rows=1)
+    desk, _, state = deliver(error(400, code, "no"), error(400, code, "no"), absent(), rows=1)
 
     assert outcomes(state) == {"id-0": "rejected"}
     assert desk.state.others[0].code == 400
@@ -541,10 +576,20 @@ def test_row_that_an_answer_omitted_is_looked_up_before_it_is_rejected():
 
 
 def test_row_refused_because_it_exists_is_existed():
-    _, transport, state = deliver(then=lambda ids: error(409, 10405, "exists") if "id-2" in ids else created(ids))
+    _, transport, state = deliver(
+        then=lambda ids: error(409, 10405, "exists") if "id-2" in ids else created(ids), looked_up=found()
+    )
 
     assert outcomes(state) == sent_by("created", "created", "existed")
     assert transport.posts == [["id-0", "id-1", "id-2"], ["id-0"], ["id-1"], ["id-2"]]
+    assert transport.gets == ["id-2"]
+
+
+def test_late_copy_of_the_answer_that_another_row_exists_loses_no_row():
+    _, transport, state = deliver(error(409, 10405, "exists"), absent(), created, rows=1)
+
+    assert outcomes(state) == {"id-0": "created"}
+    assert transport.posts == [["id-0"], ["id-0"]]
 
 
 # --- 413 ----------------------------------------------------------------------------------------------------------
@@ -561,13 +606,28 @@ def test_too_large_request_is_halved_and_its_size_remembered():
     desk, transport, state = run_virtual(run())
 
     assert count(outcomes(state).values()) == {"created": 100}
-    assert [len(ids) for ids in transport.posts] == [100, 50, 25, 25, 25, 25]
+    assert [len(ids) for ids in transport.posts] == [100, 50, 25, 25, 50, 25, 25]
     whole = len(lines(100))
-    assert whole // 4 * 0.8 < desk.run.batcher.max_bytes < whole // 4 * 1.2
+    assert whole // 4 * 0.8 < desk.run.batcher.body_limit.size < whole // 4 * 1.2
+
+
+def test_a_row_that_is_too_large_alone_does_not_make_later_requests_smaller():
+    async def run():
+        transport = ScriptedTransport(
+            then=lambda ids: error(413, message="too large") if "id-7" in ids else created(ids), looked_up=absent()
+        )
+        desk = Desk(transport)
+        return desk, transport, await desk.deliver(make_batch(100))
+
+    desk, transport, state = run_virtual(run())
+
+    assert count(outcomes(state).values()) == {"created": 99, "rejected": 1}
+    assert desk.run.batcher.body_limit.size == Options().batch.bytes
+    assert len(transport.posts) < 20
 
 
 def test_single_row_that_is_too_large_is_rejected():
-    _, _transport, state = deliver(then=lambda ids: error(413) if "id-1" in ids else created(ids))
+    _, _, state = deliver(then=lambda ids: error(413) if "id-1" in ids else created(ids), looked_up=absent())
 
     assert outcomes(state) == sent_by("created", "rejected", "created")
 

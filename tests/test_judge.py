@@ -154,7 +154,7 @@ def test_2xx_that_is_not_the_expected_json_is_a_contradiction(status, body):
 # --- the newer result ---------------------------------------------------------------------------------------------
 
 
-def test_newer_result_settles_each_instance_by_its_own_entry():
+def test_newer_result_settles_what_it_names_by_id_and_rejects_nothing():
     errors = [
         {"index": 1, "id": "b", "code": 10405, "message": "instance.already_exists"},
         {"index": 2, "code": 10010, "message": "bad\x1bparams"},
@@ -163,32 +163,29 @@ def test_newer_result_settles_each_instance_by_its_own_entry():
     judgement = judge(BATCH, ALL, good({"created": named("a"), "errors": errors}))
 
     assert (judgement.verdict, list(judgement.created), settled(judgement)) == (
-        Verdict.OMITTED,
+        Verdict.BAD_REQUEST,
         [0],
-        {1: "existed", 2: "rejected"},
+        {1: "existed"},
     )
-    assert judgement.unsettled == (3,)
-    existed, rejected = (result for _, result in judgement.others)
+    assert judgement.unsettled == (2, 3)
+    assert (judgement.code, judgement.message) == (10010, "bad params (id c)")
+    ((_, existed),) = judgement.others
     assert (existed.row, existed.id, existed.code) == (103, "b", None)
-    assert (rejected.row, rejected.id, rejected.code, rejected.message) == (105, "c", 10010, "bad params")
 
 
-def test_duplicate_within_the_request_is_rejected_with_its_code():
+def test_a_row_refused_inside_a_200_is_sent_again_before_it_is_rejected():
     result = {"created": named("a", "b", "c"), "errors": [{"id": "d", "code": 10415, "message": "duplicate"}]}
 
     judgement = judge(BATCH, ALL, good(result))
 
-    assert (judgement.verdict, settled(judgement), judgement.others[0][1].code) == (
-        Verdict.DONE,
-        {3: "rejected"},
-        10415,
-    )
+    assert (judgement.verdict, settled(judgement), judgement.unsettled) == (Verdict.BAD_REQUEST, {}, (3,))
+    assert (judgement.code, judgement.message) == (10415, "duplicate (id d)")
 
 
 def test_index_of_an_error_counts_the_instances_of_the_request():
     judgement = judge(BATCH, (1, 3), good({"created": named("b"), "errors": [{"index": 1, "code": 5}]}))
 
-    assert settled(judgement) == {3: "rejected"}
+    assert (judgement.unsettled, judgement.message) == ((3,), "(id d)")
 
 
 def test_id_of_an_error_decides_where_its_index_differs():
@@ -196,7 +193,14 @@ def test_id_of_an_error_decides_where_its_index_differs():
         BATCH, ALL, good({"created": named("a", "b", "d"), "errors": [{"index": 0, "id": "c", "code": 5}]})
     )
 
-    assert settled(judgement) == {2: "rejected"}
+    assert (judgement.unsettled, judgement.message) == ((2,), "(id c)")
+
+
+def test_an_index_without_an_id_never_proves_that_an_instance_exists():
+    """A late copy of an answer to another request can hold the same index."""
+    judgement = judge(BATCH, (1,), good({"created": [], "errors": [{"index": 0, "code": 10405}]}))
+
+    assert (judgement.verdict, judgement.others, judgement.unsettled) == (Verdict.OMITTED, (), (1,))
 
 
 def test_instance_with_an_internal_error_is_in_doubt_not_rejected():
@@ -214,7 +218,7 @@ def test_instance_with_a_rate_error_is_throttled_not_rejected(code):
 
     judgement = judge(BATCH, ALL, good({"created": named("a", "d"), "errors": errors}))
 
-    assert (judgement.verdict, settled(judgement), judgement.unsettled) == (Verdict.THROTTLED, {2: "rejected"}, (1,))
+    assert (judgement.verdict, settled(judgement), judgement.unsettled) == (Verdict.THROTTLED, {}, (1, 2))
 
 
 def test_newer_result_without_errors_is_a_complete_answer():
@@ -338,11 +342,11 @@ def test_503_envelope_that_quotes_a_challenge_is_not_a_challenge():
 
 
 @pytest.mark.parametrize("status", [400, 409, 422, 200, 500])
-def test_error_already_exists_settles_a_row_that_was_sent_alone(status):
+def test_error_already_exists_without_an_id_makes_a_row_that_was_sent_alone_looked_up(status):
+    """The answer may be a late copy of the answer to another row."""
     judgement = judge(BATCH, (3,), failed(status, 10405))
 
-    assert (judgement.verdict, settled(judgement), judgement.unsettled) == (Verdict.DONE, {3: "existed"}, ())
-    assert (judgement.others[0][1].row, judgement.others[0][1].id) == (107, "d")
+    assert (judgement.verdict, judgement.others, judgement.unsettled) == (Verdict.OMITTED, (), (3,))
 
 
 def test_message_quotes_the_error_that_blames_the_credential():

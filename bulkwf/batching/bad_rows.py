@@ -5,12 +5,12 @@ A refusal says that at least one row of the request is bad, and rarely which one
 1. While a group of rows is suspected to hold a bad row, a part of the group is sent. If it is created, the other part
    must hold the bad row, and is split in turn without being sent whole.
 2. A row is found bad only by requests that hold it alone. Suspicion decides what is sent, never what is rejected: rows
-   that are bad only together are all created, and so are those that a failing service refuses at random.
+   that are bad only together are all created.
 3. After a bad row is found, nothing is known about the rows behind it. They are sent in requests as large as
    `BadRowRate` allows.
 4. A row that a refusal names is sent alone first. If it is created, the names of later refusals are ignored.
 
-Every refusal leaves fewer suspects, and every other answer settles a row. So each row costs at most log2(size of the
+Every refusal leaves fewer suspects, and every other answer settles a row. So a bad row costs about log2(size of the
 batch) requests, plus a few.
 """
 
@@ -27,6 +27,8 @@ SEARCH_MEMORY = 0.3
 NAMED = 1 / 3
 """How much a bad row counts that a refusal named. It is less than 1, as finding such a row takes about a third of the
 requests: the next requests may be larger."""
+PASSED = 2
+"""After a request that was too large, requests of half the size come first. After this many, the size doubles."""
 
 _WORD = re.compile(r"[A-Za-z0-9_-]+")
 _INDEX = re.compile(r"(?:\b(?:instances?|items?|rows?|index|position)\W{0,3}|\[)(\d{1,3})\b", re.IGNORECASE)
@@ -92,6 +94,8 @@ class Search:
         self._named: int | None = None
         self._names_are_right = True
         self._most = len(self.rows)
+        self._passed = 0
+        """How many requests of `_most` rows in a row were not too large."""
 
     def next_part(self) -> Sequence[int]:
         """The rows of the next request."""
@@ -107,6 +111,10 @@ class Search:
         if 0 < self.suspects <= len(part):  # no row was the cause of the refusal
             self._note_found(1.0)
         self._remove(part)
+        if len(part) == self._most:
+            self._passed += 1
+            if self._passed == PASSED:  # the large row may be settled: try larger requests again
+                self._most, self._passed = 2 * self._most, 0
         for rate in self._rates:
             rate.created(len(part))
 
@@ -127,7 +135,7 @@ class Search:
     def too_large(self, part: Sequence[int]) -> None:
         """Note that a request with the rows of *part* was too large. Unlike a refusal, this makes no row suspect."""
         self._to_front(part)
-        self._most = len(part) // 2
+        self._most, self._passed = len(part) // 2, 0
 
     def _to_front(self, part: Sequence[int]) -> None:
         # An answer may have settled some of the rows that were sent, so *part* need not be at the front already.

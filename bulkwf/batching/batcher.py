@@ -16,11 +16,12 @@ from math import inf
 from typing import Protocol
 
 from bulkwf.batching.bad_rows import BadRowRate, Search
+from bulkwf.batching.body_limit import BodyLimit
 from bulkwf.batching.ids import IdScheme
 from bulkwf.batching.lines import Cut
 from bulkwf.batching.packer import Packer
 from bulkwf.model import Batch, Slice
-from bulkwf.options import INSTANCE_PERIOD_S, MIN_BATCH_BYTES, REQUEST_PERIOD_S, Options, RateLimits
+from bulkwf.options import INSTANCE_PERIOD_S, REQUEST_PERIOD_S, Options, RateLimits
 
 __all__ = ["ITEM_OVERHEAD_BYTES", "Batcher", "even_share", "request_cost"]
 
@@ -86,12 +87,13 @@ class Batcher:
         linger_s: Longest time to wait for more rows once a batch has some, in seconds; None waits until it is full.
 
     Attributes:
-        max_bytes: Upper bound of a request's body, in bytes, unless one row alone is larger.
+        body_limit: The maximum size of a request's body, unless one row alone is larger. Batches that have begun keep
+            their size.
         bad_rows: How frequent bad rows are in the run: batches are smaller while they are frequent.
     """
 
     def __init__(self, source: RowSource, scheme: IdScheme, options: Options, *, linger_s: float | None) -> None:
-        self.max_bytes = options.batch.bytes
+        self.body_limit = BodyLimit(options.batch.bytes)
         self._source = source
         self._scheme = scheme
         self._row_shape = options.row_shape
@@ -121,12 +123,10 @@ class Batcher:
                 break
         return packer.pack() if packer.rows else None
 
-    def learn_max_bytes(self, size: int) -> None:
-        """Limit request bodies to *size* bytes from now on, because the service refused a larger one.
-
-        The limit is never less than `MIN_BATCH_BYTES`. Batches that have begun keep their size.
-        """
-        self.max_bytes = max(MIN_BATCH_BYTES, min(self.max_bytes, size))
+    def created(self, rows: int) -> None:
+        """*rows* rows were accepted in one request, the first one that held them."""
+        self.bad_rows.created(rows)
+        self.body_limit.passed()
 
     def next_part(self, pending: Sequence[int]) -> Sequence[int]:
         """The first *pending* instances of a batch, as many as one request may carry.
@@ -146,9 +146,10 @@ class Batcher:
     def _room(self, packer: Packer) -> tuple[int, int]:
         """How many rows, and how many bytes of rows, still fit into a batch."""
         # Small requests: at most half of the bytes may go to ids, so that there is always room for a row.
-        instances = min(self._max_instances, self.max_bytes // (2 * ITEM_OVERHEAD_BYTES))
+        max_bytes = self.body_limit.size
+        instances = min(self._max_instances, max_bytes // (2 * ITEM_OVERHEAD_BYTES))
         rows = min(instances - packer.instances, self._max_rows - packer.rows)
-        return rows, self.max_bytes - packer.size - instances * ITEM_OVERHEAD_BYTES
+        return rows, max_bytes - packer.size - instances * ITEM_OVERHEAD_BYTES
 
     async def _even(self, instances: int, found: Cut, max_bytes: int) -> Cut:
         """Fewer of the rows *found* if that uses the rate better; the batch holds *instances* instances already."""

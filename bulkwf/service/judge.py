@@ -5,7 +5,8 @@ Three questions, in this order:
 1. Was a complete answer read? If not, the transport has said whether the service may have acted.
 2. Is it an answer to *this* request? Only the ids show it: an idle connection can deliver a late copy of an earlier
    answer.
-3. What does it say about each id? Ids are matched by value, never by position, and an omitted id proves nothing.
+3. What does it say about each id? Ids are matched by value, never by position, and an omitted id proves nothing. An
+   answer settles only what it names by id as created or as existing: no row is rejected here.
 
 *part* is always a sequence of positions in `Batch.ids`: the instances that one request carried.
 """
@@ -32,7 +33,7 @@ from bulkwf.service.responses import (
 )
 from bulkwf.text import clean
 
-__all__ = ["existence", "judge", "judge_lookup", "judge_page", "rejection", "sent_ids"]
+__all__ = ["INTERNAL_ERRORS", "existence", "judge", "judge_lookup", "judge_page", "rejection", "sent_ids"]
 
 ALREADY_EXISTS = 10405
 WORKFLOW_NOT_FOUND = 10200
@@ -75,10 +76,10 @@ MAX_WORD_CHARACTERS = 100
 def judge(batch: Batch, part: Sequence[int], reply: Reply | Fault) -> Judgement:
     """What the reply to a batch create says about the instances at positions *part*."""
     if not _is_success(reply):
-        return _judge_failed_create(batch, part, reply)
+        return _judge_failed_create(part, reply)
     envelope = decode_answer(reply.body)
     if envelope is None or not envelope.success:
-        return _judge_failed_create(batch, part, reply)
+        return _judge_failed_create(part, reply)
     answered = envelope.answered
     if not envelope.refused and [one.id for one in answered] == sent_ids(batch, part) and _alike(answered):
         return Judgement(verdict=Verdict.DONE, created=part, answer=_info(answered[0]))
@@ -134,8 +135,9 @@ def existence(batch: Batch, part: Sequence[int]) -> Judgement:
 
 
 def rejection(batch: Batch, position: int, code: int | None, message: str) -> Judgement:
-    """The judgement that settles one instance as `rejected`; as `existed` if *code* says so."""
-    return Judgement(verdict=Verdict.DONE, others=((position, _refusal(batch, position, code, message)),))
+    """The judgement that settles one instance as `rejected`."""
+    result = _result(batch, position, "rejected", code=code, message=message)
+    return Judgement(verdict=Verdict.DONE, others=((position, result),))
 
 
 def _is_success(reply: Reply | Fault) -> TypeGuard[Reply]:
@@ -180,6 +182,7 @@ def _match(batch: Batch, part: Sequence[int], envelope: Envelope, reply: Reply) 
     created: list[int] = []
     others: list[tuple[int, Result]] = []
     failures: set[int | None] = set()
+    blamed: list[Refused] = []
     for one in envelope.answered:
         position = position_of.pop(one.id)
         if _info(one) == common:
@@ -189,19 +192,24 @@ def _match(batch: Batch, part: Sequence[int], envelope: Envelope, reply: Reply) 
     for refused in envelope.refused:
         if refused.code in SERVICE_ERRORS:
             failures.add(refused.code)
-        else:
-            position = position_of.pop(_refused_id(ids, refused))
-            others.append((position, _refusal(batch, position, refused.code, clean(refused.message))))
+        elif refused.code != ALREADY_EXISTS:
+            blamed.append(refused)
+        elif refused.id is not None:  # without its id it may be about another request
+            position = position_of.pop(refused.id)
+            others.append((position, _result(batch, position, "existed")))
+    settled = Judgement(
+        verdict=Verdict.DONE, created=created, answer=common, others=tuple(others), elapsed_s=reply.elapsed_s
+    )
     unsettled = tuple(sorted(position_of.values()))
-    return Judgement(
-        verdict=_verdict_of_match(failures) if unsettled else Verdict.DONE,
-        created=created,
-        answer=common,
-        others=tuple(others),
-        unsettled=unsettled,
-        message=f"the answer leaves out {len(unsettled)} of {len(part)} ids" if unsettled else "",
-        retry_after_s=retry_after_s(reply) if unsettled else None,
-        elapsed_s=reply.elapsed_s,
+    if not unsettled:
+        return settled
+    if blamed and not failures:
+        verdict, code, message = Verdict.BAD_REQUEST, blamed[0].code, _named_refusal(ids, blamed[0])
+    else:
+        verdict, code = _verdict_of_omission(failures), None
+        message = f"the answer leaves out {len(unsettled)} of {len(part)} ids"
+    return replace(
+        settled, verdict=verdict, unsettled=unsettled, code=code, message=message, retry_after_s=retry_after_s(reply)
     )
 
 
@@ -223,11 +231,16 @@ def _contradiction(ids: Sequence[str], envelope: Envelope) -> ServiceError | Non
     return None
 
 
-def _verdict_of_match(failures: set[int | None]) -> Verdict:
-    """The verdict of a complete answer that leaves instances unsettled. *failures*: the error codes given for these."""
+def _verdict_of_omission(failures: set[int | None]) -> Verdict:
+    """The verdict of a complete answer that leaves instances out. *failures*: the error codes given for these."""
     if failures & RATE_ERRORS:  # decides before an internal error: the rate concerns all batches
         return Verdict.THROTTLED
     return Verdict.IN_DOUBT if failures else Verdict.OMITTED
+
+
+def _named_refusal(ids: Sequence[str], refused: Refused) -> str:
+    """The message of an error for one instance. It names the instance's id, so that the row is tried alone first."""
+    return f"{clean(refused.message)} (id {_refused_id(ids, refused)})".lstrip()
 
 
 def _refused_id(ids: Sequence[str], refused: Refused) -> str | None:
@@ -240,10 +253,11 @@ def _refused_id(ids: Sequence[str], refused: Refused) -> str | None:
 # --- a failure ----------------------------------------------------------------------------------------------------
 
 
-def _judge_failed_create(batch: Batch, part: Sequence[int], reply: Reply | Fault) -> Judgement:
+def _judge_failed_create(part: Sequence[int], reply: Reply | Fault) -> Judgement:
     failure = _failure(part, reply)
     if len(part) == 1 and failure.code == ALREADY_EXISTS and failure.verdict is not Verdict.THROTTLED:
-        return existence(batch, part)
+        # The answer names no id, and may be about another request: a look-up shows whether the instance exists.
+        return replace(failure, verdict=Verdict.OMITTED)
     return failure
 
 
@@ -344,12 +358,6 @@ def _result(
         code=code,
         message=message,
     )
-
-
-def _refusal(batch: Batch, position: int, code: int | None, message: str) -> Result:
-    if code == ALREADY_EXISTS:
-        return _result(batch, position, "existed")
-    return _result(batch, position, "rejected", code=code, message=message)
 
 
 def _created(batch: Batch, position: int, one: Answered) -> Result:

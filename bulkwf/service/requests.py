@@ -15,10 +15,10 @@ def create_batch(target: Target, body: bytes, *, fresh: bool = False) -> Request
     return Request(kind=RequestKind.CREATE, method="POST", path=path, body=body, fresh=fresh)
 
 
-def get_instance(target: Target, instance_id: str) -> Request:
-    """Look up one instance: its status, without its steps."""
+def get_instance(target: Target, instance_id: str, *, fresh: bool = False) -> Request:
+    """Look up one instance: its status, without its steps. *fresh*: see `Request`."""
     path = f"{target.instances_path}/{quote(instance_id, safe='')}"
-    return Request(kind=RequestKind.LOOK_UP, method="GET", path=path, query={"simple": "true"})
+    return Request(kind=RequestKind.LOOK_UP, method="GET", path=path, query={"simple": "true"}, fresh=fresh)
 
 
 def list_instances(target: Target, query: Mapping[str, str]) -> Request:

@@ -17,7 +17,7 @@ from bulkwf.errors import CheckpointError, ServiceRefused
 from bulkwf.limits.backoff import backoff_s
 from bulkwf.options import Options, Target
 from bulkwf.service.fast_path import FastJudge
-from bulkwf.service.judge import judge_lookup, rejection
+from bulkwf.service.judge import INTERNAL_ERRORS, judge_lookup, rejection
 from bulkwf.service.requests import create_batch, get_instance
 from bulkwf.service.verdicts import HANDLING, Action
 from bulkwf.submission.client import ServiceClient
@@ -128,7 +128,8 @@ class BatchRequests:
             state=self._state,
         )
         handling = HANDLING[judgement.verdict]
-        if handling.action is not Action.SPLIT:  # even a 429 may come from a proxy, after the service has acted
+        # Even a 429 may come from a proxy, after the service has acted.
+        if handling.action is not Action.SPLIT or judgement.code in INTERNAL_ERRORS:
             for position in judgement.unsettled:
                 self._maybe_created(position, in_doubt=handling.in_doubt)
         self._refuse_rejects(judgement)
@@ -150,14 +151,19 @@ class BatchRequests:
         """Whether some attempt may have created the instance: one that neither settled nor refused it."""
         return position in self._state.in_doubt or position in self._notes
 
-    async def look_up(self, position: int) -> Judgement:
-        """Look up one instance until an answer says whether it exists; `UNANSWERED` after `LOOK_UP_TRIES` failures."""
+    async def look_up(self, position: int, *, fresh: bool = False) -> Judgement:
+        """Look up one instance until an answer says whether it exists; `UNANSWERED` after `LOOK_UP_TRIES` failures.
+
+        Args:
+            position: The instance.
+            fresh: Send each request over a new connection.
+        """
         batch, tries = self._state.batch, LookUpTries()
 
         async def attempt() -> Judgement:
             judgement = await self._client.attempt(
                 RequestKind.LOOK_UP,
-                lambda: get_instance(self._run.target, batch.ids[position]),
+                lambda: get_instance(self._run.target, batch.ids[position], fresh=fresh),
                 lambda reply: judge_lookup(batch, position, reply),
                 state=self._state,
             )
@@ -207,11 +213,15 @@ class BatchRequests:
                 "them again all the same, run with --in-doubt resend."
             )
 
-    async def look_up_late(self, position: int) -> Judgement:
-        """Look up an instance at least `ABSENCE_GAP_S` after the last attempt that may have created it."""
-        seen_from = self.notes(position).maybe_created_at + ABSENCE_GAP_S
-        await self.wait(max(0.0, seen_from - self._client.clock()))
-        return await self.look_up(position)
+    async def look_up_before_rejection(self, position: int) -> Judgement:
+        """Look up an instance over a new connection.
+
+        If an attempt may have created it, the look-up follows at least `ABSENCE_GAP_S` after the last such attempt.
+        """
+        if self.may_exist(position):
+            seen_from = self.notes(position).maybe_created_at + ABSENCE_GAP_S
+            await self.wait(max(0.0, seen_from - self._client.clock()))
+        return await self.look_up(position, fresh=True)
 
     async def reject(self, position: int, judgement: Judgement) -> None:
         """Settle one instance as `rejected`, for the reason that *judgement* gives."""

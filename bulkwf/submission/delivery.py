@@ -20,6 +20,7 @@ from bulkwf.batching.bad_rows import Search, named_row
 from bulkwf.batching.batch_state import BatchState
 from bulkwf.batching.body import compose
 from bulkwf.errors import ServiceRefused
+from bulkwf.model import RowOutcome
 from bulkwf.service.judge import existence
 from bulkwf.service.verdicts import HANDLING, Action
 from bulkwf.submission.batch_requests import ABSENCE_GAP_S, BatchRequests, RunContext
@@ -51,6 +52,8 @@ class BatchDelivery:
         self._client = run.client
         self._state = state
         self._requests = BatchRequests(run, state, begun_at)
+        self._too_large = 0
+        """Size of the smallest body of several rows that was refused as too large in the present search, in bytes."""
         self._created_before = run.journal.progress.counts.created
         """Number of instances that the run had created when an answer last omitted ids; before that, when the delivery
         began."""
@@ -70,7 +73,7 @@ class BatchDelivery:
             pending = pending[len(part) :]
             refusal = await self._settle(part)
             if refusal is None:
-                batcher.bad_rows.created(len(part))
+                batcher.created(len(part))
             else:
                 await self._find_bad_rows(part, refusal)
 
@@ -105,34 +108,37 @@ class BatchDelivery:
             await self._probe(search, refusal)
         while search.rows:
             await self._try(search, search.next_part())
+        if self._too_large and not any(self._is(position, "rejected") for position in part):
+            self._run.batcher.body_limit.too_large(self._too_large)
+        self._too_large = 0
 
     async def _try(self, search: Search, part: Sequence[int]) -> None:
         """Try to settle *part*, and report the answer to *search*."""
         refusal = await self._settle(part)
         if refusal is not None:
             await self._take_refusal(search, part, refusal)
-        elif search.suspects and len(part) == 1 and self._exists(part[0]):
+        elif search.suspects and len(part) == 1 and self._is(part[0], "existed"):
             search.found(part[0])  # some services refuse a batch for a row that exists
         else:
             search.created(part)
 
-    def _exists(self, position: int) -> bool:
+    def _is(self, position: int, outcome: RowOutcome) -> bool:
         result = self._state.others.get(position)
-        return result is not None and result.outcome == "existed"
+        return result is not None and result.outcome == outcome
 
     async def _take_refusal(self, search: Search, part: Sequence[int], refusal: Judgement) -> None:
         """Report to *search* which rows of *part* are refused. A row that was refused alone is sent once more."""
         batch, refused = self._state.batch, refusal.unsettled
         if len(refused) < len(part):  # earlier answers have settled the others
             search.created([position for position in part if position not in refused])
-        if refusal.verdict is Verdict.TOO_LARGE:
-            self._run.batcher.learn_max_bytes(len(compose(batch, refused)) // 2)
         if len(refused) == 1:
             if await self._reject_if_again(refused[0]):
                 search.found(refused[0])
             else:
                 search.created(refused)
         elif refusal.verdict is Verdict.TOO_LARGE:
+            size = len(compose(batch, refused))
+            self._too_large = min(self._too_large or size, size)
             search.too_large(refused)
         else:
             search.refused(refused, named_row(refusal.message, refused, batch.ids))
@@ -141,7 +147,8 @@ class BatchDelivery:
         """Send a row that was refused alone once more, over a new connection. Reject it if it is refused again.
 
         A refusal names no id: a late copy of another row's refusal, read from an idle connection, looks the same.
-        A row that an earlier attempt may have created is looked up first: an instance that exists is not rejected.
+        Before the row is rejected, its instance is looked up. If it exists, the row is `existed`, whatever the refusals
+        say.
 
         Returns:
             Whether the row was refused again.
@@ -150,20 +157,19 @@ class BatchDelivery:
         if refusal is None:  # the first refusal may have been such a copy
             self._client.transport.drop_connections()
             return False
-        if self._requests.may_exist(position):
-            found = await self._requests.look_up_late(position)
-            if found.verdict is Verdict.UNANSWERED:
-                self._requests.leave_unknown((position,))
-            if found.verdict is not Verdict.ABSENT:
-                return True
-        await self._requests.reject(position, refusal)
+        found = await self._requests.look_up_before_rejection(position)
+        if found.verdict is Verdict.ABSENT:
+            await self._requests.reject(position, refusal)
+        elif found.verdict is Verdict.UNANSWERED:
+            self._requests.leave_unknown((position,))
         return True
 
     async def _probe(self, search: Search, refusal: Judgement) -> None:
         """Send three rows of a refused first batch alone. If all are rejected with the same code, end the run."""
         run, part = self._run, refusal.unsettled
         async with run.probing:  # one batch at a time, or each open batch would have rows rejected
-            if len(part) < PROBE_FROM or run.journal.progress.counts.created or run.options.max_rejects is not None:
+            counts = run.journal.progress.counts
+            if len(part) < PROBE_FROM or counts.created or counts.existed or run.options.max_rejects is not None:
                 return
             probes = (part[0], part[len(part) // 2], part[-1])
             for position in probes:
@@ -226,7 +232,7 @@ class BatchDelivery:
             instance.absences += 1
         if instance.absences >= ABSENCES:
             # The attempt that omitted the id may have created it, and the look-up may have been too early to see it.
-            found = await self._requests.look_up_late(position)
+            found = await self._requests.look_up_before_rejection(position)
             if found.verdict is Verdict.ABSENT:
                 await self._requests.reject(position, replace(judgement, code=None, message=_OMISSION))
             return found.verdict is not Verdict.UNANSWERED

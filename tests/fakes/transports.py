@@ -149,18 +149,21 @@ class _Recorder:
 class ScriptedTransport(_Recorder):
     """Answers from a list: replies, faults, or functions of the ids (of a LIST: of the query) that return one.
 
-    `then`: the answer after the end of the list; without it, the end of the list is an error.
+    `then`: the answer after the end of the list; without it, the end of the list is an error. `looked_up`: the same for
+    look-ups alone.
     """
 
-    def __init__(self, *answers, then=None, latency_s: float = 0.0) -> None:
+    def __init__(self, *answers, then=None, looked_up=None, latency_s: float = 0.0) -> None:
         super().__init__()
         self.answers = list(answers)
         self.then = then
+        self.looked_up = looked_up
         self.latency_s = latency_s
 
     async def _answer(self, sent, request, written):
-        assert self.answers or self.then is not None, f"a request too many: {sent}"
-        answer = self.answers.pop(0) if self.answers else self.then
+        then = self.looked_up if sent.method == "GET" and self.looked_up is not None else self.then
+        assert self.answers or then is not None, f"a request too many: {sent}"
+        answer = self.answers.pop(0) if self.answers else then
         if callable(answer):
             answer = answer(sent.ids if sent.query is None else sent.query)
         if not (isinstance(answer, Fault) and answer.kind is FaultKind.NOT_SENT):

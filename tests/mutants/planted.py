@@ -163,7 +163,7 @@ PLANTED = (
     Mutant(
         "reject by a look-up that comes too early",
         "submission/delivery.py",
-        "            found = await self._requests.look_up_late(position)\n"
+        "            found = await self._requests.look_up_before_rejection(position)\n"
         "            if found.verdict is Verdict.ABSENT:\n"
         "                await self._requests.reject(position, replace",
         "            found = judgement\n            if found.verdict is Verdict.ABSENT:\n"
@@ -660,6 +660,31 @@ PLANTED = (
         "submission/batch_requests.py",
         "        return position in self._state.in_doubt or position in self._notes\n",
         "        return position in self._state.in_doubt\n",
+        by="modules",
+    ),
+    Mutant(
+        "reject a row that is refused twice without a look-up",
+        "submission/delivery.py",
+        "        found = await self._requests.look_up_before_rejection(position)\n"
+        "        if found.verdict is Verdict.ABSENT:\n"
+        "            await self._requests.reject(position, refusal)\n",
+        "        found = refusal\n        if found.verdict is refusal.verdict:\n"
+        "            await self._requests.reject(position, refusal)\n",
+        by="simulation",
+    ),
+    Mutant(
+        "believe an index that an instance exists",
+        "service/judge.py",
+        "        elif refused.id is not None:  # without its id it may be about another request\n"
+        "            position = position_of.pop(refused.id)\n",
+        "        else:\n            position = position_of.pop(_refused_id(ids, refused))\n",
+        by="simulation",
+    ),
+    Mutant(
+        "make requests smaller for one row that is too large",
+        "submission/delivery.py",
+        '        if self._too_large and not any(self._is(position, "rejected") for position in part):\n',
+        "        if self._too_large:\n",
         by="modules",
     ),
 )

@@ -23,7 +23,7 @@ ALLOWED = {
     "plain": {"created", "existed", "rejected"},
     "bad": {"invalid"},
     "poison": {"rejected"},
-    "taken": {"existed", "rejected"},
+    "taken": {"existed"},
     "twin": {"created", "existed", "rejected", "invalid"},  # requests overtake each other: the later row may be first
 }
 """Possible outcomes of each kind of row. A valid row is rejected only if the service keeps omitting it, or refuses at
@@ -33,8 +33,6 @@ ABSENCE_GAP_S = 10.0
 PROBING_S = 30.0
 PROBES = 3
 REFUSALS = frozenset({400, 409, 413, 422})
-AT_RANDOM = b"a scripted fault"
-"""In the body of a refusal by a service that refuses requests at random."""
 QUOTA = re.compile(r"r=(\d+);t=(\d+)")
 
 
@@ -114,16 +112,21 @@ class Oracle:
                 self._check_rejection(world, result, row.kind)
 
     def _check_rejection(self, world: World, result: Result, kind: str) -> None:
-        """A row is rejected after an error for it alone, or after three absences while others were created."""
-        alone = [sent for sent in world.sent if sent.method == "POST" and sent.ids == (result.id,)]
+        """A row is rejected after an error for it alone, or after three absences while others were created.
+
+        Before, a look-up over a connection of its own has found no instance.
+        """
+        about = [sent for sent in world.sent if sent.ids == (result.id,)]
+        alone = [sent for sent in about if sent.method == "POST"]
         # Copies of errors on two connections in a row can't be distinguished from errors.
         copied = sum(sent.stale for sent in alone) >= 2
-        refusals = [sent for sent in alone if isinstance(sent.reply, Reply) and sent.reply.status in REFUSALS]
+        refusals = [sent for sent in alone if _refuses(sent)]
         runs = result.id in world.created and result.id not in world.shared
-        if kind == "taken":  # another run has created the instance: no attempt of this one was in doubt
-            fresh = [sent.reply for sent in refusals if sent.fresh]
-            runs = not any(isinstance(reply, Reply) and AT_RANDOM in reply.body for reply in fresh)
-        assert not runs or copied, f"row {result.row} is rejected, and has an instance"
+        assert not runs or (copied and world.plan.lag_s), f"row {result.row} is rejected, and has an instance"
+        if result.id not in world.shared:
+            last = about[-1]
+            absent = last.fresh and isinstance(last.reply, Reply) and last.reply.status == 404
+            assert absent, f"row {result.row} is rejected without a look-up"
         # The last of them was sent over a connection of its own, and no attempt followed, except for another row.
         followed = refusals[-1:] != alone[-1:] and result.id not in world.shared
         refused = any(sent.fresh for sent in refusals[1:]) and not followed
@@ -275,6 +278,13 @@ def trace(world: World) -> str:
     lines = [f"{one.at:.9f} {one.session} {one.method} {','.join(one.ids)} {one.reply}" for one in world.sent]
     lines += [f"{one.number} {one.began_at:.9f} {one.end} {one.summary} {one.error!r}" for one in world.sessions]
     return "\n".join(lines)
+
+
+def _refuses(sent: Sent) -> bool:
+    """Whether an answer to a request of one row refuses it."""
+    if not isinstance(sent.reply, Reply):
+        return False
+    return sent.reply.status in REFUSALS or (sent.reply.status == 200 and b'"index":0' in sent.reply.body)
 
 
 def _others_created(world: World, before: Sent, after: Sent) -> bool:

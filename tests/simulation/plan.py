@@ -110,7 +110,9 @@ def draw_plan(seed: int) -> Plan:
         left = min(limits.requests_per_5m, chance.choice((2, 3)) * options.rate.concurrency + 1)
         crashes: tuple[tuple[End, int], ...] = tuple(("crash", chance.randint(10, 150)) for _ in range(4))
         plan = replace(plan, limits=replace(limits, requests_per_5m=left), ends=plan.ends + crashes)
-    return replace(plan, **_bad_rows(chance, plan)) if chance.random() < 0.5 else plan
+    if chance.random() < 0.5:
+        plan = replace(plan, **_bad_rows(chance, plan))
+    return replace(plan, script=plan.script + _false_refusals(chance, plan)) if chance.random() < 0.3 else plan
 
 
 def _bad_rows(chance: random.Random, plan: Plan) -> dict[str, Any]:
@@ -128,6 +130,34 @@ def _bad_rows(chance: random.Random, plan: Plan) -> dict[str, Any]:
     together = frozenset(chance.sample(usual, 2)) if len(usual) > 1 and chance.random() < 0.5 else frozenset()
     refusals = chance.choice(("named", "nameless", "nameless", "misleading"))
     return {"script": script, "bad": bad, "refusals": refusals, "bad_together": together}
+
+
+def _false_refusals(chance: random.Random, plan: Plan) -> tuple[dict[str, Any], ...]:
+    """Refusals that are about no row, or that come after the service has acted."""
+    possible: list[dict[str, Any]] = [
+        {"status": 409, "code": 10001, "when": "after"},
+        {"status": 409, "code": 10405},  # of another row
+        {"status": 413, "code": 10002},
+        {"status": 413, "html": True},
+        {"status": 200, "body": _refusal_inside(10405)},
+        {"status": 200, "body": _refusal_inside(10002)},
+    ]
+    if not plan.lag_s:  # else a look-up soon after such an answer does not show what was created
+        possible += [
+            {"status": 400, "code": 10002, "when": "after"},
+            {"status": 200, "body": _refusal_inside(10002), "when": "after"},
+        ]
+    return tuple(
+        {"method": "POST", **rule, "chance": chance.choice((0.02, 0.2)), "until_s": plan.healthy_from}
+        for rule in possible
+        if chance.random() < 0.3
+    )
+
+
+def _refusal_inside(code: int) -> str:
+    """An answer that refuses the first instance of a request without naming its id."""
+    result = {"created": [], "errors": [{"index": 0, "code": code, "message": "a scripted fault"}]}
+    return json.dumps({"success": True, "errors": [], "messages": [], "result": result}, separators=(",", ":"))
 
 
 def _odd_answers(chance: random.Random, until_s: float, tokens: int) -> tuple[dict[str, Any], ...]:
