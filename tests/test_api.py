@@ -571,7 +571,7 @@ async def test_a_token_function_that_returns_no_text_is_refused(folder, token):
 
 async def test_a_token_in_an_error_message_is_not_stored(folder):
     token = "a-token-as-long-as-a-real-one-0123456789"
-    said = {"status": 400, "code": 10002, "message": f"what you sent: Bearer {token}"}
+    said = {"method": "POST", "status": 400, "code": 10002, "message": f"what you sent: Bearer {token}"}
     async with emulated(folder, said) as place:
         summary = await submit_all(mappings(1), **(place.known() | {"api_token": token}))
 

@@ -324,7 +324,7 @@ def test_the_summary_shows_why_rows_failed_with_the_first_places_of_each_reason(
 def test_a_message_of_the_service_cannot_move_the_cursor(folder):
     rows = write_rows("rows.jsonl", 1)
     message = "bad\x1b[2J\x07\r\nbulkwf: all is well"
-    with emulator(faults=[{"status": 400, "code": 10099, "message": message}]) as service:
+    with emulator(faults=[{"method": "POST", "status": 400, "code": 10099, "message": message}]) as service:
         ended = bulkwf("run", rows, *service.flags(), "--max-rejects", "5")
     assert ended.code == 1
     assert "\x1b" not in ended.err
