@@ -377,6 +377,14 @@ def test_message_quotes_the_answer_where_it_gives_no_reason():
 # --- look-ups -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("result", [{}, {"created": [], "errors": [{"index": 0, "code": 10405}]}])
+def test_an_answer_without_id_and_status_is_no_answer_to_a_look_up(result):
+    """Such as a late copy of the answer to a batch."""
+    judgement = judge_lookup(BATCH, 2, good(result))
+
+    assert (judgement.verdict, judgement.others, judgement.unsettled) == (Verdict.CONTRADICTION, (), (2,))
+
+
 @pytest.mark.parametrize("result", [{"id": "c", "status": "complete"}, {"status": "complete"}])
 def test_look_up_that_finds_the_instance_settles_it_as_existed(result):
     judgement = judge_lookup(BATCH, 2, good(result))

@@ -603,7 +603,7 @@ def test_a_listed_instance_without_status_counts_as_status_unknown(folder):
 
 
 def test_a_look_up_without_status_counts_as_status_unknown(folder):
-    _, counts = verified(folder, 3, looking=lambda instance_id, give: success("{}"))
+    _, counts = verified(folder, 3, looking=lambda instance_id, give: success(f'{{"id":"{instance_id}"}}'))
 
     assert counts.statuses == {"unknown": 3}
 

@@ -91,7 +91,9 @@ def judge_lookup(batch: Batch, position: int, reply: Reply | Fault) -> Judgement
     part = (position,)
     if _is_success(reply):
         found = decode_lookup(reply.body)
-        if found is None or found.id not in (None, batch.ids[position]):
+        # An answer need not name the id. Then its status distinguishes it from a late copy of an answer to a batch.
+        empty = found is not None and found.success and found.id is None and found.status is None
+        if found is None or empty or found.id not in (None, batch.ids[position]):
             message = "not an answer to this look-up: " + _excerpt(reply)
             return _unsettled(part, reply, Verdict.CONTRADICTION, reply.status, message)
         if found.success or _failed_but_found(found, reply):
