@@ -281,7 +281,7 @@ def trace(world: World) -> str:
 
 
 def _refuses(sent: Sent) -> bool:
-    """Whether an answer to a request of one row refuses it."""
+    """Whether an answer refuses the first row of its request."""
     if not isinstance(sent.reply, Reply):
         return False
     return sent.reply.status in REFUSALS or (sent.reply.status == 200 and b'"index":0' in sent.reply.body)
@@ -322,10 +322,14 @@ def _excused(world: World) -> set[str]:
     """
     excused: set[str] = set()
     omitted_before: dict[str, bool] = defaultdict(bool)
+    existing = {row.id for row in world.plan.rows if row.kind == "taken"}
     for sent in world.sent:
+        existing.update(sent.created)
         if sent.method != "POST" or not isinstance(sent.reply, Reply) or sent.reply.status != 200:
             continue
         lost = set(sent.withheld)
+        if _refuses(sent):  # a scripted answer, which names no id
+            lost.update(id_ for id_ in sent.ids if id_ not in existing)
         # An id of two rows may be created for the other row between the answer and the look-up.
         mixed = set(sent.ids) - lost - _named(sent) or world.shared.intersection(sent.ids)
         for id_ in lost:
