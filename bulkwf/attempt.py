@@ -125,6 +125,7 @@ class Judgement:
         answer: What the service said about each of `created`; None if there are none.
         others: (position, result) of each instance that is settled with another result.
         unsettled: The instances that need another attempt.
+        refused: Those of `unsettled` that a complete answer refuses one by one.
         code: The service's error code, or the HTTP status; None if there is neither.
         message: What the service said or what went wrong, as one printable line.
         retry_after_s: The pause that the service ordered, in seconds; None if it ordered none.
@@ -136,6 +137,7 @@ class Judgement:
     answer: InstanceInfo | None = None
     others: tuple[tuple[int, Result], ...] = ()
     unsettled: Sequence[int] = ()
+    refused: Sequence[int] = ()
     code: int | None = None
     message: str = ""
     retry_after_s: float | None = None

@@ -165,8 +165,8 @@ class Options:
     """Whether the last one or two rows of a list are rejected when the service keeps omitting them from its answers
     without an error. False: the run waits for them, and ends with `TemporaryStop` after `max_outage_s`."""
     confirm_existing: bool = True
-    """Whether ids that the service omits from its answers are looked up before their rows become `existed`. False: they
-    become `existed` at once, though the service may have created nothing."""
+    """Whether an instance is looked up before its row becomes `existed` because answers omitted its id, or `rejected`
+    because answers refused it. False: the rows become so at once, though the answers may be wrong."""
     in_doubt: Literal["stop", "resend"] = "stop"
     """What to do with rows in doubt whose ids the service may have forgotten since: `stop` ends the run, `resend`
     sends them again and risks that they run twice."""

@@ -223,7 +223,7 @@ def test_batches_are_smaller_after_the_service_refused_a_request_as_too_large():
         first = await batcher.next()
         batcher.body_limit.too_large(60_000)
         second = await batcher.next()
-        batcher.body_limit.too_large(120_000)
+        batcher.body_limit.too_large(60_000)  # begun before the limit was lowered
         third = await batcher.next()
         batcher.body_limit.too_large(14)
         return [len(batch.ids) for batch in (first, second, third, await batcher.next())], batcher
@@ -236,15 +236,19 @@ def test_batches_are_smaller_after_the_service_refused_a_request_as_too_large():
 
 def test_the_body_limit_grows_again_later_after_each_refusal():
     limit, grown = BodyLimit(1_000_000), []
+    for size in (1_000_000, 999_000, 500_000, 499_000):  # the 2nd and the 4th were begun before the limit was lowered
+        limit.too_large(size)
+    assert limit.size == 250_000
+
     for _ in range(4):
-        limit.too_large(1_000_000)
         passed = 0
         while limit.size < 1_000_000:
             limit.passed()
             passed += 1
         grown.append(passed)
+        limit.too_large(1_000_000)
 
-    assert grown == [16, 32, 64, 128]
+    assert grown == [16, 16, 32, 64]
 
 
 # --- rows ---------------------------------------------------------------------------------------------------------

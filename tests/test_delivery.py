@@ -40,6 +40,7 @@ from bulkwf.emulator.answers import refusal
 from bulkwf.errors import CheckpointError, Draining, ServiceRefused, TemporaryStop
 from bulkwf.options import Options, RateLimits, RetryPolicy
 from bulkwf.submission.delivery import BatchDelivery
+from bulkwf.submission.retries import LOOK_UP_TRIES
 
 DAY_S = 86_400.0
 IDS = [f"id-{i}" for i in range(100)]
@@ -437,7 +438,54 @@ def test_row_refused_inside_a_200_is_rejected_only_if_it_does_not_exist():
 
     _, transport, state = deliver(then=refuse, looked_up=absent(), rows=2)
     assert outcomes(state) == sent_by("rejected", "rejected")
-    assert transport.gets == ["id-0", "id-1"]
+    assert (transport.posts, transport.gets) == ([["id-0", "id-1"], ["id-0"], ["id-1"]], ["id-0", "id-1"])
+
+
+def test_ids_omitted_beside_a_refused_row_are_not_rejected_with_it():
+    """The answer has created id-0 and left it out: a look-up may show that only some seconds later."""
+
+    def answer(ids):
+        if len(ids) > 1:
+            errors = [{"id": "id-2", "code": 10002}]
+            return reply(200, envelope({"created": [{"id": "id-1"}], "errors": errors}))
+        return error(409, 10409, "exists") if ids == ["id-0"] else error(400, 10002)
+
+    def looked_up(ids):
+        return found() if ids == ["id-0"] and now() > 5 else absent()
+
+    _, _, state = deliver(then=answer, looked_up=looked_up, rows=3)
+
+    assert outcomes(state) == sent_by("existed", "created", "rejected")
+
+
+@pytest.mark.parametrize("looked_up", [error(400, 10002, "no"), error(500)])
+def test_rows_refused_twice_stay_pending_where_look_ups_fail(looked_up):
+    options = Options(max_rejects=4)
+    _, transport, state, raised = stopped(
+        TemporaryStop, then=lambda ids: error(400, 10002, "no"), looked_up=looked_up, rows=9, options=options
+    )
+
+    assert set(outcomes(state).values()) == {"pending"}
+    assert len(transport.gets) == 5 * LOOK_UP_TRIES
+    assert "5 rows stay pending (row 0 (id id-0) is the first)" in str(raised)
+    assert "--no-confirm-existing" in str(raised)
+
+
+def test_run_stops_when_the_first_rows_are_all_refused_and_look_ups_fail():
+    _, transport, _, raised = stopped(
+        ServiceRefused, then=lambda ids: error(400, 10002, "no"), looked_up=error(500), rows=100
+    )
+
+    assert [len(ids) for ids in transport.posts] == [100, 1, 1, 1, 1, 1, 1]
+    assert "the service refuses the first rows alike" in str(raised)
+
+
+def test_rows_refused_twice_are_rejected_without_a_look_up_if_the_options_say_so():
+    options = Options(confirm_existing=False)
+    _, transport, state = deliver(then=lambda ids: error(400, 10002, "no"), rows=3, options=options)
+
+    assert set(outcomes(state).values()) == {"rejected"}
+    assert transport.gets == []
 
 
 def test_batch_begun_before_bad_rows_were_found_is_sent_in_smaller_requests():
@@ -576,20 +624,22 @@ def test_row_that_an_answer_omitted_is_looked_up_before_it_is_rejected():
 
 
 def test_row_refused_because_it_exists_is_existed():
-    _, transport, state = deliver(
-        then=lambda ids: error(409, 10405, "exists") if "id-2" in ids else created(ids), looked_up=found()
-    )
+    _, transport, state = deliver(then=lambda ids: error(409, 10405, "exists") if "id-2" in ids else created(ids))
 
     assert outcomes(state) == sent_by("created", "created", "existed")
-    assert transport.posts == [["id-0", "id-1", "id-2"], ["id-0"], ["id-1"], ["id-2"]]
-    assert transport.gets == ["id-2"]
+    assert transport.posts == [["id-0", "id-1", "id-2"], ["id-0"], ["id-1"], ["id-2"], ["id-2"]]
+    assert (transport.requests[-1].fresh, transport.gets) == (True, [])
 
 
-def test_late_copy_of_the_answer_that_another_row_exists_loses_no_row():
-    _, transport, state = deliver(error(409, 10405, "exists"), absent(), created, rows=1)
+@pytest.mark.parametrize(
+    "copy",
+    [error(409, 10405, "exists"), reply(200, envelope({"created": [], "errors": [{"index": 0, "code": 10405}]}))],
+)
+def test_late_copy_of_the_answer_that_another_row_exists_loses_no_row(copy):
+    _, transport, state = deliver(copy, created, rows=1)
 
     assert outcomes(state) == {"id-0": "created"}
-    assert transport.posts == [["id-0"], ["id-0"]]
+    assert [request.fresh for request in transport.requests] == [False, True]
 
 
 # --- 413 ----------------------------------------------------------------------------------------------------------

@@ -167,8 +167,8 @@ def test_newer_result_settles_what_it_names_by_id_and_rejects_nothing():
         [0],
         {1: "existed"},
     )
-    assert judgement.unsettled == (2, 3)
-    assert (judgement.code, judgement.message) == (10010, "bad params (id c)")
+    assert (judgement.unsettled, judgement.refused) == ((2, 3), (2,))
+    assert (judgement.code, judgement.message) == (10010, "bad params")
     ((_, existed),) = judgement.others
     assert (existed.row, existed.id, existed.code) == (103, "b", None)
 
@@ -178,14 +178,14 @@ def test_a_row_refused_inside_a_200_is_sent_again_before_it_is_rejected():
 
     judgement = judge(BATCH, ALL, good(result))
 
-    assert (judgement.verdict, settled(judgement), judgement.unsettled) == (Verdict.BAD_REQUEST, {}, (3,))
-    assert (judgement.code, judgement.message) == (10415, "duplicate (id d)")
+    assert (judgement.verdict, settled(judgement), judgement.refused) == (Verdict.BAD_REQUEST, {}, (3,))
+    assert (judgement.code, judgement.message) == (10415, "duplicate")
 
 
 def test_index_of_an_error_counts_the_instances_of_the_request():
     judgement = judge(BATCH, (1, 3), good({"created": named("b"), "errors": [{"index": 1, "code": 5}]}))
 
-    assert (judgement.unsettled, judgement.message) == ((3,), "(id d)")
+    assert (judgement.unsettled, judgement.refused) == ((3,), (3,))
 
 
 def test_id_of_an_error_decides_where_its_index_differs():
@@ -193,14 +193,14 @@ def test_id_of_an_error_decides_where_its_index_differs():
         BATCH, ALL, good({"created": named("a", "b", "d"), "errors": [{"index": 0, "id": "c", "code": 5}]})
     )
 
-    assert (judgement.unsettled, judgement.message) == ((2,), "(id c)")
+    assert (judgement.unsettled, judgement.refused) == ((2,), (2,))
 
 
 def test_an_index_without_an_id_never_proves_that_an_instance_exists():
     """A late copy of an answer to another request can hold the same index."""
     judgement = judge(BATCH, (1,), good({"created": [], "errors": [{"index": 0, "code": 10405}]}))
 
-    assert (judgement.verdict, judgement.others, judgement.unsettled) == (Verdict.OMITTED, (), (1,))
+    assert (judgement.verdict, judgement.others, judgement.refused) == (Verdict.BAD_REQUEST, (), (1,))
 
 
 def test_instance_with_an_internal_error_is_in_doubt_not_rejected():
@@ -342,11 +342,11 @@ def test_503_envelope_that_quotes_a_challenge_is_not_a_challenge():
 
 
 @pytest.mark.parametrize("status", [400, 409, 422, 200, 500])
-def test_error_already_exists_without_an_id_makes_a_row_that_was_sent_alone_looked_up(status):
+def test_error_already_exists_without_an_id_settles_nothing(status):
     """The answer may be a late copy of the answer to another row."""
     judgement = judge(BATCH, (3,), failed(status, 10405))
 
-    assert (judgement.verdict, judgement.others, judgement.unsettled) == (Verdict.OMITTED, (), (3,))
+    assert (judgement.verdict, judgement.others, judgement.unsettled) == (Verdict.BAD_REQUEST, (), (3,))
 
 
 def test_message_quotes_the_error_that_blames_the_credential():

@@ -11,10 +11,9 @@ LONGEST_WAIT = 1_024
 class BodyLimit:
     """The maximum size of a request body.
 
-    A refusal as too large says nothing about later bodies by itself: one row may be its cause, and a server on the path
-    may refuse a body once. So the limit is halved only after all rows of the refused body were accepted in smaller
-    ones, and it is doubled again after a number of batches. This number doubles each time that the limit is halved: a
-    server with a lower limit of its own refuses few bodies in a run.
+    A body is too large if it is refused, and all its rows are accepted in smaller bodies. Then the limit is halved. It
+    is doubled again after a number of batches, as the refusal may have been an error. If that makes bodies too large
+    again, the next attempt to double it comes after twice that number.
 
     Args:
         most: The size that the user allows, in bytes.
@@ -28,15 +27,18 @@ class BodyLimit:
         self._most = most
         self._wait = FIRST_WAIT
         self._passed = 0
+        self._doubled = False
 
     def too_large(self, size: int) -> None:
-        """A body of *size* bytes was refused as too large, and all its rows were accepted in smaller bodies."""
-        if size // 2 < self.size:
-            self.size = max(MIN_BATCH_BYTES, size // 2)
-            self._wait, self._passed = min(2 * self._wait, LONGEST_WAIT), 0
+        """A body of *size* bytes was too large."""
+        if size > self.size or self.size == MIN_BATCH_BYTES:  # it was begun under an earlier limit; or no limit helps
+            return
+        if self._doubled:
+            self._wait = min(2 * self._wait, LONGEST_WAIT)
+        self.size, self._passed, self._doubled = max(MIN_BATCH_BYTES, size // 2), 0, False
 
     def passed(self) -> None:
         """A batch was accepted whole."""
         self._passed += 1
         if self.size < self._most and self._passed >= self._wait:
-            self.size, self._passed = min(2 * self.size, self._most), 0
+            self.size, self._passed, self._doubled = min(2 * self.size, self._most), 0, True

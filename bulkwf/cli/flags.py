@@ -118,7 +118,7 @@ waits for them."
     confirm_existing: Annotated[
         bool | None, Parameter(negative="--no-confirm-existing"), _default("confirm_existing")
     ] = None
-    "Look up an id that the service omits from its answer before its row is called existed."
+    "Look up an omitted id before its row is called existed, and a refused one before rejected."
 
 
 def flag_layer(*groups: ListFlags | ServiceFlags | RunFlags, **others: Any) -> Layer:

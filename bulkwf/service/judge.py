@@ -33,7 +33,16 @@ from bulkwf.service.responses import (
 )
 from bulkwf.text import clean
 
-__all__ = ["INTERNAL_ERRORS", "existence", "judge", "judge_lookup", "judge_page", "rejection", "sent_ids"]
+__all__ = [
+    "ALREADY_EXISTS",
+    "INTERNAL_ERRORS",
+    "existence",
+    "judge",
+    "judge_lookup",
+    "judge_page",
+    "rejection",
+    "sent_ids",
+]
 
 ALREADY_EXISTS = 10405
 WORKFLOW_NOT_FOUND = 10200
@@ -184,7 +193,7 @@ def _match(batch: Batch, part: Sequence[int], envelope: Envelope, reply: Reply) 
     created: list[int] = []
     others: list[tuple[int, Result]] = []
     failures: set[int | None] = set()
-    blamed: list[Refused] = []
+    blamed: dict[int, Refused] = {}
     for one in envelope.answered:
         position = position_of.pop(one.id)
         if _info(one) == common:
@@ -194,11 +203,11 @@ def _match(batch: Batch, part: Sequence[int], envelope: Envelope, reply: Reply) 
     for refused in envelope.refused:
         if refused.code in SERVICE_ERRORS:
             failures.add(refused.code)
-        elif refused.code != ALREADY_EXISTS:
-            blamed.append(refused)
-        elif refused.id is not None:  # without its id it may be about another request
+        elif refused.code == ALREADY_EXISTS and refused.id is not None:  # without its id it may be another request's
             position = position_of.pop(refused.id)
             others.append((position, _result(batch, position, "existed")))
+        else:
+            blamed[position_of[_refused_id(ids, refused)]] = refused
     settled = Judgement(
         verdict=Verdict.DONE, created=created, answer=common, others=tuple(others), elapsed_s=reply.elapsed_s
     )
@@ -206,12 +215,19 @@ def _match(batch: Batch, part: Sequence[int], envelope: Envelope, reply: Reply) 
     if not unsettled:
         return settled
     if blamed and not failures:
-        verdict, code, message = Verdict.BAD_REQUEST, blamed[0].code, _named_refusal(ids, blamed[0])
+        first = next(iter(blamed.values()))
+        verdict, code, message = Verdict.BAD_REQUEST, first.code, clean(first.message)
     else:
         verdict, code = _verdict_of_omission(failures), None
         message = f"the answer leaves out {len(unsettled)} of {len(part)} ids"
     return replace(
-        settled, verdict=verdict, unsettled=unsettled, code=code, message=message, retry_after_s=retry_after_s(reply)
+        settled,
+        verdict=verdict,
+        unsettled=unsettled,
+        refused=tuple(sorted(blamed)),
+        code=code,
+        message=message,
+        retry_after_s=retry_after_s(reply),
     )
 
 
@@ -240,11 +256,6 @@ def _verdict_of_omission(failures: set[int | None]) -> Verdict:
     return Verdict.IN_DOUBT if failures else Verdict.OMITTED
 
 
-def _named_refusal(ids: Sequence[str], refused: Refused) -> str:
-    """The message of an error for one instance. It names the instance's id, so that the row is tried alone first."""
-    return f"{clean(refused.message)} (id {_refused_id(ids, refused)})".lstrip()
-
-
 def _refused_id(ids: Sequence[str], refused: Refused) -> str | None:
     """The id that an error is about: the one it names, or else the one at its index in the request."""
     if refused.id is None and refused.index is not None and 0 <= refused.index < len(ids):
@@ -258,8 +269,7 @@ def _refused_id(ids: Sequence[str], refused: Refused) -> str | None:
 def _judge_failed_create(part: Sequence[int], reply: Reply | Fault) -> Judgement:
     failure = _failure(part, reply)
     if len(part) == 1 and failure.code == ALREADY_EXISTS and failure.verdict is not Verdict.THROTTLED:
-        # The answer names no id, and may be about another request: a look-up shows whether the instance exists.
-        return replace(failure, verdict=Verdict.OMITTED)
+        return replace(failure, verdict=Verdict.BAD_REQUEST)  # it names no id, and may be another request's answer
     return failure
 
 

@@ -13,7 +13,7 @@ from bulkwf.attempt import Judgement, Request, RequestKind, Verdict
 from bulkwf.batching.batch_state import BatchState
 from bulkwf.batching.batcher import Batcher
 from bulkwf.batching.body import compose
-from bulkwf.errors import CheckpointError, ServiceRefused
+from bulkwf.errors import CheckpointError, ServiceRefused, TemporaryStop
 from bulkwf.limits.backoff import backoff_s
 from bulkwf.options import Options, Target
 from bulkwf.service.fast_path import FastJudge
@@ -25,7 +25,7 @@ from bulkwf.submission.journal import Journal
 from bulkwf.submission.retries import LookUpTries, reject_limit
 from bulkwf.text import counted
 
-__all__ = ["ABSENCE_GAP_S", "BatchRequests", "InstanceNotes", "RunContext"]
+__all__ = ["ABSENCE_GAP_S", "BatchRequests", "InstanceNotes", "RunContext", "unknown_rows"]
 
 ABSENCE_GAP_S = 10.0
 """Minimum time between two absences that both count, in seconds: a replica that answers look-ups may lag behind."""
@@ -129,8 +129,9 @@ class BatchRequests:
         )
         handling = HANDLING[judgement.verdict]
         # Even a 429 may come from a proxy, after the service has acted.
-        if handling.action is not Action.SPLIT or judgement.code in INTERNAL_ERRORS:
-            for position in judgement.unsettled:
+        whole = handling.action is Action.SPLIT and not judgement.refused and judgement.code not in INTERNAL_ERRORS
+        for position in judgement.unsettled:
+            if not (whole or position in judgement.refused):
                 self._maybe_created(position, in_doubt=handling.in_doubt)
         self._refuse_rejects(judgement)
         return judgement
@@ -214,13 +215,16 @@ class BatchRequests:
             )
 
     async def look_up_before_rejection(self, position: int) -> Judgement:
-        """Look up an instance over a new connection.
+        """Look up an instance over a new connection, as a refused or omitted row must not be rejected if it exists.
 
         If an attempt may have created it, the look-up follows at least `ABSENCE_GAP_S` after the last such attempt.
+        Otherwise the result is `ABSENT` without a look-up if the options turn look-ups off.
         """
         if self.may_exist(position):
             seen_from = self.notes(position).maybe_created_at + ABSENCE_GAP_S
             await self.wait(max(0.0, seen_from - self._client.clock()))
+        elif not self._run.options.confirm_existing:
+            return Judgement(verdict=Verdict.ABSENT)
         return await self.look_up(position, fresh=True)
 
     async def reject(self, position: int, judgement: Judgement) -> None:
@@ -228,11 +232,17 @@ class BatchRequests:
         await self.infer(rejection(self._state.batch, position, judgement.code, judgement.message))
 
     def leave_unknown(self, part: Sequence[int]) -> None:
-        """Leave *part* pending for the next session: no look-up shows whether the instances exist."""
+        """Leave *part* pending for the next session: no look-up shows whether the instances exist.
+
+        Raises:
+            TemporaryStop: More rows stay pending for this reason than the options allow to be rejected.
+        """
         run = self._run
         run.unanswered = run.unanswered or self.name(part[0])
         run.unknown += len(part)
         self.unanswered = 0  # the next rows have look-ups of their own
+        if run.unknown > reject_limit(run.options.max_rejects, run.journal.progress.counts.rows):
+            raise TemporaryStop(unknown_rows(run.unknown, run.unanswered))
 
     def name(self, position: int) -> str:
         """Place and id of a row, for messages."""
@@ -253,6 +263,16 @@ class BatchRequests:
         finally:
             run.waits -= 1
             run.journal.update()
+
+
+def unknown_rows(rows: int, first: str) -> str:
+    """The message that *rows* rows stay pending because their look-ups are not answered; *first* names one of them."""
+    those = f"{first} stays" if rows == 1 else f"{rows:,} rows stay"
+    among = "" if rows == 1 else f" ({first} is the first)"
+    return (
+        f"{those} pending{among}: the service neither creates nor rejects such rows, and does not answer when it is "
+        "asked for them. --no-confirm-existing settles them without asking."
+    )
 
 
 def _period(seconds: float) -> str:

@@ -20,8 +20,7 @@ from bulkwf.batching.bad_rows import Search, named_row
 from bulkwf.batching.batch_state import BatchState
 from bulkwf.batching.body import compose
 from bulkwf.errors import ServiceRefused
-from bulkwf.model import RowOutcome
-from bulkwf.service.judge import existence
+from bulkwf.service.judge import ALREADY_EXISTS, existence
 from bulkwf.service.verdicts import HANDLING, Action
 from bulkwf.submission.batch_requests import ABSENCE_GAP_S, BatchRequests, RunContext
 
@@ -54,6 +53,8 @@ class BatchDelivery:
         self._requests = BatchRequests(run, state, begun_at)
         self._too_large = 0
         """Size of the smallest body of several rows that was refused as too large in the present search, in bytes."""
+        self._row_too_large = False
+        """Whether a row that was sent alone was refused as too large in the present search."""
         self._created_before = run.journal.progress.counts.created
         """Number of instances that the run had created when an answer last omitted ids; before that, when the delivery
         began."""
@@ -83,9 +84,17 @@ class BatchDelivery:
         omitted: frozenset[int] = frozenset()
         attempts = 0
         while part:
+            asked = len(part)
             judgement = await self._requests.create(part, fresh=fresh)
             part = judgement.unsettled
             action = HANDLING[judgement.verdict].action
+            if judgement.refused and asked > 1:  # the others are not refused with them
+                for position in judgement.refused:
+                    await self._reject_if_again(position)
+                part = [position for position in part if position not in judgement.refused]
+                action = Action.CONFIRM
+            if not part:
+                break
             if action is Action.CONFIRM:
                 # An attempt in doubt between two omissions may have created instances that the first one omitted.
                 in_a_row = state.attempts == attempts + 1
@@ -108,23 +117,23 @@ class BatchDelivery:
             await self._probe(search, refusal)
         while search.rows:
             await self._try(search, search.next_part())
-        if self._too_large and not any(self._is(position, "rejected") for position in part):
+        if self._too_large and not self._row_too_large:
             self._run.batcher.body_limit.too_large(self._too_large)
-        self._too_large = 0
+        self._too_large, self._row_too_large = 0, False
 
     async def _try(self, search: Search, part: Sequence[int]) -> None:
         """Try to settle *part*, and report the answer to *search*."""
         refusal = await self._settle(part)
         if refusal is not None:
             await self._take_refusal(search, part, refusal)
-        elif search.suspects and len(part) == 1 and self._is(part[0], "existed"):
+        elif search.suspects and len(part) == 1 and self._exists(part[0]):
             search.found(part[0])  # some services refuse a batch for a row that exists
         else:
             search.created(part)
 
-    def _is(self, position: int, outcome: RowOutcome) -> bool:
+    def _exists(self, position: int) -> bool:
         result = self._state.others.get(position)
-        return result is not None and result.outcome == outcome
+        return result is not None and result.outcome == "existed"
 
     async def _take_refusal(self, search: Search, part: Sequence[int], refusal: Judgement) -> None:
         """Report to *search* which rows of *part* are refused. A row that was refused alone is sent once more."""
@@ -132,6 +141,7 @@ class BatchDelivery:
         if len(refused) < len(part):  # earlier answers have settled the others
             search.created([position for position in part if position not in refused])
         if len(refused) == 1:
+            self._row_too_large = self._row_too_large or refusal.verdict is Verdict.TOO_LARGE
             if await self._reject_if_again(refused[0]):
                 search.found(refused[0])
             else:
@@ -144,11 +154,11 @@ class BatchDelivery:
             search.refused(refused, named_row(refusal.message, refused, batch.ids))
 
     async def _reject_if_again(self, position: int) -> bool:
-        """Send a row that was refused alone once more, over a new connection. Reject it if it is refused again.
+        """Send a refused row once more, alone and over a new connection. Settle it if it is refused again.
 
-        A refusal names no id: a late copy of another row's refusal, read from an idle connection, looks the same.
-        Before the row is rejected, its instance is looked up. If it exists, the row is `existed`, whatever the refusals
-        say.
+        A refusal names no id: a late copy of another row's refusal, read from an idle connection, looks the same. The
+        same holds for the error that the instance exists. Before the row is rejected, its instance is looked up. If it
+        exists, the row is `existed`, whatever the refusals say.
 
         Returns:
             Whether the row was refused again.
@@ -157,6 +167,9 @@ class BatchDelivery:
         if refusal is None:  # the first refusal may have been such a copy
             self._client.transport.drop_connections()
             return False
+        if refusal.code == ALREADY_EXISTS:
+            await self._requests.infer(existence(self._state.batch, (position,)))
+            return True
         found = await self._requests.look_up_before_rejection(position)
         if found.verdict is Verdict.ABSENT:
             await self._requests.reject(position, refusal)
@@ -174,12 +187,18 @@ class BatchDelivery:
             probes = (part[0], part[len(part) // 2], part[-1])
             for position in probes:
                 await self._try(search, (position,))
-        results = [self._state.others.get(position) for position in probes]
-        if all(result and result.outcome == "rejected" and result.code == refusal.code for result in results):
+        if all(self._is_refused(position, refusal.code) for position in probes):
             raise ServiceRefused(
                 f"the service refuses the first rows alike: {refusal.message} (code {refusal.code}). {len(probes)} "
                 "of them were tried alone; the others stay pending. --max-rejects continues all the same."
             )
+
+    def _is_refused(self, position: int, code: int | None) -> bool:
+        """Whether a row was refused alone with *code*; also if it stays pending, as its look-up was not answered."""
+        result = self._state.others.get(position)
+        if result is None:
+            return position in self._state.pending
+        return (result.outcome, result.code) == ("rejected", code)
 
     # --- ids that an answer omitted -------------------------------------------------------------------------------
 

@@ -31,6 +31,7 @@ from bulkwf.model import Batch, Result, Summary
 from bulkwf.options import Options, Target
 from bulkwf.sources import Source
 from bulkwf.submission.activity import Activity
+from bulkwf.submission.batch_requests import unknown_rows
 from bulkwf.submission.client import open_client
 from bulkwf.submission.delivery import BatchDelivery, RunContext
 from bulkwf.submission.journal import Journal, Observers
@@ -173,7 +174,8 @@ class Engine:
                 for _ in range(self._workers):
                     self._work.put_nowait(None)
         if self._context.unknown and not self.drained:
-            self.error = self.error or self._unknown()
+            left = unknown_rows(self._context.unknown, self._context.unanswered)
+            self.error = self.error or TemporaryStop(f"{left} All other rows are done.")
         cut = self._run_scope.cancelled_caught  # batches whose commit was under way are not counted
         return ended and not cut and self.error is None and not self.progress.counts.pending
 
@@ -339,15 +341,6 @@ class Engine:
     def _limits_changed(self) -> None:
         self._room.set()
         self._journal.update()
-
-    def _unknown(self) -> TemporaryStop:
-        unknown, first = self._context.unknown, self._context.unanswered
-        rows = f"{first} stays" if unknown == 1 else f"{unknown:,} rows stay"
-        among = "" if unknown == 1 else f" ({first} is the first)"
-        return TemporaryStop(
-            f"{rows} pending{among}: the service leaves such ids out of its answers, and does not answer when it is "
-            "asked for them. All other rows are done."
-        )
 
     # --- resuming -------------------------------------------------------------------------------------------------
 

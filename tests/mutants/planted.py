@@ -675,16 +675,30 @@ PLANTED = (
     Mutant(
         "believe an index that an instance exists",
         "service/judge.py",
-        "        elif refused.id is not None:  # without its id it may be about another request\n"
+        "ALREADY_EXISTS and refused.id is not None:  # without its id it may be another request's\n"
         "            position = position_of.pop(refused.id)\n",
-        "        else:\n            position = position_of.pop(_refused_id(ids, refused))\n",
-        by="simulation",
+        "ALREADY_EXISTS:\n            position = position_of.pop(_refused_id(ids, refused))\n",
+        by="modules",
     ),
     Mutant(
         "make requests smaller for one row that is too large",
         "submission/delivery.py",
-        '        if self._too_large and not any(self._is(position, "rejected") for position in part):\n',
+        "        if self._too_large and not self._row_too_large:\n",
         "        if self._too_large:\n",
+        by="modules",
+    ),
+    Mutant(
+        "believe one answer that a row exists",
+        "submission/delivery.py",
+        "        refusal = await self._settle((position,), fresh=True)\n",
+        "        refusal = await self._settle((position,))\n",
+        by="modules",
+    ),
+    Mutant(
+        "reject omitted ids with the refused ones beside them",
+        "submission/batch_requests.py",
+        "        whole = handling.action is Action.SPLIT and not judgement.refused and",
+        "        whole = handling.action is Action.SPLIT and",
         by="modules",
     ),
 )

@@ -121,6 +121,7 @@ class Oracle:
         # Copies of errors on two connections in a row can't be distinguished from errors.
         copied = sum(sent.stale for sent in alone) >= 2
         refusals = [sent for sent in alone if _refuses(sent)]
+        named = [sent for sent in world.sent if sent.ids[:1] == (result.id,) and _refuses_inside(sent)]
         runs = result.id in world.created and result.id not in world.shared
         assert not runs or (copied and world.plan.lag_s), f"row {result.row} is rejected, and has an instance"
         if result.id not in world.shared:
@@ -129,7 +130,7 @@ class Oracle:
             assert absent, f"row {result.row} is rejected without a look-up"
         # The last of them was sent over a connection of its own, and no attempt followed, except for another row.
         followed = refusals[-1:] != alone[-1:] and result.id not in world.shared
-        refused = any(sent.fresh for sent in refusals[1:]) and not followed
+        refused = any(sent.fresh for sent in refusals[0 if named else 1 :]) and not followed
         if kind == "poison" or refused or copied:
             assert refused or copied, f"row {result.row} is rejected without having been refused alone"
             return
@@ -281,10 +282,13 @@ def trace(world: World) -> str:
 
 
 def _refuses(sent: Sent) -> bool:
-    """Whether an answer refuses the first row of its request."""
-    if not isinstance(sent.reply, Reply):
-        return False
-    return sent.reply.status in REFUSALS or (sent.reply.status == 200 and b'"index":0' in sent.reply.body)
+    """Whether an answer refuses a request as a whole, or its first row."""
+    return isinstance(sent.reply, Reply) and (sent.reply.status in REFUSALS or _refuses_inside(sent))
+
+
+def _refuses_inside(sent: Sent) -> bool:
+    """Whether a complete answer refuses the first row of its request."""
+    return isinstance(sent.reply, Reply) and sent.reply.status == 200 and b'"index":0' in sent.reply.body
 
 
 def _others_created(world: World, before: Sent, after: Sent) -> bool:
@@ -328,7 +332,7 @@ def _excused(world: World) -> set[str]:
         if sent.method != "POST" or not isinstance(sent.reply, Reply) or sent.reply.status != 200:
             continue
         lost = set(sent.withheld)
-        if _refuses(sent):  # a scripted answer, which names no id
+        if _refuses_inside(sent):  # a scripted answer, which names no id
             lost.update(id_ for id_ in sent.ids if id_ not in existing)
         # An id of two rows may be created for the other row between the answer and the look-up.
         mixed = set(sent.ids) - lost - _named(sent) or world.shared.intersection(sent.ids)

@@ -15,6 +15,11 @@ End = Literal["crash", "cancel", "drain", "abort"]
 
 POISON = "poison"
 TAKEN = "taken"
+REFUSAL_INSIDE = (
+    '{"success":true,"errors":[],"messages":[],"result":'
+    '{"created":[],"errors":[{"index":0,"code":10002,"message":"a scripted fault"}]}}'
+)
+"""An answer that refuses the first instance of a request without naming its id."""
 
 
 @dataclass(frozen=True)
@@ -136,28 +141,24 @@ def _false_refusals(chance: random.Random, plan: Plan) -> tuple[dict[str, Any], 
     """Refusals that are about no row, or that come after the service has acted."""
     possible: list[dict[str, Any]] = [
         {"status": 409, "code": 10001, "when": "after"},
-        {"status": 409, "code": 10405},  # of another row
         {"status": 413, "code": 10002},
         {"status": 413, "html": True},
-        {"status": 200, "body": _refusal_inside(10405)},
-        {"status": 200, "body": _refusal_inside(10002)},
+        {"status": 200, "body": REFUSAL_INSIDE},
     ]
     if not plan.lag_s:  # else a look-up soon after such an answer does not show what was created
         possible += [
             {"status": 400, "code": 10002, "when": "after"},
-            {"status": 200, "body": _refusal_inside(10002), "when": "after"},
+            {"status": 200, "body": REFUSAL_INSIDE, "when": "after"},
         ]
-    return tuple(
+    script = tuple(
         {"method": "POST", **rule, "chance": chance.choice((0.02, 0.2)), "until_s": plan.healthy_from}
         for rule in possible
         if chance.random() < 0.3
     )
-
-
-def _refusal_inside(code: int) -> str:
-    """An answer that refuses the first instance of a request without naming its id."""
-    result = {"created": [], "errors": [{"index": 0, "code": code, "message": "a scripted fault"}]}
-    return json.dumps({"success": True, "errors": [], "messages": [], "result": result}, separators=(",", ":"))
+    if chance.random() < 0.3:  # a service that refuses a batch for an id that is taken
+        taken = [row.id for row in plan.rows if row.kind == TAKEN]
+        script += tuple({"method": "POST", "contains_id": id_, "status": 409, "code": 10405} for id_ in taken)
+    return script
 
 
 def _odd_answers(chance: random.Random, until_s: float, tokens: int) -> tuple[dict[str, Any], ...]:
