@@ -29,7 +29,7 @@ from simulation.network import Network, Sent
 from simulation.plan import TAKEN, Plan
 from simulation.session import Crash, Session, SimulatedLoop, cancel_all, crash, unwind
 
-MOST_SESSIONS = 400
+MOST_SESSIONS = 1_000
 CANCELLATIONS = 4
 
 
