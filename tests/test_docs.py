@@ -51,7 +51,12 @@ def test_each_block_runs_or_gives_the_reason_why_not(document):
         assert block.settings.get("not-run") != "", f"line {block.line}: no reason is given"
 
 
-@each_document
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "document",
+    [pytest.param(path, marks=[pytest.mark.smoke] if path == ROOT / "README.md" else []) for path in DOCUMENTS],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
 def test_commands_programs_and_queries_do_what_is_documented(document, tmp_path):
     folder = tmp_path / "folder"
     folder.mkdir()

@@ -113,6 +113,7 @@ def on_a_terminal(*arguments):
             os.close(ours)
 
 
+@pytest.mark.slow
 def test_a_run_on_a_stopped_terminal_continues_and_a_signal_ends_it(folder):
     rows = write_rows("rows.jsonl", 20_000)
     with (
@@ -128,6 +129,7 @@ def test_a_run_on_a_stopped_terminal_continues_and_a_signal_ends_it(folder):
         assert time.monotonic() - since < LATEST_S
 
 
+@pytest.mark.slow
 def test_a_continued_terminal_shows_the_bar_and_the_last_messages(folder):
     rows = write_rows("rows.jsonl", 400)
     with (
@@ -257,6 +259,7 @@ bulkwf.cli.app.main()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [("run", "rows.jsonl", "-w", "resize", "--emulate"), ("check", "rows.jsonl")])
 def test_a_command_that_cannot_start_any_one_of_its_threads_exits_with_4(arguments, folder):
     write_rows("rows.jsonl", 10)
