@@ -232,15 +232,20 @@ class BatchRequests:
         await self.infer(rejection(self._state.batch, position, judgement.code, judgement.message))
 
     def leave_unknown(self, part: Sequence[int]) -> None:
-        """Leave *part* pending for the next session: no look-up shows whether the instances exist.
-
-        Raises:
-            TemporaryStop: More rows stay pending for this reason than the options allow to be rejected.
-        """
+        """Leave *part* pending for the next session: no look-up shows whether the instances exist."""
         run = self._run
         run.unanswered = run.unanswered or self.name(part[0])
         run.unknown += len(part)
         self.unanswered = 0  # the next rows have look-ups of their own
+
+    def leave_refused(self, position: int) -> None:
+        """Leave a refused row pending for the next session: no look-up shows whether its instance exists.
+
+        Raises:
+            TemporaryStop: More rows stay pending than the options allow to be rejected.
+        """
+        run = self._run
+        self.leave_unknown((position,))
         if run.unknown > reject_limit(run.options.max_rejects, run.journal.progress.counts.rows):
             raise TemporaryStop(unknown_rows(run.unknown, run.unanswered))
 

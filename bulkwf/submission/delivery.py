@@ -174,7 +174,7 @@ class BatchDelivery:
         if found.verdict is Verdict.ABSENT:
             await self._requests.reject(position, refusal)
         elif found.verdict is Verdict.UNANSWERED:
-            self._requests.leave_unknown((position,))
+            self._requests.leave_refused(position)
         return True
 
     async def _probe(self, search: Search, refusal: Judgement) -> None:
