@@ -117,7 +117,11 @@ def draw_plan(seed: int) -> Plan:
         plan = replace(plan, limits=replace(limits, requests_per_5m=left), ends=plan.ends + crashes)
     if chance.random() < 0.5:
         plan = replace(plan, **_bad_rows(chance, plan))
-    return replace(plan, script=plan.script + _false_refusals(chance, plan)) if chance.random() < 0.3 else plan
+    # A search is not stored. Where another tool leaves a session fewer requests than a search takes, none would end.
+    crowded = plan.limits.requests_per_5m != plan.options.rate.requests_per_5m
+    if chance.random() < 0.3 and not crowded:
+        plan = replace(plan, script=plan.script + _false_refusals(chance, plan))
+    return plan
 
 
 def _bad_rows(chance: random.Random, plan: Plan) -> dict[str, Any]:
