@@ -696,9 +696,9 @@ PLANTED = (
     ),
     Mutant(
         "reject omitted ids with the refused ones beside them",
-        "submission/batch_requests.py",
-        "        whole = handling.action is Action.SPLIT and not judgement.refused and",
-        "        whole = handling.action is Action.SPLIT and",
+        "submission/delivery.py",
+        "            if judgement.refused and asked > 1:  # the others are not refused with them\n",
+        "            if False:\n",
         by="modules",
     ),
 )
