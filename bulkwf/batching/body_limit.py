@@ -6,6 +6,7 @@ __all__ = ["BodyLimit"]
 
 FIRST_WAIT = 8
 LONGEST_WAIT = 1_024
+"""How many batches must be accepted before the limit is doubled: at first, and at most."""
 
 
 class BodyLimit:

@@ -272,7 +272,7 @@ class BatchRequests:
 
 def unknown_rows(rows: int, first: str) -> str:
     """The message that *rows* rows stay pending because their look-ups are not answered; *first* names one of them."""
-    those = f"{first} stays" if rows == 1 else f"{rows:,} rows stay"
+    those = f"{first} stays" if rows == 1 else f"{counted(rows, 'row')} stay"
     among = "" if rows == 1 else f" ({first} is the first)"
     return (
         f"{those} pending{among}: the service neither creates nor rejects such rows, and does not answer when it is "
